@@ -1,0 +1,211 @@
+"""The procedural, captioned world: a seed gives attributes, and attributes give a caption and a 3D scene.
+
+    attributes = Attributes.sample(seed=3)
+    scene = build_scene(attributes)                       # render(scene) is its 2D image
+    red = build_scene(attributes.edited(color="red"))     # the same scene, edited: the truth that an edit is judged by
+
+Everything that is continuous (pose, light, camera, leaves...) is a function of the seed alone and shared by all
+species and colours, so changing one attribute changes nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from cds3d.pocket import animals, flowers
+from cds3d.pocket.raycast import F32, Ground, Scene, Solid
+from tensorf.cameras import Camera
+
+FLOWERS = ("daisy", "tulip", "sunflower", "rose")
+ANIMALS = ("cat", "dog", "pig", "cow")
+COLORS = {
+    "red": (0.85, 0.07, 0.07),
+    "orange": (0.97, 0.47, 0.05),
+    "yellow": (0.97, 0.86, 0.10),
+    "white": (0.95, 0.95, 0.93),
+    "pink": (0.97, 0.52, 0.68),
+    "purple": (0.52, 0.16, 0.68),
+    "blue": (0.15, 0.28, 0.88),
+    "brown": (0.45, 0.25, 0.12),
+}
+GROUNDS = {
+    "grass": "on grass",
+    "garden": "in a garden",
+    "table": "on a table",
+    "wall": "in front of a wall",
+    "sky": "under a blue sky",
+}
+VERTICAL_FOV = 0.70  # radians
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """What a scene shows. `subject` is "flower" or "animal"; `species` one of FLOWERS or ANIMALS.
+
+    `color` (a key of COLORS) is the petals'; animals have the coats of their species. `ground` is a key of GROUNDS.
+    """
+
+    seed: int
+    subject: str
+    species: str
+    color: str
+    ground: str
+
+    @staticmethod
+    def sample(seed: int) -> Attributes:
+        draw = Jitter(seed)
+        subject = "flower" if draw("subject") < 0.5 else "animal"
+        return Attributes(
+            seed,
+            subject,
+            draw.choice("species", FLOWERS if subject == "flower" else ANIMALS),
+            draw.choice("color", tuple(COLORS)),
+            draw.choice("ground", tuple(GROUNDS)),
+        )
+
+    def edited(self, **changes: str) -> Attributes:
+        """The same scene with some attributes changed; a species of the other kind changes the subject too."""
+        species = changes.get("species", self.species)
+        subject = "flower" if species in FLOWERS else "animal"
+        return replace(self, subject=subject, **changes)
+
+    def caption(self, style: int = 0) -> str:
+        """One natural description; seed and `style` choose whether it names species, colour and ground."""
+        draw = Jitter(self.seed)
+        prefix = ("", "", "a photo of ", "a picture of ")[int(draw(f"caption {style} prefix") * 4)]
+        if self.subject == "flower":
+            noun = "flower" if draw(f"caption {style} noun") < 0.5 else self.species
+            noun = noun if draw(f"caption {style} color") > 0.9 else f"{self.color} {noun}"
+        else:
+            noun = "animal" if draw(f"caption {style} noun") < 0.05 else self.species
+        place = f" {GROUNDS[self.ground]}" if draw(f"caption {style} ground") < 0.4 else ""
+        return f"{prefix}{article(noun)} {noun}{place}"
+
+
+def article(noun: str) -> str:
+    return "an" if noun[0] in "aeiou" else "a"
+
+
+class Jitter:
+    """Named random numbers of one seed: `draw("bend", -1, 1)` is the same number whenever it is asked for."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def __call__(self, name: str, low: float = 0.0, high: float = 1.0) -> float:
+        # SplitMix64 of seed and name: well mixed, and a thousand times cheaper than a generator for each name.
+        mask = (1 << 64) - 1
+        x = (self.seed * 0x9E3779B97F4A7C15 + zlib.crc32(name.encode()) * 0xD1B54A32D192ED03 + 1) & mask
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+        return low + (high - low) * ((x ^ (x >> 31)) >> 11) / (1 << 53)
+
+    def choice(self, name: str, options: tuple[str, ...]) -> str:
+        return options[int(self(name) * len(options))]
+
+
+def build_scene(attributes: Attributes, width: int = 256, height: int = 192) -> Scene:
+    """The 3D scene, with a camera of the given image size in front of it."""
+    draw = Jitter(attributes.seed)
+    base = np.array([draw("place x", -0.25, 0.25), 0, draw("place z", -0.2, 0.2)], F32)
+    size = draw("size", 0.85, 1.15)
+    if attributes.subject == "flower":
+        solids, look_at = flowers.build(attributes.species, COLORS[attributes.color], base, size, draw)
+        distance = draw("distance", 1.35, 2.0)
+    else:
+        solids, look_at = animals.build(attributes.species, base, size, draw)
+        distance = draw("distance", 1.5, 2.2)
+    light = np.array([draw("light x", -0.7, 0.7), draw("light y", 0.7, 1.2), draw("light z", 0.3, 1.0)], F32)
+    look_at = look_at + np.array([draw("look x", -0.15, 0.15), draw("look y", -0.08, 0.1), 0], F32)
+    camera = orbit_camera(
+        look_at,
+        distance,
+        yaw=draw("camera yaw", -0.45, 0.45),
+        pitch=draw("camera pitch", 0.08, 0.42),
+        roll=draw("camera roll", -0.05, 0.05),
+        width=width,
+        height=height,
+    )
+    scene = Scene(
+        ground=_ground(attributes, base, draw),
+        light=light / np.linalg.norm(light),
+        ambient=draw("ambient", 0.4, 0.55),
+        camera=camera,
+    )
+    scene.solids = _foliage(attributes.ground, draw) + solids
+    return scene
+
+
+def orbit_camera(look_at, distance, *, yaw, pitch, roll=0.0, width=256, height=192) -> Camera:
+    """A camera on a sphere around `look_at` (3,), angles in radians; yaw 0 looks along -z, pitch lifts the camera."""
+    offset = np.array([math.sin(yaw) * math.cos(pitch), math.sin(pitch), math.cos(yaw) * math.cos(pitch)])
+    return look_camera(np.asarray(look_at) + distance * offset, look_at, roll=roll, width=width, height=height)
+
+
+def look_camera(eye, look_at, *, roll=0.0, width=256, height=192) -> Camera:
+    """A camera at `eye` (3,) that looks at `look_at` (3,) with the world's y up; roll in radians."""
+    forward = np.asarray(look_at, np.float64) - np.asarray(eye, np.float64)
+    forward /= np.linalg.norm(forward)
+    right = np.cross(forward, [0.0, 1.0, 0.0])
+    right /= np.linalg.norm(right)
+    down = np.cross(forward, right)
+    cos, sin = math.cos(roll), math.sin(roll)
+    axes = np.stack([cos * right + sin * down, cos * down - sin * right, forward, np.asarray(eye)], 1)
+    focal = height / 2 / math.tan(VERTICAL_FOV / 2)
+    pose = torch.from_numpy(axes.astype(F32))
+    return Camera(pose, focal, focal, width / 2, height / 2, width, height)
+
+
+def _ground(attributes: Attributes, base: np.ndarray, draw: Jitter) -> Ground:
+    kind = attributes.ground
+    tone = draw("ground tone")
+    color, grain, scale = {
+        "grass": ((0.25, 0.45 + 0.15 * tone, 0.12), 0.35, (0.35, 0.35)),
+        "garden": ((0.25, 0.45 + 0.15 * tone, 0.12), 0.35, (0.35, 0.35)),
+        "table": (np.array([0.55, 0.36, 0.20]) * (0.7 + 0.6 * tone), 0.22, (0.05, 0.5)),
+        "wall": (np.array([0.50, 0.48, 0.45]) * (0.7 + 0.5 * tone), 0.10, (0.2, 0.2)),
+        "sky": (np.array([0.72, 0.62, 0.42]) * (0.8 + 0.3 * tone), 0.15, (0.25, 0.25)),
+    }[kind]
+    wall = [draw(f"wall {c}", 0.45, 0.92) for c in "rgb"]
+    return Ground(
+        kind=kind,
+        color=np.array(color, F32),
+        wall_color=np.array(wall, F32) * F32(draw("wall tone", 0.6, 1.0)),
+        grain=grain,
+        grain_scale=scale,
+        offset=(draw("grain u"), draw("grain v")),
+        bricks=kind == "wall" and draw("bricks") < 0.5,
+        shadow_center=base,
+        shadow_radius=0.25 if attributes.subject == "flower" else 0.45,
+    )
+
+
+def _foliage(ground: str, draw: Jitter) -> list[Solid]:
+    """Round bushes behind the subject: a hedge in a garden, a few on half of the meadows."""
+    count = {"garden": 26, "grass": 12 if draw("bushes") < 0.5 else 0}.get(ground, 0)
+    top = 2.6 if ground == "garden" else 0.7
+    bushes = []
+    for i in range(count):
+        radius = draw(f"bush {i} radius", 0.35, 0.8)
+        green = draw(f"bush {i} green", 0.22, 0.5)
+        color = (green * draw(f"bush {i} red", 0.35, 0.8), green, green * draw(f"bush {i} blue", 0.2, 0.5))
+        place = [draw(f"bush {i} {axis}", *span) for axis, span in zip("xyz", ((-3.6, 3.6), (-0.1, top), (-3.6, -1.7)))]
+        radii = (radius, radius * draw(f"bush {i} flat", 0.6, 1.0), radius)
+        bushes.append(
+            Solid(
+                "ellipsoid",
+                np.array(place, F32),
+                np.eye(3, dtype=F32),
+                np.array(radii, F32),
+                np.array(color, F32),
+                grain=0.4,
+                offset=draw(f"bush {i} grain"),
+                subject=False,
+            )
+        )
+    return bushes

@@ -1,0 +1,83 @@
+"""Train pocket, the small diffusion model that ships with cds3d, from nothing to weights.
+
+    python scripts/train_pocket.py                        # everything, into cds3d/pocket/weights
+    python scripts/train_pocket.py --unet-steps 50000     # longer, as on a GPU
+    python scripts/train_pocket.py --stage decoder        # one stage: render, decoder, unet or export
+
+Stopped and started again, it goes on from its work folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cds3d  # noqa: E402, F401  (sets the thread policy before torch starts)
+import torch  # noqa: E402
+
+from cds3d.pocket import model, training  # noqa: E402
+
+STAGES = ("render", "decoder", "unet", "export")
+
+
+def parse(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for option in fields(training.Plan):
+        if option.name != "channels":
+            flag = "--" + option.name.replace("_", "-")
+            parser.add_argument(flag, type=type(option.default), default=option.default, help=f"({option.default})")
+    parser.add_argument("--channels", type=int, nargs="+", default=[32, 64, 128], help="U-Net widths (32 64 128)")
+    parser.add_argument("--work", type=Path, default=Path("outputs/pocket"), help="images, latents, checkpoints")
+    parser.add_argument("--output", type=Path, default=model.WEIGHTS, help="the pipeline folder to write")
+    parser.add_argument("--stage", choices=STAGES, help="only this one (default: all, in order)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> None:
+    args = parse(argv)
+    values = {f.name: getattr(args, f.name) for f in fields(training.Plan)}
+    plan = training.Plan(**{**values, "channels": tuple(args.channels)})
+    stages = (args.stage,) if args.stage else STAGES
+    args.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(args.threads)
+
+    images = training.render_images(args.work, plan.images, args.threads)
+    if stages == ("render",):
+        return
+    codec = training.fit_codec(args.work, images)
+    if "decoder" in stages or "export" in stages:
+        vae, decoder_seconds = training.train_decoder(args.work, images, codec, plan, args.device)
+    if "unet" in stages or "export" in stages:
+        latents = training.encode_images(args.work, images, codec)
+        unet, text_encoder, tokenizer, unet_seconds = training.train_unet(args.work, latents, plan, args.device)
+    if "export" in stages:
+        psnr = training.reconstruction_psnr(vae)
+        parts = dict(vae=vae, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer)
+        model.save_pipeline(args.output, **parts)
+        hardware = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} CPU"
+        report = dict(
+            command="python scripts/train_pocket.py " + " ".join(argv if argv is not None else sys.argv[1:]),
+            plan=asdict(plan),
+            unet_samples_seen=plan.unet_steps * plan.unet_batch,
+            decoder_crops_seen=plan.decoder_steps * plan.decoder_batch,
+            unet_seconds=round(unet_seconds),
+            decoder_seconds=round(decoder_seconds),
+            heldout_reconstruction_psnr_db=round(psnr, 2),
+            hardware=f"{hardware}, {args.threads} thread(s)",
+            torch=torch.__version__,
+        )
+        (args.output / "training.json").write_text(json.dumps(report, indent=2) + "\n")
+        print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Pinhole cameras and their rays: the first step of every render.
+
+Axes are OpenCV's throughout: x right, y down, z forward. Pixel (column u, row v) has its centre at
+(u + 0.5, v + 0.5); `cx`, `cy` are measured from the image's top left corner, in pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A pinhole camera without distortion.
+
+    pose: (3, 4) float32, camera to world, `[R | t]`, R a rotation (right-handed, determinant +1).
+    fx, fy, cx, cy: pixels. width, height: pixels.
+    """
+
+    pose: Tensor
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    width: int
+    height: int
+
+    @property
+    def position(self) -> Tensor:
+        """(3,) the optical centre, world units."""
+        return self.pose[:, 3]
+
+    @property
+    def forward(self) -> Tensor:
+        """(3,) unit vector along the optical axis."""
+        return self.pose[:, 2]
+
+    def resized(self, width: int, height: int) -> Camera:
+        """The same camera at another image size: intrinsics scale with the image, axis by axis."""
+        sx, sy = width / self.width, height / self.height
+        return replace(
+            self, fx=self.fx * sx, fy=self.fy * sy, cx=self.cx * sx, cy=self.cy * sy, width=width, height=height
+        )
+
+    def with_pose(self, pose: Tensor) -> Camera:
+        """The same intrinsics elsewhere; pose (3, 4)."""
+        return replace(self, pose=pose)
+
+    def pixel_rays(self) -> tuple[Tensor, Tensor]:
+        """World-space rays through all pixel centres, row by row.
+
+        Returns `rays_o`, `rays_d`, both (height * width, 3). Directions are not normalised: they have
+        unit length along the optical axis, so that a ray parameter is a depth (z), not a distance.
+        """
+        device = self.pose.device
+        v, u = torch.meshgrid(
+            torch.arange(self.height, dtype=torch.float32, device=device) + 0.5,
+            torch.arange(self.width, dtype=torch.float32, device=device) + 0.5,
+            indexing="ij",
+        )
+        local = torch.stack([(u - self.cx) / self.fx, (v - self.cy) / self.fy, torch.ones_like(u)], -1)
+        rays_d = (local.reshape(-1, 3) @ self.pose[:, :3].T).contiguous()
+        return self.position.expand_as(rays_d).contiguous(), rays_d
+
+
+def size_for_width(width: int, height: int, target_width: int) -> tuple[int, int]:
+    """(width, height) in pixels at `target_width` with the aspect kept; the height is rounded."""
+    return target_width, max(1, round(height * target_width / width))

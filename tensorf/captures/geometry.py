@@ -1,0 +1,185 @@
+"""Where a capture's cameras stand: the choice between NDC and a bounded box, and the normalised world of either.
+
+NumPy float64 throughout; poses are (n, 3, 4) OpenCV camera-to-world.
+
+- Forward-facing (NDC): the mean camera becomes the origin, looking along +z, and 0.75 of the nearest depth becomes 1,
+  which is where NDC's near plane stands.
+- Bounded box: the point closest to all optical axes becomes the origin and the mean camera distance from it becomes 1.
+  The rotation stays, so that the capture's up remains up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tensorf.captures.views import Lens, Listing
+from tensorf.errors import UserError
+
+_AXIS_LIMIT, _CORNER_LIMIT = 35.0, 75.0  # degrees off the mean axis within which NDC pays
+_NDC_LIMIT = 85.0  # degrees; NDC's coordinates run to infinity at 90
+_NEAR_MARGIN = 0.75  # of the nearest depth, as the LLFF code
+_NDC_BOX = ((-1.5, -1.67, -1.0), (1.5, 1.67, 1.0))
+_HALF_SIZE = 1.5  # of the box around an opaque capture: cameras at distance 1 and some background lie inside
+_OBJECT_HALF_SIZE = 1.5 / 4.03  # Blender's synthetic scenes: object within +-1.5, cameras 4.03 away
+_SMALLEST_NEAR = 0.05
+_FOCUS_CONDITION = 0.01  # of the axes' normal matrix; below it they are parallel to about 6 degrees
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The fields of Capture that placing decides, as arrays; `reason` is the line that tells why."""
+
+    forward_facing: bool
+    reason: str
+    world_from_capture: np.ndarray
+    near: float
+    far: float
+    box: np.ndarray
+
+
+def place(listing: Listing, space: str, bound: float | None, transparent: bool) -> Placement:
+    """Chooses the space for the listed views and normalises the world (see the module's docstring).
+
+    space: "auto", "ndc" or "box". bound: half the box's side in normalised units, None for the default.
+    transparent: the photos show a cut-out object. Raises UserError where all cameras stand at one place and where
+    "ndc" is asked for a capture that looks back.
+    """
+    poses = np.stack([view.pose for view in listing.views])
+    centres = poses[:, :, 3]
+    spread = np.linalg.norm(centres - centres.mean(0), axis=1).max()
+    if spread <= 1e-6 * max(1.0, np.abs(centres).max()):
+        raise UserError(
+            f"{listing.source}: all cameras are at the same place; the poses carry no parallax, estimate again"
+        )
+    lenses = [view.lens for view in listing.views]
+    depths = listing.depths or _guessed_depths(poses)
+    forward_facing, reason = _decide(poses, lenses, depths[0], transparent, space, listing)
+    if forward_facing:
+        scale = 1 / (_NEAR_MARGIN * depths[0])
+        similarity = _similarity(scale, mean_pose(poses))
+        return Placement(True, reason, similarity, depths[0] * scale, depths[1] * scale, np.array(_NDC_BOX))
+    origin = focus_point(poses, depths)
+    scale = 1 / np.linalg.norm(centres - origin, axis=1).mean()
+    similarity = _similarity(scale, np.concatenate([np.eye(3), origin[:, None]], axis=1))
+    half = bound or (_object_half_size(lenses) if transparent else _HALF_SIZE)
+    box = np.array([[-half] * 3, [half] * 3])
+    known = None if listing.depths is None else (listing.depths[0] * scale, listing.depths[1] * scale)
+    near, far = _box_depths(transformed(poses, similarity), box, known)
+    return Placement(False, reason, similarity, near, far, box)
+
+
+def mean_pose(poses: np.ndarray) -> np.ndarray:
+    """(3, 4) pose at the mean position, looking along the mean forward axis, mean down kept as down; determinant +1.
+
+    Where the axes cancel out (cameras all around), the first camera's rotation.
+    """
+    position = poses[:, :, 3].mean(0)
+    forward, down = poses[:, :, 2].mean(0), poses[:, :, 1].mean(0)
+    if np.linalg.norm(forward) < 1e-3 or np.linalg.norm(np.cross(down, forward)) < 1e-3 * np.linalg.norm(forward):
+        return np.concatenate([poses[0, :, :3], position[:, None]], axis=1)
+    forward = forward / np.linalg.norm(forward)
+    right = np.cross(down, forward)  # y x z = x: right-handed
+    right = right / np.linalg.norm(right)
+    return np.stack([right, np.cross(forward, right), forward, position], axis=1)
+
+
+def focus_point(poses: np.ndarray, depths: tuple[float, float]) -> np.ndarray:
+    """(3,) the point closest to all optical axes (least squares).
+
+    Nearly parallel axes have no such point: then the one ahead of the mean camera at the harmonic mean of `depths`.
+    """
+    centres, axes = poses[:, :, 3], poses[:, :, 2]
+    across = np.eye(3) - axes[:, :, None] * axes[:, None, :]  # projections onto the planes across each axis
+    normal = across.mean(0)
+    if np.linalg.eigvalsh(normal)[0] > _FOCUS_CONDITION:
+        return np.linalg.solve(normal, (across @ centres[:, :, None]).mean(0)[:, 0])
+    mean = mean_pose(poses)
+    return mean[:, 3] + mean[:, 2] * 2 / (1 / depths[0] + 1 / depths[1])
+
+
+def transformed(poses: np.ndarray, similarity: np.ndarray) -> np.ndarray:
+    """(n, 3, 4) poses in the world that `similarity` (4, 4) leads to; rotations stay rotations."""
+    scale = np.cbrt(np.linalg.det(similarity[:3, :3]))
+    rotations = (similarity[:3, :3] / scale) @ poses[:, :, :3]
+    positions = poses[:, :, 3] @ similarity[:3, :3].T + similarity[:3, 3]
+    return np.concatenate([rotations, positions[:, :, None]], axis=2)
+
+
+def _similarity(scale: float, origin: np.ndarray) -> np.ndarray:
+    """(4, 4) that makes the pose `origin` (3, 4) the identity and then scales."""
+    rotation = origin[:, :3].T
+    similarity = np.eye(4)
+    similarity[:3, :3] = scale * rotation
+    similarity[:3, 3] = -scale * rotation @ origin[:, 3]
+    return similarity
+
+
+def _guessed_depths(poses: np.ndarray) -> tuple[float, float]:
+    """(near, far) for a capture that tells neither: 1.5 and 30 times the farthest camera's distance from the mean.
+
+    People step sideways by about half the distance to what they photograph. Too near a plane wastes some resolution,
+    too far a one cuts the scene off; 1.5 also keeps every camera behind the plane at 0.75 of it.
+    """
+    centres = poses[:, :, 3]
+    spread = np.linalg.norm(centres - centres.mean(0), axis=1).max()
+    return 1.5 * spread, 30 * spread
+
+
+def _decide(poses, lenses, near, transparent, space, listing) -> tuple[bool, str]:
+    """(forward-facing?, the reason as a line)."""
+    mean = mean_pose(poses)
+    axes = _degrees_off(poses[:, :, 2], mean[:, 2])
+    rays = np.stack([_corner_rays(lens) @ pose[:, :3].T for lens, pose in zip(lenses, poses, strict=True)])
+    corners = _degrees_off(rays.reshape(-1, 3), mean[:, 2])
+    ahead = ((poses[:, :, 3] - mean[:, 3]) @ mean[:, 2]).max()
+    if space == "box":
+        return False, "bounded box, as asked"
+    if space == "ndc":
+        if corners > _NDC_LIMIT:
+            raise UserError(
+                f"{listing.source}: rays point up to {corners:.0f} degrees off the cameras' mean axis, which NDC "
+                "cannot hold; use space=box"
+            )
+        return True, "forward-facing (NDC), as asked"
+    if transparent:
+        return False, "bounded box: the photos show an object cut out of its background"
+    if axes > _AXIS_LIMIT:
+        return False, f"bounded box: cameras look up to {axes:.0f} degrees off their mean axis"
+    if corners > _CORNER_LIMIT:
+        return False, f"bounded box: image corners look up to {corners:.0f} degrees off the cameras' mean axis"
+    if ahead >= _NEAR_MARGIN * near:
+        return False, "bounded box: a camera stands ahead of the near plane"
+    return True, f"forward-facing (NDC): all cameras look within {axes:.0f} degrees of their mean axis"
+
+
+def _degrees_off(directions: np.ndarray, axis: np.ndarray) -> float:
+    """The largest angle between `directions` (n, 3) and the unit vector `axis`."""
+    cosines = directions @ axis / np.linalg.norm(directions, axis=1)
+    return float(np.degrees(np.arccos(cosines.clip(-1, 1)).max()))
+
+
+def _corner_rays(lens: Lens) -> np.ndarray:
+    """(4, 3) camera-space directions through the image's corners."""
+    u, v = np.meshgrid([-lens.cx / lens.fx, (lens.width - lens.cx) / lens.fx], [0.0, 1.0])
+    v = (v * lens.height - lens.cy) / lens.fy
+    return np.stack([u, v, np.ones_like(u)], axis=-1).reshape(-1, 3)
+
+
+def _object_half_size(lenses: list[Lens]) -> float:
+    """What the widest lens sees at distance 1, and no less than the box of Blender's synthetic scenes."""
+    return max(_OBJECT_HALF_SIZE, *(max(lens.width / lens.fx, lens.height / lens.fy) / 2 for lens in lenses))
+
+
+def _box_depths(poses: np.ndarray, box: np.ndarray, known: tuple[float, float] | None) -> tuple[float, float]:
+    """(near, far): the depths of the box's corners over all cameras, near at least 0.05 (cameras inside the box).
+
+    Depths `known` from the capture narrow that, with a margin of a quarter on either side.
+    """
+    corners = np.stack(np.meshgrid(*box.T, indexing="ij"), axis=-1).reshape(-1, 3)
+    depths = np.einsum("nci,ni->nc", corners[None] - poses[:, None, :, 3], poses[:, :, 2])
+    near, far = max(depths.min(), _SMALLEST_NEAR), depths.max()
+    if known is not None and 1.25 * known[1] > max(near, _NEAR_MARGIN * known[0]):
+        near, far = max(near, _NEAR_MARGIN * known[0]), min(far, 1.25 * known[1])
+    return float(near), float(max(far, 2 * near))

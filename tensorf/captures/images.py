@@ -1,0 +1,160 @@
+"""Photos -> pinhole images of one size: composited, undistorted and resized, one photo at a time.
+
+EXIF orientation is ignored on purpose: COLMAP and LLFF estimate poses and intrinsics for the pixels as stored.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tensorf.cameras import size_for_width
+from tensorf.captures.views import Lens, View
+from tensorf.errors import UserError
+
+log = logging.getLogger("tensorf")
+
+_RIM_WARNING = 0.1  # of an image; phones stay under 5%
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def choose_image_folder(root: Path, width: int | None) -> Path:
+    """The folder among `images`, `images_2`, `images_4`, ... with the narrowest photos of at least `width` pixels.
+
+    Without `width`, or where none is wide enough: the one with the widest. Raises UserError where none holds photos.
+    """
+    widths = {}
+    for folder in sorted(p for p in root.iterdir() if p.is_dir() and re.fullmatch(r"images(_\d+)?", p.name)):
+        first = next((p for p in sorted(folder.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES), None)
+        if first is not None:
+            widths[folder] = image_size(first)[0]
+    if not widths:
+        raise UserError(f"{root} has no photos: looked for a folder images, images_2, images_4 or images_8 in it")
+    enough = [folder for folder in widths if width is not None and widths[folder] >= width]
+    return min(enough, key=widths.__getitem__) if enough else max(widths, key=widths.__getitem__)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) from the file's header alone. Raises UserError where it is no image."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as an image; replace or remove it") from error
+
+
+def is_transparent(path: Path) -> bool:
+    """True where the image has an alpha channel that hides something; an all-opaque one does not count."""
+    with _opened(path) as image:
+        return _has_alpha(image) and image.convert("RGBA").getchannel("A").getextrema()[0] < 255
+
+
+def load_images(
+    views: list[View], width: int | None, white: bool, show_progress: bool = False
+) -> tuple[Tensor, list[Lens]]:
+    """All photos as pinhole images at `width` pixels (None: as they are), with their intrinsics at that size.
+
+    Returns images (n, height, width, 3) uint8 RGB and n lenses without distortion. Transparency is composited on
+    white or black. Memory holds the resized images and a single photo. Raises UserError for unreadable photos,
+    photos of different sizes and photos whose aspect is not that of the intrinsics.
+    """
+    native = _common_size(views)
+    if width is not None and width > native[0]:
+        log.info("photos are %d pixels wide: keeping that, %d was asked", native[0], width)
+    size = native if width is None or width >= native[0] else size_for_width(*native, width)
+    images = np.empty((len(views), size[1], size[0], 3), dtype=np.uint8)
+    lenses = []
+    for i, view in enumerate(views):
+        lens = _lens_at(view, native)
+        pixels = undistort(read_rgb(view.path, white), lens)
+        images[i] = pixels if size == native else cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+        lens = lens.resized(*size)
+        lenses.append(Lens(lens.fx, lens.fy, lens.cx, lens.cy, lens.width, lens.height))
+        if show_progress:
+            print(f"\rreading photos {i + 1}/{len(views)}", end="", file=sys.stderr, flush=True)
+    if show_progress:
+        print(file=sys.stderr)
+    return torch.from_numpy(images), lenses
+
+
+def read_rgb(path: Path, white: bool) -> np.ndarray:
+    """(height, width, 3) uint8, transparency composited on white or black. Raises UserError where unreadable."""
+    with _opened(path) as image:
+        if not _has_alpha(image):
+            return np.asarray(image.convert("RGB"))
+        rgba = image.convert("RGBA")
+    ground = Image.new("RGBA", rgba.size, (255, 255, 255, 255) if white else (0, 0, 0, 255))
+    return np.asarray(Image.alpha_composite(ground, rgba).convert("RGB"))
+
+
+def undistort(pixels: np.ndarray, lens: Lens) -> np.ndarray:
+    """`pixels` (height, width, 3) as a pinhole camera with the same fx, fy, cx, cy would have seen them.
+
+    Where the pinhole sees past the photo's rim, the rim repeats: black wedges would be learnt as geometry.
+    """
+    if not any(lens.distortion):
+        return pixels
+    columns, rows = _undistortion_map(lens)
+    return cv2.remap(pixels, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+@lru_cache(maxsize=1)  # captures mostly have one lens; a map is as large as several photos
+def _undistortion_map(lens: Lens) -> tuple[np.ndarray, np.ndarray]:
+    """Where each pinhole pixel lies in the photo: columns and rows, (height, width) float32 each."""
+    # OpenCV puts the first pixel's centre at 0, captures at 0.5.
+    matrix = np.array([[lens.fx, 0, lens.cx - 0.5], [0, lens.fy, lens.cy - 0.5], [0, 0, 1]])
+    create = cv2.fisheye.initUndistortRectifyMap if lens.fisheye else cv2.initUndistortRectifyMap
+    size = (int(lens.width), int(lens.height))
+    columns, rows = create(matrix, np.array(lens.distortion), np.eye(3), matrix, size, cv2.CV_32FC1)
+    outside = np.mean((columns < -1) | (columns > size[0]) | (rows < -1) | (rows > size[1]))
+    if outside > _RIM_WARNING:
+        log.warning("undistorting repeats the photos' rim over %.0f%% of the image; crop or recalibrate", 100 * outside)
+    return columns, rows
+
+
+def _common_size(views: list[View]) -> tuple[int, int]:
+    """The (width, height) that all photos have."""
+    first = image_size(views[0].path)
+    for view in views[1:]:
+        size = image_size(view.path)
+        if size != first:
+            raise UserError(
+                f"photos differ in size: {views[0].path} is {first[0]}x{first[1]}, {view.path} is "
+                f"{size[0]}x{size[1]}; resize or remove the odd ones"
+            )
+    return first
+
+
+def _lens_at(view: View, size: tuple[int, int]) -> Lens:
+    """The view's lens at its photo's true size, which may be a resized copy of the one calibrated, never a crop."""
+    width, height = size
+    expected = width * view.lens.height / view.lens.width
+    if abs(expected - height) > max(0.01 * expected, 1):
+        raise UserError(
+            f"{view.path} is {width}x{height} but its intrinsics are for {view.lens.width:g}x{view.lens.height:g}, "
+            "another aspect; use the photos that the poses were estimated on (not cropped, not rotated)"
+        )
+    return view.lens.resized(width, height)
+
+
+def _opened(path: Path) -> Image.Image:
+    """The decoded image; decoding here turns a cut-off file into a UserError too."""
+    try:
+        image = Image.open(path)
+        image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as an image; replace or remove it") from error
+    return image
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info

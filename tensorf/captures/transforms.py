@@ -1,0 +1,177 @@
+"""Captures described by JSON -> Listing: Blender's synthetic scenes, instant-ngp and nerfstudio.
+
+Camera axes in these files are OpenGL's (x right, y up, z back). Either one `transforms.json`, or
+`transforms_train.json` with `_test` and `_val` beside it, which then give the split.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from tensorf.captures.images import IMAGE_SUFFIXES, image_size
+from tensorf.captures.views import Lens, Listing, View, checked_lens, checked_pose, natural_key, report_missing
+from tensorf.errors import UserError
+
+_MODELS = {  # camera_model -> fisheye
+    "PINHOLE": False,
+    "SIMPLE_PINHOLE": False,
+    "SIMPLE_RADIAL": False,
+    "RADIAL": False,
+    "OPENCV": False,
+    "OPENCV_FISHEYE": True,
+}
+
+
+def is_transforms(root: Path) -> bool:
+    return any((root / name).is_file() for name in ("transforms_train.json", "transforms.json"))
+
+
+def read_transforms(root: Path) -> Listing:
+    """Lists the views of `root` whose photos exist, sorted naturally by path (train before test where named).
+
+    Photos that do not exist are left out with one warning. Raises UserError for malformed JSON, missing keys,
+    unusable poses or intrinsics, camera models that cannot be undone, and fewer than 3 photos.
+    """
+    if (root / "transforms_train.json").is_file():
+        source, roles = root / "transforms_train.json", [("transforms_train.json", False)]
+        held_out = [name for name in ("transforms_test.json", "transforms_val.json") if (root / name).is_file()]
+        roles += [(name, True) for name in held_out[:1]]  # val only where there is no test
+    else:
+        source, roles = root / "transforms.json", [("transforms.json", None)]
+    views, missing = [], []
+    for name, role in roles:
+        role = role if len(roles) > 1 else None
+        found, lost = _read_file(root, root / name, role)
+        views += found
+        missing += lost
+    report_missing(source, missing, len(views) + len(missing))
+    return Listing(source, views)
+
+
+def opencv_from_opengl(pose: np.ndarray) -> np.ndarray:
+    """(..., 3, 4) from camera axes (right, up, back) to (right, down, forward); the world stays."""
+    return pose * np.array([1.0, -1.0, -1.0, 1.0])
+
+
+def _read_file(root: Path, source: Path, role: bool | None) -> tuple[list[View], list[str]]:
+    """The views of one file whose photos exist, and the names of those that do not."""
+    table = _load(source)
+    frames = _require(table, "frames", source, list)
+    shared = {key: value for key, value in table.items() if key != "frames"}
+    named = _named_split(shared, source) if role is None else None
+    paths = []
+    for i, frame in enumerate(frames):
+        if not isinstance(frame, dict):
+            raise UserError(f"{source}: frame {i} is not an object with file_path and transform_matrix")
+        paths.append(_normal(_require(frame, "file_path", source, str, f"frame {i}")))
+    views, missing = [], []
+    for name, frame in sorted(zip(paths, frames, strict=True), key=lambda pair: natural_key(pair[0])):
+        held_out = role if named is None else named.get(name)
+        if named is not None and held_out is None:
+            continue  # a view that the capture's split leaves out
+        path = _find_photo(root, name)
+        if path is None:
+            missing.append(name)
+            continue
+        pose = _pose(frame, source, name)
+        lens = checked_lens(_lens({**shared, **frame}, path, source), source, name)
+        views.append(View(Path(name).with_name(path.name).as_posix(), path, pose, lens, held_out))
+    return views, missing
+
+
+def _named_split(shared: dict, source: Path) -> dict[str, bool] | None:
+    """Photo name -> held out?, from nerfstudio's lists; None where the file does not name both sides."""
+    lists = {}
+    for key in ("train_filenames", "test_filenames", "val_filenames"):
+        lists[key] = _require(shared, key, source, list) if key in shared else []
+    held_out = lists["test_filenames"] or lists["val_filenames"]
+    if not lists["train_filenames"] or not held_out:
+        return None
+    return {_normal(str(n)): False for n in lists["train_filenames"]} | {_normal(str(n)): True for n in held_out}
+
+
+def _pose(frame: dict, source: Path, name: str) -> np.ndarray:
+    """(3, 4) OpenCV camera-to-world."""
+    value = _require(frame, "transform_matrix", source, list, name)
+    try:
+        matrix = np.array(value, dtype=np.float64)
+    except (ValueError, TypeError):
+        matrix = np.empty(0)
+    if matrix.shape not in ((4, 4), (3, 4)):
+        raise UserError(f"{source}: transform_matrix of {name} is not a 4x4 matrix of numbers; export the file again")
+    return checked_pose(opencv_from_opengl(matrix[:3]), source, name)
+
+
+def _lens(keys: dict, path: Path, source: Path) -> Lens:
+    """The lens from a frame's `keys` (its own over the file's): focal lengths, or angles of view as Blender's."""
+
+    def number(key: str, default: float | None = None) -> float:
+        value = keys.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise UserError(f"{source}: {key} must be a number, not {value!r} ({path.name})")
+        return float(value)
+
+    if "w" in keys and "h" in keys:
+        width, height = number("w"), number("h")
+    else:
+        width, height = image_size(path)
+
+    def focal_from_angle(key: str, size: float) -> float:
+        angle = number(key)
+        if not 0 < angle < math.pi:
+            raise UserError(f"{source}: {key} must lie between 0 and pi radians, not {angle:g} ({path.name})")
+        return 0.5 * size / math.tan(0.5 * angle)
+
+    if "fl_x" in keys:
+        fx = number("fl_x")
+    elif "camera_angle_x" in keys:
+        fx = focal_from_angle("camera_angle_x", width)
+    else:
+        raise UserError(f"{source}: {path.name} has neither fl_x nor camera_angle_x; add one of them")
+    if "fl_y" in keys or "fl_x" in keys or "camera_angle_y" not in keys:
+        fy = number("fl_y", fx)
+    else:
+        fy = focal_from_angle("camera_angle_y", height)
+    model = "OPENCV_FISHEYE" if keys.get("is_fisheye") else keys.get("camera_model", "OPENCV")
+    if model not in _MODELS:
+        raise UserError(f"{source}: camera_model {model} is not read; undistort the photos to PINHOLE first")
+    names = ("k1", "k2", "k3", "k4") if _MODELS[model] else ("k1", "k2", "p1", "p2", "k3")
+    if not _MODELS[model] and number("k4", 0.0) != 0:
+        raise UserError(f"{source}: k4 of camera_model {model} cannot be undone; undistort the photos first")
+    distortion = tuple(number(name, 0.0) for name in names)
+    return Lens(fx, fy, number("cx", width / 2), number("cy", height / 2), width, height, distortion, _MODELS[model])
+
+
+def _find_photo(root: Path, name: str) -> Path | None:
+    """The photo's path; Blender leaves the suffix out."""
+    path = root / name
+    candidates = [path, *(path.with_name(path.name + suffix) for suffix in IMAGE_SUFFIXES)]
+    return next((p for p in candidates if p.is_file()), None)
+
+
+def _normal(name: str) -> str:
+    """A photo's name with forward slashes and without a leading "./"."""
+    return Path(name.replace("\\", "/")).as_posix()
+
+
+def _load(source: Path) -> dict:
+    try:
+        table = json.loads(source.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{source} is not valid JSON ({error}); export it again") from error
+    if not isinstance(table, dict):
+        raise UserError(f"{source} must be a JSON object with frames, not {type(table).__name__}")
+    return table
+
+
+def _require(table: dict, key: str, source: Path, kind: type, where: str = "the file") -> object:
+    """table[key], a `kind`. Raises UserError where it is missing or something else."""
+    if key not in table:
+        raise UserError(f"{source}: {where} lacks the key {key}; export the file again")
+    if not isinstance(table[key], kind):
+        raise UserError(f"{source}: {key} of {where} must be a {kind.__name__}, not {type(table[key]).__name__}")
+    return table[key]

@@ -1,0 +1,475 @@
+"""Readers, held to hand-worked values on tiny captures, and (with CDS3D_CAPTURES set) to the real fox and can."""
+
+import json
+import logging
+import os
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tensorf.captures import load_capture
+from tensorf.captures.geometry import mean_pose
+from tensorf.captures.images import undistort
+from tensorf.captures.llff import opencv_from_llff
+from tensorf.captures.views import Lens, natural_key
+from tensorf.errors import UserError
+
+REAL = os.environ.get("CDS3D_CAPTURES")
+real = pytest.mark.skipif(not REAL, reason="CDS3D_CAPTURES names no folder of real captures")
+
+
+def project(camera, point):
+    """The (u, v) pixel of a world point."""
+    x, y, z = camera.pose[:, :3].T.double() @ (torch.as_tensor(point, dtype=torch.float64) - camera.position)
+    return (camera.fx * x / z + camera.cx).item(), (camera.fy * y / z + camera.cy).item()
+
+
+def moved(capture, point):
+    """A point of the capture's own coordinates in the world."""
+    similarity = capture.world_from_capture.double()
+    return similarity[:3, :3] @ torch.tensor(point, dtype=torch.float64) + similarity[:3, 3]
+
+
+def write_image(path, size=(12, 8), colour=(10, 20, 30)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGBA" if len(colour) == 4 else "RGB", size, colour).save(path)
+
+
+def aimed(position, target=(0, 0, 0), up=(0, 0, 1)):
+    """(3, 4) OpenCV pose at `position` that looks at `target`."""
+    forward = np.subtract(target, position) / np.linalg.norm(np.subtract(target, position))
+    right = np.cross(forward, up) / np.linalg.norm(np.cross(forward, up))
+    return np.stack([right, np.cross(forward, right), forward, position], axis=1)
+
+
+def ring(count=4, radius=4.0):
+    """Poses on a circle, looking at its centre from a little above."""
+    angles = 2 * np.pi * np.arange(count) / count
+    return [aimed((radius * np.cos(a), radius * np.sin(a), 1.0)) for a in angles]
+
+
+def row_of_cameras(count=4):
+    """Poses side by side along x, all looking along +z."""
+    return [np.concatenate([np.eye(3), [[0.2 * i], [0.0], [0.0]]], axis=1) for i in range(count)]
+
+
+def write_llff(root, poses, hwf=(8, 12, 10), depths=(2.0, 20.0), images="images", size=(12, 8)):
+    rows = []
+    for i, pose in enumerate(poses):
+        right, down, forward, position = np.asarray(pose).T
+        matrix = np.stack([down, right, -forward, position, np.array(hwf, dtype=float)], axis=1)
+        rows.append([*matrix.ravel(), *depths])
+        write_image(root / images / f"image{i + 1}.png", size, (i, 0, 0))
+    np.save(root / "poses_bounds.npy", np.array(rows))
+
+
+def frame(name, pose, **more):
+    matrix = np.eye(4)
+    matrix[:3] = np.asarray(pose) * [1, -1, -1, 1]  # OpenGL axes
+    return {"file_path": name, "transform_matrix": matrix.tolist(), **more}
+
+
+def write_transforms(root, poses, name="transforms.json", folder="images", colour=(9, 9, 9), size=(12, 8), **keys):
+    frames = [frame(f"{folder}/{i}.png", pose) for i, pose in enumerate(poses)]
+    for entry in frames:
+        write_image(root / entry["file_path"], size, colour)
+    (root / name).write_text(json.dumps({**(keys or {"fl_x": 10.0, "w": 12.0, "h": 8.0}), "frames": frames}))
+    return frames
+
+
+def edit_json(path, change):
+    table = json.loads(path.read_text())
+    change(table)
+    path.write_text(json.dumps(table))
+
+
+# COLMAP's camera-from-world: the identity, and a quarter turn about x (w, x, y, z), by which a world point (x, y, z)
+# is seen at (x, -z, y): the camera looks along the world's +y, its down is the world's -z.
+QUARTER = (np.sqrt(0.5), np.sqrt(0.5), 0.0, 0.0)
+POINTS = {i + 1: (0.1 * (i % 5) - 0.2, 4.0 + 0.1 * i, 0.1 * (i % 3) - 0.1) for i in range(20)}
+
+
+def write_colmap(folder, suffix, count=3, model=("OPENCV", 4), parameters=(10, 11, 6, 4, 0, 0, 0, 0)):
+    folder.mkdir(parents=True)
+    images = [(f"view{i + 1}.png", QUARTER, (-0.5 * i, 0.0, 0.0)) for i in range(count)]
+    if suffix == ".txt":
+        (folder / "cameras.txt").write_text(f"# cameras\n7 {model[0]} 12 8 {' '.join(map(str, parameters))}\n")
+        seen = " ".join(f"1.5 2.5 {point}" for point in [*POINTS, -1])
+        lines = [f"{i} {' '.join(map(str, q + t))} 7 {name}\n{seen}\n" for i, (name, q, t) in enumerate(images)]
+        (folder / "images.txt").write_text("# images\n" + "".join(lines))
+        points = [f"{i} {x} {y} {z} 1 2 3 0.5 1 1\n" for i, (x, y, z) in POINTS.items()]
+        (folder / "points3D.txt").write_text("# points\n" + "".join(points))
+        return
+    cameras = struct.pack("<QiiQQ", 1, 7, model[1], 12, 8) + struct.pack(f"<{len(parameters)}d", *parameters)
+    (folder / "cameras.bin").write_bytes(cameras)
+    data = struct.pack("<Q", count)
+    for i, (name, q, t) in enumerate(images):
+        data += struct.pack("<i7di", i, *q, *t, 7) + name.encode() + b"\0" + struct.pack("<Q", len(POINTS) + 1)
+        data += b"".join(struct.pack("<2dq", 1.5, 2.5, point) for point in [*POINTS, -1])
+    (folder / "images.bin").write_bytes(data)
+    points = b"".join(struct.pack("<Q3d3BdQ2i", i, *xyz, 1, 2, 3, 0.5, 1, 1, 1) for i, xyz in POINTS.items())
+    (folder / "points3D.bin").write_bytes(struct.pack("<Q", len(POINTS)) + points)
+
+
+# --- LLFF
+
+
+def test_llff_axes_become_opencv():
+    # A camera at (1, 2, 3) looking along world +x with world -z as down: right = down x forward = -y.
+    llff = np.array([[0.0, 0, -1, 1], [0, -1, 0, 2], [-1, 0, 0, 3]])  # columns down, right, back, position
+    expected = np.array([[0.0, 0, 1, 1], [-1, 0, 0, 2], [0, -1, 0, 3]])
+    np.testing.assert_array_equal(opencv_from_llff(llff), expected)
+    assert np.linalg.det(expected[:, :3]) == pytest.approx(1)
+
+
+def test_llff_projects_a_known_point(tmp_path):
+    write_llff(tmp_path, row_of_cameras())
+    capture = load_capture(tmp_path)
+    # From camera 1 at (0.2, 0, 0), the point (0.7, -1, 5): u = 10 * 0.5 / 5 + 6 = 7, v = 10 * -1 / 5 + 4 = 2.
+    assert project(capture.cameras[1], moved(capture, (0.7, -1.0, 5.0))) == pytest.approx((7, 2), abs=1e-4)
+    assert capture.image_names == ["image1.png", "image2.png", "image3.png", "image4.png"]
+    assert capture.forward_facing and capture.background == "black" and capture.name == tmp_path.name
+
+
+def test_forward_facing_world_has_ndc_near_plane_at_one(tmp_path):
+    write_llff(tmp_path, row_of_cameras())
+    capture = load_capture(tmp_path)
+    assert capture.near == pytest.approx(4 / 3) and capture.far == pytest.approx(40 / 3)
+    torch.testing.assert_close(capture.reference, torch.eye(3, 4))
+    # Camera 0 stands 0.3 left of the mean one; 1 / (0.75 * 2) is the scale. Left stays left.
+    torch.testing.assert_close(capture.cameras[0].position, torch.tensor([-0.2, 0, 0]))
+
+
+def test_mean_pose_is_no_mirror_image():
+    poses = np.stack(ring(5))[:3]
+    mean = mean_pose(poses)
+    assert np.linalg.det(mean[:, :3]) == pytest.approx(1)
+    np.testing.assert_allclose(mean[:, :3].T @ mean[:, :3], np.eye(3), atol=1e-12)
+    left = mean[:, 3] + 3 * mean[:, 2] - mean[:, 0]  # ahead, to the left
+    assert mean[:, 0] @ (left - mean[:, 3]) < 0
+    np.testing.assert_allclose(mean_pose(np.stack(row_of_cameras(3)))[:, :3], np.eye(3), atol=1e-12)
+
+
+def test_names_sort_naturally(tmp_path):
+    names = ["image10.png", "image2.png", "image1.png", "b/3.png", "12.png"]
+    assert sorted(names, key=natural_key) == ["12.png", "b/3.png", "image1.png", "image2.png", "image10.png"]
+    write_llff(tmp_path, row_of_cameras(11))
+    capture = load_capture(tmp_path)
+    assert capture.image_names[9:] == ["image10.png", "image11.png"]
+    assert capture.images[:, 0, 0, 0].tolist() == list(range(11))
+    assert (capture.test, len(capture.train)) == ([0, 8], 9)
+
+
+def test_intrinsics_follow_the_image_axis_by_axis(tmp_path):
+    write_llff(tmp_path, row_of_cameras(), hwf=(301, 403, 300), size=(101, 75))
+    camera = load_capture(tmp_path, width=50).cameras[0]
+    assert (camera.width, camera.height) == (50, 37)
+    assert (camera.fx, camera.fy) == pytest.approx((300 * 50 / 403, 300 * 37 / 301))
+    assert (camera.cx, camera.cy) == pytest.approx((25, 18.5))
+
+
+def test_width_beyond_the_photo_keeps_it(tmp_path, caplog):
+    write_llff(tmp_path, row_of_cameras())
+    with caplog.at_level(logging.INFO, "tensorf"):
+        assert load_capture(tmp_path, width=99).images.shape == (4, 8, 12, 3)
+    assert "12 pixels wide" in caplog.text
+
+
+@pytest.mark.parametrize(("width", "taken"), [(None, 24), (13, 13), (12, 12), (6, 6), (500, 24)])
+def test_llff_takes_the_smallest_folder_that_is_wide_enough(tmp_path, width, taken):
+    for folder, size in (("images_4", (6, 4)), ("images_2", (12, 8)), ("images", (24, 16))):
+        write_llff(tmp_path, row_of_cameras(), hwf=(16, 24, 20), images=folder, size=size)
+    assert load_capture(tmp_path, width=width).cameras[0].width == taken
+
+
+# --- transforms.json
+
+
+def test_blender_rgba_with_splits(tmp_path):
+    for split, colour in (("train", (200, 0, 0, 0)), ("test", (200, 0, 0, 255)), ("val", (0, 0, 0, 0))):
+        keys = {"camera_angle_x": 2 * np.arctan(0.5)}
+        write_transforms(tmp_path, ring(), f"transforms_{split}.json", split, colour, size=(10, 10), **keys)
+        edit_json(
+            tmp_path / f"transforms_{split}.json",
+            lambda table: [f.update(file_path="./" + f["file_path"].removesuffix(".png")) for f in table["frames"]],
+        )
+    capture = load_capture(tmp_path)
+    assert (capture.train, capture.test) == ([0, 1, 2, 3], [4, 5, 6, 7])
+    assert capture.image_names[0] == "train/0.png" and capture.image_names[4] == "test/0.png"
+    assert capture.images[0, 0, 0].tolist() == [255, 255, 255] and capture.images[4, 0, 0].tolist() == [200, 0, 0]
+    assert capture.background == "white" and not capture.forward_facing
+    assert (capture.cameras[0].fx, capture.cameras[0].cy) == pytest.approx((10, 5))
+    dark = load_capture(tmp_path, white_background=False)
+    assert dark.background == "black" and dark.images[0].max() == 0
+
+
+def test_box_world_is_centred_with_cameras_at_distance_one(tmp_path):
+    poses = ring(6)
+    for pose in poses:
+        pose[:, 3] += (5.0, -2.0, 7.0)
+    write_transforms(tmp_path, poses)
+    capture = load_capture(tmp_path)
+    torch.testing.assert_close(moved(capture, (5.0, -2.0, 7.0)), torch.zeros(3).double(), atol=1e-5, rtol=0)
+    assert [c.position.norm().item() for c in capture.cameras] == pytest.approx([1] * 6)
+    torch.testing.assert_close(capture.cameras[2].pose[:, :3], torch.from_numpy(poses[2][:, :3]).float())
+    assert capture.box.tolist() == [[-1.5] * 3, [1.5] * 3] and capture.near == pytest.approx(0.05)
+    assert load_capture(tmp_path, bound=0.5).box.tolist() == [[-0.5] * 3, [0.5] * 3]
+    assert 0 < load_capture(tmp_path, bound=0.3).near < 1 < load_capture(tmp_path, bound=0.3).far < 2
+
+
+def test_opengl_axes_project_a_known_point(tmp_path):
+    write_transforms(tmp_path, ring(), fl_x=10.0, fl_y=20.0, cx=5.0, cy=3.0, w=12.0, h=8.0)
+    capture = load_capture(tmp_path)
+    # Camera 0 at (4, 0, 1) sees the origin at its principal point and what lies at +y on its right, +z upwards.
+    u, v = project(capture.cameras[0], moved(capture, (0.0, 0.0, 0.0)))
+    assert (u, v) == pytest.approx((5, 3), abs=1e-4)
+    assert project(capture.cameras[0], moved(capture, (0.0, 1.0, 0.0))) == pytest.approx(
+        (5 + 10 / 17**0.5, 3), abs=1e-4
+    )
+    assert project(capture.cameras[0], moved(capture, (0.0, 0.0, 1.0)))[1] < 3
+
+
+def test_a_frames_own_intrinsics_come_first(tmp_path):
+    write_transforms(tmp_path, ring(), fl_x=10.0, w=24.0, h=16.0, camera_model="PINHOLE", applied_transform=[])
+    edit_json(tmp_path / "transforms.json", lambda table: table["frames"][2].update(fl_x=40.0, fl_y=44.0, cx=10.0))
+    cameras = load_capture(tmp_path).cameras
+    assert (cameras[0].fx, cameras[0].fy, cameras[0].cx) == (5, 5, 6)
+    assert (cameras[2].fx, cameras[2].fy, cameras[2].cx) == (20, 22, 5)
+
+
+def test_missing_photos_are_counted_once(tmp_path, caplog):
+    write_transforms(tmp_path, ring(6))
+    for name in ("1.png", "4.png"):
+        (tmp_path / "images" / name).unlink()
+    capture = load_capture(tmp_path)
+    assert capture.image_names == ["images/0.png", "images/2.png", "images/3.png", "images/5.png"]
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warnings) == 1 and "2 of 6" in warnings[0] and "images/1.png" in warnings[0]
+    (tmp_path / "images" / "2.png").unlink()
+    (tmp_path / "images" / "3.png").unlink()
+    with pytest.raises(UserError, match="transforms.json: 2 of 6"):
+        load_capture(tmp_path)
+
+
+def test_named_and_unnamed_splits(tmp_path):
+    write_transforms(tmp_path, ring(10))
+    capture = load_capture(tmp_path)
+    assert (capture.train, capture.test) == ([1, 2, 3, 4, 5, 6, 7, 9], [0, 8])
+    assert load_capture(tmp_path, test_every=0).test == []
+    assert load_capture(tmp_path, test_every=1).train == [8, 9]
+    names = {"train_filenames": ["images/0.png", "./images/3.png"], "test_filenames": ["images/7.png"]}
+    edit_json(tmp_path / "transforms.json", lambda table: table.update(names))
+    capture = load_capture(tmp_path)
+    assert capture.image_names == ["images/0.png", "images/3.png", "images/7.png"]
+    assert (capture.train, capture.test) == ([0, 1], [2])
+
+
+@pytest.mark.parametrize("fisheye", [False, True])
+def test_distortion_is_undone(fisheye):
+    # A dot drawn where the distorted lens sees the direction (0.3, -0.2, 1) must move to where a pinhole sees it.
+    lens = Lens(100, 110, 80, 60, 160, 120, (0.2, -0.05, 0.01, 0.02) + (() if fisheye else (0.03,)), fisheye)
+    x, y = 0.3, -0.2
+    r2 = x * x + y * y
+    if fisheye:
+        theta = np.arctan(np.sqrt(r2))
+        k1, k2, k3, k4 = lens.distortion
+        ratio = theta * (1 + k1 * theta**2 + k2 * theta**4 + k3 * theta**6 + k4 * theta**8) / np.sqrt(r2)
+        seen = x * ratio, y * ratio
+    else:
+        k1, k2, p1, p2, k3 = lens.distortion
+        radial = 1 + k1 * r2 + k2 * r2**2 + k3 * r2**3
+        seen = (
+            x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x),
+            y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y,
+        )
+    v, u = np.mgrid[:120, :160] + 0.5
+    bump = np.exp(-((u - 100 * seen[0] - 80) ** 2 + (v - 110 * seen[1] - 60) ** 2) / 8)
+    photo = np.repeat((255 * bump).astype(np.uint8)[..., None], 3, axis=2)
+    weight = undistort(photo, lens)[..., 0].astype(float)
+    found = (weight * u).sum() / weight.sum(), (weight * v).sum() / weight.sum()
+    assert found == pytest.approx((100 * x + 80, 110 * y + 60), abs=0.1)
+    assert abs(100 * (seen[0] - x)) > 0.5  # the test would see distortion left alone
+
+
+def test_undistorting_repeats_the_rim():
+    white = np.full((120, 160, 3), 255, dtype=np.uint8)
+    assert undistort(white, Lens(100, 100, 80, 60, 160, 120, (0.2, 0, 0, 0, 0))).min() == 255
+
+
+# --- COLMAP
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".txt"])
+def test_colmap_projects_a_known_point(tmp_path, suffix):
+    write_colmap(tmp_path / "sparse" / "0", suffix)
+    for i in range(3):
+        write_image(tmp_path / "images" / f"view{i + 1}.png")
+    capture = load_capture(tmp_path, space="box")
+    # Camera 1 stands at x = 0.5 and looks along +y; (1, 5, -1) is 0.5 right of it, 1 below, 5 ahead.
+    assert project(capture.cameras[1], moved(capture, (1.0, 5.0, -1.0))) == pytest.approx((7, 6.2), abs=1e-4)
+    forward = load_capture(tmp_path)
+    near = np.percentile(np.repeat([y for _, y, _ in POINTS.values()], 3), 0.5)
+    assert forward.forward_facing and forward.near == pytest.approx(4 / 3)
+    assert torch.linalg.det(forward.world_from_capture[:3, :3]).item() == pytest.approx((1 / (0.75 * near)) ** 3)
+
+
+def test_colmap_takes_the_largest_model(tmp_path, caplog):
+    write_colmap(tmp_path / "sparse" / "0", ".bin", count=3)
+    write_colmap(tmp_path / "sparse" / "1", ".txt", count=5)
+    for i in range(5):
+        write_image(tmp_path / "images" / f"view{i + 1}.png")
+    with caplog.at_level(logging.INFO, "tensorf"):
+        assert len(load_capture(tmp_path).cameras) == 5
+    assert "2 COLMAP models" in caplog.text and "0: 3, 1: 5" in caplog.text
+
+
+# --- forward-facing or box
+
+
+def test_space_is_decided_by_where_cameras_look(tmp_path, caplog):
+    write_llff(tmp_path, ring(8))
+    with caplog.at_level(logging.INFO, "tensorf"):
+        assert not load_capture(tmp_path).forward_facing
+    assert "off their mean axis: bounded box" in caplog.text or "bounded box: cameras look up to" in caplog.text
+    with pytest.raises(UserError, match="poses_bounds.npy.*space=box"):
+        load_capture(tmp_path, space="ndc")
+
+
+def test_forward_facing_without_depths_keeps_cameras_behind_the_near_plane(tmp_path):
+    write_transforms(tmp_path, row_of_cameras(5))
+    capture = load_capture(tmp_path)
+    assert capture.forward_facing and capture.near == pytest.approx(4 / 3)
+    assert max(camera.position[2] for camera in capture.cameras) < 1
+    box = load_capture(tmp_path, space="box")  # parallel axes: a point ahead of the cameras is the centre
+    assert not box.forward_facing and all(camera.position[2] < -0.9 for camera in box.cameras)
+
+
+# --- errors: one line that names the file
+
+
+def expect_error(root, *words, **options):
+    with pytest.raises(UserError) as caught:
+        load_capture(root, **options)
+    message = str(caught.value)
+    assert "\n" not in message and all(word in message for word in words), message
+
+
+def test_folder_errors(tmp_path):
+    expect_error(tmp_path / "nowhere", "nowhere", "not a folder")
+    expect_error(tmp_path, tmp_path.name, "poses_bounds.npy", "transforms.json", "sparse/0")
+    expect_error(tmp_path, "space=sideways", space="sideways")
+    expect_error(tmp_path, "width=0", width=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda rows: rows.__setitem__((2, 3), np.nan), ("poses_bounds.npy", "row 2", "NaN")),
+        (lambda rows: rows.__setitem__((1, slice(0, 15, 5)), 3 * rows[1, 0:15:5]), ("row 1", "not a rotation")),
+        (lambda rows: rows.__setitem__((1, slice(0, 15, 5)), -rows[1, 0:15:5]), ("row 1", "mirror")),
+        (lambda rows: rows.__setitem__((3, 14), 0), ("poses_bounds.npy", "row 3", "focal")),
+        (lambda rows: rows.__setitem__((1, 15), -1), ("poses_bounds.npy", "row 1", "near < far")),
+        (lambda rows: rows.__setitem__((1, 15), 99), ("poses_bounds.npy", "row 1", "near < far")),
+        (lambda rows: rows.__setitem__((slice(None), 3), 0), ("poses_bounds.npy", "same place")),
+        (lambda rows: rows.__setitem__((slice(None), 9), 700), ("image1.png", "12x8", "700x8")),
+    ],
+)
+def test_llff_errors(tmp_path, change, words):
+    write_llff(tmp_path, row_of_cameras())
+    rows = np.load(tmp_path / "poses_bounds.npy")
+    change(rows)
+    np.save(tmp_path / "poses_bounds.npy", rows)
+    expect_error(tmp_path, *words)
+
+
+def test_llff_file_errors(tmp_path):
+    write_llff(tmp_path, row_of_cameras())
+    path = tmp_path / "poses_bounds.npy"
+    rows = np.load(path)
+    np.save(path, rows[:, :15])
+    expect_error(tmp_path, "poses_bounds.npy", "(4, 15)")
+    np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    expect_error(tmp_path, "poses_bounds.npy")
+    path.write_bytes(b"")
+    expect_error(tmp_path, "poses_bounds.npy")
+    np.save(path, rows[:3])
+    expect_error(tmp_path, "3 rows", "4 photos", "images")
+    np.save(path, rows)
+    (tmp_path / "images" / "image2.png").write_bytes(b"no image")
+    expect_error(tmp_path, "image2.png", "cannot be read")
+    write_image(tmp_path / "images" / "image2.png", (24, 16))
+    expect_error(tmp_path, "image1.png is 12x8", "image2.png is 24x16")
+    write_image(tmp_path / "images" / "image2.png")
+    cut = (tmp_path / "images" / "image3.png").read_bytes()[:-30]
+    (tmp_path / "images" / "image3.png").write_bytes(cut)
+    expect_error(tmp_path, "image3.png", "cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda table: table.pop("frames"), ("frames",)),
+        (lambda table: table.pop("fl_x"), ("fl_x", "camera_angle_x")),
+        (lambda table: table.update(fl_x="wide"), ("fl_x", "wide")),
+        (lambda table: table.update(camera_model="EQUIRECTANGULAR"), ("EQUIRECTANGULAR",)),
+        (lambda table: table["frames"][1].pop("transform_matrix"), ("images/1.png", "transform_matrix")),
+        (lambda table: table["frames"][1].pop("file_path"), ("frame 1", "file_path")),
+        (lambda table: table["frames"][1].update(transform_matrix=[[1, 2], [3]]), ("images/1.png", "4x4")),
+        (lambda table: table["frames"][3]["transform_matrix"][0].__setitem__(3, float("nan")), ("images/3.png", "NaN")),
+    ],
+)
+def test_transforms_errors(tmp_path, change, words):
+    write_transforms(tmp_path, ring())
+    edit_json(tmp_path / "transforms.json", change)
+    expect_error(tmp_path, "transforms.json", *words)
+
+
+def test_malformed_json(tmp_path):
+    (tmp_path / "transforms.json").write_text('{"frames": [')
+    expect_error(tmp_path, "transforms.json", "not valid JSON")
+    (tmp_path / "transforms.json").write_text("[]")
+    expect_error(tmp_path, "transforms.json", "object")
+
+
+def test_colmap_errors(tmp_path):
+    folder = tmp_path / "sparse" / "0"
+    write_colmap(folder, ".bin", model=("FULL_OPENCV", 6), parameters=(10,) * 12)
+    for i in range(3):
+        write_image(tmp_path / "images" / f"view{i + 1}.png")
+    expect_error(tmp_path, "cameras.bin", "FULL_OPENCV", "image_undistorter")
+    data = (folder / "images.bin").read_bytes()
+    (folder / "images.bin").write_bytes(data[: len(data) // 2])
+    expect_error(tmp_path, "images.bin", "cut off")
+    (folder / "images.bin").unlink()
+    expect_error(tmp_path, str(folder), "images.bin")
+
+
+# --- real captures
+
+
+@real
+def test_fox(caplog):
+    capture = load_capture(Path(REAL) / "fox", width=54)
+    assert capture.images.shape == (50, 96, 54, 3) and not capture.forward_facing
+    assert (len(capture.train), len(capture.test)) == (43, 7)
+    assert sum("17 of 67" in r.getMessage() for r in caplog.records) == 1
+
+
+@real
+def test_can_agrees_between_llff_and_colmap(tmp_path):
+    for name in ("images", "sparse"):
+        (tmp_path / name).symlink_to(Path(REAL).resolve() / "can" / name)
+    one, other = load_capture(Path(REAL) / "can", width=45), load_capture(tmp_path, width=45)
+    assert len(one.cameras) == 71 and one.image_names == other.image_names
+    assert not one.forward_facing and not other.forward_facing
+    turn = one.cameras[0].pose[:, :3] @ other.cameras[0].pose[:, :3].T
+    for a, b in zip(one.cameras, other.cameras, strict=True):
+        torch.testing.assert_close(a.pose, turn @ b.pose, atol=1e-3, rtol=0)
+        assert a.fx == pytest.approx(b.fx, rel=0.05)
+    with pytest.raises(UserError, match="space=box"):
+        load_capture(Path(REAL) / "can", width=45, space="ndc")
