@@ -6,13 +6,13 @@ import os
 import struct
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from tensorf.captures import load_capture
+from tensorf.captures.colmap import read_colmap
 from tensorf.captures.geometry import mean_pose
 from tensorf.captures.images import undistort
 from tensorf.captures.llff import opencv_from_llff
@@ -328,6 +328,15 @@ def test_colmap_takes_the_largest_model(tmp_path, caplog):
     assert "2 COLMAP models" in caplog.text and "0: 3, 1: 5" in caplog.text
 
 
+def test_colmap_distortion_parameters_are_in_opencv_order(tmp_path):
+    write_colmap(tmp_path / "sparse", ".txt", model=("SIMPLE_RADIAL", 2), parameters=(10, 6, 4, 0.1))
+    for i in range(3):
+        write_image(tmp_path / "images_2" / f"view{i + 1}.png", (6, 4))
+    lens = read_colmap(tmp_path, None).views[0].lens
+    assert lens == Lens(10, 10, 6, 4, 12, 8, (0.1, 0, 0, 0, 0))
+    assert load_capture(tmp_path).cameras[0].fx == 5
+
+
 # --- forward-facing or box
 
 
@@ -335,9 +344,17 @@ def test_space_is_decided_by_where_cameras_look(tmp_path, caplog):
     write_llff(tmp_path, ring(8))
     with caplog.at_level(logging.INFO, "tensorf"):
         assert not load_capture(tmp_path).forward_facing
-    assert "off their mean axis: bounded box" in caplog.text or "bounded box: cameras look up to" in caplog.text
+    assert "bounded box: cameras look up to" in caplog.text
     with pytest.raises(UserError, match="poses_bounds.npy.*space=box"):
         load_capture(tmp_path, space="ndc")
+
+
+def test_a_camera_ahead_of_the_near_plane_needs_the_box(tmp_path):
+    poses = row_of_cameras(5)
+    poses[4][2, 3] = 2.0  # 1.6 ahead of the mean camera, beyond 0.75 of the nearest depth
+    write_llff(tmp_path, poses, depths=(2.0, 20.0))
+    assert not load_capture(tmp_path).forward_facing
+    assert load_capture(tmp_path, space="ndc").forward_facing
 
 
 def test_forward_facing_without_depths_keeps_cameras_behind_the_near_plane(tmp_path):

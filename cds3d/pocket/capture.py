@@ -1,0 +1,133 @@
+"""Captures of the procedural world in LLFF layout, and the truth about their edits.
+
+A capture folder holds `images/*.jpg`, `poses_bounds.npy` as any LLFF capture, and `world.json`: the scene's attributes
+and cameras, from which the same views of an edited scene can be rendered exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import torch
+
+from cds3d.pocket.raycast import Render, render
+from cds3d.pocket.world import ANIMALS, COLORS, FLOWERS, Attributes, build_scene, look_camera
+from tensorf.cameras import Camera
+from tensorf.errors import UserError
+
+SUPERSAMPLE = 2
+CHANGED = 15  # a pixel belongs to the region that an edit changes if some channel differs by more than this, of 255
+
+
+def capture_cameras(attributes: Attributes, views: int, width: int, height: int) -> list[Camera]:
+    """Forward-facing cameras on a disc of the sphere around the subject, in sunflower order, all near the scene's own."""
+    own = build_scene(attributes, width, height).camera
+    eye, forward = own.position.numpy().astype(np.float64), own.forward.numpy().astype(np.float64)
+    subject = np.array([0.0, 0.55, 0.0])
+    distance = float((subject - eye) @ forward)
+    center = eye + distance * forward
+    offset = eye - center
+    yaw, pitch = math.atan2(offset[0], offset[2]), math.asin(offset[1] / distance)
+    cameras = []
+    for i in range(views):
+        radius, angle = math.sqrt((i + 0.5) / views), i * math.pi * (3 - math.sqrt(5))
+        y = yaw + 0.30 * radius * math.cos(angle)
+        p = max(pitch + 0.14 * radius * math.sin(angle), 0.03)
+        d = distance * (1 + 0.06 * math.sin(1.7 * i))
+        e = center + d * np.array([math.sin(y) * math.cos(p), math.sin(p), math.cos(y) * math.cos(p)])
+        target = center + 0.35 * (e - eye) * np.array([1, 1, 0])
+        cameras.append(look_camera(e, target, width=width, height=height))
+    return cameras
+
+
+def write_capture(folder: Path, attributes: Attributes, *, views=34, width=504, height=378, progress=iter) -> None:
+    """Render and write a capture; `progress` wraps the loop over views (tqdm)."""
+    cameras = capture_cameras(attributes, views, width, height)
+    scene = build_scene(attributes, width, height)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i, camera in enumerate(progress(cameras)):
+        view = render(scene, camera, supersample=SUPERSAMPLE)
+        iio.imwrite(folder / "images" / f"view{i:03d}.jpg", view.image, quality=95, subsampling=0)
+        seen = view.depth[np.isfinite(view.depth)]
+        rows.append(_llff_row(camera, float(seen.min()) * 0.95, float(np.percentile(seen, 99))))
+    np.save(folder / "poses_bounds.npy", np.stack(rows))
+    description = {
+        "attributes": asdict(attributes),
+        "caption": attributes.caption(),
+        "width": width,
+        "height": height,
+        "cameras": [{"pose": c.pose.double().tolist(), "focal": c.fx} for c in cameras],
+    }
+    (folder / "world.json").write_text(json.dumps(description) + "\n")
+
+
+def _llff_row(camera: Camera, near: float, far: float) -> np.ndarray:
+    """17 numbers: [R | t | (height, width, focal)] with R's columns (down, right, back), then the depth bounds."""
+    right, down, forward, position = camera.pose.double().numpy().T
+    matrix = np.stack([down, right, -forward, position, [camera.height, camera.width, camera.fx]], 1)
+    return np.concatenate([matrix.ravel(), [near, far]])
+
+
+@dataclass(frozen=True)
+class WorldCapture:
+    """What `world.json` says: the scene, and the camera of each photo by file stem (`view000`...)."""
+
+    attributes: Attributes
+    cameras: dict[str, Camera]
+
+    @staticmethod
+    def read(folder: Path) -> WorldCapture | None:
+        """None if the folder is not a capture of the procedural world. UserError if its file is broken."""
+        path = folder / "world.json"
+        if not path.exists():
+            return None
+        try:
+            data = json.loads(path.read_text())
+            width, height = data["width"], data["height"]
+            cameras = {
+                f"view{i:03d}": Camera(
+                    torch.tensor(c["pose"], dtype=torch.float32), c["focal"], c["focal"], width / 2, height / 2, width, height
+                )
+                for i, c in enumerate(data["cameras"])
+            }
+            return WorldCapture(Attributes(**data["attributes"]), cameras)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged ({error}): make the capture anew with scripts/make_scene.py") from error
+
+    def edited(self, source_prompt: str, target_prompt: str) -> Attributes | None:
+        """The attributes that the target prompt asks for, or None where the world has no such edit.
+
+        Only words that the source prompt does not have count: "a yellow flower" -> "a red flower" changes the colour.
+        """
+        new = [w for w in words(target_prompt) if w not in words(source_prompt)]
+        changes: dict[str, str] = {}
+        for word in new:
+            if word in COLORS and self.attributes.subject == "flower":
+                changes["color"] = word
+            elif word in FLOWERS + ANIMALS:
+                changes["species"] = word
+            else:
+                return None
+        edited = self.attributes.edited(**changes)
+        return edited if edited != self.attributes else None
+
+    def view(self, name: str, attributes: Attributes, width: int, height: int) -> Render:
+        """Photo `name` as it would be if the scene had these attributes, at any size."""
+        scene = build_scene(attributes, width, height)
+        return render(scene, self.cameras[name].resized(width, height), supersample=SUPERSAMPLE)
+
+
+def words(prompt: str) -> list[str]:
+    """Lower-case words without punctuation."""
+    return [w for w in "".join(c.lower() if c.isalpha() else " " for c in prompt).split() if w]
+
+
+def changed_region(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """(H, W) bool: where two (H, W, 3) uint8 renders differ visibly."""
+    return np.abs(before.astype(np.int16) - after).max(-1) > CHANGED

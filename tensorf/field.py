@@ -1,0 +1,218 @@
+"""The radiance field: tensor decompositions of density and colour features over a box.
+
+TensoRF (Chen et al., ECCV 2022): equation 2 (CP: products of three vectors), equation 3 (VM: products of a matrix and a
+vector), equation 6 (density is the sum over components; colour is decoded from the components' values).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tensorf.errors import UserError
+from tensorf.shading import build_decoder
+from tensorf.space import Space
+
+# Plane over axes (a, b), line over the remaining axis c.
+_MODES = ((0, 1, 2), (0, 2, 1), (1, 2, 0))
+
+
+@dataclass(frozen=True)
+class FieldConfig:
+    """decomposition: "vm" or "cp". Components: one number a mode, of the three modes xy-z, xz-y, yz-x (CP adds them up).
+
+    decoder: "mlp" (PyTorch) or "tcnn" (tinycudann). feature_dim: width of the appearance features that the decoder
+    sees; hidden: its layers' width; frequencies: of the positional encoding of (features, view direction).
+    density_shift: the bias before softplus; -10 starts nearly empty, values nearer 0 start as fog.
+    """
+
+    decomposition: str = "vm"
+    density_components: tuple[int, ...] = (8, 4, 4)
+    color_components: tuple[int, ...] = (24, 8, 8)
+    decoder: str = "mlp"
+    feature_dim: int = 27
+    hidden: int = 64
+    frequencies: tuple[int, int] = (0, 0)
+    density_shift: float = -6.5
+
+
+def _groups(channels: int) -> int:
+    """`grid_sample` runs in parallel over the batch only on a CPU: channels are split into that many batches."""
+    wanted = min(torch.get_num_threads(), 4)
+    return next(g for g in range(wanted, 0, -1) if channels % g == 0)
+
+
+def _look_up(table: Tensor, points: Tensor) -> Tensor:
+    """Bilinear values of `table` (C, H, W) at `points` (n, 2) in [-1, 1], columns first -> (C, n)."""
+    channels, height, width = table.shape
+    g = _groups(channels) if table.device.type == "cpu" else 1
+    grid = points.view(1, 1, -1, 2).expand(g, -1, -1, -1)
+    values = F.grid_sample(table.view(g, channels // g, height, width), grid, align_corners=True, padding_mode="border")
+    return values.view(channels, -1)
+
+
+class VM(nn.Module):
+    """Vector-matrix decomposition. planes[k]: (C_k, size of b, size of a); lines[k]: (C_k, size of c, 1)."""
+
+    def __init__(self, components: tuple[int, ...], resolution: tuple[int, int, int], scale: float = 0.1):
+        super().__init__()
+        make = lambda *shape: nn.Parameter(scale * torch.randn(*shape))  # noqa: E731
+        self.planes = nn.ParameterList(
+            make(n, resolution[b], resolution[a]) for n, (a, b, _) in zip(components, _MODES, strict=True)
+        )
+        self.lines = nn.ParameterList(
+            make(n, resolution[c], 1) for n, (_, _, c) in zip(components, _MODES, strict=True)
+        )
+
+    @staticmethod
+    def width(components: tuple[int, ...]) -> int:
+        return sum(components)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """x (n, 3) in [-1, 1] -> one (C_k, n) a mode."""
+        values = []
+        for plane, line, (a, b, c) in zip(self.planes, self.lines, _MODES):
+            along = torch.stack([torch.zeros_like(x[:, c]), x[:, c]], -1)
+            values.append(_look_up(plane, x[:, (a, b)]) * _look_up(line, along))
+        return values
+
+    @torch.no_grad()
+    def resample(self, resolution: tuple[int, int, int]) -> None:
+        for k, (a, b, c) in enumerate(_MODES):
+            self.planes[k] = _resized(self.planes[k], (resolution[b], resolution[a]))
+            self.lines[k] = _resized(self.lines[k], (resolution[c], 1))
+
+    @torch.no_grad()
+    def crop(self, low: list[int], high: list[int]) -> None:
+        """Keep grid points low..high (inclusive) of each axis."""
+        for k, (a, b, c) in enumerate(_MODES):
+            self.planes[k] = nn.Parameter(self.planes[k][:, low[b] : high[b] + 1, low[a] : high[a] + 1].clone())
+            self.lines[k] = nn.Parameter(self.lines[k][:, low[c] : high[c] + 1].clone())
+
+    def total_variation(self) -> Tensor:
+        """Mean squared difference of neighbours on the planes, summed over modes (TensoRF, section 4)."""
+        return sum(
+            (p[:, 1:] - p[:, :-1]).square().mean() + (p[:, :, 1:] - p[:, :, :-1]).square().mean() for p in self.planes
+        )
+
+    def l1(self) -> Tensor:
+        return sum(p.abs().mean() for p in [*self.planes, *self.lines])
+
+
+class CP(nn.Module):
+    """CP decomposition. lines[axis]: (C, size of axis, 1)."""
+
+    def __init__(self, components: tuple[int, ...], resolution: tuple[int, int, int], scale: float = 0.2):
+        super().__init__()
+        count = sum(components)
+        self.lines = nn.ParameterList(nn.Parameter(scale * torch.randn(count, n, 1)) for n in resolution)
+
+    @staticmethod
+    def width(components: tuple[int, ...]) -> int:
+        return sum(components)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """x (n, 3) in [-1, 1] -> one (C, n)."""
+        zero = torch.zeros_like(x[:, 0])
+        a, b, c = (_look_up(line, torch.stack([zero, x[:, k]], -1)) for k, line in enumerate(self.lines))
+        return [a * b * c]
+
+    @torch.no_grad()
+    def resample(self, resolution: tuple[int, int, int]) -> None:
+        for k, n in enumerate(resolution):
+            self.lines[k] = _resized(self.lines[k], (n, 1))
+
+    @torch.no_grad()
+    def crop(self, low: list[int], high: list[int]) -> None:
+        for k in range(3):
+            self.lines[k] = nn.Parameter(self.lines[k][:, low[k] : high[k] + 1].clone())
+
+    def total_variation(self) -> Tensor:
+        return sum((line[:, 1:] - line[:, :-1]).square().mean() for line in self.lines)
+
+    def l1(self) -> Tensor:
+        return sum(line.abs().mean() for line in self.lines)
+
+
+def _resized(table: Tensor, size: tuple[int, int]) -> nn.Parameter:
+    return nn.Parameter(F.interpolate(table[None], size=size, mode="bilinear", align_corners=True)[0])
+
+
+class Field(nn.Module):
+    """Density and colour at points of a space.
+
+    space: its geometry. resolution: grid points along x, y, z of the box. steps: samples along the longest ray.
+    occupancy: (z, y, x) bool, which cells of the box are worth sampling; all True until it is measured.
+    """
+
+    def __init__(self, config: FieldConfig, space: Space, resolution: tuple[int, int, int], steps: int):
+        super().__init__()
+        kinds = {"vm": VM, "cp": CP}
+        if config.decomposition not in kinds:
+            raise UserError(f"field.decomposition={config.decomposition} is unknown; use vm or cp")
+        grid = kinds[config.decomposition]
+        self.config, self.space, self.resolution, self.steps = config, space, tuple(resolution), steps
+        self.density_grid = grid(config.density_components, self.resolution)
+        self.color_grid = grid(config.color_components, self.resolution)
+        self.basis = nn.Linear(grid.width(config.color_components), config.feature_dim, bias=False)
+        self.decoder = build_decoder(config.decoder, config.feature_dim, config.hidden, config.frequencies)
+        self.register_buffer("occupancy", torch.ones(1, 1, 1, dtype=torch.bool))
+
+    @property
+    def device(self) -> torch.device:
+        return self.basis.weight.device
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        self.space = self.space.to(self.device)
+        return self
+
+    def opacity_rate(self, x: Tensor) -> Tensor:
+        """x (n, 3) in [-1, 1] -> (n,) density x step x scale, >= 0; opacity of one step is 1 - exp(-rate)."""
+        raw = sum(part.sum(0) for part in self.density_grid(x)) + self.config.density_shift
+        step = self.space.t_span / self.steps
+        return F.softplus(raw) * (step * self.space.density_scale)
+
+    def color(self, x: Tensor, viewdirs: Tensor) -> Tensor:
+        """x (n, 3) in [-1, 1], viewdirs (n, 3) unit -> (n, 3) in [0, 1]."""
+        features = self.basis(torch.cat(self.color_grid(x)).T)
+        return self.decoder(features, viewdirs)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by what they are: "density" and "color" grids, and the "network" that turns features into colour."""
+        return {
+            "density": list(self.density_grid.parameters()),
+            "color": list(self.color_grid.parameters()),
+            "network": [*self.basis.parameters(), *self.decoder.parameters()],
+        }
+
+    def resample(self, resolution: tuple[int, int, int], steps: int) -> None:
+        """Change the grids' resolution; parameters are new objects afterwards, so optimisers have to be rebuilt."""
+        for grid in (self.density_grid, self.color_grid):
+            grid.resample(resolution)
+        self.resolution, self.steps = tuple(resolution), steps
+
+    @torch.no_grad()
+    def shrink(self, box: Tensor) -> None:
+        """Crop to the grid points around `box` (2, 3), field coordinates. Rates stay the same: the step does not change.
+
+        Parameters are new objects afterwards, so optimisers have to be rebuilt.
+        """
+        size = torch.tensor(self.resolution, device=box.device)
+        low, high = ((self.space.normalise(corner) + 1) / 2 * (size - 1) for corner in box)
+        low, high = low.floor().long().clamp(min=0), torch.minimum(high.ceil().long(), size - 1)
+        high = torch.maximum(high, low + 1)
+        spacing = (self.space.box[1] - self.space.box[0]) / (size - 1)
+        corner = self.space.box[0]
+        new_box = torch.stack([corner + low * spacing, corner + high * spacing])
+        step = self.space.t_span / self.steps
+        for grid in (self.density_grid, self.color_grid):
+            grid.crop(low.tolist(), high.tolist())
+        self.space = self.space.with_box(new_box)
+        self.resolution = tuple((high - low + 1).tolist())
+        if self.space.kind == "box":
+            self.steps = max(1, round(self.space.t_span / step))
+        self.occupancy = torch.ones(1, 1, 1, dtype=torch.bool, device=box.device)

@@ -1,0 +1,50 @@
+"""Measuring occupancy: what rays see is kept, and the box shrinks around it.
+
+A cell counts if some ray gives it weight, so that empty space *and* space hidden behind surfaces are skipped.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tensorf.field import Field
+from tensorf.occupancy import cell_index
+from tensorf.render import march, weights_of
+from tensorf.space import Rays
+
+
+@torch.no_grad()
+def measure(field: Field, rays: Rays, threshold: float, *, cells: int, dilate: int = 1, chunk: int = 4096) -> Tensor:
+    """(z, y, x) bool: cells where one of `rays` has a weight above `threshold`, grown by `dilate` cells.
+
+    cells: along the longest grid axis; the others in proportion to the field's resolution.
+    """
+    longest = max(field.resolution)
+    shape = [max(4, round(cells * n / longest)) for n in reversed(field.resolution)]
+    peak = torch.zeros(shape[0] * shape[1] * shape[2], device=field.device)
+    for start in range(0, len(rays), chunk):
+        samples = march(field, rays[start : start + chunk])
+        if len(samples.x) == 0:
+            continue
+        weights = weights_of(field.opacity_rate(samples.x), samples)
+        peak.scatter_reduce_(0, cell_index(shape, samples.x), weights, "amax")
+    grown = F.max_pool3d(peak.view(1, 1, *shape), 2 * dilate + 1, 1, dilate)[0, 0]
+    return grown > threshold
+
+
+def occupied_box(field: Field) -> Tensor:
+    """(2, 3) field coordinates: the box around all occupied cells."""
+    shape = field.occupancy.shape
+    low, high = field.space.box[0], field.space.box[1]
+    bounds = []
+    for axis, dims in enumerate(((0, 1), (0, 2), (1, 2))):  # x, y, z
+        hit = field.occupancy.any(dim=dims[1]).any(dim=dims[0]).nonzero()[:, 0]
+        size = shape[2 - axis]
+        span = high[axis] - low[axis]
+        if len(hit) == 0:
+            bounds.append(torch.stack([low[axis], high[axis]]))
+        else:
+            bounds.append(torch.stack([low[axis] + span * hit[0] / size, low[axis] + span * (hit[-1] + 1) / size]))
+    return torch.stack(bounds, 1)

@@ -1,0 +1,147 @@
+"""Where a field lives: the map from a camera's pixels to rays in the field's own coordinates.
+
+Two kinds of space, one interface:
+
+- "ndc", for forward-facing captures. With (x, y, z) a point in the frame of the reference camera (z its depth), the
+  field's coordinates are (x / z, y / z, 1 - 2 near / z): rays stay straight, and depth is linear in disparity, so that
+  everything from the near plane to infinity fits in a box (NeRF, Mildenhall et al. 2020, appendix C).
+- "box", for captures that look around: world coordinates inside a bounding box; nothing is modelled outside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tensorf.cameras import Camera
+from tensorf.errors import UserError
+
+_LEAST_FORWARD = 0.05  # cosine to the reference axis below which a ray cannot be treated in NDC
+
+
+@dataclass(frozen=True)
+class Rays:
+    """Rays in the field's coordinates: points are `origins + t * directions` for t_near <= t <= t_far.
+
+    origins, directions, viewdirs: (rays, 3); t_near, t_far: (rays,). Steps of equal t are what opacity is measured
+    in. `viewdirs` are unit vectors in the world (box) or the reference camera's frame (ndc).
+    """
+
+    origins: Tensor
+    directions: Tensor
+    viewdirs: Tensor
+    t_near: Tensor
+    t_far: Tensor
+
+    def __len__(self) -> int:
+        return len(self.origins)
+
+    def __getitem__(self, index) -> Rays:
+        return Rays(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+
+    def to(self, device) -> Rays:
+        return Rays(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+    @staticmethod
+    def concatenate(parts: list[Rays]) -> Rays:
+        return Rays(*(torch.cat([getattr(p, name) for p in parts]) for name in Rays.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class Space:
+    """kind: "ndc" or "box". box: (2, 3) low and high corner in field coordinates. near, far: depths, world units.
+
+    reference: (3, 4) pose of NDC's reference camera (camera to world); unused by "box". background: the colour behind
+    everything, 0 (black) or 1 (white).
+    """
+
+    kind: str
+    box: Tensor
+    near: float
+    far: float
+    reference: Tensor
+    background: float = 0.0
+
+    @property
+    def density_scale(self) -> float:
+        """Factor on (density x step): keeps useful densities near 1 to 10 whatever the unit of t."""
+        return 25.0 if self.kind == "box" else 100.0
+
+    @property
+    def t_span(self) -> float:
+        """The longest stretch of t that a ray can have inside the box."""
+        return float((self.box[1] - self.box[0]).norm()) if self.kind == "box" else 1.0
+
+    def with_box(self, box: Tensor) -> Space:
+        return replace(self, box=box)
+
+    def to(self, device) -> Space:
+        return replace(self, box=self.box.to(device), reference=self.reference.to(device))
+
+    def normalise(self, points: Tensor) -> Tensor:
+        """Field coordinates (..., 3) -> [-1, 1] inside the box."""
+        low, high = self.box[0], self.box[1]
+        return (points - low) * (2 / (high - low)) - 1
+
+    def rays(self, camera: Camera) -> Rays:
+        """All rays of a camera, row by row. UserError if NDC cannot hold them."""
+        return self.cast(*camera.pixel_rays())
+
+    def cast(self, origins: Tensor, directions: Tensor) -> Rays:
+        """World-space rays (n, 3), directions of unit depth, in the field's coordinates. UserError as `rays`."""
+        return self._ndc_rays(origins, directions) if self.kind == "ndc" else self._box_rays(origins, directions)
+
+    def _ndc_rays(self, origins: Tensor, directions: Tensor) -> Rays:
+        rotation, center = self.reference[:, :3].to(origins), self.reference[:, 3].to(origins)
+        o, d = (origins - center) @ rotation, directions @ rotation
+        viewdirs = torch.nn.functional.normalize(d, dim=1)
+        if (viewdirs[:, 2] < _LEAST_FORWARD).any():
+            raise UserError("the camera looks sideways or back from a forward-facing field: train it with scene.space=box")
+        on_near = o + ((self.near - o[:, 2:]) / d[:, 2:]) * d  # the ray's point on the near plane
+        start = torch.cat([on_near[:, :2] / self.near, -torch.ones_like(o[:, :1])], 1)
+        end = torch.cat([d[:, :2] / d[:, 2:], torch.ones_like(o[:, :1])], 1)  # its limit at infinity
+        zeros = torch.zeros_like(o[:, 0])
+        return Rays(start, end - start, viewdirs, zeros, zeros + 1)
+
+    def _box_rays(self, origins: Tensor, directions: Tensor) -> Rays:
+        lengths = directions.norm(dim=1)
+        unit = directions / lengths[:, None]
+        low, high = self.box.to(origins)
+        safe = torch.where(unit.abs() < 1e-9, torch.full_like(unit, 1e-9), unit)
+        a, b = (low - origins) / safe, (high - origins) / safe
+        enter, leave = torch.minimum(a, b).amax(1), torch.maximum(a, b).amin(1)
+        t_near = torch.maximum(enter, self.near * lengths)  # depth -> distance along this ray
+        t_far = torch.minimum(leave, self.far * lengths)
+        return Rays(origins, unit, unit, t_near, torch.maximum(t_far, t_near))
+
+    def depth(self, t: Tensor, rays: Rays) -> Tensor:
+        """Ray parameter (rays,) -> depth along the reference axis (ndc) or distance along the ray (box), world units."""
+        return t if self.kind == "box" else self.near / (1 - t).clamp(min=1e-3)
+
+
+def space_of(capture) -> Space:
+    """The space for a `captures.Capture`: NDC around its mean camera, or its bounding box."""
+    background = 1.0 if capture.background == "white" else 0.0
+    if not capture.forward_facing:
+        return Space("box", capture.box.clone(), capture.near, capture.far, capture.reference, background)
+    near = 0.75 * capture.near  # a margin, since bounds from sparse points cut into near surfaces
+    space = Space("ndc", torch.zeros(2, 3), near, capture.far, capture.reference, background)
+    return space.with_box(_ndc_box(space, capture.cameras))
+
+
+def _ndc_box(space: Space, cameras: list[Camera]) -> Tensor:
+    """The smallest box that holds every camera's rays, with a margin of 2% for views in between."""
+    ends = []
+    for camera in cameras:
+        corners = camera.resized(8, 8)
+        # The outermost pixel corners, not centres: a finer rendering must stay inside too.
+        rays = space.rays(corners)
+        ends += [rays.origins, rays.origins + rays.directions]
+    points = torch.cat(ends)
+    low, high = points.amin(0), points.amax(0)
+    margin = 0.09 * (high - low)  # 8 pixels a side leave out a sixteenth of the width at each border, plus 2%
+    low, high = low - margin, high + margin
+    low[2], high[2] = -1.0, 1.0
+    return torch.stack([low, high])

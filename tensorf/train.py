@@ -1,0 +1,220 @@
+"""Photometric training of a source field: random rays of the photos, coarse to fine.
+
+After TensoRF (Chen et al., ECCV 2022, section 5.1 and appendix), with three changes that a CPU needs: occupancy is
+measured by what rays see, a small loss gathers the weights along each ray, and grids are only as fine as the photos.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tensorf.captures import Capture
+from tensorf.errors import UserError
+from tensorf.field import Field, FieldConfig
+from tensorf.pruning import measure, occupied_box
+from tensorf.render import render_rays
+from tensorf.space import Space, space_of
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """iterations; batch: rays a step. lr_grid, lr_network: Adam's rates, falling to `lr_decay` of them over the run.
+
+    resolution: grid points along the longest axis at the end (NDC depth gets a third); stages: shares of it;
+    upsample_at: when the next stage begins, as shares of the run. tv_density, tv_color, l1, concentration: weights of
+    the regularisers. prune_at: when occupancy is measured, as shares of the run.
+    """
+
+    iterations: int = 1500
+    batch: int = 4096
+    lr_grid: float = 0.02
+    lr_network: float = 1.5e-3
+    lr_decay: float = 0.1
+    resolution: int = 360
+    stages: tuple[float, ...] = (0.3, 0.6, 1.0)
+    upsample_at: tuple[float, ...] = (0.12, 0.35)
+    prune_at: tuple[float, ...] = (0.08, 0.13, 0.2, 0.3, 0.4, 0.55, 0.75)
+    tv_density: float = 0.4
+    tv_color: float = 0.04
+    l1: float = 0.0
+    concentration: float = 2e-3
+    seed: int = 0
+
+
+class PixelBatches:
+    """Random pixels of a capture's training views, with their rays; nothing is stored but photos and cameras."""
+
+    def __init__(self, capture: Capture, space: Space, device: torch.device):
+        views = capture.train
+        cameras = [capture.cameras[i] for i in views]
+        self.images = capture.images[views].to(device)
+        self.poses = torch.stack([c.pose for c in cameras]).to(device)
+        self.intrinsics = torch.tensor([[c.fx, c.fy, c.cx, c.cy] for c in cameras], device=device)
+        self.space, self.device = space, device
+
+    def draw(self, count: int, generator: torch.Generator):
+        """(rays, colors (count, 3) in [0, 1]) of pixels drawn uniformly, with replacement."""
+        n, height, width, _ = self.images.shape
+        pixel = torch.randint(n * height * width, (count,), generator=generator, device=self.device)
+        view, v, u = pixel // (height * width), pixel // width % height, pixel % width
+        fx, fy, cx, cy = self.intrinsics[view].T
+        local = torch.stack([(u + 0.5 - cx) / fx, (v + 0.5 - cy) / fy, torch.ones_like(fx)], -1)
+        poses = self.poses[view]
+        directions = torch.einsum("nij,nj->ni", poses[:, :, :3], local)
+        return self.space.cast(poses[:, :, 3].contiguous(), directions), self.images[view, v, u].float() / 255
+
+
+def grid_resolution(space: Space, longest: int) -> tuple[int, int, int]:
+    """Grid points along x, y, z: cubic voxels in a box; in NDC square ones on the image and a third in depth."""
+    extent = (space.box[1] - space.box[0]).tolist()
+    if space.kind == "ndc":
+        widest = max(extent[:2])
+        return (*(max(8, round(longest * e / widest)) for e in extent[:2]), max(8, round(longest / 3)))
+    return tuple(max(8, round(longest * e / max(extent))) for e in extent)
+
+
+def step_count(space: Space, longest: int) -> int:
+    """Samples on the longest ray: about one a voxel in a box; 0.45 of the image's grid points in NDC."""
+    if space.kind == "ndc":
+        return max(16, round(0.45 * longest))
+    return max(16, round(space.t_span / float((space.box[1] - space.box[0]).max()) * longest))
+
+
+class Trainer:
+    """One training run: `step()` until `iteration == config.iterations`. `state_dict` holds all that a resume needs."""
+
+    def __init__(self, capture: Capture, field_config: FieldConfig, config: TrainConfig, device: torch.device):
+        self.capture, self.config, self.device, self.iteration = capture, config, device, 0
+        space = space_of(capture)
+        torch.manual_seed(config.seed)
+        longest = round(config.resolution * config.stages[0])
+        self.field = Field(field_config, space, grid_resolution(space, longest), step_count(space, longest)).to(device)
+        self.pixels = PixelBatches(capture, self.field.space, device)
+        self.optimizer = self._new_optimizer()
+
+    def _new_optimizer(self) -> torch.optim.Adam:
+        groups = self.field.parameter_groups()
+        rates = {"density": self.config.lr_grid, "color": self.config.lr_grid, "network": self.config.lr_network}
+        self._base_rates = list(rates.values())
+        return torch.optim.Adam(
+            [{"params": groups[k], "lr": rate} for k, rate in rates.items()], betas=(0.9, 0.99), fused=True
+        )
+
+    def _generator(self) -> torch.Generator:
+        # A stream a step: a resumed run draws what an unbroken one would have drawn.
+        return torch.Generator(self.device).manual_seed(self.config.seed * 1_000_003 + self.iteration)
+
+    def _at(self, shares: tuple[float, ...]) -> int | None:
+        """Which of `shares` of the run begins at this iteration, if any."""
+        hits = [i for i, share in enumerate(shares) if round(share * self.config.iterations) == self.iteration]
+        return hits[-1] if hits and self.iteration > 0 else None
+
+    def step(self) -> float:
+        """One optimisation step; returns the batch's PSNR in dB. UserError if the loss is no longer finite."""
+        config, field = self.config, self.field
+        generator = self._generator()
+        if (stage := self._at(config.upsample_at)) is not None:
+            self._upsample(stage + 1)
+        if (turn := self._at(config.prune_at)) is not None:
+            self._prune(turn, generator)
+        progress = self.iteration / config.iterations
+        for group, base in zip(self.optimizer.param_groups, self._base_rates):
+            group["lr"] = base * config.lr_decay**progress
+        batch = config.batch if progress > config.prune_at[0] else config.batch // 2
+        rays, target = self.pixels.draw(batch, generator)
+        jitter = torch.rand(batch, generator=generator, device=self.device)
+        rendering = render_rays(field, rays, jitter)
+        error = (rendering.color - target).square().mean()
+        loss = error + self._regulariser(rendering, progress)
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the loss is no longer finite at iteration {self.iteration}: lower field.lr_grid "
+                f"(now {config.lr_grid}) or check the capture's poses"
+            )
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.iteration += 1
+        return -10 * math.log10(max(error.item(), 1e-10))
+
+    def _regulariser(self, rendering, progress: float) -> Tensor:
+        config, field = self.config, self.field
+        total = torch.zeros((), device=self.device)
+        if progress > config.prune_at[0]:
+            rays = len(rendering.opacity)
+            total = total + config.concentration * spread(rendering.weights, rendering.ray).sum() / rays
+        if self.iteration % 4 == 0:  # the whole grids are touched: every fourth step, four times as strong
+            total = total + config.tv_density * field.density_grid.total_variation()
+            total = total + config.tv_color * field.color_grid.total_variation()
+            if config.l1:
+                total = total + 4 * config.l1 * field.density_grid.l1()
+        return total
+
+    def _upsample(self, stage: int) -> None:
+        field, final = self.field, self.config.resolution
+        longest = round(final * self.config.stages[stage])
+        field.resample(grid_resolution(field.space, longest), step_count(field.space, longest))
+        self.optimizer = self._new_optimizer()
+
+    def _prune(self, turn: int, generator: torch.Generator) -> None:
+        """Measure occupancy, tolerantly at first: early surfaces are blurred and culling them cannot be undone."""
+        progress = self.iteration / self.config.iterations
+        threshold = 3e-3 if progress < 0.25 else 1e-2
+        rays, _ = self.pixels.draw(60_000, generator)
+        self.field.occupancy = measure(self.field, rays, threshold, cells=160)
+        if turn == 2 and self.field.space.kind == "box":
+            self._shrink()
+
+    def _shrink(self) -> None:
+        field = self.field
+        old = field.space.box
+        field.shrink(occupied_box(field))
+        if not torch.equal(old, field.space.box):
+            self.pixels.space = field.space
+            self.optimizer = self._new_optimizer()
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Leave a final occupancy, from many more rays, for whoever renders the field."""
+        generator = torch.Generator(self.device).manual_seed(self.config.seed)
+        rays, _ = self.pixels.draw(300_000, generator)
+        self.field.occupancy = measure(self.field, rays, 1e-3, cells=160)
+
+    def state_dict(self) -> dict:
+        return {
+            "iteration": self.iteration,
+            "resolution": list(self.field.resolution),
+            "steps": self.field.steps,
+            "box": self.field.space.box,
+            "field": self.field.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Undo `state_dict`, on a trainer made with the same capture and configurations."""
+        field = self.field
+        field.space = field.space.with_box(state["box"].to(self.device))
+        self.pixels.space = field.space
+        field.resample(tuple(state["resolution"]), state["steps"])
+        field.occupancy = state["field"]["occupancy"].to(self.device)
+        field.load_state_dict(state["field"])
+        self.optimizer = self._new_optimizer()
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.iteration = state["iteration"]
+
+
+def spread(weights: Tensor, ray: Tensor) -> Tensor:
+    """(n,) w_i (1 - w_(i-1) - w_i - w_(i+1)): summed over a ray, 0 if its weight lies within neighbouring samples.
+
+    weights, ray: (n,) as in `render.Samples`. A cheap relative of mip-NeRF 360's distortion
+    loss (Barron et al. 2022, equation 15): fewer samples matter afterwards, which is what a CPU pays for.
+    """
+    same = (ray[1:] == ray[:-1]).to(weights)
+    after = F.pad(weights[1:] * same, (0, 1))
+    before = F.pad(weights[:-1] * same, (1, 0))
+    return weights * (1 - before - weights - after)
