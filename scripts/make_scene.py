@@ -1,8 +1,8 @@
 """Render a capture of the procedural world in LLFF layout: photos, poses_bounds.npy and world.json.
 
-    python scripts/make_scene.py flower                                   # the shipped scenes/flower, anew
-    python scripts/make_scene.py flower --truth red --output /tmp/truth   # the same views with a red flower, and masks
-    python scripts/make_scene.py --seed 7 --species tulip --color blue --output /tmp/tulip
+python scripts/make_scene.py flower                                   # the shipped scenes/flower, anew
+python scripts/make_scene.py flower --truth red --output /tmp/truth   # the same views with a red flower, and masks
+python scripts/make_scene.py --seed 7 --species tulip --color blue --output /tmp/tulip
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def main(argv=None) -> None:
     parser.add_argument("--ground", choices=tuple(GROUNDS))
     parser.add_argument("--views", type=int, default=34)
     parser.add_argument("--width", type=int, default=504, help="pixels; the height is three quarters of it")
-    parser.add_argument("--truth", choices=tuple(COLORS) + FLOWERS + ANIMALS, help="write the true edit of SCENE instead")
+    parser.add_argument(
+        "--truth", choices=tuple(COLORS) + FLOWERS + ANIMALS, help="write the true edit of SCENE instead"
+    )
     parser.add_argument("--output", type=Path, help="folder to write (default for a shipped scene: scenes/SCENE)")
     args = parser.parse_args(argv)
     if (args.scene is None) == (args.seed is None):

@@ -98,7 +98,9 @@ class Space:
         o, d = (origins - center) @ rotation, directions @ rotation
         viewdirs = torch.nn.functional.normalize(d, dim=1)
         if (viewdirs[:, 2] < _LEAST_FORWARD).any():
-            raise UserError("the camera looks sideways or back from a forward-facing field: train it with scene.space=box")
+            raise UserError(
+                "the camera looks sideways or back from a forward-facing field: train it with scene.space=box"
+            )
         on_near = o + ((self.near - o[:, 2:]) / d[:, 2:]) * d  # the ray's point on the near plane
         start = torch.cat([on_near[:, :2] / self.near, -torch.ones_like(o[:, :1])], 1)
         end = torch.cat([d[:, :2] / d[:, 2:], torch.ones_like(o[:, :1])], 1)  # its limit at infinity

@@ -70,9 +70,7 @@ class View:
     @torch.no_grad()
     def render(self, field: Field, chunk: int = 8192) -> Tensor:
         """(H, W, 3) colours in [0, 1], without gradients."""
-        parts = [
-            render_rays(field, self.rays[i:j], samples=self.samples(i, j)).color for i, j in self._chunks(chunk)
-        ]
+        parts = [render_rays(field, self.rays[i:j], samples=self.samples(i, j)).color for i, j in self._chunks(chunk)]
         return torch.cat(parts).view(self.camera.height, self.camera.width, 3)
 
     def backward(self, field: Field, gradient: Tensor, chunk: int = 8192) -> None:

@@ -50,7 +50,9 @@ def build(species: str, base: np.ndarray, size: float, draw) -> tuple[list[Solid
     solids, chest, neck, tail = body(proportions, base, forward, size, coat, fur, draw)
     solids.append(limb(chest + (neck - chest) * F32(0.4), neck, 0.12 * size, coat, **fur))
     head_yaw = yaw * draw("head follows", 0.0, 0.5) + draw("head yaw", -0.35, 0.35)
-    axes = rotation(1, head_yaw) @ rotation(0, draw("head pitch", -0.2, 0.3)) @ rotation(2, draw("head roll", -0.25, 0.25))
+    axes = (
+        rotation(1, head_yaw) @ rotation(0, draw("head pitch", -0.2, 0.3)) @ rotation(2, draw("head roll", -0.25, 0.25))
+    )
     head = Head(neck, axes, 0.235 * size, coat, fur)
     solids += {"cat": _cat_head, "dog": _dog_head, "pig": _pig_head, "cow": _cow_head}[species](head)
     side = np.cross(UP, forward)
@@ -179,7 +181,9 @@ def _tail(species, start, forward, swing, size, coat) -> list[Solid]:
 
     if species == "cat":
         points = [start, to(0.12, 0.02), to(0.19, 0.11), to(0.21, 0.27), to(0.18, 0.50)]
-        return [limb(a, b, 0.035 * size, coat * (0.85 if i % 2 else 1)) for i, (a, b) in enumerate(zip(points, points[1:]))]
+        return [
+            limb(a, b, 0.035 * size, coat * (0.85 if i % 2 else 1)) for i, (a, b) in enumerate(zip(points, points[1:]))
+        ]
     if species == "dog":
         return [limb(start, to(0.10, 0.24), 0.04 * size, coat)]
     if species == "pig":

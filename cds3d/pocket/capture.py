@@ -92,7 +92,13 @@ class WorldCapture:
             width, height = data["width"], data["height"]
             cameras = {
                 f"view{i:03d}": Camera(
-                    torch.tensor(c["pose"], dtype=torch.float32), c["focal"], c["focal"], width / 2, height / 2, width, height
+                    torch.tensor(c["pose"], dtype=torch.float32),
+                    c["focal"],
+                    c["focal"],
+                    width / 2,
+                    height / 2,
+                    width,
+                    height,
                 )
                 for i, c in enumerate(data["cameras"])
             }

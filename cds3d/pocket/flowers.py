@@ -82,9 +82,7 @@ def _cup(top, normal, bend, radius, phase, color) -> list[Solid]:
         radii = (radius * 0.30, radius * 0.68, radius * 0.14)
         petal_axes = frame_along(direction, np.cross(direction, outward))
         tone = color * (1 - 0.12 * (i % 2))
-        solids.append(
-            ellipsoid(center + outward * radius * 0.27, radii, tone, petal_axes, grain=0.12, offset=0.17 * i)
-        )
+        solids.append(ellipsoid(center + outward * radius * 0.27, radii, tone, petal_axes, grain=0.12, offset=0.17 * i))
     return solids
 
 

@@ -10,14 +10,14 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from cds3d.pocket.weights_path import WEIGHTS  # noqa: F401
 from cds3d.pocket.world import ANIMALS, COLORS, FLOWERS, GROUNDS
 
-WEIGHTS = Path(__file__).parent / "weights"
 MAX_TOKENS = 16
 TEXT_WIDTH = 128
 
 # Words of the world's captions, and a few that people add to prompts and that later worlds may use.
-_EXTRA_WORDS = "a an photo picture of animal flower and with standing sitting close up image background".split()
+_EXTRA_WORDS = ["a", "an", "photo", "picture", "of", "animal", "flower", "and", "with", "standing", "sitting", "close", "up", "image", "background"]
 WORDS = list(
     dict.fromkeys(
         _EXTRA_WORDS + [*FLOWERS, *ANIMALS, *COLORS] + [word for place in GROUNDS.values() for word in place.split()]

@@ -1,0 +1,24 @@
+# make edit   train the flower's source field if needed, then edit it: python edit.py --tgt "a red flower"
+# make test   run the tests
+# Both set up .venv first if it is not there. PYTHON=python3.12 make ... picks another interpreter.
+
+PYTHON ?= python3
+
+.PHONY: edit test lint
+
+edit: .venv/ready
+	.venv/bin/python edit.py --tgt "a red flower"
+
+test: .venv/ready
+	.venv/bin/python -m pytest -q tests
+
+lint: .venv/ready
+	.venv/bin/python -m pip install -q ruff==0.17.6
+	.venv/bin/ruff format --check . && .venv/bin/ruff check .
+
+.venv/ready: requirements.txt
+	@$(PYTHON) -c "import venv, ensurepip" 2>/dev/null || \
+	  { echo "error: $(PYTHON) lacks venv: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install -q --upgrade-strategy only-if-needed -r requirements.txt
+	touch $@

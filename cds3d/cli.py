@@ -1,0 +1,181 @@
+"""The command line: `cds3d train|edit|render`, and the scripts of the same names beside the package.
+
+Everything that a user can put right comes out as one line on stderr and exit code 1; Ctrl-C gives 130.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+import cds3d  # noqa: F401  (thread policy before torch)
+from tensorf.errors import UserError
+
+COMMANDS = ("train", "edit", "render")
+
+_FLAGS = {
+    "train": {"capture": "DIR|a capture from anywhere, in place of scene=NAME"},
+    "edit": {
+        "tgt": "TEXT|what the scene or image should become",
+        "src": "TEXT|what it shows now (default: the scene's own prompt)",
+        "image": "FILE|edit this image instead of a scene",
+        "capture": "DIR|a capture from anywhere, in place of scene=NAME",
+    },
+    "render": {},
+}
+_SUMMARY = {
+    "train": "Train a radiance field from a capture: the source that edits start from.",
+    "edit": "Edit a radiance field, or an image, towards a prompt.",
+    "render": "Render a video of a run's field.",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: cds3d {train,edit,render} [options]\n")
+        for name in COMMANDS:
+            print(f"  {name:8}{_SUMMARY[name]}")
+        print("\ncds3d COMMAND --help lists a command's options.")
+        return 0
+    if argv[0] in ("--version", "version"):
+        print(f"cds3d {cds3d.__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"error: {argv[0]!r} is no command; use one of: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return run_command(argv[0], argv[1:])
+
+
+def run_command(command: str, argv: list[str]) -> int:
+    """Parse and run, turning exceptions into messages."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("tensorf").setLevel(logging.INFO)
+    logging.getLogger("cds3d").setLevel(logging.INFO)
+    parser = _parser(command)
+    args = parser.parse_args(argv)
+    try:
+        _run(command, args)
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as stop:
+        print(f"\nstopped{f': {stop}' if str(stop) else ''}", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            print(f"error: the disk is full ({error}): make room, then pass resume=true", file=sys.stderr)
+        else:
+            print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
+            print(
+                "error: out of memory: lower edit.width, scene.width or field.resolution, or use guidance.dtype=bf16; "
+                "the state so far is kept (resume=true)",
+                file=sys.stderr,
+            )
+            return 1
+        raise
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    script = {"train": "train_source.py", "edit": "edit.py", "render": "render.py"}[command]
+    parser = argparse.ArgumentParser(
+        prog=script if sys.argv[0].endswith(".py") else f"cds3d {command}",
+        description=_SUMMARY[command],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    parser.add_argument("-h", "--help", action=_Help, command=command)
+    if command == "render":
+        parser.add_argument("run", nargs="?", help="run folder, or key=value")
+    for name, text in _FLAGS[command].items():
+        metavar, help_ = text.split("|")
+        parser.add_argument(f"--{name}", metavar=metavar, help=help_)
+    parser.add_argument("options", nargs="*", metavar="key=value", help="see below")
+    return parser
+
+
+class _Help(argparse.Action):
+    """--help: the flags, then the configuration files, whose comments explain every option."""
+
+    def __init__(self, *args, command: str, **kwargs):
+        super().__init__(*args, nargs=0, help="show this and stop", **kwargs)
+        self.command = command
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        from cds3d.options import data_folder, groups
+
+        folder = data_folder("configs")
+        text = (folder / f"{self.command}.yaml").read_text()
+        parser.epilog = f"options (key=value) and their defaults:\n\n{text}"
+        if self.command != "render":
+            used = [g for g in groups() if self.command == "edit" or g in ("scene", "field")]
+            lines = [f"  {g:10} {', '.join(groups()[g])}" for g in used]
+            parser.epilog += "\ngroups (group=name):\n" + "\n".join(lines) + "\n"
+            for group in used:
+                default = next(line.split(":")[1].strip() for line in text.splitlines() if f"- {group}:" in line)
+                body = (folder / group / f"{default}.yaml").read_text()
+                indented = "\n".join("  " + line for line in body.splitlines())
+                parser.epilog += f"\n{group}.KEY=VALUE, as in {group}={default}:\n{indented}\n"
+        parser.print_help()
+        parser.exit()
+
+
+def _run(command: str, args: argparse.Namespace) -> None:
+    from cds3d.options import load_config
+
+    options = list(args.options)
+    if command == "render" and args.run and "=" in args.run:
+        options.insert(0, args.run)
+        args.run = None
+    flags = {k: v for k in _FLAGS[command] if (v := getattr(args, k)) is not None}
+    if flags.get("capture") is not None:
+        if any(o.startswith("scene=") for o in options):
+            raise UserError("give either --capture or scene=, not both")
+        options.insert(0, "scene=capture")
+    if flags.get("image") is not None and not any(o.startswith("edit=") for o in options):
+        options.insert(0, "edit=latent")
+    config = load_config(command, options)
+    for name, value in flags.items():
+        config[name] = value
+    if command == "render" and args.run:
+        config.run = args.run
+    _set_threads(config)
+    runner: Callable = _import_command(command)
+    runner(config)
+
+
+def _import_command(command: str) -> Callable:
+    if command == "train":
+        from cds3d.commands.train import train_command
+
+        return train_command
+    if command == "edit":
+        from cds3d.commands.edit import edit_command
+
+        return edit_command
+    from cds3d.commands.render import render_command
+
+    return render_command
+
+
+def _set_threads(config) -> None:
+    import torch
+
+    threads = config.threads
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise UserError(f"threads={threads} has to be a whole number above 0")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch.set_num_threads(threads or cores or 1)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

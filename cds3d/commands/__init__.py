@@ -1,0 +1,1 @@
+"""What the top-level scripts and the `cds3d` command call."""

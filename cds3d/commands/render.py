@@ -1,0 +1,48 @@
+"""`render.py`: a run folder's field along a camera path, as a video."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from cds3d.commands.scenes import load_scene
+from cds3d.commands.videos import colored_depth, path_cameras, resized_to, write_video
+from cds3d.options import pick_device, positive
+from tensorf.checkpoint import load_field
+from tensorf.errors import UserError
+from tensorf.render import render_view
+
+log = logging.getLogger("cds3d")
+
+
+def render_command(config: DictConfig) -> Path:
+    """Render what `config` says (configs/render.yaml) and return the video's path."""
+    if config.run is None:
+        raise UserError("which run? as in: python render.py outputs/flower/a-red-flower")
+    positive(config, "frames", "fps")
+    run = Path(config.run)
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} is no run folder: it has no config.yaml")
+    of_run = OmegaConf.load(run / "config.yaml")
+    if of_run.get("image") is not None:
+        raise UserError(f"{run} is the edit of an image: only fields can be rendered")
+    field = load_field(run / "field.safetensors", pick_device(config.device))
+    capture = load_scene(of_run)
+    kind = config.path
+    width = config.width if config.width is not None else of_run.get("edit", {}).get("width")
+    cameras = path_cameras(capture, kind, config.frames, None)
+    if width is not None:
+        cameras = [resized_to(c, width) for c in cameras]
+    output = Path(config.output) if config.output else run / f"{'path' if kind == 'auto' else kind}.mp4"
+    if output.suffix != ".mp4":
+        raise UserError(f"output={output} has to end in .mp4")
+    rendered = [render_view(field, c) for c in tqdm(cameras, desc="render", unit="frame")]
+    write_video(output, [r["color"].cpu() for r in rendered], config.fps)
+    if config.depth:
+        frames = [colored_depth(r["depth"].cpu(), capture.near, capture.far) for r in rendered]
+        write_video(output.with_name(output.stem + "_depth.mp4"), frames, config.fps)
+    log.info("%s: %d frames of %dx%d", output, len(cameras), cameras[0].width, cameras[0].height)
+    return output

@@ -1,0 +1,103 @@
+"""Frames, pictures and videos of fields."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tensorf.cameras import Camera
+from tensorf.captures import Capture
+from tensorf.errors import UserError
+from tensorf.field import Field
+from tensorf.paths import camera_path
+from tensorf.render import render_view
+
+
+def to_uint8(image: Tensor) -> np.ndarray:
+    """(H, W, 3) in [0, 1] -> uint8, rounded."""
+    return (image.detach().cpu().clamp(0, 1) * 255 + 0.5).byte().numpy()
+
+
+def write_image(path: Path, image: Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name("." + path.name)
+    try:
+        iio.imwrite(partial, to_uint8(image))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_video(path: Path, frames: Iterable[Tensor], fps: int) -> None:
+    """H.264 in mp4, atomically; odd sizes get a repeated last row or column, since the format has none."""
+    partial = path.with_name("." + path.stem + ".part.mp4")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with iio.imopen(partial, "w", plugin="FFMPEG") as file:
+            images = (np.pad(to_uint8(f), [(0, f.shape[0] % 2), (0, f.shape[1] % 2), (0, 0)], "edge") for f in frames)
+            first = next(iter(images))
+            all_frames = _chain(first, images)
+            file.write(_stack(all_frames), codec="libx264", fps=fps, macro_block_size=1, output_params=["-crf", "17"])
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _chain(first, rest):
+    yield first
+    yield from rest
+
+
+def _stack(frames) -> np.ndarray:
+    return np.stack(list(frames))
+
+
+def path_cameras(capture: Capture, kind: str, frames: int, width: int | None) -> list[Camera]:
+    """Cameras of a video: "auto" spirals in front of forward-facing captures and orbits the others."""
+    if kind == "auto":
+        kind = "spiral" if capture.forward_facing else "orbit"
+    cameras = camera_path(kind, capture.cameras, frames, focus=_focus(capture))
+    if width is not None:
+        cameras = [resized_to(c, width) for c in cameras]
+    return cameras
+
+
+def resized_to(camera: Camera, width: int) -> Camera:
+    """`camera` at this width, aspect kept and never larger than it is."""
+    from tensorf.cameras import size_for_width
+
+    if not isinstance(width, int) or width < 16:
+        raise UserError(f"width={width} has to be a whole number of at least 16 pixels")
+    return camera.resized(*size_for_width(camera.width, camera.height, min(width, camera.width)))
+
+
+def _focus(capture: Capture) -> float:
+    """Depth between the nearest and the farthest: LLFF's choice, the mean in disparity weighted to the near end."""
+    return 1 / (0.25 / (capture.near * 0.9) + 0.75 / (capture.far * 5)) if capture.forward_facing else 1.0
+
+
+def frames_of(field: Field, cameras: list[Camera], label: str) -> list[Tensor]:
+    """Colour frames (H, W, 3), with a progress bar."""
+    return [render_view(field, c)["color"].cpu() for c in tqdm(cameras, desc=label, unit="frame")]
+
+
+def colored_depth(depth: Tensor, low: float, high: float) -> Tensor:
+    """(H, W) depth -> (H, W, 3) grey levels in [0, 1], near white, linear in disparity between the two depths."""
+    inverse = 1 / depth.clamp(min=1e-6)
+    near, far = 1 / max(low, 1e-6), 1 / max(high, 1e-6)
+    grey = ((inverse - far) / max(near - far, 1e-9)).clamp(0, 1)
+    return grey[..., None].expand(*grey.shape, 3)
+
+
+def side_by_side(left: Tensor, right: Tensor) -> Tensor:
+    return torch.cat([left, right], 1)
+
+
+Progress = Callable[[str], None]

@@ -1,0 +1,84 @@
+"""The loop of an edit: subject -> latents -> objective -> gradient -> subject -> optimiser.
+
+Knows no NeRF and no prompt. Each step draws its randomness from a stream of its own, so that a resumed run is, on a
+CPU, bit for bit the unbroken one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from cds3d.guidance import Guidance
+from cds3d.objectives.objective import Objective, Prompts
+from cds3d.subjects import Subject
+from tensorf.errors import UserError
+
+OPTIMIZERS = {
+    "adam": lambda groups: torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True),
+    "sgd": torch.optim.SGD,
+}
+
+
+@dataclass(frozen=True)
+class EditConfig:
+    """iterations; lr; optimizer: "adam" (fields and pixels) or "sgd" (latents)."""
+
+    iterations: int
+    lr: float
+    optimizer: str = "adam"
+    seed: int = 0
+
+
+class Editor:
+    """`run` edits `subject` until `iteration == config.iterations`; `state_dict` holds all that a resume needs."""
+
+    def __init__(
+        self, subject: Subject, guidance: Guidance, objective: Objective, prompts: Prompts, config: EditConfig
+    ):
+        if config.optimizer not in OPTIMIZERS:
+            raise UserError(f"edit.optimizer={config.optimizer} is unknown; use one of {', '.join(OPTIMIZERS)}")
+        self.subject, self.guidance, self.objective = subject, guidance, objective
+        self.prompts, self.config, self.iteration = prompts, config, 0
+        self.optimizer = OPTIMIZERS[config.optimizer](subject.parameter_groups(config.lr))
+
+    def step(self) -> dict:
+        """One iteration; returns its figures. UserError, with the parameters untouched, if a gradient is not finite."""
+        torch.manual_seed(self.config.seed * 1_000_003 + self.iteration)
+        z_src, z_tgt = self.subject.latents(self.iteration)
+        gradient, figures = self.objective.gradient(self.guidance, z_tgt, z_src, self.prompts)
+        self.optimizer.zero_grad()
+        if torch.isfinite(gradient).all():
+            self.subject.backward(gradient)
+        if not (torch.isfinite(gradient).all() and self._finite_gradients()):
+            raise UserError(
+                f"the gradient is no longer finite at iteration {self.iteration}; the state before it is kept: "
+                f"lower edit.lr (now {self.config.lr}), guidance.scale or objective.weight, or use guidance.dtype=fp32"
+            )
+        self.optimizer.step()
+        self.subject.after_step()
+        self.iteration += 1
+        return figures
+
+    def _finite_gradients(self) -> bool:
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        return all(bool(torch.isfinite(g.sum())) for g in gradients)
+
+    def run(self, each: Callable[[dict], None] = lambda figures: None) -> None:
+        """Iterate to the end; `each` gets every step's figures."""
+        while self.iteration < self.config.iterations:
+            each(self.step())
+
+    def state_dict(self) -> dict:
+        parameters = [p.detach() for group in self.optimizer.param_groups for p in group["params"]]
+        return {"iteration": self.iteration, "parameters": parameters, "optimizer": self.optimizer.state_dict()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict) -> None:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for p, saved in zip(parameters, state["parameters"], strict=True):
+            p.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.iteration = state["iteration"]

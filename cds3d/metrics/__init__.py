@@ -1,0 +1,1 @@
+"""Figures about images: one metric a file."""

@@ -1,0 +1,113 @@
+"""One step's gradient on the target latent: which forwards of the U-Net an objective needs, and how they combine.
+
+SDS  2 forwards            guidance-weighted noise less the true noise
+DDS  4 forwards            difference of the target's and the source's guided noise
+CDS  4 forwards, 1 backward   DDS plus the gradient of PatchNCE through the conditional target forward
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from cds3d.objectives.patchnce import contrastive_loss
+from cds3d.objectives.scores import classifier_free, dds_gradient, sds_gradient
+
+# The published step on a latent element is 2000 / (h w) at 64x64. Held constant at other sizes, so that the balance
+# with the contrastive term does not hang on the image's size.
+SCORE_SCALE = 2000 / 4096
+
+
+class Denoiser(Protocol):
+    """What an objective asks of a diffusion model (see `guidance.Guidance`)."""
+
+    def add_noise(self, z: Tensor, noise: Tensor, t: int) -> Tensor: ...
+
+    def predict(
+        self, z_t: Tensor, t: int, text: Tensor, features: str | None = None
+    ) -> tuple[Tensor, list[Tensor]]: ...
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Text embeddings (1, tokens, width) of the empty, the source and the target prompt."""
+
+    null: Tensor
+    source: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """kind: "sds", "dds" or "cds". scale: classifier-free guidance. t is drawn from t_min..t_max inclusive.
+
+    weight, patch_sizes, patches, temperature: of PatchNCE; weight 0 makes CDS equal to DDS. features: where PatchNCE
+    looks: "self" or "cross" (outputs of the up-sampling attention layers) or "score" (the noise prediction itself).
+    """
+
+    kind: str
+    scale: float
+    t_min: int = 50
+    t_max: int = 949
+    weight: float = 3.0
+    patch_sizes: tuple[int, ...] = (1, 2)
+    patches: int = 256
+    temperature: float = 0.07
+    features: str = "self"
+
+    def __post_init__(self):
+        if self.kind not in ("sds", "dds", "cds"):
+            raise ValueError(f"objective {self.kind!r} is unknown; use sds, dds or cds")
+        if self.features not in ("self", "cross", "score"):
+            raise ValueError(f"features {self.features!r} are unknown; use self, cross or score")
+
+    def gradient(self, model: Denoiser, z_tgt: Tensor, z_src: Tensor, prompts: Prompts) -> tuple[Tensor, dict]:
+        """(dL/dz (1, C, h, w) float32, figures of the step) at target latent z_tgt and source latent z_src.
+
+        Draws one t and one noise, used for both branches, from the global generator.
+        """
+        t = int(torch.randint(self.t_min, self.t_max + 1, (1,)))
+        noise = torch.randn(z_tgt.shape).to(z_tgt.device)
+        if self.kind == "sds":
+            return self._sds(model, z_tgt, noise, t, prompts)
+        return self._delta(model, z_tgt, z_src, noise, t, prompts)
+
+    def _sds(self, model, z_tgt, noise, t, prompts) -> tuple[Tensor, dict]:
+        with torch.no_grad():
+            z_t = model.add_noise(z_tgt, noise, t)
+            (null, cond), _ = model.predict(z_t.expand(2, -1, -1, -1), t, torch.cat([prompts.null, prompts.target]))
+        gradient = SCORE_SCALE * sds_gradient(classifier_free(null, cond, self.scale), noise[0])[None]
+        return gradient, {"t": t, "score_gradient_rms": _rms(gradient)}
+
+    def _delta(self, model, z_tgt, z_src, noise, t, prompts) -> tuple[Tensor, dict]:
+        contrast = self.kind == "cds" and self.weight > 0
+        features = self.features if contrast else None
+        with torch.no_grad():
+            zt_src, zt_tgt = model.add_noise(z_src, noise, t), model.add_noise(z_tgt, noise, t)
+            text = torch.cat([prompts.null, prompts.source, prompts.null])
+            (null_src, cond_src, null_tgt), reference = model.predict(
+                torch.cat([zt_src, zt_src, zt_tgt]), t, text, features
+            )
+        with torch.set_grad_enabled(contrast):
+            z = z_tgt.detach().requires_grad_(contrast)
+            (cond_tgt,), current = model.predict(model.add_noise(z, noise, t), t, prompts.target, features)
+        eps_tgt = classifier_free(null_tgt, cond_tgt.detach(), self.scale)
+        eps_src = classifier_free(null_src, cond_src, self.scale)
+        gradient = SCORE_SCALE * dds_gradient(eps_tgt, eps_src)[None]
+        figures = {"t": t, "score_gradient_rms": _rms(gradient)}
+        if contrast:
+            pairs = [(r[1], c[0]) for r, c in zip(reference, current, strict=True)]
+            loss = contrastive_loss(
+                pairs, patch_sizes=self.patch_sizes, patches=self.patches, temperature=self.temperature
+            )
+            pull = self.weight * torch.autograd.grad(loss, z)[0]
+            figures |= {"contrastive_loss": loss.item(), "contrastive_gradient_rms": _rms(pull)}
+            gradient = gradient + pull
+        return gradient, figures
+
+
+def _rms(x: Tensor) -> float:
+    return x.square().mean().sqrt().item()

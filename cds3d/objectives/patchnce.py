@@ -1,0 +1,57 @@
+"""PatchNCE: features at one place of the edit should resemble the source's at that place more than at any other.
+
+CDS, equations 5 and 6, as in CUT (Park et al., ECCV 2020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_EXCLUDED = -10.0  # a patch is not its own negative; before the division by the temperature
+
+
+def patch_nce(reference: Tensor, target: Tensor, *, patches: int, temperature: float) -> Tensor:
+    """(n,) cross-entropy of each of n <= patches positions, unreduced.
+
+    reference, target: (C, h, w) features of the same layer; the reference is detached. Positions are drawn without
+    replacement from the global generator, the same for both. The positive of a reference patch is its own target
+    patch; the negatives are the other target patches drawn.
+    """
+    positions = reference.shape[1] * reference.shape[2]
+    chosen = torch.randperm(positions)[:patches].to(reference.device)
+    ref = F.normalize(reference.detach().flatten(1)[:, chosen].T.float(), dim=1)
+    tgt = F.normalize(target.flatten(1)[:, chosen].T.float(), dim=1)
+    similarity = ref @ tgt.T
+    positive = similarity.diagonal()[:, None]
+    negative = similarity.masked_fill(torch.eye(len(chosen), dtype=torch.bool, device=ref.device), _EXCLUDED)
+    logits = torch.cat([positive, negative], 1) / temperature
+    return F.cross_entropy(logits, torch.zeros(len(chosen), dtype=torch.long, device=ref.device), reduction="none")
+
+
+def contrastive_loss(
+    pairs: Iterable[tuple[Tensor, Tensor]],
+    *,
+    patch_sizes: tuple[int, ...] = (1, 2),
+    patches: int = 256,
+    temperature: float = 0.07,
+) -> Tensor:
+    """Scalar: the mean over positions of `patch_nce`, summed over patch sizes and layers.
+
+    pairs: (reference, target) features (C, h, w), one pair a layer. A patch of size p is the mean of p x p positions
+    (average pooling); layers smaller than p are left out for that size.
+    """
+    total = None
+    for reference, target in pairs:
+        for size in patch_sizes:
+            if min(reference.shape[1:]) < size:
+                continue
+            ref, tgt = (F.avg_pool2d(x[None].float(), size)[0] for x in (reference, target))
+            loss = patch_nce(ref, tgt, patches=patches, temperature=temperature).mean()
+            total = loss if total is None else total + loss
+    if total is None:
+        raise ValueError("no feature map is as large as any patch size")
+    return total

@@ -1,0 +1,132 @@
+"""Configuration: flags and key=value options on top of the YAML files in `configs/`, composed by Hydra."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tensorf.errors import UserError
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+def data_folder(name: str) -> Path:
+    """`configs` or `scenes`: beside the package in a checkout, inside it (`cds3d/<name>`) once installed."""
+    checkout = _ROOT / name
+    return checkout if (_ROOT / "setup.py").exists() and checkout.is_dir() else Path(__file__).parent / name
+
+
+def load_config(command: str, options: list[str]) -> DictConfig:
+    """The configuration of "train", "edit" or "render" with `options` (key=value) applied; unknown keys are errors."""
+    for option in options:
+        if "=" not in option:
+            raise UserError(f"{option!r} is neither a flag nor key=value; see --help")
+    _check_groups(command, options)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(data_folder("configs")), version_base="1.3"):
+            return compose(command, overrides=[_quoted(o) for o in options])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_explain(command, error)) from error
+
+
+def _quoted(option: str) -> str:
+    """Hydra's grammar wants quotes around free text such as paths with spaces; users do not."""
+    key, value = option.split("=", 1)
+    plain = value and not any(c in value for c in "[]{}'\"$")
+    if plain and any(c in value for c in " ,:()"):
+        escaped = value.replace("'", "\\'")
+        return f"{key}='{escaped}'"
+    return option
+
+
+def groups() -> dict[str, list[str]]:
+    """Option groups and the names that each can be set to."""
+    folder = data_folder("configs")
+    return {g.name: sorted(f.stem for f in g.glob("*.yaml")) for g in sorted(folder.iterdir()) if g.is_dir()}
+
+
+def _check_groups(command: str, options: list[str]) -> None:
+    for option in options:
+        key, value = option.split("=", 1)
+        names = groups().get(key)
+        if names is not None and value not in names:
+            raise UserError(f"{key}={value} is unknown; use one of: {', '.join(names)}")
+
+
+def _explain(command: str, error: Exception) -> str:
+    text = str(error.__cause__ or error)
+    line = next((part.strip() for part in text.splitlines() if part.strip()), type(error).__name__)
+    if "Could not override" in str(error):
+        key = str(error).split("'")[1]
+        return f"unknown option {key}: python {command}.py --help lists all (no key was changed)"
+    return f"cannot read the options: {line}"
+
+
+def build(kind: type, config: Mapping, **more):
+    """A dataclass from the keys of `config` that it has, types checked: UserError names the key that is wrong."""
+    hints = typing.get_type_hints(kind)
+    values = dict(more)
+    for option in fields(kind):
+        if option.name in values:
+            continue
+        if option.name not in config:
+            if option.default is MISSING:
+                raise UserError(f"{option.name} is missing from the configuration")
+            continue
+        values[option.name] = _checked(option.name, config[option.name], hints[option.name])
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _checked(name: str, value, hint):
+    """`value` as `hint` (int, float, str, bool, tuple[...], or a union with None); UserError otherwise."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        hint = next(h for h in typing.get_args(hint) if h is not type(None))
+    if typing.get_origin(hint) is tuple:
+        inner = typing.get_args(hint)[0]
+        items = value if OmegaConf.is_list(value) or isinstance(value, (list, tuple)) else [value]
+        return tuple(_checked(name, item, inner) for item in items)
+    wrong = UserError(f"{name}={value} has to be {'a number' if hint in (int, float) else hint.__name__}")
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        raise UserError(f"{name}={value} has to be a whole number") if hint is int else wrong
+    return value
+
+
+def positive(config: DictConfig, *keys: str) -> None:
+    """UserError unless the values at these dotted keys are numbers above 0."""
+    for key in keys:
+        value = OmegaConf.select(config, key)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
+            raise UserError(f"{key}={value} has to be a number above 0")
+
+
+def pick_device(name: str) -> torch.device:
+    """auto is the first GPU if there is one. UserError if there is no such device."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type == "cuda":
+            torch.cuda.get_device_properties(device)
+        elif device.type != "cpu":
+            raise RuntimeError("only cpu and cuda are supported")
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={name} cannot be used ({str(error).splitlines()[0]}): try device=cpu") from error
+    return device

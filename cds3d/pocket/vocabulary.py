@@ -1,0 +1,14 @@
+"""Which words of a prompt pocket has ever seen."""
+
+from __future__ import annotations
+
+from cds3d.pocket.capture import words
+from cds3d.pocket.world import ANIMALS, COLORS, FLOWERS, GROUNDS
+
+_KNOWN = {"a", "an", "photo", "picture", "of", "flower", "animal", *FLOWERS, *ANIMALS, *COLORS}
+_KNOWN |= {word for place in GROUNDS.values() for word in place.split()}
+
+
+def unknown_words(*prompts: str) -> list[str]:
+    """Words that are in no caption that pocket was trained on, each once, in order."""
+    return list(dict.fromkeys(w for prompt in prompts for w in words(prompt) if w not in _KNOWN))

@@ -1,0 +1,143 @@
+"""The run folder: configuration, checkpoints, logs and metrics of one command, written atomically.
+
+`metrics.json` is written last: a folder without it did not finish.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from tensorf.errors import UserError
+
+# Not part of what a run computes: a resume may change them.
+_FREE_KEYS = ("resume", "overwrite", "output", "device", "threads")
+
+
+def slug(text: str) -> str:
+    """Lower-case words joined by hyphens: "A red flower!" -> "a-red-flower"."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:80] or "edit"
+
+
+class RunFolder:
+    """Opened once a command. Raises UserError if the run is finished, half done, or another's."""
+
+    def __init__(self, path: Path, config: DictConfig):
+        self.path, self.config = path, config
+        self.state_path = path / "state" / "state.pt"
+        self.resumed = False
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file; give another output folder")
+        if config.overwrite and path.exists():
+            self._require_run_folder()
+            shutil.rmtree(path)
+        if (path / "metrics.json").exists():
+            raise UserError(f"{path} holds a finished run: pass overwrite=true to do it again, or output=FOLDER")
+        if self.state_path.exists():
+            if not config.resume:
+                raise UserError(f"{path} holds an unfinished run: pass resume=true to go on, or overwrite=true")
+            self._require_same_config()
+            self.resumed = True
+        (path / "state").mkdir(parents=True, exist_ok=True)
+        write_text(path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+        self._start = time.time()
+        self.seconds_before = 0.0
+
+    def _require_run_folder(self) -> None:
+        if any(self.path.iterdir()) and not (self.path / "config.yaml").exists():
+            raise UserError(f"{self.path} is not a run folder: it is not overwritten; give another output folder")
+
+    def _require_same_config(self) -> None:
+        before = OmegaConf.to_container(OmegaConf.load(self.path / "config.yaml"))
+        now = OmegaConf.to_container(self.config, resolve=True)
+        for key in _flat(now).keys() | _flat(before).keys():
+            old, new = _flat(before).get(key), _flat(now).get(key)
+            if old != new and key.split(".")[0] not in _FREE_KEYS:
+                raise UserError(
+                    f"{self.path} was begun with {key}={old}, not {new}: resume it with the same options, "
+                    "or pass overwrite=true"
+                )
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds of the run's work, earlier parts of a resumed run counted in."""
+        return self.seconds_before + time.time() - self._start
+
+    def load_state(self) -> dict | None:
+        """What `save_state` wrote last, or None for a fresh run."""
+        if not self.resumed:
+            return None
+        try:
+            state = torch.load(self.state_path, map_location="cpu", weights_only=True)
+            self.seconds_before = state.pop("seconds")
+            return state
+        except Exception as error:  # a torn zip, a foreign pickle: torch raises many kinds
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{self.state_path} is damaged ({reason}): start again with overwrite=true") from error
+
+    def save_state(self, state: dict) -> None:
+        partial = self.state_path.with_suffix(".part")
+        try:
+            torch.save({**state, "seconds": self.seconds}, partial)
+            os.replace(partial, self.state_path)
+        except RuntimeError as error:  # torch's zip writer turns a full disk into this
+            raise OSError(28, f"cannot write {self.state_path}: {error}") from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def logger(self):
+        """A TensorBoard writer into logs/."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.path / "logs"))
+
+    def finish(self, metrics: dict) -> None:
+        """Write metrics.json: rounded figures, and what every run reports."""
+        device = "cuda" if str(self.config.device).startswith("cuda") else "cpu"
+        common = {
+            "seconds": self.seconds,
+            "peak_memory_mb": peak_memory_mb(),
+            "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+            "threads": torch.get_num_threads(),
+        }
+        rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in {**metrics, **common}.items()}
+        write_text(self.path / "metrics.json", json.dumps(rounded, indent=2) + "\n")
+
+
+def read_metrics(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def peak_memory_mb() -> float:
+    """Of the GPU where one was used, else of this process."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def write_text(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".part")
+    try:
+        partial.write_text(text)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _flat(tree, prefix: str = "") -> dict:
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.")
+    return flat

@@ -1,0 +1,23 @@
+"""What is edited. A subject gives pairs of latents, takes a latent's gradient back to its parameters, and is saved."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Subject(Protocol):
+    """`editor.Editor` knows subjects by these four alone."""
+
+    def parameter_groups(self, lr: float) -> list[dict]:
+        """What to optimise, as an optimiser's parameter groups."""
+
+    def latents(self, step: int) -> tuple[Tensor, Tensor]:
+        """(source, target) latents (1, C, h, w) of this step, both detached; the way back is kept for `backward`."""
+
+    def backward(self, gradient: Tensor) -> None:
+        """Add dLoss/dlatent (1, C, h, w) of the step's target latent to the parameters' gradients."""
+
+    def after_step(self) -> None:
+        """Called once the optimiser has moved the parameters."""

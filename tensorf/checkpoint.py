@@ -1,0 +1,75 @@
+"""Fields in safetensors files: tensors in the body, all geometry and settings as JSON in the header."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from tensorf.errors import UserError
+from tensorf.field import Field, FieldConfig
+from tensorf.space import Space
+
+FORMAT = "cds3d-field-1"
+
+
+def save_field(field: Field, path: Path) -> None:
+    """Write atomically: a stopped save leaves the old file or none."""
+    space = field.space
+    header = {
+        "config": asdict(field.config),
+        "resolution": list(field.resolution),
+        "steps": field.steps,
+        "space": {
+            "kind": space.kind,
+            "box": space.box.tolist(),
+            "near": space.near,
+            "far": space.far,
+            "reference": space.reference.tolist(),
+            "background": space.background,
+        },
+    }
+    tensors = {k: v.detach().cpu().contiguous() for k, v in field.state_dict().items()}
+    tensors["occupancy"] = tensors["occupancy"].to(torch.uint8)
+    partial = path.with_name(path.name + ".part")
+    try:
+        save_file(tensors, partial, metadata={"format": FORMAT, "field": json.dumps(header)})
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def load_field(path: Path, device: torch.device | str = "cpu") -> Field:
+    """Read what `save_field` wrote. UserError if the file is missing, damaged or something else."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: train the field first (python train_source.py)")
+    try:
+        with safe_open(path, "pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise UserError(
+                    f"{path} is a safetensors file but not a cds3d field: give a field.safetensors of a run"
+                )
+            header = json.loads(metadata["field"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+        field = _build(header, tensors["occupancy"].bool())
+        field.load_state_dict({**tensors, "occupancy": tensors["occupancy"].bool()})
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} is damaged or no field ({reason}): delete it and train again") from error
+    return field.to(device)
+
+
+def _build(header: dict, occupancy: torch.Tensor) -> Field:
+    config = {k: tuple(v) if isinstance(v, list) else v for k, v in header["config"].items()}
+    geometry = dict(header["space"])
+    geometry["box"], geometry["reference"] = torch.tensor(geometry["box"]), torch.tensor(geometry["reference"])
+    field = Field(FieldConfig(**config), Space(**geometry), tuple(header["resolution"]), header["steps"])
+    field.occupancy = torch.zeros_like(occupancy)
+    return field

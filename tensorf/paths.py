@@ -1,0 +1,97 @@
+"""Camera paths for videos: spiral, orbit, and interpolation through a capture's own cameras."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tensorf.cameras import Camera
+from tensorf.errors import UserError
+
+PATHS = ("spiral", "orbit", "interpolate")
+
+
+def camera_path(kind: str, cameras: Sequence[Camera], frames: int, *, focus: float = 4.0) -> list[Camera]:
+    """`frames` cameras with the first camera's intrinsics.
+
+    cameras: of the capture, in the order that they were taken. focus: depth that a spiral keeps looking at.
+    """
+    if kind not in PATHS:
+        raise UserError(f"path={kind} is unknown; use one of {', '.join(PATHS)}")
+    if frames < 1:
+        raise UserError(f"frames={frames}: at least 1 is needed")
+    poses = torch.stack([c.pose for c in cameras])
+    if kind == "spiral":
+        path = _spiral(poses, frames, focus)
+    elif kind == "orbit":
+        path = _orbit(poses, frames)
+    else:
+        path = _interpolated(poses, frames)
+    return [cameras[0].with_pose(pose) for pose in path]
+
+
+def look_at(eye: Tensor, target: Tensor, down: Tensor) -> Tensor:
+    """(3, 4) pose at `eye` (3,) looking at `target` (3,), the image's down axis as near to `down` as can be."""
+    forward = F.normalize(target - eye, dim=0)
+    right = F.normalize(torch.linalg.cross(down, forward), dim=0)
+    return torch.stack([right, torch.linalg.cross(forward, right), forward, eye], 1)
+
+
+def mean_pose(poses: Tensor) -> Tensor:
+    """(n, 3, 4) -> (3, 4): mean position, mean optical axis and mean down."""
+    eye = poses[:, :, 3].mean(0)
+    return look_at(eye, eye + poses[:, :, 2].mean(0), poses[:, :, 1].mean(0))
+
+
+def _spiral(poses: Tensor, frames: int, focus: float) -> list[Tensor]:
+    """Two turns around the mean camera, all looking at one point (LLFF, Mildenhall et al. 2019)."""
+    center = mean_pose(poses)
+    local = (poses[:, :, 3] - center[:, 3]) @ center[:, :3]
+    radii = local.abs().quantile(0.8, dim=0)
+    target = center[:, 3] + focus * center[:, 2]
+    path = []
+    for i in range(frames):
+        angle = 4 * math.pi * i / frames
+        offset = torch.tensor([math.cos(angle), -math.sin(angle), -math.sin(angle / 2)]) * radii
+        path.append(look_at(center[:, 3] + center[:, :3] @ offset, target, center[:, 1]))
+    return path
+
+
+def _orbit(poses: Tensor, frames: int) -> list[Tensor]:
+    """One turn around the point that the cameras look at, at their mean distance and height."""
+    center, up = nearest_point(poses), F.normalize(-poses[:, :, 1].mean(0), dim=0)
+    offsets = poses[:, :, 3] - center
+    height = (offsets @ up).mean()
+    flat = offsets - (offsets @ up)[:, None] * up
+    radius = flat.norm(dim=1).mean()
+    first = F.normalize(flat[0], dim=0)
+    second = torch.linalg.cross(up, first)
+    path = []
+    for i in range(frames):
+        angle = 2 * math.pi * i / frames
+        eye = center + height * up + radius * (math.cos(angle) * first + math.sin(angle) * second)
+        path.append(look_at(eye, center, -up))
+    return path
+
+
+def nearest_point(poses: Tensor) -> Tensor:
+    """(3,) the point closest to all optical axes, in least squares."""
+    axes = F.normalize(poses[:, :, 2], dim=1)
+    across = torch.eye(3) - axes[:, :, None] * axes[:, None]
+    return torch.linalg.lstsq(across.sum(0), (across @ poses[:, :, 3:]).sum(0)).solution[:, 0]
+
+
+def _interpolated(poses: Tensor, frames: int) -> list[Tensor]:
+    """Through all cameras in their order and back to the first: positions and axes linear, then orthonormal again."""
+    n = len(poses)
+    path = []
+    for i in range(frames):
+        position = i / frames * n
+        k, share = int(position), position - int(position)
+        pose = poses[k % n].lerp(poses[(k + 1) % n], share)
+        path.append(look_at(pose[:, 3], pose[:, 3] + pose[:, 2], pose[:, 1]))
+    return path
