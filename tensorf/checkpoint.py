@@ -57,7 +57,7 @@ def load_field(path: Path, device: torch.device | str = "cpu") -> Field:
                     f"{path} is a safetensors file but not a cds3d field: give a field.safetensors of a run"
                 )
             header = json.loads(metadata["field"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         field = _build(header, tensors["occupancy"].bool())
         field.load_state_dict({**tensors, "occupancy": tensors["occupancy"].bool()})
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:

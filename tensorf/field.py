@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tensorf.errors import UserError
+from tensorf.occupancy import Lookup
 from tensorf.shading import build_decoder
 from tensorf.space import Space
 
@@ -22,7 +23,7 @@ _MODES = ((0, 1, 2), (0, 2, 1), (1, 2, 0))
 
 @dataclass(frozen=True)
 class FieldConfig:
-    """decomposition: "vm" or "cp". Components: one number a mode, of the three modes xy-z, xz-y, yz-x (CP adds them up).
+    """decomposition: "vm" or "cp". Components: one number for each mode xy-z, xz-y, yz-x (CP adds them up).
 
     decoder: "mlp" (PyTorch) or "tcnn" (tinycudann). feature_dim: width of the appearance features that the decoder
     sees; hidden: its layers' width; frequencies: of the positional encoding of (features, view direction).
@@ -160,6 +161,7 @@ class Field(nn.Module):
         self.basis = nn.Linear(grid.width(config.color_components), config.feature_dim, bias=False)
         self.decoder = build_decoder(config.decoder, config.feature_dim, config.hidden, config.frequencies)
         self.register_buffer("occupancy", torch.ones(1, 1, 1, dtype=torch.bool))
+        self._lookup: tuple[Tensor, Lookup] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -169,6 +171,12 @@ class Field(nn.Module):
         super()._apply(fn, recurse)
         self.space = self.space.to(self.device)
         return self
+
+    def occupancy_lookup(self) -> Lookup:
+        """`occupancy` prepared for queries; made anew when the buffer has been replaced."""
+        if self._lookup is None or self._lookup[0] is not self.occupancy:
+            self._lookup = (self.occupancy, Lookup(self.occupancy))
+        return self._lookup[1]
 
     def opacity_rate(self, x: Tensor) -> Tensor:
         """x (n, 3) in [-1, 1] -> (n,) density x step x scale, >= 0; opacity of one step is 1 - exp(-rate)."""
@@ -182,7 +190,7 @@ class Field(nn.Module):
         return self.decoder(features, viewdirs)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters by what they are: "density" and "color" grids, and the "network" that turns features into colour."""
+        """Parameters by what they are: "density" and "color" grids, and the "network" from features to colour."""
         return {
             "density": list(self.density_grid.parameters()),
             "color": list(self.color_grid.parameters()),
@@ -197,7 +205,7 @@ class Field(nn.Module):
 
     @torch.no_grad()
     def shrink(self, box: Tensor) -> None:
-        """Crop to the grid points around `box` (2, 3), field coordinates. Rates stay the same: the step does not change.
+        """Crop to the grid points around `box` (2, 3), field coordinates. The step does not change, so rates stay.
 
         Parameters are new objects afterwards, so optimisers have to be rebuilt.
         """

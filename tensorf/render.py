@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tensorf.cameras import Camera
 from tensorf.field import Field
-from tensorf.occupancy import is_occupied
+from tensorf.occupancy import BLOCK
 from tensorf.space import Rays
 
 COLOR_WEIGHT = 1e-4  # samples below this weight get no colour query
@@ -21,7 +21,7 @@ COLOR_WEIGHT = 1e-4  # samples below this weight get no colour query
 
 @dataclass(frozen=True)
 class Samples:
-    """x (n, 3) in [-1, 1]; ray (n,) int64, ascending; t (n,) ray parameters; first (rays,) index of each ray's first."""
+    """x (n, 3) in [-1, 1]; ray (n,) ascending; t (n,) ray parameters; first (rays,): index of each ray's first."""
 
     x: Tensor
     ray: Tensor
@@ -35,14 +35,27 @@ def march(field: Field, rays: Rays, jitter: Tensor | None = None) -> Samples:
 
     jitter (rays,) in [0, 1): where in its interval every sample of a ray lies; None is the middle.
     """
-    n, device = len(rays), rays.origins.device
-    dt = field.space.t_span / field.steps
-    offset = torch.full((n, 1), 0.5, device=device) if jitter is None else jitter[:, None]
-    t = rays.t_near[:, None] + (torch.arange(field.steps, device=device) + offset) * dt
-    x = field.space.normalise(rays.origins[:, None] + t[..., None] * rays.directions[:, None]).view(-1, 3)
-    keep = is_occupied(field.occupancy, x) & (t < rays.t_far[:, None]).view(-1)
-    index = keep.nonzero()[:, 0]
-    return _packed(x[index], index // field.steps, t.view(-1)[index], n)
+    n, device, steps = len(rays), rays.origins.device, field.steps
+    dt = field.space.t_span / steps
+    offset = torch.full((n,), 0.5, device=device) if jitter is None else jitter
+    start = rays.t_near + offset * dt
+    lookup = field.occupancy_lookup()
+    origin = field.space.normalise(rays.origins)
+    direction = field.space.normalise(rays.origins + rays.directions) - origin
+    cell_origin, cell_direction = lookup.cells(origin), direction * (0.5 * lookup.size)
+    # First blocks of steps in a grown grid, then their steps in the true one. The grown grid is sure to hold all
+    # true hits while no step crosses more than a cell; longer steps are looked up one by one.
+    block = BLOCK if float((cell_direction.abs() * dt).max()) <= 1 else 1
+    middle = start[:, None] + (torch.arange(0, steps, block, device=device) + (block - 1) / 2) * dt
+    near = lookup.at(lookup.coarse, cell_origin, cell_direction, middle) & (middle - block * dt < rays.t_far[:, None])
+    ray, first = near.nonzero(as_tuple=True)
+    step = first[:, None] * block + torch.arange(block, device=device)
+    t = start[ray, None] + step * dt
+    keep = (step < steps) & (t < rays.t_far[ray, None])
+    keep &= lookup.at(lookup.fine, cell_origin[ray], cell_direction[ray], t)
+    which = keep.nonzero()[:, 0]
+    ray, t = ray[which], t[keep]
+    return _packed(torch.addcmul(origin[ray], direction[ray], t[:, None]), ray, t, n)
 
 
 def _packed(x: Tensor, ray: Tensor, t: Tensor, rays: int) -> Samples:

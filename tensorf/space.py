@@ -119,7 +119,7 @@ class Space:
         return Rays(origins, unit, unit, t_near, torch.maximum(t_far, t_near))
 
     def depth(self, t: Tensor, rays: Rays) -> Tensor:
-        """Ray parameter (rays,) -> depth along the reference axis (ndc) or distance along the ray (box), world units."""
+        """Ray parameter (rays,) -> depth along the reference axis (ndc) or distance along the ray (box)."""
         return t if self.kind == "box" else self.near / (1 - t).clamp(min=1e-3)
 
 

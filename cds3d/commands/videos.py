@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tensorf.cameras import Camera
+from tensorf.cameras import Camera, size_for_width
 from tensorf.captures import Capture
 from tensorf.errors import UserError
 from tensorf.field import Field
@@ -41,22 +41,11 @@ def write_video(path: Path, frames: Iterable[Tensor], fps: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with iio.imopen(partial, "w", plugin="FFMPEG") as file:
-            images = (np.pad(to_uint8(f), [(0, f.shape[0] % 2), (0, f.shape[1] % 2), (0, 0)], "edge") for f in frames)
-            first = next(iter(images))
-            all_frames = _chain(first, images)
-            file.write(_stack(all_frames), codec="libx264", fps=fps, macro_block_size=1, output_params=["-crf", "17"])
+            images = [np.pad(to_uint8(f), [(0, f.shape[0] % 2), (0, f.shape[1] % 2), (0, 0)], "edge") for f in frames]
+            file.write(np.stack(images), codec="libx264", fps=fps, macro_block_size=1, output_params=["-crf", "17"])
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _chain(first, rest):
-    yield first
-    yield from rest
-
-
-def _stack(frames) -> np.ndarray:
-    return np.stack(list(frames))
 
 
 def path_cameras(capture: Capture, kind: str, frames: int, width: int | None) -> list[Camera]:
@@ -71,8 +60,6 @@ def path_cameras(capture: Capture, kind: str, frames: int, width: int | None) ->
 
 def resized_to(camera: Camera, width: int) -> Camera:
     """`camera` at this width, aspect kept and never larger than it is."""
-    from tensorf.cameras import size_for_width
-
     if not isinstance(width, int) or width < 16:
         raise UserError(f"width={width} has to be a whole number of at least 16 pixels")
     return camera.resized(*size_for_width(camera.width, camera.height, min(width, camera.width)))
@@ -98,6 +85,3 @@ def colored_depth(depth: Tensor, low: float, high: float) -> Tensor:
 
 def side_by_side(left: Tensor, right: Tensor) -> Tensor:
     return torch.cat([left, right], 1)
-
-
-Progress = Callable[[str], None]

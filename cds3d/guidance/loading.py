@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from cds3d.guidance.guidance import Guidance
 from cds3d.pocket.weights_path import WEIGHTS
@@ -30,12 +31,11 @@ def load_guidance(path: str, *, dtype: str = "fp32", device: torch.device, confi
     location = str(WEIGHTS) if path == "pocket" else path
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     if location.endswith((".ckpt", ".pt", ".bin")):
         raise UserError(f"{path} is a pickle, which can run code when read: convert it to .safetensors first")
-    if location.endswith(".safetensors"):
-        pipeline = _from_single_file(location, DTYPES[dtype], config)
-    else:
-        pipeline = _from_pretrained(location, DTYPES[dtype], device)
+    single = location.endswith(".safetensors")
+    pipeline = _from_single_file(location, config) if single else _from_pretrained(location)
     return Guidance(
         unet=pipeline.unet,
         vae=pipeline.vae,
@@ -48,13 +48,13 @@ def load_guidance(path: str, *, dtype: str = "fp32", device: torch.device, confi
     )
 
 
-def _from_pretrained(path: str, dtype: torch.dtype, device: torch.device) -> StableDiffusionPipeline:
+def _from_pretrained(path: str) -> StableDiffusionPipeline:
     local = Path(path).is_dir()
     if not local and (path.startswith((".", "/", "~")) or path.count("/") != 1):
         raise UserError(f"guidance.path={path}: no such folder (a hub id looks like owner/name)")
     try:
         return StableDiffusionPipeline.from_pretrained(
-            path, torch_dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False
+            path, use_safetensors=True, safety_checker=None, requires_safety_checker=False
         )
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0]
@@ -69,12 +69,12 @@ def _from_pretrained(path: str, dtype: torch.dtype, device: torch.device) -> Sta
         ) from error
 
 
-def _from_single_file(path: str, dtype: torch.dtype, config: str | None) -> StableDiffusionPipeline:
+def _from_single_file(path: str, config: str | None) -> StableDiffusionPipeline:
     if not Path(path).is_file():
         raise UserError(f"guidance.path={path}: no such file")
     options = {"config": config} if config else {}
     try:
-        return StableDiffusionPipeline.from_single_file(path, torch_dtype=dtype, **options)
+        return StableDiffusionPipeline.from_single_file(path, **options)
     except Exception as error:  # diffusers raises a dozen kinds here, some of them its dependencies'
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(

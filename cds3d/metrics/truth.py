@@ -12,7 +12,7 @@ from cds3d.metrics.psnr import psnr
 
 @dataclass(frozen=True)
 class TrueEdit:
-    """One camera: `image` (H, W, 3) in [0, 1], the scene after the true edit; `changed` (H, W) bool, where it differs."""
+    """One camera: `image` (H, W, 3) in [0, 1] after the true edit; `changed` (H, W) bool, where it differs."""
 
     image: Tensor
     changed: Tensor

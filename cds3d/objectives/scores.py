@@ -17,7 +17,7 @@ def classifier_free(eps_null: Tensor, eps_text: Tensor, scale: float) -> Tensor:
 
 
 def sds_gradient(eps_tgt: Tensor, noise: Tensor) -> Tensor:
-    """CDS, equation 2 (Score Distillation Sampling): guided noise of the target branch less the noise that was added."""
+    """CDS, equation 2 (Score Distillation Sampling): the target branch's guided noise less the noise added."""
     return eps_tgt - noise
 
 

@@ -25,7 +25,7 @@ CHANGED = 15  # a pixel belongs to the region that an edit changes if some chann
 
 
 def capture_cameras(attributes: Attributes, views: int, width: int, height: int) -> list[Camera]:
-    """Forward-facing cameras on a disc of the sphere around the subject, in sunflower order, all near the scene's own."""
+    """Forward-facing cameras on a disc around the scene's own, on a sphere around the subject, in sunflower order."""
     own = build_scene(attributes, width, height).camera
     eye, forward = own.position.numpy().astype(np.float64), own.forward.numpy().astype(np.float64)
     subject = np.array([0.0, 0.55, 0.0])

@@ -17,7 +17,23 @@ MAX_TOKENS = 16
 TEXT_WIDTH = 128
 
 # Words of the world's captions, and a few that people add to prompts and that later worlds may use.
-_EXTRA_WORDS = ["a", "an", "photo", "picture", "of", "animal", "flower", "and", "with", "standing", "sitting", "close", "up", "image", "background"]
+_EXTRA_WORDS = [
+    "a",
+    "an",
+    "photo",
+    "picture",
+    "of",
+    "animal",
+    "flower",
+    "and",
+    "with",
+    "standing",
+    "sitting",
+    "close",
+    "up",
+    "image",
+    "background",
+]
 WORDS = list(
     dict.fromkeys(
         _EXTRA_WORDS + [*FLOWERS, *ANIMALS, *COLORS] + [word for place in GROUNDS.values() for word in place.split()]

@@ -200,10 +200,8 @@ def _draw_solid(solid: Solid, scene: Scene, camera: Camera, origin, rays, image,
         return
     t, d = t[rows, cols], d[rows, cols]
     point = o + t[:, None] * d
-    if solid.shape == "ellipsoid":
-        gradient = point
-    else:
-        gradient = np.stack([point[:, 0], 1 - point[:, 1], point[:, 2]], 1)
+    on_cone = solid.shape == "cone"
+    gradient = np.stack([point[:, 0], 1 - point[:, 1], point[:, 2]], 1) if on_cone else point
     normal = gradient @ to_local.T
     normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
     facing_away = (normal * rays[window][rows, cols]).sum(1, keepdims=True) > 0

@@ -39,11 +39,12 @@ class Plan:
     decoder_steps: int = 1_000
     decoder_batch: int = 8
     decoder_lr: float = 2e-3
-    unet_steps: int = 5_000
+    unet_steps: int = 2_600
     unet_batch: int = 24
     unet_lr: float = 3e-3
     channels: tuple[int, ...] = (32, 64, 128)
     seed: int = 0
+    save_every: int = 250
 
 
 def render_image(seed: int) -> np.ndarray:
@@ -156,7 +157,7 @@ def train_decoder(work: Path, images: np.ndarray, codec: PatchCodec, plan: Plan,
         optimizer.step(plan.decoder_lr * _cosine(step, plan.decoder_steps, flat=0.0))
         if step % 20 == 0:
             bar.set_postfix(psnr=f"{10 * math.log10(4 / error.detach().square().mean().item()):.1f} dB")
-        if (step + 1) % 100 == 0 or step + 1 == plan.decoder_steps:
+        if (step + 1) % plan.save_every == 0 or step + 1 == plan.decoder_steps:
             progress.save(vae=vae.state_dict(), optimizer=optimizer.state_dict(), step=step + 1)
     return vae.cpu().to(memory_format=torch.contiguous_format), progress.seconds
 
@@ -174,6 +175,7 @@ def reconstruction_psnr(vae, count: int = 64) -> float:
 
 def train_unet(work: Path, latents: torch.Tensor, plan: Plan, device: str):
     """Train U-Net and text encoder together on noise prediction. Returns (unet, text_encoder, tokenizer, seconds)."""
+    torch.set_flush_denormal(True)  # zero-initialised branches start with numbers that are slow to compute with
     torch.manual_seed(plan.seed)
     tokenizer = model.build_tokenizer(work / "tokenizer")
     unet = model.build_unet(plan.channels).to(device, memory_format=torch.channels_last)
@@ -194,7 +196,6 @@ def train_unet(work: Path, latents: torch.Tensor, plan: Plan, device: str):
         first = progress.state["step"]
     alphas = model.build_scheduler().alphas_cumprod.to(device)
     latents, smooth = latents.to(device), None
-    log = open(work / "unet.log", "a")
     bar = tqdm(range(first, plan.unet_steps), initial=first, total=plan.unet_steps, desc="unet", unit="step")
     for step in bar:
         g = torch.Generator(device).manual_seed(plan.seed * 1_000_003 + step)
@@ -216,12 +217,11 @@ def train_unet(work: Path, latents: torch.Tensor, plan: Plan, device: str):
         smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
         if (step + 1) % 50 == 0:
             bar.set_postfix(loss=f"{smooth:.4f}")
-            log.write(f"step {step + 1} loss {smooth:.4f} seconds {progress.seconds:.0f}\n")
-            log.flush()
-        if (step + 1) % 250 == 0 or step + 1 == plan.unet_steps:
+            with open(work / "unet.log", "a") as log:
+                log.write(f"step {step + 1} loss {smooth:.4f} seconds {progress.seconds:.0f}\n")
+        if (step + 1) % plan.save_every == 0 or step + 1 == plan.unet_steps:
             state = dict(parameters=[p.detach() for p in parameters], average=average)
             progress.save(**state, optimizer=optimizer.state_dict(), step=step + 1)
-    log.close()
     for p, mean in zip(parameters, average):
         p.data.copy_(mean)
     return unet.cpu().to(memory_format=torch.contiguous_format), text_encoder.cpu(), tokenizer, progress.seconds
