@@ -58,7 +58,7 @@ def run_command(command: str, argv: list[str]) -> int:
     logging.getLogger("tensorf").setLevel(logging.INFO)
     logging.getLogger("cds3d").setLevel(logging.INFO)
     parser = _parser(command)
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # flags and key=value in any order
     try:
         _run(command, args)
         return 0
@@ -77,8 +77,8 @@ def run_command(command: str, argv: list[str]) -> int:
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
             print(
-                "error: out of memory: lower edit.width, scene.width or field.resolution, or use guidance.dtype=bf16; "
-                "the state so far is kept (resume=true)",
+                "error: out of memory: lower edit.width, scene.width or field.resolution, or use guidance.dtype=bf16, "
+                "with overwrite=true; or free memory elsewhere and go on from the last state with resume=true",
                 file=sys.stderr,
             )
             return 1

@@ -24,11 +24,15 @@ OPTIMIZERS = {
 
 @dataclass(frozen=True)
 class EditConfig:
-    """iterations; lr; optimizer: "adam" (fields and pixels) or "sgd" (latents)."""
+    """iterations; lr; optimizer: "adam" (fields and pixels) or "sgd" (latents).
+
+    adam_floor: Adam's epsilon as a share of the root-mean-square gradient (`Editor._raise_floor`); 0 is plain Adam.
+    """
 
     iterations: int
     lr: float
     optimizer: str = "adam"
+    adam_floor: float = 0.0
     seed: int = 0
 
 
@@ -54,13 +58,41 @@ class Editor:
             self.subject.backward(gradient)
         if not (torch.isfinite(gradient).all() and self._finite_gradients()):
             raise UserError(
-                f"the gradient is no longer finite at iteration {self.iteration}; the state before it is kept: "
-                f"lower edit.lr (now {self.config.lr}), guidance.scale or objective.weight, or use guidance.dtype=fp32"
+                f"the gradient is no longer finite at iteration {self.iteration}: lower edit.lr "
+                f"(now {self.config.lr}), guidance.scale or objective.weight, or use guidance.dtype=fp32, and start "
+                "again with overwrite=true"
             )
+        self._raise_floor()
         self.optimizer.step()
         self.subject.after_step()
         self.iteration += 1
         return figures
+
+    @torch.no_grad()
+    def _raise_floor(self) -> None:
+        """Set each group's Adam epsilon to `adam_floor` times the group's root-mean-square gradient.
+
+        Plain Adam moves every parameter by about lr, also where the gradient is nothing but noise: the background of
+        an edit drifts as fast as its subject changes. With a floor, parameters move in proportion to their gradient
+        where that is below the group's usual size.
+        """
+        if self.config.optimizer != "adam" or self.config.adam_floor == 0:
+            return
+        for group in self.optimizer.param_groups:
+            squares = count = 0.0
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.optimizer.state.get(p, {})
+                steps = float(state["step"]) if "step" in state else 0.0
+                # What Adam's corrected second moment will be after this step.
+                second = p.grad.square().sum() * (1 - group["betas"][1])
+                if steps:
+                    second = second + state["exp_avg_sq"].sum() * group["betas"][1]
+                squares += float(second) / (1 - group["betas"][1] ** (steps + 1))
+                count += p.numel()
+            if squares > 0:
+                group["eps"] = self.config.adam_floor * (squares / count) ** 0.5
 
     def _finite_gradients(self) -> bool:
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]

@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tensorf.errors import UserError
+from tensorf.errors import UserError, reason
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -65,12 +65,10 @@ def _check_groups(command: str, options: list[str]) -> None:
 
 
 def _explain(command: str, error: Exception) -> str:
-    text = str(error.__cause__ or error)
-    line = next((part.strip() for part in text.splitlines() if part.strip()), type(error).__name__)
     if "Could not override" in str(error):
         key = str(error).split("'")[1]
         return f"unknown option {key}: python {command}.py --help lists all (no key was changed)"
-    return f"cannot read the options: {line}"
+    return f"cannot read the options: {reason(error.__cause__ or error)}"
 
 
 def build(kind: type, config: Mapping, **more):
@@ -117,6 +115,22 @@ def positive(config: DictConfig, *keys: str) -> None:
             raise UserError(f"{key}={value} has to be a number above 0")
 
 
+def whole(config: DictConfig, *keys: str, least: int = 0) -> None:
+    """UserError unless the values at these dotted keys are whole numbers of at least `least`."""
+    for key in keys:
+        value = OmegaConf.select(config, key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UserError(f"{key}={value} has to be a whole number of at least {least}")
+
+
+def not_negative(config: DictConfig, *keys: str) -> None:
+    """UserError unless the values at these dotted keys are numbers, 0 or more."""
+    for key in keys:
+        value = OmegaConf.select(config, key)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
+            raise UserError(f"{key}={value} has to be a number, 0 or more")
+
+
 def pick_device(name: str) -> torch.device:
     """auto is the first GPU if there is one. UserError if there is no such device."""
     if name == "auto":
@@ -127,6 +141,6 @@ def pick_device(name: str) -> torch.device:
             torch.cuda.get_device_properties(device)
         elif device.type != "cpu":
             raise RuntimeError("only cpu and cuda are supported")
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={name} cannot be used ({str(error).splitlines()[0]}): try device=cpu") from error
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise UserError(f"device={name} cannot be used ({reason(error)}): try device=cpu") from error
     return device

@@ -15,9 +15,12 @@ import time
 from pathlib import Path
 
 import torch
+import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from tensorf.errors import UserError
+from cds3d.options import pick_device
+from tensorf.errors import UserError, reason
 
 # Not part of what a run computes: a resume may change them.
 _FREE_KEYS = ("resume", "overwrite", "output", "device", "threads")
@@ -29,17 +32,24 @@ def slug(text: str) -> str:
 
 
 class RunFolder:
-    """Opened once a command. Raises UserError if the run is finished, half done, or another's."""
+    """Made first of all: refuses (UserError) finished runs, half done ones and foreign folders before any work is done.
+
+    Nothing is written or deleted until `begin`, which a command calls once nothing else can be wrong with its options.
+    """
 
     def __init__(self, path: Path, config: DictConfig):
         self.path, self.config = path, config
         self.state_path = path / "state" / "state.pt"
-        self.resumed = False
+        self.resumed, self.seconds_before, self._start = False, 0.0, time.time()
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file; give another output folder")
-        if config.overwrite and path.exists():
+        for key in ("resume", "overwrite"):
+            if not isinstance(config[key], bool):  # a "no" would be a string, and true
+                raise UserError(f"{key}={config[key]} has to be true or false")
+        if path.exists():
             self._require_run_folder()
-            shutil.rmtree(path)
+        if config.overwrite:
+            return
         if (path / "metrics.json").exists():
             raise UserError(f"{path} holds a finished run: pass overwrite=true to do it again, or output=FOLDER")
         if self.state_path.exists():
@@ -47,17 +57,22 @@ class RunFolder:
                 raise UserError(f"{path} holds an unfinished run: pass resume=true to go on, or overwrite=true")
             self._require_same_config()
             self.resumed = True
-        (path / "state").mkdir(parents=True, exist_ok=True)
-        write_text(path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+
+    def begin(self) -> None:
+        """Make the folder, empty if it is to be overwritten, and write config.yaml; the clock starts."""
+        if self.config.overwrite and self.path.exists():
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True))
+        self.state_path.parent.mkdir(exist_ok=True)
         self._start = time.time()
-        self.seconds_before = 0.0
 
     def _require_run_folder(self) -> None:
         if any(self.path.iterdir()) and not (self.path / "config.yaml").exists():
-            raise UserError(f"{self.path} is not a run folder: it is not overwritten; give another output folder")
+            raise UserError(f"{self.path} is not a run folder: nothing is written to it; give another output folder")
 
     def _require_same_config(self) -> None:
-        before = OmegaConf.to_container(OmegaConf.load(self.path / "config.yaml"))
+        before = OmegaConf.to_container(read_config(self.path))
         now = OmegaConf.to_container(self.config, resolve=True)
         for key in _flat(now).keys() | _flat(before).keys():
             old, new = _flat(before).get(key), _flat(now).get(key)
@@ -81,8 +96,8 @@ class RunFolder:
             self.seconds_before = state.pop("seconds")
             return state
         except Exception as error:  # a torn zip, a foreign pickle: torch raises many kinds
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{self.state_path} is damaged ({reason}): start again with overwrite=true") from error
+            message = f"{self.state_path} is damaged ({reason(error)}): start again with overwrite=true"
+            raise UserError(message) from error
 
     def save_state(self, state: dict) -> None:
         partial = self.state_path.with_suffix(".part")
@@ -102,7 +117,7 @@ class RunFolder:
 
     def finish(self, metrics: dict) -> None:
         """Write metrics.json: rounded figures, and what every run reports."""
-        device = "cuda" if str(self.config.device).startswith("cuda") else "cpu"
+        device = pick_device(self.config.device).type
         common = {
             "seconds": self.seconds,
             "peak_memory_mb": peak_memory_mb(),
@@ -111,6 +126,20 @@ class RunFolder:
         }
         rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in {**metrics, **common}.items()}
         write_text(self.path / "metrics.json", json.dumps(rounded, indent=2) + "\n")
+
+
+def read_config(folder: Path) -> DictConfig:
+    """config.yaml of a run folder. UserError if it is not there, damaged, or another program's."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{folder} is no run folder: it has no config.yaml")
+    try:
+        config = OmegaConf.load(path)
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged ({reason(error)}): do the run again with overwrite=true") from error
+    if not OmegaConf.is_dict(config) or "scene" not in config:
+        raise UserError(f"{folder} is no run folder: its config.yaml is another program's")
+    return config
 
 
 def read_metrics(folder: Path) -> dict:

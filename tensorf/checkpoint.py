@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from tensorf.errors import UserError
+from tensorf.errors import UserError, reason
 from tensorf.field import Field, FieldConfig
 from tensorf.space import Space
 
@@ -38,11 +38,19 @@ def save_field(field: Field, path: Path) -> None:
     tensors["occupancy"] = tensors["occupancy"].to(torch.uint8)
     partial = path.with_name(path.name + ".part")
     try:
-        save_file(tensors, partial, metadata={"format": FORMAT, "field": json.dumps(header)})
+        partial.write_bytes(_sorted(save(tensors, {"format": FORMAT, "field": json.dumps(header)})))
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _sorted(file: bytes) -> bytes:
+    """`file` with its header sorted: safetensors orders metadata by chance, and equal fields should be equal bytes."""
+    length = int.from_bytes(file[:8], "little")
+    header = json.dumps(json.loads(file[8 : 8 + length]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + file[8 + length :]
 
 
 def load_field(path: Path, device: torch.device | str = "cpu") -> Field:
@@ -61,8 +69,7 @@ def load_field(path: Path, device: torch.device | str = "cpu") -> Field:
         field = _build(header, tensors["occupancy"].bool())
         field.load_state_dict({**tensors, "occupancy": tensors["occupancy"].bool()})
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} is damaged or no field ({reason}): delete it and train again") from error
+        raise UserError(f"{path} is damaged or no field ({reason(error)}): delete it and train again") from error
     return field.to(device)
 
 

@@ -14,10 +14,14 @@ from tensorf.occupancy import cell_index
 from tensorf.render import march, weights_of
 from tensorf.space import Rays
 
+_FAINT = 0.25  # of the largest weight: what is above it counts, whatever the threshold
+
 
 @torch.no_grad()
 def measure(field: Field, rays: Rays, threshold: float, *, cells: int, dilate: int = 1, chunk: int = 4096) -> Tensor:
     """(z, y, x) bool: cells where one of `rays` has a weight above `threshold`, grown by `dilate` cells.
+
+    A field whose largest weight is small is measured against a share of that instead.
 
     cells: along the longest grid axis; the others in proportion to the field's resolution.
     """
@@ -31,7 +35,8 @@ def measure(field: Field, rays: Rays, threshold: float, *, cells: int, dilate: i
         weights = weights_of(field.opacity_rate(samples.x), samples)
         peak.scatter_reduce_(0, cell_index(shape, samples.x), weights, "amax")
     grown = F.max_pool3d(peak.view(1, 1, *shape), 2 * dilate + 1, 1, dilate)[0, 0]
-    return grown > threshold
+    # While all is still fog, nothing reaches the threshold: it must not be the end of everything.
+    return grown > min(threshold, _FAINT * peak.max().item())
 
 
 def occupied_box(field: Field) -> Tensor:

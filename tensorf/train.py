@@ -23,26 +23,26 @@ from tensorf.space import Space, space_of
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """iterations; batch: rays a step. lr_grid, lr_network: Adam's rates, falling to `lr_decay` of them over the run.
+    """iterations; batch: rays a step, half as many before the last stage. lr_grid, lr_network: Adam's rates, falling to `lr_decay` of them over the run.
 
     resolution: grid points along the longest axis at the end (NDC depth gets a third); stages: shares of it;
     upsample_at: when the next stage begins, as shares of the run. tv_density, tv_color, l1, concentration: weights of
     the regularisers. prune_at: when occupancy is measured, as shares of the run.
     """
 
-    iterations: int = 1500
-    batch: int = 4096
+    iterations: int = 900
+    batch: int = 3072
     lr_grid: float = 0.02
     lr_network: float = 1.5e-3
     lr_decay: float = 0.1
-    resolution: int = 360
+    resolution: int = 400
     stages: tuple[float, ...] = (0.3, 0.6, 1.0)
     upsample_at: tuple[float, ...] = (0.12, 0.35)
     prune_at: tuple[float, ...] = (0.08, 0.13, 0.2, 0.3, 0.4, 0.55, 0.75)
-    tv_density: float = 0.4
-    tv_color: float = 0.04
+    tv_density: float = 0.02
+    tv_color: float = 0.02
     l1: float = 0.0
-    concentration: float = 2e-3
+    concentration: float = 1.5e-2
     seed: int = 0
 
 
@@ -125,7 +125,7 @@ class Trainer:
         progress = self.iteration / config.iterations
         for group, base in zip(self.optimizer.param_groups, self._base_rates):
             group["lr"] = base * config.lr_decay**progress
-        batch = config.batch if progress > config.prune_at[0] else config.batch // 2
+        batch = config.batch if progress >= config.upsample_at[-1] else config.batch // 2
         rays, target = self.pixels.draw(batch, generator)
         jitter = torch.rand(batch, generator=generator, device=self.device)
         rendering = render_rays(field, rays, jitter)
@@ -147,7 +147,8 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         if progress > config.prune_at[0]:
             rays = len(rendering.opacity)
-            total = total + config.concentration * spread(rendering.weights, rendering.ray).sum() / rays
+            # Weak while surfaces are still being found, full at the end.
+            total = total + progress * config.concentration * spread(rendering.weights, rendering.ray).sum() / rays
         if self.iteration % 4 == 0:  # the whole grids are touched: every fourth step, four times as strong
             total = total + config.tv_density * field.density_grid.total_variation()
             total = total + config.tv_color * field.color_grid.total_variation()
@@ -166,7 +167,7 @@ class Trainer:
         progress = self.iteration / self.config.iterations
         threshold = 3e-3 if progress < 0.25 else 1e-2
         rays, _ = self.pixels.draw(60_000, generator)
-        self.field.occupancy = measure(self.field, rays, threshold, cells=160)
+        self.field.occupancy = measure(self.field, rays, threshold, cells=_cells(self.field))
         if turn == 2 and self.field.space.kind == "box":
             self._shrink()
 
@@ -183,7 +184,7 @@ class Trainer:
         """Leave a final occupancy, from many more rays, for whoever renders the field."""
         generator = torch.Generator(self.device).manual_seed(self.config.seed)
         rays, _ = self.pixels.draw(300_000, generator)
-        self.field.occupancy = measure(self.field, rays, 1e-3, cells=160)
+        self.field.occupancy = measure(self.field, rays, 1e-3, cells=_cells(self.field))
 
     def state_dict(self) -> dict:
         return {
@@ -206,6 +207,11 @@ class Trainer:
         self.optimizer = self._new_optimizer()
         self.optimizer.load_state_dict(state["optimizer"])
         self.iteration = state["iteration"]
+
+
+def _cells(field: Field) -> int:
+    """Occupancy cells along the longest axis: on a coarse grid fewer, or the gaps between samples count as empty."""
+    return min(160, round(1.5 * max(field.resolution)))
 
 
 def spread(weights: Tensor, ray: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from cds3d.guidance import Guidance, load_guidance
 from cds3d.metrics.psnr import psnr
 from cds3d.metrics.truth import TrueEdit, edit_figures
 from cds3d.objectives.objective import Objective, Prompts
-from cds3d.options import build, load_config, pick_device, positive
+from cds3d.options import build, load_config, not_negative, pick_device, positive, whole
 from cds3d.pocket.capture import WorldCapture, changed_region
 from cds3d.pocket.vocabulary import unknown_words
 from cds3d.runs import RunFolder, peak_memory_mb, slug
@@ -34,7 +34,9 @@ log = logging.getLogger("cds3d")
 
 def edit_command(config: DictConfig) -> Path:
     """Edit what `config` says (configs/edit.yaml) and return the run folder."""
-    positive(config, "edit.iterations", "edit.lr", "guidance.scale", "save_every")
+    positive(config, "edit.iterations", "edit.lr", "guidance.scale")
+    whole(config, "save_every", least=1)
+    whole(config, "seed", "video_frames")
     _check_prompts(config)
     return _edit_image(config) if config.image is not None else _edit_scene(config)
 
@@ -119,14 +121,19 @@ def _optimise(editor: Editor, run: RunFolder, save_every: int) -> float:
 
 def _edit_scene(config: DictConfig) -> Path:
     device = pick_device(config.device)
-    capture_root(config)  # a missing scene is told before anything is trained
+    # Whatever can be wrong is told before anything is trained or written.
+    capture_root(config)
+    if "width" not in config.edit:
+        raise UserError("a scene is edited with edit=published or edit=gentle; edit=latent and pixels are for --image")
+    not_negative(config, "edit.network_lr", "edit.density_lr")
+    whole(config, "edit.width", least=16)
     source_path = source_folder(config)
-    run_path = _output(config, source_path.parent)
+    run = RunFolder(_output(config, source_path.parent), config)
+    edit_config = build(EditConfig, config.edit, seed=config.seed)
+    guidance, objective, prompts = _prepare(config, device)
     if not (source_path / "metrics.json").exists():
         _train_source(config, source_path)
     capture, source = load_scene(config), load_field(source_path / "field.safetensors", device)
-    run = RunFolder(run_path, config)
-    guidance, objective, prompts = _prepare(config, device)
     views = [resized_to(capture.cameras[i], config.edit.width) for i in capture.train]
     log.info(
         'editing %s: "%s" to "%s", %s, %dx%d, on %s',
@@ -140,7 +147,8 @@ def _edit_scene(config: DictConfig) -> Path:
         density_lr=config.edit.density_lr,
         seed=config.seed,
     )
-    editor = Editor(subject, guidance, objective, prompts, build(EditConfig, config.edit, seed=config.seed))
+    editor = Editor(subject, guidance, objective, prompts, edit_config)
+    run.begin()
     seconds = _optimise(editor, run, config.save_every)
     edit_peak_mb = peak_memory_mb()
     save_field(subject.target, run.path / "field.safetensors")
@@ -161,7 +169,7 @@ def _edit_scene(config: DictConfig) -> Path:
 def _train_source(config: DictConfig, path: Path) -> None:
     log.info("%s is not there yet: training the source field first", path)
     train = load_config("train", [])
-    for key in ("scene", "field", "capture", "device", "threads", "seed"):
+    for key in ("scene", "field", "capture", "device", "threads", "seed", "video_frames"):
         OmegaConf.update(train, key, config[key], force_add=True)
     train.resume = (path / "state" / "state.pt").exists()
     train_command(train)
@@ -217,16 +225,20 @@ def _videos(config: DictConfig, capture: Capture, subject: FieldViews, folder: P
 def _edit_image(config: DictConfig) -> Path:
     device = pick_device(config.device)
     path = Path(config.image)
-    image = read_image(path, config.guidance.image_width)
-    run = RunFolder(_output(config, Path("outputs") / "images" / path.stem), config)
-    guidance, objective, prompts = _prepare(config, device)
-    if config.guidance.path == "pocket":
-        log.warning("guidance=pocket knows only its own procedural world: photographs need guidance=sd14 or another")
     kinds = {"latent": LatentImage, "pixels": PixelImage}
     if config.edit.get("parameter") not in kinds:
         raise UserError("an image is edited with edit=latent or edit=pixels")
+    if config.guidance.image_width is not None:
+        whole(config, "guidance.image_width", least=16)
+    image = read_image(path, config.guidance.image_width)
+    run = RunFolder(_output(config, Path("outputs") / "images" / path.stem), config)
+    edit_config = build(EditConfig, config.edit, seed=config.seed)
+    guidance, objective, prompts = _prepare(config, device)
+    if config.guidance.path == "pocket":
+        log.warning("guidance=pocket knows only its own procedural world: photographs need guidance=sd14 or another")
     subject = kinds[config.edit.parameter](image, guidance)
-    editor = Editor(subject, guidance, objective, prompts, build(EditConfig, config.edit, seed=config.seed))
+    editor = Editor(subject, guidance, objective, prompts, edit_config)
+    run.begin()
     seconds = _optimise(editor, run, config.save_every)
     edited = subject.image()
     as_rows = [x.permute(1, 2, 0) for x in (image, edited)]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tqdm import tqdm
 
 from cds3d.commands.scenes import load_scene
 from cds3d.commands.videos import colored_depth, path_cameras, resized_to, write_video
-from cds3d.options import pick_device, positive
+from cds3d.options import pick_device, positive, whole
+from cds3d.runs import read_config
 from tensorf.checkpoint import load_field
 from tensorf.errors import UserError
 from tensorf.render import render_view
@@ -22,11 +23,10 @@ def render_command(config: DictConfig) -> Path:
     """Render what `config` says (configs/render.yaml) and return the video's path."""
     if config.run is None:
         raise UserError("which run? as in: python render.py outputs/flower/a-red-flower")
-    positive(config, "frames", "fps")
+    whole(config, "frames", least=1)
+    positive(config, "fps")
     run = Path(config.run)
-    if not (run / "config.yaml").is_file():
-        raise UserError(f"{run} is no run folder: it has no config.yaml")
-    of_run = OmegaConf.load(run / "config.yaml")
+    of_run = read_config(run)
     if of_run.get("image") is not None:
         raise UserError(f"{run} is the edit of an image: only fields can be rendered")
     field = load_field(run / "field.safetensors", pick_device(config.device))

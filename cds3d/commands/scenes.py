@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from cds3d.options import data_folder
+from cds3d.options import data_folder, positive, whole
 from tensorf.captures import Capture, load_capture
 from tensorf.errors import UserError
 
@@ -35,6 +35,11 @@ def scene_name(config: DictConfig) -> str:
 
 def load_scene(config: DictConfig) -> Capture:
     scene = config.scene
+    whole(config, "scene.test_every")
+    if scene.width is not None:
+        whole(config, "scene.width", least=16)
+    if scene.bound is not None:
+        positive(config, "scene.bound")
     return load_capture(
         capture_root(config), width=scene.width, space=scene.space, bound=scene.bound, test_every=scene.test_every
     )

@@ -9,11 +9,11 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from cds3d.commands.scenes import load_scene, scene_name
+from cds3d.commands.scenes import capture_root, load_scene, scene_name
 from cds3d.commands.videos import colored_depth, frames_of, path_cameras, side_by_side, write_image, write_video
 from cds3d.metrics.psnr import psnr
 from cds3d.metrics.ssim import ssim
-from cds3d.options import build, pick_device, positive
+from cds3d.options import build, pick_device, positive, whole
 from cds3d.runs import RunFolder
 from tensorf.captures import Capture
 from tensorf.checkpoint import save_field
@@ -30,13 +30,17 @@ def source_folder(config: DictConfig) -> Path:
 
 def train_command(config: DictConfig) -> Path:
     """Train what `config` says (configs/train.yaml) and return the run folder."""
-    positive(config, "field.iterations", "field.batch", "field.resolution", "field.lr_grid", "save_every")
+    positive(config, "field.iterations", "field.batch", "field.resolution", "field.lr_grid")
+    whole(config, "save_every", least=1)
+    whole(config, "seed", "video_frames")
     device = pick_device(config.device)
-    capture = load_scene(config)
+    capture_root(config)  # a missing scene is told first
     run = RunFolder(Path(config.output) if config.output else source_folder(config), config)
+    capture = load_scene(config)
     log.info("training %s at %dx%d on %s", run.path, capture.cameras[0].width, capture.cameras[0].height, device)
     train_config = build(TrainConfig, config.field, seed=config.seed)
     trainer = Trainer(capture, build(FieldConfig, config.field), train_config, device)
+    run.begin()
     if (state := run.load_state()) is not None:
         trainer.load_state_dict(state)
         log.info("resumed at iteration %d", trainer.iteration)
@@ -46,7 +50,7 @@ def train_command(config: DictConfig) -> Path:
     training_seconds = run.seconds
     metrics = evaluate(trainer.field, capture, run.path)
     if config.video_frames:
-        cameras = path_cameras(capture, "auto", config.video_frames, None)
+        cameras = path_cameras(capture, "auto", config.video_frames, config.video_width)
         write_video(run.path / "video.mp4", frames_of(trainer.field, cameras, "video"), fps=30)
     metrics |= {
         "iterations": trainer.iteration,

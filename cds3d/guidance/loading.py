@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from cds3d.guidance.guidance import Guidance
 from cds3d.pocket.weights_path import WEIGHTS
-from tensorf.errors import UserError
+from tensorf.errors import UserError, reason
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -36,13 +36,16 @@ def load_guidance(path: str, *, dtype: str = "fp32", device: torch.device, confi
         raise UserError(f"{path} is a pickle, which can run code when read: convert it to .safetensors first")
     single = location.endswith(".safetensors")
     pipeline = _from_single_file(location, config) if single else _from_pretrained(location)
+    prediction = pipeline.scheduler.config.prediction_type
+    if prediction not in ("epsilon", "v_prediction"):
+        raise UserError(f"{path}: its scheduler predicts {prediction!r}; only epsilon and v_prediction are supported")
     return Guidance(
         unet=pipeline.unet,
         vae=pipeline.vae,
         text_encoder=pipeline.text_encoder,
         tokenizer=pipeline.tokenizer,
         alphas=pipeline.scheduler.alphas_cumprod,
-        prediction=pipeline.scheduler.config.prediction_type,
+        prediction=prediction,
         device=device,
         dtype=DTYPES[dtype],
     )
@@ -57,9 +60,8 @@ def _from_pretrained(path: str) -> StableDiffusionPipeline:
             path, use_safetensors=True, safety_checker=None, requires_safety_checker=False
         )
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
         if local:
-            message = f"{path} is no folder that StableDiffusionPipeline.from_pretrained can load ({reason})"
+            message = f"{path} is no folder that StableDiffusionPipeline.from_pretrained can load ({reason(error)})"
             raise UserError(message) from error
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         raise UserError(
@@ -76,8 +78,7 @@ def _from_single_file(path: str, config: str | None) -> StableDiffusionPipeline:
     try:
         return StableDiffusionPipeline.from_single_file(path, **options)
     except Exception as error:  # diffusers raises a dozen kinds here, some of them its dependencies'
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"cannot load {path} ({reason}): without a network, pass guidance.config=FOLDER, a folder with the "
+            f"cannot load {path} ({reason(error)}): without a network, pass guidance.config=FOLDER, a folder with the "
             "model_index.json, tokenizer and configuration files of the same model"
         ) from error

@@ -63,6 +63,10 @@ class Objective:
             raise ValueError(f"objective {self.kind!r} is unknown; use sds, dds or cds")
         if self.features not in ("self", "cross", "score"):
             raise ValueError(f"features {self.features!r} are unknown; use self, cross or score")
+        if self.weight < 0 or self.temperature <= 0:
+            raise ValueError(f"weight={self.weight} has to be 0 or more, temperature={self.temperature} above 0")
+        if self.patches < 1 or not self.patch_sizes or min(self.patch_sizes) < 1:
+            raise ValueError(f"patches={self.patches} and patch_sizes={self.patch_sizes} have to be at least 1")
 
     def gradient(self, model: Denoiser, z_tgt: Tensor, z_src: Tensor, prompts: Prompts) -> tuple[Tensor, dict]:
         """(dL/dz (1, C, h, w) float32, figures of the step) at target latent z_tgt and source latent z_src.

@@ -175,3 +175,6 @@ def save_pipeline(folder: Path, *, vae, unet, text_encoder, tokenizer) -> None:
         requires_safety_checker=False,
     )
     pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    # transformers loads a text encoder as it is stored, diffusers the rest as float32: a plain load has to agree.
+    path = folder / "text_encoder" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "float32"}, indent=2, sort_keys=True) + "\n")

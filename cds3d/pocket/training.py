@@ -39,7 +39,7 @@ class Plan:
     decoder_steps: int = 1_000
     decoder_batch: int = 8
     decoder_lr: float = 2e-3
-    unet_steps: int = 2_600
+    unet_steps: int = 2_300
     unet_batch: int = 24
     unet_lr: float = 3e-3
     channels: tuple[int, ...] = (32, 64, 128)

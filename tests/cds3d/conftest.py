@@ -1,12 +1,12 @@
 """A Stable Diffusion of a few thousand random weights, a capture of six small photos, and a field trained on them."""
 
-import functools
 import logging
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from fakes import TINY_FIELD, TINY_SCENE
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from cds3d.cli import run_command
@@ -17,13 +17,10 @@ from cds3d.pocket.world import Attributes
 
 TEXT_WIDTH = 32
 SCALING = 0.5  # of the latents; not 1, so that leaving it out is noticed
-# Options that make a command's work tiny. prune_at past the end: measuring occupancy casts 60,000 rays each time.
-TINY_SCENE = ["scene.width=64", "threads=1", "video_frames=2"]
-TINY_FIELD = ["field.iterations=8", "field.batch=64", "field.resolution=16", "field.prune_at=[0.5]"]
 
 
 def build_pipeline(prediction: str, tokenizer_folder: Path) -> StableDiffusionPipeline:
-    """Real classes, random weights: two up-blocks with two attention layers each; latents are an eighth of the image."""
+    """Real classes, random weights: two up-blocks of two attention layers each; latents an eighth of the image."""
     tokenizer = build_tokenizer(tokenizer_folder)
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
@@ -60,7 +57,12 @@ def build_pipeline(prediction: str, tokenizer_folder: Path) -> StableDiffusionPi
         )
     )
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=prediction,
+        steps_offset=1,
+        clip_sample=False,
     )
     return StableDiffusionPipeline(
         vae=vae,
@@ -120,15 +122,3 @@ def _quiet_and_single_threaded():
     logging.getLogger("tensorf").setLevel(logging.INFO)
     yield
     torch.set_num_threads(threads)
-
-
-class counted:
-    """A callable that counts its calls: `with`-free, for monkeypatch.setattr."""
-
-    def __init__(self, function):
-        self.function, self.calls = function, 0
-        functools.update_wrapper(self, function)
-
-    def __call__(self, *args, **kwargs):
-        self.calls += 1
-        return self.function(*args, **kwargs)

@@ -1,0 +1,127 @@
+"""The loop: where it goes, that it resumes bit for bit, and that it stops before a NaN reaches the parameters."""
+
+import io
+
+import pytest
+import torch
+from fakes import PROMPTS, FixedGradient, LinearGuidance
+
+from cds3d.editor import EditConfig, Editor
+from cds3d.objectives.objective import SCORE_SCALE, Objective, Prompts
+from cds3d.subjects.field import FieldViews
+from cds3d.subjects.image import LatentImage, PixelImage
+from tensorf.captures import load_capture
+from tensorf.checkpoint import load_field
+from tensorf.errors import UserError
+
+
+def through_a_file(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.fixture(params=["latent, sgd", "pixels, adam", "field, adam"])
+def make_editor(request, guidance, source_run, capture_folder):
+    """A function that makes the same editor of six iterations anew."""
+    kind, optimizer = request.param.split(", ")
+    torch.manual_seed(0)
+    image = torch.rand(3, 17, 23)
+    prompts = Prompts(*(guidance.encode_text(text) for text in ("", "a yellow flower", "a red flower")))
+    capture = load_capture(capture_folder, width=64)
+
+    def make():
+        if kind == "field":
+            field = load_field(source_run / "field.safetensors")
+            subject = FieldViews(field, [c.resized(24, 18) for c in capture.cameras[:4]], guidance)
+        else:
+            subject = (LatentImage if kind == "latent" else PixelImage)(image, guidance)
+        config = EditConfig(iterations=6, lr=0.05, optimizer=optimizer, seed=3)
+        return Editor(subject, guidance, Objective("cds", 7.5), prompts, config)
+
+    return make
+
+
+def parameters(editor):
+    return [p.detach().clone() for group in editor.optimizer.param_groups for p in group["params"]]
+
+
+def test_a_resumed_run_is_bit_for_bit_the_unbroken_one(make_editor):
+    unbroken = make_editor()
+    start = parameters(unbroken)
+    unbroken.run()
+    first = make_editor()
+    for _ in range(3):
+        first.step()
+    state = through_a_file(first.state_dict())
+    torch.manual_seed(123)  # whatever else has been drawn in between
+    second = make_editor()
+    second.load_state_dict(state)
+    assert second.iteration == 3
+    second.run()
+    assert second.iteration == unbroken.iteration == 6
+    assert all(torch.equal(a, b) for a, b in zip(parameters(second), parameters(unbroken), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(parameters(second), start))
+
+
+def test_each_gets_every_steps_figures(guidance):
+    prompts = Prompts(*(guidance.encode_text(text) for text in ("", "a cat", "a pig")))
+    subject = LatentImage(torch.rand(3, 16, 16), guidance)
+    editor = Editor(subject, guidance, Objective("cds", 7.5), prompts, EditConfig(4, 0.1, "sgd"))
+    seen = []
+    editor.run(seen.append)
+    assert len(seen) == 4
+    assert {"t", "score_gradient_rms", "contrastive_loss", "contrastive_gradient_rms"} <= seen[0].keys()
+    assert len({f["t"] for f in seen}) > 1
+    editor.run(seen.append)  # at its end already
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", [LatentImage, PixelImage])
+def test_a_gradient_that_is_not_finite_stops_before_the_parameters(bad, kind):
+    guidance = LinearGuidance()
+    subject = kind(torch.rand(3, 16, 24), guidance)
+    editor = Editor(subject, guidance, FixedGradient(0.1, bad, at=2), PROMPTS, EditConfig(9, 0.05, "adam"))
+    editor.step()
+    editor.step()
+    before = parameters(editor)
+    with pytest.raises(UserError, match="iteration 2.*edit.lr"):
+        editor.step()
+    assert editor.iteration == 2
+    assert all(torch.equal(a, b) for a, b in zip(before, parameters(editor)))
+    assert all(torch.isfinite(p).all() for p in before)
+
+
+def test_a_gradient_that_overflows_on_its_way_back_stops_too():
+    guidance = LinearGuidance()
+    guidance.encode_image = lambda image: image[:, :, ::8, ::8] * 4  # 4 x 3e38 is infinite in float32
+    subject = PixelImage(torch.rand(3, 16, 16), guidance)
+    editor = Editor(subject, guidance, FixedGradient(3e38), PROMPTS, EditConfig(9, 0.05, "sgd"))
+    before = parameters(editor)
+    with pytest.raises(UserError, match="no longer finite"):
+        editor.step()
+    assert torch.equal(before[0], parameters(editor)[0])
+
+
+def test_unknown_optimizer():
+    guidance = LinearGuidance()
+    with pytest.raises(UserError, match="adam, sgd"):
+        Editor(LatentImage(torch.rand(3, 8, 8), guidance), guidance, None, PROMPTS, EditConfig(1, 0.1, "lion"))
+
+
+def test_dds_moves_the_latent_to_the_known_target():
+    # The linear denoiser's DDS gradient is s (0.3 (z - z_src) + 7.5 (3 - 2)), zero at z* = z_src - 25. SGD with lr 5
+    # leaves 1 - 5 s 0.3 = 0.268 of the way to go at each step (s = 2000/4096): after k steps z - z* = 25 x 0.268^k.
+    guidance = LinearGuidance()
+    subject = LatentImage(torch.rand(3, 16, 16), guidance)
+    editor = Editor(subject, guidance, Objective("dds", 7.5), PROMPTS, EditConfig(12, 5.0, "sgd"))
+    goal = subject.source - 25
+    for step in range(1, 4):
+        editor.step()
+        left = 25 * (1 - 5 * SCORE_SCALE * 0.3) ** step
+        torch.testing.assert_close(subject.parameter.detach() - goal, torch.full_like(goal, left), rtol=1e-3, atol=1e-3)
+    editor.run()
+    torch.testing.assert_close(subject.parameter.detach(), goal, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(subject.latents(12)[0], goal + 25)  # the source stays

@@ -1,0 +1,206 @@
+"""The run folder: what is refused, what is kept, and that nothing is ever half written."""
+
+import errno
+import json
+import os
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from cds3d.runs import RunFolder, read_config, read_metrics, slug, write_text
+from tensorf.errors import UserError
+
+
+def options(**changes):
+    base = {"scene": {"name": "flower"}, "edit": {"lr": 0.01}, "device": "cpu", "threads": None, "output": None}
+    return OmegaConf.create({**base, "resume": False, "overwrite": False, **changes})
+
+
+def begun(path, **changes):
+    run = RunFolder(path, options(**changes))
+    run.begin()
+    return run
+
+
+def files(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A red flower!", "a-red-flower"),
+        ("  two -- words ", "two-words"),
+        ("../../etc", "etc"),
+        ("!?", "edit"),
+        ("花", "edit"),
+        ("x" * 300, "x" * 80),
+    ],
+)
+def test_slug(text, expected):
+    assert slug(text) == expected
+
+
+def test_nothing_is_written_before_begin(tmp_path):
+    run = RunFolder(tmp_path / "run", options())
+    assert not (tmp_path / "run").exists()
+    run.begin()
+    assert files(tmp_path / "run") == ["config.yaml"]
+    assert read_config(tmp_path / "run") == options()
+
+
+def test_metrics_are_rounded_and_come_with_what_every_run_reports(tmp_path):
+    run = begun(tmp_path / "run")
+    run.finish({"psnr_db": 20.123456, "iterations": 7, "device_note": "x"})
+    metrics = read_metrics(tmp_path / "run")
+    assert metrics["psnr_db"] == 20.1235 and metrics["iterations"] == 7 and metrics["device"] == "cpu"
+    assert {"seconds", "peak_memory_mb", "device", "threads"} <= metrics.keys()
+    assert metrics["peak_memory_mb"] > 10  # megabytes: this process holds torch
+    assert all(not isinstance(v, (dict, list)) for v in metrics.values())  # flat
+
+
+def test_finished_run_is_refused(tmp_path):
+    begun(tmp_path / "run").finish({})
+    for resume in (False, True):
+        with pytest.raises(UserError, match="finished run.*overwrite=true"):
+            RunFolder(tmp_path / "run", options(resume=resume))
+
+
+def test_overwrite_deletes_a_run_but_not_before_begin(tmp_path):
+    begun(tmp_path / "run").finish({})
+    (tmp_path / "run" / "field.safetensors").write_text("old")
+    run = RunFolder(tmp_path / "run", options(overwrite=True))
+    assert (tmp_path / "run" / "metrics.json").exists()
+    run.begin()
+    assert files(tmp_path / "run") == ["config.yaml"]
+    assert run.load_state() is None
+
+
+def test_unfinished_run_needs_resume_or_overwrite(tmp_path):
+    begun(tmp_path / "run").save_state({"iteration": 3})
+    with pytest.raises(UserError, match="unfinished run: pass resume=true"):
+        RunFolder(tmp_path / "run", options())
+    run = RunFolder(tmp_path / "run", options(resume=True))
+    run.begin()
+    assert run.load_state() == {"iteration": 3}
+    fresh = RunFolder(tmp_path / "run", options(overwrite=True))
+    fresh.begin()
+    assert fresh.load_state() is None
+
+
+def test_a_run_that_stopped_before_its_first_state_just_starts(tmp_path):
+    begun(tmp_path / "run")
+    run = begun(tmp_path / "run")
+    assert run.load_state() is None
+    assert begun(tmp_path / "run", resume=True).load_state() is None
+
+
+def test_resume_with_other_options_names_the_key(tmp_path):
+    begun(tmp_path / "run").save_state({})
+    with pytest.raises(UserError, match=r"begun with edit\.lr=0\.01, not 0\.5"):
+        RunFolder(tmp_path / "run", options(resume=True, edit={"lr": 0.5}))
+    with pytest.raises(UserError, match=r"edit\.extra"):
+        RunFolder(tmp_path / "run", options(resume=True, edit={"lr": 0.01, "extra": 1}))
+    RunFolder(tmp_path / "run", options(resume=True, threads=2, output=str(tmp_path / "run")))  # these are free
+
+
+def test_seconds_go_on_after_a_resume(tmp_path):
+    run = begun(tmp_path / "run")
+    run.seconds_before = 1000.0
+    run.save_state({"iteration": 1})
+    again = begun(tmp_path / "run", resume=True)
+    again.load_state()
+    assert 1000 <= again.seconds < 1100
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_folder_that_is_no_run_folder_is_left_alone(tmp_path, overwrite):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="not a run folder"):
+        RunFolder(tmp_path, options(overwrite=overwrite))
+    assert files(tmp_path) == ["thesis.tex"]
+
+
+def test_output_that_is_a_file(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        RunFolder(tmp_path / "run", options())
+
+
+@pytest.mark.parametrize("key", ["resume", "overwrite"])
+def test_no_is_not_taken_for_true(tmp_path, key):
+    begun(tmp_path / "run").finish({})
+    with pytest.raises(UserError, match=f"{key}=no has to be true or false"):
+        RunFolder(tmp_path / "run", options(**{key: "no"}))
+    assert (tmp_path / "run" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 torn", b"\x80\x02junk"])
+def test_damaged_state(tmp_path, content):
+    run = begun(tmp_path / "run")
+    run.save_state({})
+    run.state_path.write_bytes(content)
+    again = RunFolder(tmp_path / "run", options(resume=True))
+    with pytest.raises(UserError, match=r"state\.pt is damaged.*overwrite=true") as caught:
+        again.load_state()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["a: [1, 2", "- 1\n- 2\n", "training: {lr: 1}\n", "\x00"])
+def test_damaged_or_foreign_config(tmp_path, content):
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(UserError, match="config.yaml") as caught:
+        read_config(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_config(tmp_path):
+    with pytest.raises(UserError, match="no run folder"):
+        read_config(tmp_path)
+
+
+# --- atomic writes
+
+
+def no_space(*args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_failed_text_leaves_the_old_file_and_no_part(tmp_path, monkeypatch):
+    write_text(tmp_path / "a.txt", "old")
+    monkeypatch.setattr(os, "replace", no_space)
+    with pytest.raises(OSError):
+        write_text(tmp_path / "a.txt", "new")
+    assert files(tmp_path) == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), RuntimeError("PytorchStreamWriter failed writing")])
+def test_failed_state_leaves_the_old_one_and_no_part(tmp_path, monkeypatch, error):
+    run = begun(tmp_path / "run")
+    run.save_state({"iteration": 1})
+
+    def torn(state, path):
+        path.write_bytes(b"half a zip")
+        raise error
+
+    monkeypatch.setattr(torch, "save", torn)
+    with pytest.raises(OSError) as caught:
+        run.save_state({"iteration": 2})
+    assert caught.value.errno == errno.ENOSPC
+    assert files(tmp_path / "run") == ["config.yaml", "state/state.pt"]
+    assert torch.load(run.state_path, weights_only=True)["iteration"] == 1
+
+
+def test_failed_metrics_leave_the_run_unfinished(tmp_path, monkeypatch):
+    run = begun(tmp_path / "run")
+    monkeypatch.setattr(os, "replace", no_space)
+    with pytest.raises(OSError):
+        run.finish({"psnr_db": 1.0})
+    assert files(tmp_path / "run") == ["config.yaml"]
+
+
+def test_metrics_are_json(tmp_path):
+    begun(tmp_path / "run").finish({"psnr_db": 1.0})
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["psnr_db"] == 1

@@ -1,0 +1,197 @@
+"""Subjects: what is encoded how often, and that a latent's gradient reaches the parameters as through one graph."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fakes import PROMPTS, FixedGradient, LinearGuidance
+
+from cds3d.editor import EditConfig, Editor
+from cds3d.subjects.field import FieldViews
+from cds3d.subjects.image import LatentImage, PixelImage
+from tensorf.captures import load_capture
+from tensorf.checkpoint import load_field
+from tensorf.render import render_rays
+from tensorf.visibility import View
+
+# --- images
+
+
+@pytest.mark.parametrize(("height", "width", "latent"), [(16, 24, (2, 3)), (17, 23, (3, 3)), (9, 31, (2, 4))])
+def test_latent_image_of_any_size(guidance, height, width, latent):
+    # Padded up to whole cells of 8 pixels: 17 -> 24 -> 3, 23 -> 24 -> 3; the result is cut back to the source's size.
+    torch.manual_seed(0)
+    image = torch.rand(3, height, width)
+    subject = LatentImage(image, guidance)
+    source, target = subject.latents(0)
+    assert source.shape == target.shape == (1, 4, *latent)
+    assert torch.equal(source, target) and not source.requires_grad and not target.requires_grad
+    assert subject.image().shape == (3, height, width)
+
+
+def test_latent_images_border_is_repeated():
+    # The mean of 8x8 pixels of a 9-pixel-wide ramp: the second cell holds column 9 eight times.
+    image = (torch.arange(9.0) / 10).expand(3, 8, 9)
+    source, _ = LatentImage(image, LinearGuidance()).latents(0)
+    # first cell: mean of 0 .. 0.7 = 0.35 -> -0.3 in [-1, 1]; second: 0.8 -> 0.6
+    torch.testing.assert_close(source, torch.tensor([-0.3, 0.6]).expand(1, 3, 1, 2))
+
+
+def test_latent_images_gradient_is_the_gradient():
+    subject = LatentImage(torch.rand(3, 16, 16), LinearGuidance())
+    gradient = torch.randn(1, 3, 2, 2)
+    subject.backward(gradient)
+    assert torch.equal(subject.parameter.grad, gradient)
+    assert subject.parameter.grad is not gradient  # an optimiser may change it in place
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 24), (17, 23), (19, 30)])
+def test_pixel_images_backward_equals_one_graph(guidance, height, width):
+    torch.manual_seed(1)
+    image = torch.rand(3, height, width)
+    subject = PixelImage(image, guidance)
+    torch.manual_seed(2)
+    _, target = subject.latents(0)
+    gradient = torch.randn(target.shape)
+    subject.backward(gradient)
+
+    torch.manual_seed(2)
+    top, left = torch.randint(0, 8, (2,)).tolist()
+    assert (top, left) != (0, 0)
+    pixels = image[None].clone().requires_grad_()
+    window = F.pad(pixels, (left, -(width + left) % 8, top, -(height + top) % 8), mode="replicate")
+    assert window.shape[2] % 8 == window.shape[3] % 8 == 0
+    encoded = guidance.encode_image(window)
+    torch.testing.assert_close(encoded.detach(), target)
+    encoded.backward(gradient)
+    torch.testing.assert_close(subject.parameter.grad, pixels.grad)
+    assert subject.parameter.grad.abs().max() > 0
+
+
+def test_pixel_images_source_is_encoded_once_an_offset():
+    guidance = LinearGuidance()
+    subject = PixelImage(torch.rand(3, 17, 23), guidance)
+    offsets, steps = set(), 150
+    for step in range(steps):
+        torch.manual_seed(step)
+        source, target = subject.latents(step)
+        assert source.shape == target.shape and torch.equal(source, target)  # nothing has been edited yet
+        torch.manual_seed(step)
+        offsets.add(tuple(torch.randint(0, 8, (2,)).tolist()))
+    assert 1 < len(offsets) <= 64
+    assert guidance.count("encode") == steps + len(offsets)
+
+
+def test_pixel_images_pixels_stay_in_range():
+    subject = PixelImage(torch.rand(3, 16, 16), LinearGuidance())
+    config = EditConfig(iterations=3, lr=0.4, optimizer="adam")
+    Editor(subject, subject.guidance, FixedGradient(), PROMPTS, config).run()
+    assert subject.image().min() == 0 and subject.image().max() <= 1  # a positive gradient lowers every pixel
+    assert subject.image().shape == (3, 16, 16)
+
+
+# --- fields
+
+
+@pytest.fixture()
+def field(source_run):
+    return load_field(source_run / "field.safetensors")
+
+
+@pytest.fixture(scope="module")
+def cameras(capture_folder):
+    """Three of the capture's cameras, 26x19: neither a square nor a multiple of 8; latents are 3x2."""
+    capture = load_capture(capture_folder, width=64)
+    return [camera.resized(26, 19) for camera in capture.cameras[:3]]
+
+
+def clones(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def test_source_is_encoded_once_a_camera(field, cameras, guidance, monkeypatch):
+    calls, encode = [], guidance.encode_image
+    monkeypatch.setattr(guidance, "encode_image", lambda image: (calls.append(image.requires_grad), encode(image))[1])
+    subject = FieldViews(field, cameras, guidance)
+    for step in range(9):  # three turns of three cameras
+        source, target = subject.latents(step)
+        assert source.shape == target.shape == (1, 4, 2, 3)
+        assert not source.requires_grad and not target.requires_grad
+        torch.testing.assert_close(source, target)  # an untouched copy looks the same
+    assert calls.count(False) == 3  # the source, without gradients
+    assert calls.count(True) == 9  # the target, each step
+
+
+def test_every_camera_comes_once_a_turn_in_a_reproducible_order(field, cameras):
+    many = cameras * 3
+    subject, again, other = (FieldViews(field, many, None, seed=seed) for seed in (4, 4, 5))
+    turns = [[subject.camera_index(9 * turn + i) for i in range(9)] for turn in range(4)]
+    assert all(sorted(turn) == list(range(9)) for turn in turns)
+    assert len({tuple(turn) for turn in turns}) > 1
+    assert turns[2] == [again.camera_index(18 + i) for i in range(9)]  # no need to have seen the first turns
+    assert turns[0] != [other.camera_index(i) for i in range(9)]
+
+
+def test_latent_gradient_reaches_the_field_as_through_one_graph(field, cameras, guidance):
+    # The direct way: the view's samples rendered at once with a graph, encoded, back-propagated.
+    direct = copy.deepcopy(field).requires_grad_(True)
+    subject = FieldViews(field, cameras, guidance)
+    _, target = subject.latents(0)
+    torch.manual_seed(3)
+    gradient = torch.randn(target.shape)
+    subject.backward(gradient)
+
+    view = View(field, cameras[subject.camera_index(0)])
+    color = render_rays(direct, view.rays, samples=view.samples(0, len(view))).color.view(19, 26, 3)
+    encoded = guidance.encode_image(color.permute(2, 0, 1)[None])
+    torch.testing.assert_close(encoded.detach(), target)
+    encoded.backward(gradient)
+    groups = zip(subject.target.parameter_groups().items(), direct.parameter_groups().values())
+    for (name, mine), reference in groups:
+        a = torch.cat([p.grad.flatten() for p in mine])
+        b = torch.cat([p.grad.flatten() for p in reference])
+        assert b.norm() > 0, name
+        assert (a - b).norm() < 1e-3 * b.norm(), name
+
+
+def test_source_field_never_changes_and_the_target_does(field, cameras, guidance):
+    before = clones(field)
+    subject = FieldViews(field, cameras, guidance)
+    Editor(subject, guidance, FixedGradient(), PROMPTS, EditConfig(iterations=4, lr=0.01)).run()
+    assert all(torch.equal(before[k], v) for k, v in subject.source.state_dict().items())
+    assert all(p.grad is None for p in subject.source.parameters())
+    after = subject.target.state_dict()
+    assert not any(torch.equal(before[k], after[k]) for k in before if k != "occupancy")
+
+
+def test_density_lr_zero_leaves_the_shape_alone_bit_for_bit(field, cameras, guidance):
+    before = clones(field)
+    subject = FieldViews(field, cameras, guidance, density_lr=0.0)
+    Editor(subject, guidance, FixedGradient(), PROMPTS, EditConfig(iterations=4, lr=0.01)).run()
+    after = subject.target.state_dict()
+    shape = [k for k in before if k.startswith("density_grid")]
+    color = [k for k in before if k.startswith("color_grid")]
+    assert shape and all(torch.equal(before[k], after[k]) for k in shape)
+    assert all(p.grad is None for p in subject.target.parameter_groups()["density"])  # nor is time spent on it
+    assert color and not any(torch.equal(before[k], after[k]) for k in color)
+
+
+@pytest.mark.parametrize(
+    ("network_lr", "density_lr", "rates"),
+    [(0.1, 1.0, [0.02, 0.02, 0.002]), (0.5, 0.25, [0.02, 0.005, 0.01]), (0.1, 0.0, [0.02, 0.002])],
+)
+def test_rates_are_shares_of_the_colour_grids(field, cameras, network_lr, density_lr, rates):
+    subject = FieldViews(field, cameras, None, network_lr=network_lr, density_lr=density_lr)
+    groups = subject.parameter_groups(0.02)
+    assert [g["lr"] for g in groups] == pytest.approx(rates)
+    of = subject.target.parameter_groups()
+    names = ["color", "density", "network"] if density_lr else ["color", "network"]
+    for group, name in zip(groups, names, strict=True):
+        assert [id(p) for p in group["params"]] == [id(p) for p in of[name]]
+
+
+def test_target_is_a_copy_of_its_own(field, cameras):
+    subject = FieldViews(field, cameras, None)
+    own = {p.data_ptr() for p in subject.target.parameters()}
+    assert not own & {p.data_ptr() for p in subject.source.parameters()}

@@ -1,0 +1,100 @@
+"""Cameras: hand-worked rays, intrinsics that scale with the image, and projection as the rays' inverse."""
+
+import math
+
+import pytest
+import torch
+
+from tensorf.cameras import Camera, size_for_width
+
+
+def project(camera, points):
+    """(n, 3) world points -> (n, 2) pixel coordinates (column, row)."""
+    x, y, z = ((points - camera.position) @ camera.pose[:, :3]).T
+    return torch.stack([camera.fx * x / z + camera.cx, camera.fy * y / z + camera.cy], 1)
+
+
+@pytest.fixture
+def turned():
+    """Odd sizes, a principal point off the centre, a rotation about a skew axis."""
+    torch.manual_seed(1)
+    rotation, _ = torch.linalg.qr(torch.randn(3, 3))
+    rotation = rotation * torch.sign(torch.linalg.det(rotation))
+    pose = torch.cat([rotation, torch.tensor([[0.5], [-2.0], [3.0]])], 1)
+    return Camera(pose, fx=11.0, fy=13.0, cx=3.1, cy=2.7, width=7, height=5)
+
+
+def test_rays_of_a_camera_worked_by_hand():
+    camera = Camera(torch.eye(3, 4), fx=2.0, fy=4.0, cx=2.0, cy=1.0, width=4, height=2)
+    origins, directions = camera.pixel_rays()
+    assert origins.shape == directions.shape == (8, 3)
+    assert (origins == 0).all()
+    # Pixel (0, 0) has its centre at (0.5, 0.5): ((0.5 - 2) / 2, (0.5 - 1) / 4, 1).
+    assert directions[0].tolist() == [-0.75, -0.125, 1.0]
+    # Row by row: index 1 is column 1 of row 0, (1.5 - 2) / 2 = -0.25; index 4 is row 1, (1.5 - 1) / 4 = 0.125.
+    assert directions[1].tolist() == [-0.25, -0.125, 1.0]
+    assert directions[4].tolist() == [-0.75, 0.125, 1.0]
+
+
+def test_centre_pixel_of_an_odd_image_looks_forward():
+    # Forward is world +x, down is world +y, hence right = down x forward = (0, 1, 0) x (1, 0, 0) = (0, 0, -1).
+    pose = torch.tensor([[0.0, 0, 1, 5], [0, 1, 0, 6], [-1, 0, 0, 7]])
+    camera = Camera(pose, fx=3.0, fy=3.0, cx=1.5, cy=1.5, width=3, height=3)
+    origins, directions = camera.pixel_rays()
+    assert directions[4].tolist() == [1.0, 0.0, 0.0]
+    assert camera.forward.tolist() == [1.0, 0.0, 0.0]
+    assert (origins == torch.tensor([5.0, 6, 7])).all()
+    # One pixel to the right: local ((2.5 - 1.5) / 3, 0, 1), so forward plus a third of right.
+    assert torch.allclose(directions[5], torch.tensor([1.0, 0, -1 / 3]))
+
+
+def test_directions_have_unit_depth(turned):
+    _, directions = turned.pixel_rays()
+    assert torch.allclose(directions @ turned.forward, torch.ones(35), atol=1e-6)
+    assert (directions.norm(dim=1) > 1.0001).any()  # so they are not normalised
+
+
+def test_resized_scales_each_axis(turned):
+    # 7 x 5 -> 10 x 4: factors 10/7 and 4/5.
+    small = turned.resized(10, 4)
+    assert (small.width, small.height) == (10, 4)
+    assert math.isclose(small.fx, 110 / 7) and math.isclose(small.cx, 31 / 7)
+    assert math.isclose(small.fy, 10.4) and math.isclose(small.cy, 2.16)
+    assert small.pose is turned.pose
+    # The image's bottom right corner stays the same direction.
+    assert math.isclose((10 - small.cx) / small.fx, (7 - turned.cx) / turned.fx)
+    assert math.isclose((4 - small.cy) / small.fy, (5 - turned.cy) / turned.fy)
+
+
+def test_resizing_to_odd_sizes_and_back_is_the_identity(turned):
+    back = turned.resized(3, 1).resized(7, 5)
+    for name in ("fx", "fy", "cx", "cy", "width", "height"):
+        assert math.isclose(getattr(back, name), getattr(turned, name)), name
+
+
+def test_projecting_points_of_rays_gives_pixel_centres(turned):
+    origins, directions = turned.pixel_rays()
+    depth = torch.linspace(0.5, 20, 35)[:, None]
+    pixels = project(turned, origins + depth * directions)
+    v, u = torch.meshgrid(torch.arange(5) + 0.5, torch.arange(7) + 0.5, indexing="ij")
+    assert torch.allclose(pixels, torch.stack([u.ravel(), v.ravel()], 1), atol=1e-4)
+
+
+def test_with_pose_moves_the_rays_only(turned):
+    moved = turned.with_pose(torch.eye(3, 4))
+    local = turned.pixel_rays()[1] @ turned.pose[:, :3]
+    assert torch.allclose(moved.pixel_rays()[1], local, atol=1e-6)
+    assert (moved.pixel_rays()[0] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "target", "expected"),
+    [
+        (504, 378, 252, (252, 189)),
+        (5, 3, 4, (4, 2)),  # 3 * 4 / 5 = 2.4
+        (5, 4, 7, (7, 6)),  # 4 * 7 / 5 = 5.6
+        (1000, 1, 10, (10, 1)),  # never less than a row
+    ],
+)
+def test_size_for_width(width, height, target, expected):
+    assert size_for_width(width, height, target) == expected

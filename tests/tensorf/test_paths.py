@@ -1,0 +1,117 @@
+"""Camera paths: geometry by its axioms."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tensorf.cameras import Camera
+from tensorf.errors import UserError
+from tensorf.paths import PATHS, camera_path, look_at, mean_pose, nearest_point
+
+TARGET = torch.tensor([0.3, -0.2, 1.0])
+
+
+def cameras_around(count=7):
+    """On an arc of a third of a turn around TARGET, at changing heights; all look at it, y is down."""
+    cameras = []
+    for i in range(count):
+        angle = math.radians(120) * i / (count - 1)
+        offset = torch.tensor([2 * math.cos(angle), -0.5 - 0.1 * (i % 3), 2 * math.sin(angle)])
+        pose = look_at(TARGET + offset, TARGET, torch.tensor([0.0, 1, 0]))
+        cameras.append(Camera(pose, 20.0 + i, 21.0, 8.0, 6.0, 16, 12))
+    return cameras
+
+
+@pytest.mark.parametrize("frames", [1, 2, 13])
+@pytest.mark.parametrize("kind", PATHS)
+def test_poses_are_rotations_and_intrinsics_the_first_camera_s(kind, frames):
+    path = camera_path(kind, cameras_around(), frames)
+    assert len(path) == frames
+    for camera in path:
+        rotation = camera.pose[:, :3]
+        assert torch.allclose(rotation.T @ rotation, torch.eye(3), atol=1e-5)
+        assert torch.linalg.det(rotation).item() == pytest.approx(1, abs=1e-5)
+        assert (camera.fx, camera.fy, camera.cx, camera.cy) == (20.0, 21.0, 8.0, 6.0)
+        assert (camera.width, camera.height) == (16, 12)
+
+
+@pytest.mark.parametrize("kind", PATHS)
+def test_paths_move_and_stay_upright(kind):
+    path = camera_path(kind, cameras_around(), 13)  # an even spiral crosses itself halfway
+    assert len({tuple(c.position.tolist()) for c in path}) == 13
+    steps = [(a.position - b.position).norm().item() for a, b in zip(path, path[1:])]
+    assert max(steps) < 2.5
+    assert all(c.pose[1, 1] > 0.5 for c in path)  # down stays down
+
+
+def test_orbit_keeps_its_distance_and_looks_at_the_middle():
+    cameras = cameras_around()
+    path = camera_path("orbit", cameras, 16)
+    center = nearest_point(torch.stack([c.pose for c in cameras]))
+    assert torch.allclose(center, TARGET, atol=1e-4)
+    for camera in path:
+        offset = center - camera.position
+        assert offset.norm().item() == pytest.approx((center - path[0].position).norm().item(), rel=1e-4)
+        assert torch.allclose(F.normalize(offset, dim=0), camera.forward, atol=1e-4)
+    poses = torch.stack([c.pose for c in cameras])
+    up = F.normalize(-poses[:, :, 1].mean(0), dim=0)
+    height = ((poses[:, :, 3] - center) @ up).mean()
+    for camera in path:
+        assert ((camera.position - center) @ up).item() == pytest.approx(height.item(), abs=1e-4)
+    # A whole turn: opposite frames are across the centre, and the first stands where the first camera points it.
+    flat = torch.tensor([1.0, 0, 1])
+    across = (path[0].position + path[8].position) / 2 - center
+    assert (across * flat).norm() < 0.3  # "up" is the mean camera's, a little off y
+    assert F.cosine_similarity((path[0].position - center) * flat, torch.tensor([1.0, 0, 0]), dim=0) > 0.95
+
+
+def test_spiral_looks_at_the_focus_from_near_the_mean_camera():
+    cameras = cameras_around(5)
+    poses = torch.stack([c.pose for c in cameras])
+    center = mean_pose(poses)
+    focus = center[:, 3] + 1.7 * center[:, 2]
+    reach = (poses[:, :, 3] - center[:, 3]).norm(dim=1).max()
+    for camera in camera_path("spiral", cameras, 20, focus=1.7):
+        assert torch.allclose(F.normalize(focus - camera.position, dim=0), camera.forward, atol=1e-5)
+        assert (camera.position - center[:, 3]).norm() <= reach * 1.5
+
+
+def test_interpolation_passes_through_the_cameras():
+    cameras = cameras_around(5)
+    path = camera_path("interpolate", cameras, 20)  # 4 frames a camera
+    for i, camera in enumerate(cameras):
+        assert torch.allclose(path[4 * i].pose, camera.pose, atol=1e-5)
+    # Halfway between the first two: the mean of their positions.
+    middle = (cameras[0].position + cameras[1].position) / 2
+    assert torch.allclose(path[2].position, middle, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "frames", "message"), [("zigzag", 5, "zigzag.*spiral, orbit"), ("orbit", 0, "frames=0")]
+)
+def test_what_cannot_be_is_told(kind, frames, message):
+    with pytest.raises(UserError, match=message):
+        camera_path(kind, cameras_around(), frames)
+
+
+def test_nearest_point_by_hand():
+    # The line along z through (1, 0) and the line along x at y = 2, z = 5: closest to both is (1, 1, 5).
+    along_z = look_at(torch.tensor([1.0, 0, 0]), torch.tensor([1.0, 0, 1]), torch.tensor([0.0, 1, 0]))
+    along_x = look_at(torch.tensor([-3.0, 2, 5]), torch.tensor([0.0, 2, 5]), torch.tensor([0.0, 1, 0]))
+    assert torch.allclose(nearest_point(torch.stack([along_z, along_x])), torch.tensor([1.0, 1, 5]), atol=1e-5)
+
+
+def test_look_at_by_hand():
+    # From (0, 0, -2) to the origin with y down: the identity's rotation.
+    pose = look_at(torch.tensor([0.0, 0, -2]), torch.zeros(3), torch.tensor([0.0, 1, 0]))
+    assert torch.allclose(pose, torch.cat([torch.eye(3), torch.tensor([[0.0], [0], [-2]])], 1))
+    # From (5, 0, 0): forward is -x, right = down x forward = (0, 1, 0) x (-1, 0, 0) = (0, 0, 1).
+    pose = look_at(torch.tensor([5.0, 0, 0]), torch.zeros(3), torch.tensor([0.0, 1, 0]))
+    assert torch.allclose(pose[:, :3], torch.tensor([[0.0, 0, -1], [0, 1, 0], [1, 0, 0]]))
+
+
+def test_mean_pose_of_one_is_itself():
+    pose = cameras_around()[2].pose
+    assert torch.allclose(mean_pose(pose[None]), pose, atol=1e-6)

@@ -1,0 +1,193 @@
+"""Training on eight tiny photos: it learns, it resumes bit for bit, and its small parts are worked out by hand."""
+
+import io
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tensorf.captures import load_capture
+from tensorf.errors import UserError
+from tensorf.field import FieldConfig
+from tensorf.render import render_view
+from tensorf.space import Space, space_of
+from tensorf.train import PixelBatches, TrainConfig, Trainer, grid_resolution, spread, step_count
+
+CPU = torch.device("cpu")
+FIELD = FieldConfig(density_components=(2, 1, 1), color_components=(4, 2, 2), feature_dim=6, hidden=16)
+SHORT = TrainConfig(iterations=40, batch=256, resolution=32, lr_grid=0.05, lr_network=1e-2, prune_at=(0.1, 0.4, 0.5))
+
+
+@pytest.fixture(autouse=True)
+def few_rays(monkeypatch):
+    """Occupancy is measured with 60,000 rays and more; for photos of 1,728 pixels 5,000 do."""
+    draw = PixelBatches.draw
+    monkeypatch.setattr(PixelBatches, "draw", lambda self, count, generator: draw(self, min(count, 5000), generator))
+
+
+def photo_error(field, capture):
+    """Mean squared error over one training view."""
+    view = capture.train[0]
+    return (render_view(field, capture.cameras[view])["color"] - capture.images[view] / 255).square().mean().item()
+
+
+def bright(capture):
+    """The mean squared value of the same photo: what an empty, black field gets wrong."""
+    return (capture.images[capture.train[0]] / 255).square().mean().item()
+
+
+@pytest.mark.parametrize(("decomposition", "components"), [("vm", (2, 1, 1)), ("cp", (8, 8, 8))])
+def test_a_forward_facing_capture_is_learnt(ndc_capture, decomposition, components):
+    config = replace(FIELD, decomposition=decomposition, density_components=components)
+    trainer = Trainer(ndc_capture, config, SHORT, CPU)
+    before = photo_error(trainer.field, ndc_capture)
+    while trainer.iteration < 40:
+        trainer.step()
+    trainer.finish()
+    after = photo_error(trainer.field, ndc_capture)
+    assert after < 0.5 * before and after < 0.5 * bright(ndc_capture)
+    assert trainer.field.resolution == grid_resolution(trainer.field.space, 32)
+    assert trainer.field.occupancy.numel() > 1
+
+
+def test_a_capture_in_a_box_is_learnt(box_capture):
+    # Nothing is dense yet when pruning starts, and the grid is coarse: pruning must not leave an empty field.
+    config = replace(FIELD, density_gain=1.0)  # the slower it gets dense, the harder
+    trainer = Trainer(box_capture, config, replace(SHORT, prune_at=TrainConfig.prune_at), CPU)
+    before = photo_error(trainer.field, box_capture)
+    while trainer.iteration < 40:
+        trainer.step()
+    assert trainer.field.occupancy.any()
+    assert photo_error(trainer.field, box_capture) < 0.75 * before
+
+
+@pytest.mark.parametrize("kind", ["ndc", "box"])
+def test_pruning_a_coarse_field_has_no_holes(ndc_capture, box_capture, kind):
+    # Cells finer than the steps along a ray would be empty for no other reason than that no sample fell into them.
+    capture = ndc_capture if kind == "ndc" else box_capture
+    trainer = Trainer(capture, replace(FIELD, density_shift=-3.0), replace(SHORT, stages=(1.0,)), CPU)
+    camera = capture.cameras[capture.train[2]]
+    before = render_view(trainer.field, camera)["opacity"]
+    trainer.finish()
+    after = render_view(trainer.field, camera)["opacity"]
+    assert before.mean() > 0.5 and trainer.field.occupancy.numel() > 1
+    assert (before - after).abs().mean() < 0.02
+
+
+RESUMED = {
+    # Saved after 6 of 12 iterations; the third pruning is the one that shrinks a box.
+    "changes before": dict(upsample_at=(2 / 12, 5 / 12), prune_at=(1 / 12, 3 / 12, 4 / 12)),
+    "changes after": dict(upsample_at=(7 / 12, 10 / 12), prune_at=(6 / 12, 8 / 12, 9 / 12)),
+    "changes around": dict(upsample_at=(3 / 12, 9 / 12), prune_at=(1 / 12, 5 / 12, 7 / 12)),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [("ndc", "changes around"), ("box", "changes before"), ("box", "changes after"), ("box", "changes around")],
+)
+def test_resuming_is_bit_for_bit(world_folder, kind, changes):
+    capture = load_capture(world_folder, space=kind, bound=0.6)  # the cameras stand outside such a box, 1 away
+    config = replace(SHORT, iterations=12, batch=64, resolution=24, l1=1e-3, **RESUMED[changes])
+    unbroken, file = Trainer(capture, FIELD, config, CPU), io.BytesIO()
+    while unbroken.iteration < 12:
+        if unbroken.iteration == 6:
+            torch.save(unbroken.state_dict(), file)
+        last = unbroken.step()
+    file.seek(0)
+    torch.manual_seed(99)  # whatever else the process has drawn meanwhile
+    resumed = Trainer(capture, FIELD, config, CPU)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    assert resumed.iteration == 6
+    assert torch.equal(resumed.pixels.space.box, resumed.field.space.box)  # rays enter the box as it is by now
+    while resumed.iteration < 12:
+        again = resumed.step()
+    assert again == last
+    a, b = unbroken.field, resumed.field
+    assert (a.resolution, a.steps) == (b.resolution, b.steps)
+    assert torch.equal(a.space.box, b.space.box)
+    state = b.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in a.state_dict().items())
+    # And the run had in it what this test is about.
+    assert a.resolution != grid_resolution(space_of(capture), 7)
+    assert torch.equal(a.space.box, space_of(capture).box) is (kind == "ndc")
+
+
+def test_the_seed_decides_everything(ndc_capture):
+    config = replace(SHORT, iterations=4, batch=32, prune_at=(1.0,))
+    runs = []
+    for seed in (0, 0, 1):
+        trainer = Trainer(ndc_capture, FIELD, replace(config, seed=seed), CPU)
+        runs.append([trainer.step() for _ in range(4)])
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_a_loss_that_is_not_finite_is_told(ndc_capture):
+    trainer = Trainer(ndc_capture, FIELD, replace(SHORT, batch=16), CPU)
+    trainer.step()
+    with torch.no_grad():
+        trainer.field.basis.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="no longer finite at iteration 1.*field.lr_grid"):
+        trainer.step()
+
+
+def test_spread_by_hand():
+    weights = torch.tensor([0.5, 0.25, 0.4, 0.3, 0.2, 1.0])
+    ray = torch.tensor([0, 0, 2, 2, 2, 3])
+    expected = [
+        0.5 * (1 - 0.5 - 0.25),
+        0.25 * (1 - 0.5 - 0.25),
+        0.4 * (1 - 0.4 - 0.3),
+        0.3 * (1 - 0.4 - 0.3 - 0.2),
+        0.2 * (1 - 0.3 - 0.2),
+        0.0,  # all in one sample
+    ]
+    assert spread(weights, ray).tolist() == pytest.approx(expected, abs=1e-7)
+    assert spread(weights[:0], ray[:0]).shape == (0,)
+
+
+def space(kind, *size):
+    half = torch.tensor(size) / 2
+    return Space(kind, torch.stack([-half, half]), 1.0, 10.0, torch.eye(3, 4))
+
+
+def test_grid_resolution_of_a_box_has_cubic_voxels():
+    # 4 x 2 x 1 at 40 along the longest: 40, 20, 10. A thin box keeps 8.
+    assert grid_resolution(space("box", 4.0, 2, 1), 40) == (40, 20, 10)
+    assert grid_resolution(space("box", 4.0, 4, 0.1), 40) == (40, 40, 8)
+
+
+def test_grid_resolution_of_ndc_has_a_third_in_depth():
+    # 2 x 1.5 in the image, depth -1 to 1 whatever its extent: 60, 45, 20.
+    assert grid_resolution(space("ndc", 2.0, 1.5, 2), 60) == (60, 45, 20)
+    assert grid_resolution(space("ndc", 1.0, 2.0, 2), 60) == (30, 60, 20)
+
+
+def test_step_count():
+    # Cube: the diagonal is sqrt(3) sides, one sample a voxel: 1.732 * 100. NDC: 0.45 * 100.
+    assert step_count(space("box", 2.0, 2, 2), 100) == 173
+    assert step_count(space("ndc", 2.0, 1.5, 2), 100) == 45
+    assert step_count(space("ndc", 2.0, 1.5, 2), 10) == step_count(space("box", 2.0, 2, 2), 5) == 16
+
+
+@pytest.mark.parametrize("kind", ["ndc", "box"])
+def test_pixel_batches_pair_rays_with_their_pixels(ndc_capture, box_capture, kind):
+    capture = ndc_capture if kind == "ndc" else box_capture
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, capture.images.shape, dtype=torch.uint8)  # every pixel another colour
+    capture = replace(capture, images=images)
+    where = space_of(capture)
+    rays, colors = PixelBatches(capture, where, CPU).draw(64, torch.Generator().manual_seed(0))
+    assert len(rays) == 64 and colors.shape == (64, 3)
+    all_rays = [where.rays(capture.cameras[i]) for i in capture.train]
+    known = torch.cat([torch.cat([r.origins, r.directions], 1) for r in all_rays])
+    pixels = torch.cat([images[i].reshape(-1, 3) for i in capture.train])
+    distance, match = (torch.cat([rays.origins, rays.directions], 1)[:, None] - known).norm(dim=2).min(1)
+    assert distance.max() < 1e-4
+    assert torch.equal((colors * 255).round().to(torch.uint8), pixels[match])
+    assert len(match.unique()) > 55  # of 12,096 pixels
+    for name in ("viewdirs", "t_near", "t_far"):
+        expected = torch.cat([getattr(r, name) for r in all_rays])[match]
+        assert torch.allclose(getattr(rays, name), expected, atol=1e-4), name
+    views = match // (capture.images.shape[1] * capture.images.shape[2])
+    assert len(views.unique()) == len(capture.train)
