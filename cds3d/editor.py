@@ -59,8 +59,8 @@ class Editor:
         if not (torch.isfinite(gradient).all() and self._finite_gradients()):
             raise UserError(
                 f"the gradient is no longer finite at iteration {self.iteration}: lower edit.lr "
-                f"(now {self.config.lr}), guidance.scale or objective.weight, or use guidance.dtype=fp32, and start "
-                "again with overwrite=true"
+                f"(now {self.config.lr}), guidance.scale or objective.weight, or use guidance.dtype=fp32, and go on "
+                "from the state before it with resume=true"
             )
         self._raise_floor()
         self.optimizer.step()
@@ -112,5 +112,8 @@ class Editor:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for p, saved in zip(parameters, state["parameters"], strict=True):
             p.copy_(saved)
+        rates = [group["lr"] for group in self.optimizer.param_groups]  # a resume may have lowered them
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, lr in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = lr
         self.iteration = state["iteration"]

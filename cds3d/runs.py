@@ -10,8 +10,11 @@ import os
 import re
 import resource
 import shutil
+import signal
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,8 +25,10 @@ from omegaconf.errors import OmegaConfBaseException
 from cds3d.options import pick_device
 from tensorf.errors import UserError, reason
 
-# Not part of what a run computes: a resume may change them.
-_FREE_KEYS = ("resume", "overwrite", "output", "device", "threads")
+# What a resume may change: where and how it runs, and what the message about a gradient that is no longer finite
+# asks to be lowered.
+_FREE_KEYS = ("resume", "overwrite", "output", "device", "threads", "edit.lr", "field.lr_grid", "field.lr_network")
+_FREE_KEYS += ("guidance.scale", "guidance.dtype", "guidance.contrastive_weight", "objective.weight")
 
 
 def slug(text: str) -> str:
@@ -76,7 +81,7 @@ class RunFolder:
         now = OmegaConf.to_container(self.config, resolve=True)
         for key in _flat(now).keys() | _flat(before).keys():
             old, new = _flat(before).get(key), _flat(now).get(key)
-            if old != new and key.split(".")[0] not in _FREE_KEYS:
+            if old != new and key not in _FREE_KEYS:
                 raise UserError(
                     f"{self.path} was begun with {key}={old}, not {new}: resume it with the same options, "
                     "or pass overwrite=true"
@@ -126,6 +131,31 @@ class RunFolder:
         }
         rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in {**metrics, **common}.items()}
         write_text(self.path / "metrics.json", json.dumps(rounded, indent=2) + "\n")
+
+
+@contextmanager
+def interrupts_between_steps():
+    """Gives `check`: Ctrl-C waits for the next `check()`, so that no step is cut in two; a second one does not."""
+    pressed = False
+
+    def remember(_signal, _frame):
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    def check() -> None:
+        if pressed:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
+        yield check
+        return
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def read_config(folder: Path) -> DictConfig:

@@ -23,14 +23,16 @@ from tensorf.space import Space, space_of
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """iterations; batch: rays a step, half as many before the last stage. lr_grid, lr_network: Adam's rates, falling to `lr_decay` of them over the run.
+    """iterations; batch: rays a step, half as many before the last stage.
+
+    lr_grid, lr_network: Adam's rates, falling to `lr_decay` of them over the run.
 
     resolution: grid points along the longest axis at the end (NDC depth gets a third); stages: shares of it;
     upsample_at: when the next stage begins, as shares of the run. tv_density, tv_color, l1, concentration: weights of
     the regularisers. prune_at: when occupancy is measured, as shares of the run.
     """
 
-    iterations: int = 900
+    iterations: int = 600
     batch: int = 3072
     lr_grid: float = 0.02
     lr_network: float = 1.5e-3
@@ -42,7 +44,7 @@ class TrainConfig:
     tv_density: float = 0.02
     tv_color: float = 0.02
     l1: float = 0.0
-    concentration: float = 1.5e-2
+    concentration: float = 1e-2
     seed: int = 0
 
 
@@ -131,13 +133,14 @@ class Trainer:
         rendering = render_rays(field, rays, jitter)
         error = (rendering.color - target).square().mean()
         loss = error + self._regulariser(rendering, progress)
-        if not torch.isfinite(loss):
+        self.optimizer.zero_grad()
+        loss.backward()
+        gradients = [p.grad.sum() for p in field.parameters() if p.grad is not None]
+        if not torch.isfinite(torch.stack([loss.detach(), *gradients])).all():
             raise UserError(
                 f"the loss is no longer finite at iteration {self.iteration}: lower field.lr_grid "
                 f"(now {config.lr_grid}) or check the capture's poses"
             )
-        self.optimizer.zero_grad()
-        loss.backward()
         self.optimizer.step()
         self.iteration += 1
         return -10 * math.log10(max(error.item(), 1e-10))
@@ -148,7 +151,7 @@ class Trainer:
         if progress > config.prune_at[0]:
             rays = len(rendering.opacity)
             # Weak while surfaces are still being found, full at the end.
-            total = total + progress * config.concentration * spread(rendering.weights, rendering.ray).sum() / rays
+            total = total + progress**2 * config.concentration * spread(rendering.weights, rendering.ray).sum() / rays
         if self.iteration % 4 == 0:  # the whole grids are touched: every fourth step, four times as strong
             total = total + config.tv_density * field.density_grid.total_variation()
             total = total + config.tv_color * field.color_grid.total_variation()
@@ -165,8 +168,8 @@ class Trainer:
     def _prune(self, turn: int, generator: torch.Generator) -> None:
         """Measure occupancy, tolerantly at first: early surfaces are blurred and culling them cannot be undone."""
         progress = self.iteration / self.config.iterations
-        threshold = 3e-3 if progress < 0.25 else 1e-2
-        rays, _ = self.pixels.draw(60_000, generator)
+        threshold = 2e-3 if progress < 0.5 else 4e-3
+        rays, _ = self.pixels.draw(100_000, generator)
         self.field.occupancy = measure(self.field, rays, threshold, cells=_cells(self.field))
         if turn == 2 and self.field.space.kind == "box":
             self._shrink()

@@ -21,7 +21,7 @@ from cds3d.objectives.objective import Objective, Prompts
 from cds3d.options import build, load_config, not_negative, pick_device, positive, whole
 from cds3d.pocket.capture import WorldCapture, changed_region
 from cds3d.pocket.vocabulary import unknown_words
-from cds3d.runs import RunFolder, peak_memory_mb, slug
+from cds3d.runs import RunFolder, interrupts_between_steps, peak_memory_mb, slug
 from cds3d.subjects.field import FieldViews
 from cds3d.subjects.image import LatentImage, PixelImage
 from tensorf.captures import Capture
@@ -98,9 +98,11 @@ def _optimise(editor: Editor, run: RunFolder, save_every: int) -> float:
             writer.add_scalar(f"edit/{key}", value, editor.iteration)
         if editor.iteration % save_every == 0:
             run.save_state(editor.state_dict())
+        check()
 
     try:
-        editor.run(each)
+        with interrupts_between_steps() as check:
+            editor.run(each)
     except KeyboardInterrupt:
         run.save_state(editor.state_dict())
         raise KeyboardInterrupt(

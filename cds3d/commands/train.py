@@ -14,7 +14,7 @@ from cds3d.commands.videos import colored_depth, frames_of, path_cameras, side_b
 from cds3d.metrics.psnr import psnr
 from cds3d.metrics.ssim import ssim
 from cds3d.options import build, pick_device, positive, whole
-from cds3d.runs import RunFolder
+from cds3d.runs import RunFolder, interrupts_between_steps
 from tensorf.captures import Capture
 from tensorf.checkpoint import save_field
 from tensorf.field import Field, FieldConfig
@@ -69,15 +69,17 @@ def _optimise(trainer: Trainer, run: RunFolder, save_every: int) -> None:
     total = trainer.config.iterations
     bar = tqdm(total=total, initial=trainer.iteration, desc="train", unit="step")
     try:
-        while trainer.iteration < total:
-            value = trainer.step()
-            smooth = value if smooth is None else 0.95 * smooth + 0.05 * value
-            bar.update()
-            if trainer.iteration % 10 == 0:
-                bar.set_postfix(psnr=f"{smooth:.2f} dB", refresh=False)
-                writer.add_scalar("train/psnr_db", value, trainer.iteration)
-            if trainer.iteration % save_every == 0:
-                run.save_state(trainer.state_dict())
+        with interrupts_between_steps() as check:
+            while trainer.iteration < total:
+                value = trainer.step()
+                smooth = value if smooth is None else 0.95 * smooth + 0.05 * value
+                bar.update()
+                if trainer.iteration % 10 == 0:
+                    bar.set_postfix(psnr=f"{smooth:.2f} dB", refresh=False)
+                    writer.add_scalar("train/psnr_db", value, trainer.iteration)
+                if trainer.iteration % save_every == 0:
+                    run.save_state(trainer.state_dict())
+                check()
     except KeyboardInterrupt:
         run.save_state(trainer.state_dict())
         raise KeyboardInterrupt(

@@ -63,15 +63,17 @@ def test_a_capture_in_a_box_is_learnt(box_capture):
 
 @pytest.mark.parametrize("kind", ["ndc", "box"])
 def test_pruning_a_coarse_field_has_no_holes(ndc_capture, box_capture, kind):
-    # Cells finer than the steps along a ray would be empty for no other reason than that no sample fell into them.
+    # Cells finer than the steps along a ray would be empty for no other reason than that no sample fell into them;
+    # a camera half a step ahead of one that was measured from would see the gaps.
     capture = ndc_capture if kind == "ndc" else box_capture
     trainer = Trainer(capture, replace(FIELD, density_shift=-3.0), replace(SHORT, stages=(1.0,)), CPU)
     camera = capture.cameras[capture.train[2]]
+    camera = camera.with_pose(torch.cat([camera.pose[:, :3], (camera.position + 0.045 * camera.forward)[:, None]], 1))
     before = render_view(trainer.field, camera)["opacity"]
     trainer.finish()
     after = render_view(trainer.field, camera)["opacity"]
     assert before.mean() > 0.5 and trainer.field.occupancy.numel() > 1
-    assert (before - after).abs().mean() < 0.02
+    assert (before - after).abs().mean() < 0.01
 
 
 RESUMED = {
