@@ -45,42 +45,43 @@ class View:
             counts.append(wanted.sum(1))
             steps.append(wanted.nonzero()[:, 1].to(torch.int16))
         self.step = torch.cat(steps)
-        self.end = torch.cat(counts).cumsum(0)  # of each ray's samples
+        self.count = torch.cat(counts)
+        self.begin = self.count.cumsum(0) - self.count  # where each ray's samples start in `step`
 
     def __len__(self) -> int:
         """The number of rays."""
         return len(self.rays)
 
-    def samples(self, start: int, stop: int) -> Samples:
-        """Packed samples of rays start..stop-1."""
-        low = int(self.end[start - 1]) if start else 0
-        high = int(self.end[stop - 1])
-        ends = self.end[start:stop] - low
-        counts = torch.diff(ends, prepend=ends.new_zeros(1))
-        ray = torch.repeat_interleave(counts)
-        dt = self.space.t_span / self.steps
-        rays = self.rays[start:stop]
-        t = rays.t_near[ray] + (self.step[low:high].float() + 0.5) * dt
+    def samples(self, index: Tensor) -> Samples:
+        """Packed samples of the rays (n,) int64."""
+        count = self.count[index]
+        ray = torch.repeat_interleave(count)
+        place = torch.arange(len(ray), device=ray.device) - (count.cumsum(0) - count)[ray]
+        step = self.step[self.begin[index][ray] + place]
+        rays = self.rays[index]
+        t = rays.t_near[ray] + (step.float() + 0.5) * (self.space.t_span / self.steps)
         x = self.space.normalise(rays.origins[ray] + t[:, None] * rays.directions[ray])
-        return _packed(x, ray, t, stop - start)
+        return _packed(x, ray, t, len(index))
 
-    def _chunks(self, chunk: int):
-        return ((i, min(i + chunk, len(self))) for i in range(0, len(self), chunk))
+    def _color(self, field: Field, index: Tensor) -> Tensor:
+        return render_rays(field, self.rays[index], samples=self.samples(index)).color
 
     @torch.no_grad()
     def render(self, field: Field, chunk: int = 8192) -> Tensor:
         """(H, W, 3) colours in [0, 1], without gradients."""
-        parts = [render_rays(field, self.rays[i:j], samples=self.samples(i, j)).color for i, j in self._chunks(chunk)]
+        everything = torch.arange(len(self), device=self.step.device)
+        parts = [self._color(field, index) for index in everything.split(chunk)]
         return torch.cat(parts).view(self.camera.height, self.camera.width, 3)
 
-    def backward(self, field: Field, gradient: Tensor, chunk: int = 8192) -> None:
+    def backward(self, field: Field, gradient: Tensor, chunk: int = 8192, gate: float = 0.0) -> None:
         """Add to the field's `.grad` what `gradient` (H, W, 3), dLoss/dcolour, means for its parameters.
 
-        The deferred backward (ARF, Zhang et al. 2022, section 4.3): each chunk is rendered again, now with a graph, and
-        back-propagated at once, so that memory stays flat. Chunks whose gradient is zero are left out.
+        The deferred backward (ARF, Zhang et al. 2022, section 4.3): chunks of rays are rendered again, with a graph,
+        and back-propagated at once, so that memory stays flat. Rays whose gradient is zero are left out, and so are
+        those whose gradient's norm is below `gate` times the root mean square over the view's rays.
         """
         gradient = gradient.reshape(-1, 3)
-        for i, j in self._chunks(chunk):
-            if gradient[i:j].any():
-                color = render_rays(field, self.rays[i:j], samples=self.samples(i, j)).color
-                color.backward(gradient[i:j])
+        norm = gradient.norm(dim=1)
+        wanted = (norm > gate * norm.square().mean().sqrt()).nonzero()[:, 0]
+        for index in wanted.split(chunk):
+            self._color(field, index).backward(gradient[index])

@@ -21,7 +21,8 @@ class FieldViews:
     """source: the field to edit, left alone. cameras: the views to edit through, at the editing size.
 
     network_lr, density_lr: learning rates of the colour network and the density grids, as shares of the colour
-    grids'; density_lr 0 freezes the shape. seed: of the order in which cameras come.
+    grids'; density_lr 0 freezes the shape. gate: pixels whose gradient is below this share of the view's root mean
+    square are not back-propagated (`View.backward`). seed: of the order in which cameras come.
     """
 
     def __init__(
@@ -32,12 +33,13 @@ class FieldViews:
         *,
         network_lr: float = 0.1,
         density_lr: float = 1.0,
+        gate: float = 0.0,
         seed: int = 0,
     ):
         self.source = source.requires_grad_(False)
         self.target = copy.deepcopy(source).requires_grad_(True)
         self.cameras, self.guidance = list(cameras), guidance
-        self.network_lr, self.density_lr, self.seed = network_lr, density_lr, seed
+        self.network_lr, self.density_lr, self.gate, self.seed = network_lr, density_lr, gate, seed
         self._views: dict[int, tuple[View, Tensor]] = {}
 
     def parameter_groups(self, lr: float) -> list[dict]:
@@ -70,7 +72,7 @@ class FieldViews:
 
     def backward(self, gradient: Tensor) -> None:
         (image_gradient,) = torch.autograd.grad(self._encoded, self._image, gradient)
-        self._view_now.backward(self.target, image_gradient)
+        self._view_now.backward(self.target, image_gradient, gate=self.gate)
 
     def after_step(self) -> None:
         pass

@@ -47,7 +47,7 @@ def test_backward_equals_the_direct_gradient(field, camera, chunk):
     view = View(field, camera)
     torch.manual_seed(0)
     gradient = torch.randn(7, 9, 3)
-    color = render_rays(field, view.rays, samples=view.samples(0, len(view))).color
+    color = render_rays(field, view.rays, samples=view.samples(torch.arange(len(view)))).color
     color.backward(gradient.view(-1, 3))
     direct = {name: p.grad.clone() for name, p in field.named_parameters()}
     field.zero_grad()
@@ -87,3 +87,23 @@ def test_a_view_of_nothing_is_background(make_field, make_space, camera):
     assert (view.render(field, 10) == 1).all()
     view.backward(field, torch.ones(7, 9, 3), 10)
     assert all(p.grad is None or not p.grad.any() for p in field.parameters())
+
+
+def test_gate_keeps_exactly_the_rays_with_a_large_gradient(field, camera):
+    """Rays below gate x RMS contribute nothing: the result is that of a gradient with those rays set to zero."""
+    view = View(field, camera)
+    gradient = torch.zeros(camera.height, camera.width, 3)
+    gradient[:4] = 1.0
+    gradient[4:] = 0.01  # far below half the root mean square
+    view.backward(field, gradient, gate=0.5)
+    gated = [p.grad.clone() for p in field.parameters()]
+    field.zero_grad()
+    large_only = gradient.clone()
+    large_only[4:] = 0
+    view.backward(field, large_only)
+    assert any(g.abs().sum() > 0 for g in gated)
+    for a, p in zip(gated, field.parameters(), strict=True):
+        assert torch.allclose(a, p.grad, rtol=1e-4, atol=1e-7)
+    field.zero_grad()
+    view.backward(field, gradient)
+    assert not all(torch.allclose(a, p.grad) for a, p in zip(gated, field.parameters(), strict=True))
