@@ -32,8 +32,8 @@ class TrainConfig:
     the regularisers. prune_at: when occupancy is measured, as shares of the run.
     """
 
-    iterations: int = 600
-    batch: int = 3072
+    iterations: int = 450
+    batch: int = 2560
     lr_grid: float = 0.02
     lr_network: float = 1.5e-3
     lr_decay: float = 0.1
