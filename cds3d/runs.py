@@ -27,7 +27,8 @@ from tensorf.errors import UserError, reason
 
 # What a resume may change: where and how it runs, and what the message about a gradient that is no longer finite
 # asks to be lowered.
-_FREE_KEYS = ("resume", "overwrite", "output", "device", "threads", "edit.lr", "field.lr_grid", "field.lr_network")
+_FREE_KEYS = ("resume", "overwrite", "output", "device", "threads", "save_every", "video_frames", "video_width")
+_FREE_KEYS += ("edit.lr", "field.lr_grid", "field.lr_network")
 _FREE_KEYS += ("guidance.scale", "guidance.dtype", "guidance.contrastive_weight", "objective.weight")
 
 

@@ -16,7 +16,7 @@ from tensorf.field import Field
 from tensorf.occupancy import BLOCK
 from tensorf.space import Rays
 
-COLOR_WEIGHT = 1e-4  # samples below this weight get no colour query
+COLOR_WEIGHT = 5e-4  # samples below this weight get no colour query
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ class TrainConfig:
     the regularisers. prune_at: when occupancy is measured, as shares of the run.
     """
 
-    iterations: int = 450
-    batch: int = 2560
+    iterations: int = 600
+    batch: int = 3072
     lr_grid: float = 0.02
     lr_network: float = 1.5e-3
     lr_decay: float = 0.1
@@ -44,7 +44,7 @@ class TrainConfig:
     tv_density: float = 0.02
     tv_color: float = 0.02
     l1: float = 0.0
-    concentration: float = 1e-2
+    concentration: float = 1.5e-2
     seed: int = 0
 
 
@@ -151,7 +151,7 @@ class Trainer:
         if progress > config.prune_at[0]:
             rays = len(rendering.opacity)
             # Weak while surfaces are still being found, full at the end.
-            total = total + progress**2 * config.concentration * spread(rendering.weights, rendering.ray).sum() / rays
+            total = total + progress * config.concentration * spread(rendering.weights, rendering.ray).sum() / rays
         if self.iteration % 4 == 0:  # the whole grids are touched: every fourth step, four times as strong
             total = total + config.tv_density * field.density_grid.total_variation()
             total = total + config.tv_color * field.color_grid.total_variation()
@@ -168,8 +168,8 @@ class Trainer:
     def _prune(self, turn: int, generator: torch.Generator) -> None:
         """Measure occupancy, tolerantly at first: early surfaces are blurred and culling them cannot be undone."""
         progress = self.iteration / self.config.iterations
-        threshold = 2e-3 if progress < 0.5 else 4e-3
-        rays, _ = self.pixels.draw(100_000, generator)
+        threshold = 3e-3 if progress < 0.25 else 1e-2
+        rays, _ = self.pixels.draw(60_000, generator)
         self.field.occupancy = measure(self.field, rays, threshold, cells=_cells(self.field))
         if turn == 2 and self.field.space.kind == "box":
             self._shrink()
@@ -187,7 +187,7 @@ class Trainer:
         """Leave a final occupancy, from many more rays, for whoever renders the field."""
         generator = torch.Generator(self.device).manual_seed(self.config.seed)
         rays, _ = self.pixels.draw(300_000, generator)
-        self.field.occupancy = measure(self.field, rays, 1e-3, cells=_cells(self.field))
+        self.field.occupancy = measure(self.field, rays, 3e-3, cells=_cells(self.field))
 
     def state_dict(self) -> dict:
         return {

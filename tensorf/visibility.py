@@ -15,7 +15,7 @@ from tensorf.field import Field
 from tensorf.render import Samples, _packed, march, render_rays, weights_of
 from tensorf.space import Rays
 
-WEIGHT = 1e-3  # a sample is kept if it, or a neighbour within MARGIN steps, has at least this weight
+WEIGHT = 3e-3  # a sample is kept if it, or a neighbour within MARGIN steps, has at least this weight
 MARGIN = 1
 
 
