@@ -1,8 +1,9 @@
 """Views that are rendered again and again: the samples that matter, found once a camera.
 
-During an edit the same cameras come back every few steps and surfaces stay close to where they are. So the samples of
-a full march that carry weight in the source field, and their neighbours along the ray, are kept (two bytes each), and
-both fields are rendered with those alone: same positions, same steps, a tenth of the work.
+During an edit the same cameras come back every few steps and surfaces stay close to where they are. So of a full march
+through the source field only the samples that carry weight are kept (two bytes each), and both fields are rendered with
+those alone: same positions, same steps, a tenth of the work. What the others add to the source's picture, a thin haze,
+is kept as an image and added to every render, so that the source looks exactly as it does in full.
 """
 
 from __future__ import annotations
@@ -12,41 +13,40 @@ from torch import Tensor
 
 from tensorf.cameras import Camera
 from tensorf.field import Field
-from tensorf.render import Samples, _packed, march, render_rays, weights_of
+from tensorf.render import Samples, _packed, march, render_rays, shade, weights_of
 from tensorf.space import Rays
 
-WEIGHT = 3e-3  # a sample is kept if it, or a neighbour within MARGIN steps, has at least this weight
-MARGIN = 1
+WEIGHT = 3e-2  # a sample is kept if it has this weight,
+SHARE = 0.5  # or this share of the largest weight on its ray
 
 
 class View:
-    """A camera's rays and the samples that matter on them; made from a field, rendered with any copy of it."""
+    """A camera's rays and the samples that matter on them; made from a field, rendered with any copy of it.
+
+    haze: (rays, 3) the source's full render less its render by the kept samples; not differentiable.
+    """
 
     @torch.no_grad()
     def __init__(self, field: Field, camera: Camera, *, chunk: int = 4096):
         self.camera, self.space, self.steps = camera, field.space, field.steps
         self.rays: Rays = field.space.rays(camera).to(field.device)
-        counts, steps = [], []
+        counts, steps, full = [], [], []
+        dt = self.space.t_span / self.steps
         for start in range(0, len(self.rays), chunk):
             rays = self.rays[start : start + chunk]
             samples = march(field, rays)
             weights = weights_of(field.opacity_rate(samples.x), samples)
-            dt = self.space.t_span / self.steps
-            step = ((samples.t - rays.t_near[samples.ray]) / dt).long()
-            wanted = torch.zeros(len(rays), self.steps + 2 * MARGIN, dtype=torch.bool, device=field.device)
-            seen = (weights > WEIGHT).nonzero()[:, 0]
-            for shift in range(2 * MARGIN + 1):
-                wanted[samples.ray[seen], step[seen] + shift] = True
-            wanted = wanted[:, MARGIN : MARGIN + self.steps]
-            # Neighbours outside the occupied cells stay out: a full march would not see them either.
-            marched = torch.zeros_like(wanted)
-            marched[samples.ray, step] = True
-            wanted &= marched
-            counts.append(wanted.sum(1))
-            steps.append(wanted.nonzero()[:, 1].to(torch.int16))
+            full.append(shade(field, samples, weights, rays.viewdirs)[0])
+            largest = torch.zeros(len(rays), device=field.device).scatter_reduce(0, samples.ray, weights, "amax")
+            kept = (weights > torch.minimum(SHARE * largest, torch.full_like(largest, WEIGHT))[samples.ray]).nonzero()
+            ray = samples.ray[kept[:, 0]]
+            steps.append(((samples.t[kept[:, 0]] - rays.t_near[ray]) / dt).to(torch.int16))
+            counts.append(torch.bincount(ray, minlength=len(rays)))
         self.step = torch.cat(steps)
         self.count = torch.cat(counts)
         self.begin = self.count.cumsum(0) - self.count  # where each ray's samples start in `step`
+        self.haze = torch.zeros(len(self), 3, device=field.device)
+        self.haze = torch.cat(full) - self.render(field).view(-1, 3)
 
     def __len__(self) -> int:
         """The number of rays."""
@@ -64,11 +64,11 @@ class View:
         return _packed(x, ray, t, len(index))
 
     def _color(self, field: Field, index: Tensor) -> Tensor:
-        return render_rays(field, self.rays[index], samples=self.samples(index)).color
+        return render_rays(field, self.rays[index], samples=self.samples(index)).color + self.haze[index]
 
     @torch.no_grad()
     def render(self, field: Field, chunk: int = 8192) -> Tensor:
-        """(H, W, 3) colours in [0, 1], without gradients."""
+        """(H, W, 3) colours, without gradients; the haze can take an edited one a little out of [0, 1]."""
         everything = torch.arange(len(self), device=self.step.device)
         parts = [self._color(field, index) for index in everything.split(chunk)]
         return torch.cat(parts).view(self.camera.height, self.camera.width, 3)
