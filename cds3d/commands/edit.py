@@ -217,9 +217,9 @@ def _videos(config: DictConfig, capture: Capture, subject: FieldViews, folder: P
     cameras = path_cameras(capture, "auto", config.video_frames, config.edit.width)
     source = frames_of(subject.source, cameras, "source video")
     edited = frames_of(subject.target, cameras, "edited video")
-    write_video(folder / "video.mp4", edited, fps=30)
+    write_video(folder / "video.mp4", edited, fps=15)
     pairs = [side_by_side(a, b) for a, b in zip(source, edited)]
-    write_video(folder / "comparison.mp4", pairs, fps=30)
+    write_video(folder / "comparison.mp4", pairs, fps=15)
 
 
 # --- images

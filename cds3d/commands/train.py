@@ -51,7 +51,7 @@ def train_command(config: DictConfig) -> Path:
     metrics = evaluate(trainer.field, capture, run.path)
     if config.video_frames:
         cameras = path_cameras(capture, "auto", config.video_frames, config.video_width)
-        write_video(run.path / "video.mp4", frames_of(trainer.field, cameras, "video"), fps=30)
+        write_video(run.path / "video.mp4", frames_of(trainer.field, cameras, "video"), fps=15)
     metrics |= {
         "iterations": trainer.iteration,
         "training_seconds": training_seconds,
