@@ -16,7 +16,8 @@ from tensorf.field import Field
 from tensorf.occupancy import BLOCK
 from tensorf.space import Rays
 
-COLOR_WEIGHT = 2e-3  # samples below this weight get no colour query
+COLOR_WEIGHT = 2e-3  # samples below this weight get no colour query,
+COLOR_SHARE = 0.25  # unless they have this share of the largest weight on their ray
 
 
 @dataclass(frozen=True)
@@ -104,15 +105,18 @@ def render_rays(field: Field, rays: Rays, jitter: Tensor | None = None, samples:
 def shade(field: Field, samples: Samples, weights: Tensor, viewdirs: Tensor) -> tuple[Tensor, Tensor]:
     """(color (rays, 3), opacity (rays,)): the weighted sum of colours over the background.
 
-    Samples below `COLOR_WEIGHT` get no colour of their own but the mean colour of the others on their ray.
+    Samples below both `COLOR_WEIGHT` and `COLOR_SHARE` of the largest weight on their ray get no colour of their own
+    but the mean colour of the others.
     """
-    seen = (weights.detach() > COLOR_WEIGHT).nonzero()[:, 0]
+    zeros = torch.zeros(samples.rays, device=weights.device)
+    fixed = weights.detach()
+    largest = zeros.scatter_reduce(0, samples.ray, fixed, "amax")
+    seen = (fixed > torch.clamp(COLOR_SHARE * largest, max=COLOR_WEIGHT)[samples.ray]).nonzero()[:, 0]
     ray, w = samples.ray[seen], weights[seen]
     color = field.color(samples.x[seen], viewdirs[ray])
-    zeros = torch.zeros(samples.rays, device=w.device)
     total = torch.zeros(samples.rays, 3, device=w.device).index_add(0, ray, w[:, None] * color)
     colored, opacity = zeros.index_add(0, ray, w), zeros.index_add(0, samples.ray, weights)
-    total = total * (opacity / colored.clamp(min=COLOR_WEIGHT))[:, None]
+    total = total * (opacity / colored.clamp(min=1e-9))[:, None]
     return total + (1 - opacity)[:, None] * field.space.background, opacity
 
 
