@@ -236,7 +236,7 @@ def test_a_broken_source_training_is_taken_up_by_the_edit(tmp_path, edit_options
         stops_at(patch, Trainer, 5)
         assert run_command("edit", edit_options) == 130
     assert not (tmp_path / "outputs" / "daisies" / "a-red-flower").exists()
-    assert run_command("edit", [*edit_options, "video_frames=0"]) == 1  # begun with another number of frames
+    assert run_command("edit", [*edit_options, "seed=5"]) == 1  # begun with another seed
     assert run_command("edit", edit_options) == 0
     source = tmp_path / "outputs" / "daisies" / "source" / "field.safetensors"
     assert source.read_bytes() == (source_run / "field.safetensors").read_bytes()

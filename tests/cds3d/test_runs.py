@@ -13,7 +13,13 @@ from tensorf.errors import UserError
 
 
 def options(**changes):
-    base = {"scene": {"name": "flower"}, "edit": {"lr": 0.01}, "device": "cpu", "threads": None, "output": None}
+    base = {
+        "scene": {"name": "flower"},
+        "edit": {"lr": 0.01, "kind": "a"},
+        "device": "cpu",
+        "threads": None,
+        "output": None,
+    }
     return OmegaConf.create({**base, "resume": False, "overwrite": False, **changes})
 
 
@@ -98,10 +104,11 @@ def test_a_run_that_stopped_before_its_first_state_just_starts(tmp_path):
 
 def test_resume_with_other_options_names_the_key(tmp_path):
     begun(tmp_path / "run").save_state({})
-    with pytest.raises(UserError, match=r"begun with edit\.lr=0\.01, not 0\.5"):
-        RunFolder(tmp_path / "run", options(resume=True, edit={"lr": 0.5}))
+    with pytest.raises(UserError, match=r"begun with edit\.kind=a, not b"):
+        RunFolder(tmp_path / "run", options(resume=True, edit={"lr": 0.01, "kind": "b"}))
+    RunFolder(tmp_path / "run", options(resume=True, edit={"lr": 0.5, "kind": "a"}))  # rates may be lowered
     with pytest.raises(UserError, match=r"edit\.extra"):
-        RunFolder(tmp_path / "run", options(resume=True, edit={"lr": 0.01, "extra": 1}))
+        RunFolder(tmp_path / "run", options(resume=True, edit={"lr": 0.01, "kind": "a", "extra": 1}))
     RunFolder(tmp_path / "run", options(resume=True, threads=2, output=str(tmp_path / "run")))  # these are free
 
 
