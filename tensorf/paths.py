@@ -51,7 +51,8 @@ def _spiral(poses: Tensor, frames: int, focus: float) -> list[Tensor]:
     """Two turns around the mean camera, all looking at one point (LLFF, Mildenhall et al. 2019)."""
     center = mean_pose(poses)
     local = (poses[:, :, 3] - center[:, 3]) @ center[:, :3]
-    radii = local.abs().quantile(0.8, dim=0)
+    # Well inside the capture: at its rim, views reach past what any photo shows.
+    radii = 0.6 * local.abs().quantile(0.8, dim=0)
     target = center[:, 3] + focus * center[:, 2]
     path = []
     for i in range(frames):
