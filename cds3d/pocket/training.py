@@ -33,7 +33,7 @@ _CODEC_IMAGES = 600
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train; the defaults are what the shipped weights were made with (see weights/training.json)."""
+    """What to train; the defaults are the shipped weights' (weights/README.md says where their making differed)."""
 
     images: int = 12_000
     decoder_steps: int = 1_000
