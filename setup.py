@@ -27,6 +27,7 @@ setup(
         "hydra-core>=1.3,<2",
         "imageio>=2.34",
         "imageio-ffmpeg>=0.5",
+        "numba>=0.60",
         "numpy>=1.26",
         "opencv-python-headless>=4.8",
         "pillow>=10",

@@ -13,12 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tensorf.errors import UserError
-from tensorf.occupancy import Lookup
+from tensorf.lookup import MODES, bilinear, grid_points_first, plane_line_products
 from tensorf.shading import build_decoder
 from tensorf.space import Space
-
-# Plane over axes (a, b), line over the remaining axis c.
-_MODES = ((0, 1, 2), (0, 2, 1), (1, 2, 0))
 
 
 @dataclass(frozen=True)
@@ -39,23 +36,8 @@ class FieldConfig:
     feature_dim: int = 27
     hidden: int = 64
     frequencies: tuple[int, int] = (0, 0)
-    density_shift: float = -6.5
+    density_shift: float = -4.5
     density_gain: float = 20.0
-
-
-def _groups(channels: int) -> int:
-    """`grid_sample` runs in parallel over the batch only on a CPU: channels are split into that many batches."""
-    wanted = min(torch.get_num_threads(), 4)
-    return next(g for g in range(wanted, 0, -1) if channels % g == 0)
-
-
-def _look_up(table: Tensor, points: Tensor) -> Tensor:
-    """Bilinear values of `table` (C, H, W) at `points` (n, 2) in [-1, 1], columns first -> (C, n)."""
-    channels, height, width = table.shape
-    g = _groups(channels) if table.device.type == "cpu" else 1
-    grid = points.view(1, 1, -1, 2).expand(g, -1, -1, -1)
-    values = F.grid_sample(table.view(g, channels // g, height, width), grid, align_corners=True, padding_mode="border")
-    return values.view(channels, -1)
 
 
 class VM(nn.Module):
@@ -63,38 +45,37 @@ class VM(nn.Module):
 
     def __init__(self, components: tuple[int, ...], resolution: tuple[int, int, int], scale: float = 0.1):
         super().__init__()
-        make = lambda *shape: nn.Parameter(scale * torch.randn(*shape))  # noqa: E731
+        make = lambda *shape: nn.Parameter(grid_points_first(scale * torch.randn(*shape)))  # noqa: E731
         self.planes = nn.ParameterList(
-            make(n, resolution[b], resolution[a]) for n, (a, b, _) in zip(components, _MODES, strict=True)
+            make(n, resolution[b], resolution[a]) for n, (a, b, _) in zip(components, MODES, strict=True)
         )
-        self.lines = nn.ParameterList(
-            make(n, resolution[c], 1) for n, (_, _, c) in zip(components, _MODES, strict=True)
-        )
+        self.lines = nn.ParameterList(make(n, resolution[c], 1) for n, (_, _, c) in zip(components, MODES, strict=True))
 
     @staticmethod
     def width(components: tuple[int, ...]) -> int:
         return sum(components)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """x (n, 3) in [-1, 1] -> one (C_k, n) a mode."""
-        values = []
-        for plane, line, (a, b, c) in zip(self.planes, self.lines, _MODES):
-            along = torch.stack([torch.zeros_like(x[:, c]), x[:, c]], -1)
-            values.append(_look_up(plane, x[:, (a, b)]) * _look_up(line, along))
-        return values
+    def forward(self, x: Tensor) -> Tensor:
+        """x (n, 3) in [-1, 1] -> (n, C), the modes' products side by side."""
+        return plane_line_products(self.planes, self.lines, x, summed=False)
+
+    def total(self, x: Tensor) -> Tensor:
+        """x (n, 3) in [-1, 1] -> (n,), the sum of all products."""
+        return plane_line_products(self.planes, self.lines, x, summed=True)
 
     @torch.no_grad()
     def resample(self, resolution: tuple[int, int, int]) -> None:
-        for k, (a, b, c) in enumerate(_MODES):
+        for k, (a, b, c) in enumerate(MODES):
             self.planes[k] = _resized(self.planes[k], (resolution[b], resolution[a]))
             self.lines[k] = _resized(self.lines[k], (resolution[c], 1))
 
     @torch.no_grad()
     def crop(self, low: list[int], high: list[int]) -> None:
         """Keep grid points low..high (inclusive) of each axis."""
-        for k, (a, b, c) in enumerate(_MODES):
-            self.planes[k] = nn.Parameter(self.planes[k][:, low[b] : high[b] + 1, low[a] : high[a] + 1].clone())
-            self.lines[k] = nn.Parameter(self.lines[k][:, low[c] : high[c] + 1].clone())
+        for k, (a, b, c) in enumerate(MODES):
+            plane, line = self.planes[k], self.lines[k]
+            self.planes[k] = nn.Parameter(grid_points_first(plane[:, low[b] : high[b] + 1, low[a] : high[a] + 1]))
+            self.lines[k] = nn.Parameter(grid_points_first(line[:, low[c] : high[c] + 1]))
 
     def total_variation(self) -> Tensor:
         """Mean squared difference of neighbours on the planes, summed over modes (TensoRF, section 4)."""
@@ -118,11 +99,15 @@ class CP(nn.Module):
     def width(components: tuple[int, ...]) -> int:
         return sum(components)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """x (n, 3) in [-1, 1] -> one (C, n)."""
+    def forward(self, x: Tensor) -> Tensor:
+        """x (n, 3) in [-1, 1] -> (n, C)."""
         zero = torch.zeros_like(x[:, 0])
-        a, b, c = (_look_up(line, torch.stack([zero, x[:, k]], -1)) for k, line in enumerate(self.lines))
-        return [a * b * c]
+        a, b, c = (bilinear(line, torch.stack([zero, x[:, k]], -1)) for k, line in enumerate(self.lines))
+        return (a * b * c).T
+
+    def total(self, x: Tensor) -> Tensor:
+        """x (n, 3) in [-1, 1] -> (n,), the sum of all products."""
+        return self(x).sum(1)
 
     @torch.no_grad()
     def resample(self, resolution: tuple[int, int, int]) -> None:
@@ -142,7 +127,8 @@ class CP(nn.Module):
 
 
 def _resized(table: Tensor, size: tuple[int, int]) -> nn.Parameter:
-    return nn.Parameter(F.interpolate(table[None], size=size, mode="bilinear", align_corners=True)[0])
+    resized = F.interpolate(table[None], size=size, mode="bilinear", align_corners=True)[0]
+    return nn.Parameter(grid_points_first(resized))
 
 
 class Field(nn.Module):
@@ -164,7 +150,6 @@ class Field(nn.Module):
         self.basis = nn.Linear(grid.width(config.color_components), config.feature_dim, bias=False)
         self.decoder = build_decoder(config.decoder, config.feature_dim, config.hidden, config.frequencies)
         self.register_buffer("occupancy", torch.ones(1, 1, 1, dtype=torch.bool))
-        self._lookup: tuple[Tensor, Lookup] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -175,21 +160,15 @@ class Field(nn.Module):
         self.space = self.space.to(self.device)
         return self
 
-    def occupancy_lookup(self) -> Lookup:
-        """`occupancy` prepared for queries; made anew when the buffer has been replaced."""
-        if self._lookup is None or self._lookup[0] is not self.occupancy:
-            self._lookup = (self.occupancy, Lookup(self.occupancy))
-        return self._lookup[1]
-
     def opacity_rate(self, x: Tensor) -> Tensor:
         """x (n, 3) in [-1, 1] -> (n,) density x step x scale, >= 0; opacity of one step is 1 - exp(-rate)."""
-        raw = self.config.density_gain * sum(part.sum(0) for part in self.density_grid(x)) + self.config.density_shift
+        raw = self.config.density_gain * self.density_grid.total(x) + self.config.density_shift
         step = self.space.t_span / self.steps
         return F.softplus(raw) * (step * self.space.density_scale)
 
     def color(self, x: Tensor, viewdirs: Tensor) -> Tensor:
         """x (n, 3) in [-1, 1], viewdirs (n, 3) unit -> (n, 3) in [0, 1]."""
-        features = self.basis(torch.cat(self.color_grid(x)).T)
+        features = self.basis(self.color_grid(x))
         return self.decoder(features, viewdirs)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:

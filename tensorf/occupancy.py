@@ -1,48 +1,70 @@
-"""Which space is worth sampling: a grid over the field's box, a bit a cell.
+"""Which space is worth sampling: a grid of cells over the field's box, and the march along rays through it.
 
 It works in the field's own coordinates and so serves NDC and boxes alike. How it is measured: `pruning.py`.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK = 4  # steps that are skipped together
-_REACH = 2  # cells that half a block may cross: the coarse grid is grown by as many
+from tensorf.lookup import compiled_for, in_parallel, kernels, spans
+
+_RAYS = 1024  # a task
 
 
-class Lookup:
-    """Fast queries of an occupancy grid (z, y, x) bool, for rays given in its cell coordinates.
+@dataclass(frozen=True)
+class Samples:
+    """Packed samples, sorted by ray.
 
-    The grid is framed by one empty cell, so that outside needs no test: indices are clamped into the frame.
+    x (n, 3) in [-1, 1]; ray (n,) ascending; t (n,) ray parameters; first (rays,): index of each ray's first.
     """
 
-    def __init__(self, occupancy: Tensor):
-        depth, height, width = occupancy.shape
-        self.size = torch.tensor([width, height, depth], dtype=torch.float32, device=occupancy.device)
-        grown = F.max_pool3d(occupancy[None, None].float(), 2 * _REACH + 1, 1, _REACH)[0, 0] > 0
-        self.fine, self.coarse = (F.pad(g, (1, 1, 1, 1, 1, 1)).contiguous() for g in (occupancy, grown))
-
-    def cells(self, x: Tensor) -> Tensor:
-        """[-1, 1] -> cell coordinates of the framed grid: the first true cell spans 1..2."""
-        return (x + 1) * (0.5 * self.size) + 1
-
-    def at(self, grid: Tensor, origin: Tensor, direction: Tensor, t: Tensor) -> Tensor:
-        """(rays, k) bool at origin + t direction; origin, direction (rays, 3) in cells, t (rays, k)."""
-        index = None
-        for axis, size in zip((2, 1, 0), grid.shape):
-            cell = torch.addcmul(origin[:, axis, None], direction[:, axis, None], t)
-            cell = cell.clamp_(0, size - 0.5).int()
-            index = cell if index is None else index.mul_(size).add_(cell)
-        return grid.view(-1)[index.view(-1)].view(t.shape)
+    x: Tensor
+    ray: Tensor
+    t: Tensor
+    first: Tensor
+    rays: int
 
 
-def is_occupied(occupancy: Tensor, x: Tensor) -> Tensor:
-    """occupancy (z, y, x) bool, x (n, 3) -> (n,) bool; outside [-1, 1] nothing is occupied."""
-    inside = (x.abs() <= 1).all(-1)
-    return inside & occupancy.view(-1)[cell_index(occupancy.shape, x)]
+def occupied_samples(
+    occupancy: Tensor, origin: Tensor, direction: Tensor, begin: Tensor, end: Tensor, dt: float, steps: int
+) -> Samples:
+    """Of the positions t = begin + i dt < end, i < steps, on each ray those in occupied cells.
+
+    occupancy (z, y, x) bool over [-1, 1]; origin, direction (rays, 3); begin, end (rays,). Outside nothing is occupied.
+    """
+    if compiled_for(origin):
+        return _compiled_march(occupancy, origin, direction, begin, end, dt, steps)
+    t = begin[:, None] + torch.arange(steps, device=begin.device) * dt
+    x = origin[:, None] + t[..., None] * direction[:, None]
+    inside = ((x.abs() <= 1).all(-1)) & (t < end[:, None])
+    keep = inside & occupancy.view(-1)[cell_index(occupancy.shape, x.view(-1, 3))].view(t.shape)
+    ray = keep.nonzero()[:, 0]
+    count = keep.sum(1)
+    return Samples(x[keep], ray, t[keep], count.cumsum(0) - count, len(begin))
+
+
+def _compiled_march(occupancy, origin, direction, begin, end, dt, steps) -> Samples:
+    rays = len(begin)
+    arrays = [occupancy.contiguous().view(torch.uint8).numpy()]
+    arrays += [a.detach().contiguous().numpy() for a in (origin, direction, begin, end)]
+    count, first = np.zeros(rays, np.int64), np.zeros(rays, np.int64)
+
+    def run(ray, t, x) -> None:
+        settings = (np.float32(dt), steps, count, first, ray, t, x)
+        in_parallel([lambda s=span: kernels().march(*arrays, *settings, *s) for span in spans(rays, _RAYS)])
+
+    run(np.empty(0, np.int64), np.empty(0, np.float32), np.empty((0, 3), np.float32))
+    np.cumsum(count[:-1], out=first[1:])
+    total = int(count.sum())
+    ray, t, x = np.empty(total, np.int64), np.empty(total, np.float32), np.empty((total, 3), np.float32)
+    if total:
+        run(ray, t, x)
+    return Samples(*map(torch.from_numpy, (x, ray, t, first)), rays)
 
 
 def cell_index(shape, x: Tensor) -> Tensor:

@@ -13,22 +13,11 @@ from torch import Tensor
 
 from tensorf.cameras import Camera
 from tensorf.field import Field
-from tensorf.occupancy import BLOCK
+from tensorf.occupancy import Samples, occupied_samples
 from tensorf.space import Rays
 
 COLOR_WEIGHT = 2e-3  # samples below this weight get no colour query,
 COLOR_SHARE = 0.25  # unless they have this share of the largest weight on their ray
-
-
-@dataclass(frozen=True)
-class Samples:
-    """x (n, 3) in [-1, 1]; ray (n,) ascending; t (n,) ray parameters; first (rays,): index of each ray's first."""
-
-    x: Tensor
-    ray: Tensor
-    t: Tensor
-    first: Tensor
-    rays: int
 
 
 def march(field: Field, rays: Rays, jitter: Tensor | None = None) -> Samples:
@@ -36,32 +25,11 @@ def march(field: Field, rays: Rays, jitter: Tensor | None = None) -> Samples:
 
     jitter (rays,) in [0, 1): where in its interval every sample of a ray lies; None is the middle.
     """
-    n, device, steps = len(rays), rays.origins.device, field.steps
-    dt = field.space.t_span / steps
-    offset = torch.full((n,), 0.5, device=device) if jitter is None else jitter
-    start = rays.t_near + offset * dt
-    lookup = field.occupancy_lookup()
+    dt = field.space.t_span / field.steps
+    begin = rays.t_near + (0.5 if jitter is None else jitter) * dt
     origin = field.space.normalise(rays.origins)
     direction = field.space.normalise(rays.origins + rays.directions) - origin
-    cell_origin, cell_direction = lookup.cells(origin), direction * (0.5 * lookup.size)
-    # First blocks of steps in a grown grid, then their steps in the true one. The grown grid is sure to hold all
-    # true hits while no step crosses more than a cell; longer steps are looked up one by one.
-    block = BLOCK if float((cell_direction.abs() * dt).max()) <= 1 else 1
-    middle = start[:, None] + (torch.arange(0, steps, block, device=device) + (block - 1) / 2) * dt
-    near = lookup.at(lookup.coarse, cell_origin, cell_direction, middle) & (middle - block * dt < rays.t_far[:, None])
-    ray, first = near.nonzero(as_tuple=True)
-    step = first[:, None] * block + torch.arange(block, device=device)
-    t = start[ray, None] + step * dt
-    keep = (step < steps) & (t < rays.t_far[ray, None])
-    keep &= lookup.at(lookup.fine, cell_origin[ray], cell_direction[ray], t)
-    which = keep.nonzero()[:, 0]
-    ray, t = ray[which], t[keep]
-    return _packed(torch.addcmul(origin[ray], direction[ray], t[:, None]), ray, t, n)
-
-
-def _packed(x: Tensor, ray: Tensor, t: Tensor, rays: int) -> Samples:
-    first = torch.searchsorted(ray, torch.arange(rays, device=ray.device))
-    return Samples(x, ray, t, first, rays)
+    return occupied_samples(field.occupancy, origin, direction, begin, rays.t_far, dt, field.steps)
 
 
 def weights_of(rate: Tensor, samples: Samples) -> Tensor:
@@ -81,25 +49,25 @@ def weights_of(rate: Tensor, samples: Samples) -> Tensor:
 class Rendering:
     """color (rays, 3) in [0, 1]; opacity (rays,); depth (rays,) in world units (`Space.depth`).
 
-    weights, ray (n,): of the packed samples that it was made from.
+    weights (n,): of the packed samples that it was made from.
     """
 
     color: Tensor
     opacity: Tensor
     depth: Tensor
     weights: Tensor
-    ray: Tensor
+    samples: Samples
 
 
 def render_rays(field: Field, rays: Rays, jitter: Tensor | None = None, samples: Samples | None = None) -> Rendering:
-    """Render a batch of rays at once; `samples` takes the place of marching (see `visibility.VisibleSamples`)."""
+    """Render a batch of rays at once; `samples` takes the place of marching (see `visibility.View`)."""
     samples = samples or march(field, rays, jitter)
     weights = weights_of(field.opacity_rate(samples.x), samples)
     color, opacity = shade(field, samples, weights, rays.viewdirs)
     with torch.no_grad():
         zeros = torch.zeros(samples.rays, device=weights.device)
         t = zeros.index_add(0, samples.ray, weights * samples.t) / opacity.clamp(min=1e-6)
-    return Rendering(color, opacity, field.space.depth(t, rays), weights, samples.ray)
+    return Rendering(color, opacity, field.space.depth(t, rays), weights, samples)
 
 
 def shade(field: Field, samples: Samples, weights: Tensor, viewdirs: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tensorf.cameras import Camera
 from tensorf.field import Field
-from tensorf.render import Samples, _packed, march, render_rays, shade, weights_of
+from tensorf.occupancy import Samples
+from tensorf.render import march, render_rays, shade, weights_of
 from tensorf.space import Rays
 
 WEIGHT = 3e-2  # a sample is kept if it has this weight,
@@ -61,7 +62,7 @@ class View:
         rays = self.rays[index]
         t = rays.t_near[ray] + (step.float() + 0.5) * (self.space.t_span / self.steps)
         x = self.space.normalise(rays.origins[ray] + t[:, None] * rays.directions[ray])
-        return _packed(x, ray, t, len(index))
+        return Samples(x, ray, t, count.cumsum(0) - count, len(index))
 
     def _color(self, field: Field, index: Tensor) -> Tensor:
         return render_rays(field, self.rays[index], samples=self.samples(index)).color + self.haze[index]

@@ -34,12 +34,12 @@ def test_vm_value_at_a_grid_point_by_hand():
         grid.planes[1][0, 3, 1] = -2.0  # xz plane at z = 3, x = 1
         grid.lines[1][0, 2] = 4.0  # y = 2
     at = grid(grid_point((1, 2, 3), (3, 4, 5)))
-    assert [v.item() for v in at] == pytest.approx([1.5, -8.0, 0.0], abs=1e-4)  # 3 * 0.5, -2 * 4
+    assert at[0].tolist() == pytest.approx([1.5, -8.0, 0.0], abs=1e-4)  # 3 * 0.5, -2 * 4
     # Half a cell further in z: every factor along z halves, 1.5 / 2 and -8 / 2.
     halfway = grid_point((1, 2, 3), (3, 4, 5)) + torch.tensor([[0.0, 0, 0.25]])
-    assert [v.item() for v in grid(halfway)] == pytest.approx([0.75, -4.0, 0.0], abs=1e-4)
+    assert grid(halfway)[0].tolist() == pytest.approx([0.75, -4.0, 0.0], abs=1e-4)
     # A whole cell further in x: both planes have nothing there.
-    assert [v.item() for v in grid(grid_point((2, 2, 3), (3, 4, 5)))] == pytest.approx([0, 0, 0], abs=1e-4)
+    assert grid(grid_point((2, 2, 3), (3, 4, 5)))[0].tolist() == pytest.approx([0, 0, 0], abs=1e-4)
 
 
 def test_vm_third_mode_is_yz_by_x():
@@ -48,7 +48,7 @@ def test_vm_third_mode_is_yz_by_x():
     with torch.no_grad():
         grid.planes[2][0, 4, 1] = 5.0  # z = 4, y = 1
         grid.lines[2][0, 0] = 0.2  # x = 0
-    assert [v.item() for v in grid(grid_point((0, 1, 4), (3, 4, 5)))] == pytest.approx([0, 0, 1.0], abs=1e-4)
+    assert grid(grid_point((0, 1, 4), (3, 4, 5)))[0].tolist() == pytest.approx([0, 0, 1.0], abs=1e-4)
 
 
 def test_cp_value_at_a_grid_point_by_hand():
@@ -57,8 +57,8 @@ def test_cp_value_at_a_grid_point_by_hand():
     with torch.no_grad():
         for line, index, pair in zip(grid.lines, (1, 2, 3), ((3.0, 1.0), (-2.0, 4.0), (0.5, 0.25))):
             line[:, index, 0] = torch.tensor(pair)
-    (values,) = grid(grid_point((1, 2, 3), (3, 4, 5)))
-    assert values[:, 0].tolist() == pytest.approx([-3.0, 1.0], abs=1e-4)  # 3 * -2 * 0.5, 1 * 4 * 0.25
+    values = grid(grid_point((1, 2, 3), (3, 4, 5)))
+    assert values[0].tolist() == pytest.approx([-3.0, 1.0], abs=1e-4)  # 3 * -2 * 0.5, 1 * 4 * 0.25
 
 
 def test_opacity_rate_by_hand(make_field):
@@ -219,9 +219,9 @@ def test_results_do_not_hang_on_the_number_of_threads(make_field, components):
         assert torch.allclose(one, two, rtol=1e-4, atol=1e-5)
 
 
-def test_config_defaults_are_a_field_that_starts_nearly_empty(make_space):
+def test_config_defaults_are_a_field_that_starts_as_thin_fog(make_space):
     from tensorf.field import Field
 
     field = Field(FieldConfig(), make_space(), (16, 16, 16), 64)
     rate = field.opacity_rate(torch.rand(100, 3) * 2 - 1)
-    assert rate.mean() * 64 < 0.5  # even the longest ray lets most light through
+    assert 0.3 < rate.mean() * 64 < 2  # the longest ray meets something everywhere and is not stopped by it

@@ -4,9 +4,17 @@ import pytest
 import torch
 
 from tensorf.cameras import Camera
-from tensorf.occupancy import cell_index, is_occupied
+from tensorf.occupancy import cell_index, occupied_samples
 from tensorf.pruning import measure, occupied_box
 from tensorf.space import Rays
+
+
+def is_occupied(occupancy, points):
+    """(n,) bool: whether a ray that stands at the point finds a sample."""
+    n = len(points)
+    rays = (points, torch.zeros(n, 3), torch.zeros(n), torch.ones(n))
+    found = occupied_samples(occupancy, *rays, dt=1.0, steps=1).ray
+    return torch.isin(torch.arange(n), found)
 
 
 @pytest.mark.parametrize(

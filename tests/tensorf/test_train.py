@@ -9,9 +9,10 @@ import torch
 from tensorf.captures import load_capture
 from tensorf.errors import UserError
 from tensorf.field import FieldConfig
+from tensorf.occupancy import Samples
 from tensorf.render import render_view
 from tensorf.space import Space, space_of
-from tensorf.train import PixelBatches, TrainConfig, Trainer, grid_resolution, spread, step_count
+from tensorf.train import PixelBatches, TrainConfig, Trainer, distortion, grid_resolution, step_count
 
 CPU = torch.device("cpu")
 FIELD = FieldConfig(density_components=(2, 1, 1), color_components=(4, 2, 2), feature_dim=6, hidden=16)
@@ -133,19 +134,32 @@ def test_a_loss_that_is_not_finite_is_told(ndc_capture):
         trainer.step()
 
 
-def test_spread_by_hand():
+def packed(ray, t, rays):
+    ray, t = torch.tensor(ray), torch.tensor(t)
+    return Samples(torch.zeros(len(ray), 3), ray, t, torch.searchsorted(ray, torch.arange(rays)), rays)
+
+
+def test_distortion_by_hand():
+    # Ray 0: two samples 0.4 apart; ray 1 is empty; ray 2: three samples; ray 3: all weight at one place.
+    samples = packed([0, 0, 2, 2, 2, 3], [0.2, 0.6, 0.0, 1.0, 2.0, 0.3], rays=4)
     weights = torch.tensor([0.5, 0.25, 0.4, 0.3, 0.2, 1.0])
-    ray = torch.tensor([0, 0, 2, 2, 2, 3])
-    expected = [
-        0.5 * (1 - 0.5 - 0.25),
-        0.25 * (1 - 0.5 - 0.25),
-        0.4 * (1 - 0.4 - 0.3),
-        0.3 * (1 - 0.4 - 0.3 - 0.2),
-        0.2 * (1 - 0.3 - 0.2),
-        0.0,  # all in one sample
-    ]
-    assert spread(weights, ray).tolist() == pytest.approx(expected, abs=1e-7)
-    assert spread(weights[:0], ray[:0]).shape == (0,)
+    first = 2 * 0.5 * 0.25 * 0.4
+    third = 2 * (0.4 * 0.3 * 1 + 0.4 * 0.2 * 2 + 0.3 * 0.2 * 1)
+    assert distortion(weights, samples, span=1.0).item() == pytest.approx((first + third) / 4, rel=1e-5)
+    assert distortion(weights, samples, span=2.0).item() == pytest.approx((first + third) / 8, rel=1e-5)
+    assert distortion(weights[:0], packed([], [], rays=4), 1.0).item() == 0
+
+
+def test_distortion_gradient_is_that_of_all_pairs():
+    generator = torch.Generator().manual_seed(0)
+    ray = torch.randint(5, (40,), generator=generator).sort().values
+    samples = packed(ray.tolist(), torch.rand(40, generator=generator).sort().values.tolist(), rays=5)
+    weights = torch.rand(40, generator=generator).requires_grad_()
+    same = (ray[:, None] == ray).float()
+    pairs = weights[:, None] * weights * (samples.t[:, None] - samples.t).abs() * same
+    (expected,) = torch.autograd.grad(pairs.sum() / 5, weights)
+    (actual,) = torch.autograd.grad(distortion(weights, samples, 1.0), weights)
+    assert torch.allclose(actual, expected, atol=1e-6)
 
 
 def space(kind, *size):

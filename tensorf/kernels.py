@@ -1,0 +1,159 @@
+"""Loops over samples, compiled for the CPU by numba: products of planes and lines, and the march along rays.
+
+`grid_sample` reads a table once a channel and its backward pass runs on one core a table; here all channels of a grid
+point lie side by side and are read together. Only `tensorf.lookup` and `tensorf.render` call these, on a CPU, in fp32;
+everywhere else plain torch does the same.
+
+planes (H, W, C) and lines (N, C) are C-contiguous; x (n, 3) lies in [-1, 1]; a, b, c are the axes of the plane's
+columns, its rows, and of the line. Positions outside are clamped to the border.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+# Sums may be reordered and fused, but a value that is not a number stays one: training looks for it.
+_REORDER = {"reassoc", "contract", "nsz", "arcp"}
+_OPTIONS = {"nogil": True, "fastmath": _REORDER, "boundscheck": False, "error_model": "numpy"}
+_ONE, _HALF, _ZERO = np.float32(1), np.float32(0.5), np.float32(0)
+
+
+def _compiled(function):
+    """Compiled at its first call, for good if numba finds a folder to keep the result in."""
+    try:
+        return numba.njit(cache=True, **_OPTIONS)(function)
+    except RuntimeError:  # neither the package's folder nor the user's can be written to
+        return numba.njit(**_OPTIONS)(function)
+
+
+# Indices are unsigned: numba then leaves out the test for negative ones, and the loops over channels vectorise.
+
+
+@numba.njit(inline="always", **_OPTIONS)
+def _cell(x, size):
+    """Position in [-1, 1] -> the grid point before it, and the share of the way to the next."""
+    last = np.float32(size - 1)
+    p = min(max((x + _ONE) * (_HALF * last), _ZERO), last)
+    i = max(min(np.int32(p), np.int32(size - 2)), np.int32(0))  # whatever p is, inside the table
+    return np.uint64(i), p - np.float32(i)
+
+
+@_compiled
+def products(plane, line, a, b, c, x, out, column, start, stop):
+    """out[n, column + k] = plane_k(x_n) line_k(x_n) for samples start..stop."""
+    height, width, channels = plane.shape
+    length, total = line.shape[0], out.shape[1]
+    p, q, o = plane.ravel(), line.ravel(), out.ravel()
+    right, below = np.uint64(channels), np.uint64(width * channels)
+    for n in range(start, stop):
+        u, fu = _cell(x[n, a], width)
+        v, fv = _cell(x[n, b], height)
+        w, fw = _cell(x[n, c], length)
+        w11 = fu * fv
+        w10, w01, w00 = fv - w11, fu - w11, _ONE - fu - fv + w11
+        at = v * below + u * right
+        on = w * right
+        to = np.uint64(n * total + column)
+        for i in range(channels):
+            k = np.uint64(i)
+            upper = w00 * p[at + k] + w01 * p[at + right + k]
+            lower = w10 * p[at + below + k] + w11 * p[at + below + right + k]
+            o[to + k] = (upper + lower) * (q[on + k] + fw * (q[on + right + k] - q[on + k]))
+
+
+@_compiled
+def product_sum(plane, line, a, b, c, x, out, start, stop):
+    """out[n] += sum over k of plane_k(x_n) line_k(x_n) for samples start..stop."""
+    height, width, channels = plane.shape
+    length = line.shape[0]
+    p, q = plane.ravel(), line.ravel()
+    right, below = np.uint64(channels), np.uint64(width * channels)
+    for n in range(start, stop):
+        u, fu = _cell(x[n, a], width)
+        v, fv = _cell(x[n, b], height)
+        w, fw = _cell(x[n, c], length)
+        w11 = fu * fv
+        w10, w01, w00 = fv - w11, fu - w11, _ONE - fu - fv + w11
+        at = v * below + u * right
+        on = w * right
+        total = _ZERO
+        for i in range(channels):
+            k = np.uint64(i)
+            upper = w00 * p[at + k] + w01 * p[at + right + k]
+            lower = w10 * p[at + below + k] + w11 * p[at + below + right + k]
+            total += (upper + lower) * (q[on + k] + fw * (q[on + right + k] - q[on + k]))
+        out[n] += total
+
+
+@_compiled
+def product_gradient(plane, line, a, b, c, x, gradient, column, grad_plane, grad_line, first, last):
+    """Add dL/dplane and dL/dline of channels first..last, given dL/dproducts: gradient (n, total).
+
+    A gradient with one column belongs to the sum and is every channel's. One caller a channel: nothing is locked, and
+    the result does not depend on how many callers there are.
+    """
+    height, width, channels = plane.shape
+    length, total = line.shape[0], gradient.shape[1]
+    p, q, gp, gq, g = plane.ravel(), line.ravel(), grad_plane.ravel(), grad_line.ravel(), gradient.ravel()
+    right, below = np.uint64(channels), np.uint64(width * channels)
+    stride = np.uint64(0 if total == 1 else 1)
+    for n in range(x.shape[0]):
+        of = np.uint64(n * total + column)
+        if total == 1 and g[of] == _ZERO:
+            continue
+        u, fu = _cell(x[n, a], width)
+        v, fv = _cell(x[n, b], height)
+        w, fw = _cell(x[n, c], length)
+        w11 = fu * fv
+        w10, w01, w00 = fv - w11, fu - w11, _ONE - fu - fv + w11
+        at = v * below + u * right
+        on = w * right
+        for i in range(first, last):
+            k = np.uint64(i)
+            upper = w00 * p[at + k] + w01 * p[at + right + k]
+            lower = w10 * p[at + below + k] + w11 * p[at + below + right + k]
+            before, after = q[on + k], q[on + right + k]
+            to_plane = g[of + k * stride] * (before + fw * (after - before))
+            to_line = g[of + k * stride] * (upper + lower)
+            gp[at + k] += w00 * to_plane
+            gp[at + right + k] += w01 * to_plane
+            gp[at + below + k] += w10 * to_plane
+            gp[at + below + right + k] += w11 * to_plane
+            gq[on + k] += (_ONE - fw) * to_line
+            gq[on + right + k] += fw * to_line
+
+
+@_compiled
+def march(occupancy, origin, direction, begin, end, dt, steps, counts, first, ray_out, t_out, x_out, start, stop):
+    """Samples of rays start..stop at t = begin + i dt < end (i < steps) whose cell is occupied.
+
+    occupancy (z, y, x) uint8; origin, direction (rays, 3) in [-1, 1]; begin, end (rays,). With an empty t_out the
+    samples are counted into `counts`; otherwise ray, t and position are written from index `first` of each ray on.
+    """
+    depth, height, width = occupancy.shape
+    cells = occupancy.ravel()
+    fill = t_out.shape[0] > 0
+    for r in range(start, stop):
+        hits = 0
+        ox, oy, oz = origin[r, 0], origin[r, 1], origin[r, 2]
+        dx, dy, dz = direction[r, 0], direction[r, 1], direction[r, 2]
+        for i in range(steps):
+            t = begin[r] + np.float32(i) * dt
+            if t >= end[r]:
+                break
+            x, y, z = ox + t * dx, oy + t * dy, oz + t * dz
+            if not (abs(x) <= _ONE and abs(y) <= _ONE and abs(z) <= _ONE):
+                continue
+            cx = min(np.int64((x + _ONE) * (_HALF * np.float32(width))), width - 1)
+            cy = min(np.int64((y + _ONE) * (_HALF * np.float32(height))), height - 1)
+            cz = min(np.int64((z + _ONE) * (_HALF * np.float32(depth))), depth - 1)
+            if cells[np.uint64((cz * height + cy) * width + cx)] == 0:
+                continue
+            if fill:
+                to = first[r] + hits
+                ray_out[to] = r
+                t_out[to] = t
+                x_out[to, 0], x_out[to, 1], x_out[to, 2] = x, y, z
+            hits += 1
+        counts[r] = hits

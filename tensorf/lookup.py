@@ -1,0 +1,132 @@
+"""Values of plane-line products at points, with gradients: numba's loops on a CPU, `grid_sample` everywhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Mode k: a plane over axes (a, b), columns first, and a line over the remaining axis c.
+MODES = ((0, 1, 2), (0, 2, 1), (1, 2, 0))
+_CHUNK = 16384  # samples a task
+
+
+@cache
+def kernels():
+    """`tensorf.kernels`, or None where numba is not to be had. Imported late: numba takes a second."""
+    try:
+        from tensorf import kernels as compiled
+    except ImportError:
+        return None
+    return compiled
+
+
+def compiled_for(*tensors: Tensor) -> bool:
+    """Whether the compiled loops can take these tensors."""
+    return all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors) and kernels() is not None
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="tensorf")
+
+
+def in_parallel(tasks: Sequence[Callable[[], None]]) -> None:
+    """Run tasks that release the interpreter's lock on as many threads as torch uses."""
+    threads = torch.get_num_threads()
+    if threads == 1 or len(tasks) == 1:
+        for task in tasks:
+            task()
+    else:
+        for done in [_pool(threads).submit(task) for task in tasks]:
+            done.result()
+
+
+def spans(count: int, length: int = _CHUNK) -> list[tuple[int, int]]:
+    return [(i, min(i + length, count)) for i in range(0, count, length)]
+
+
+def grid_points_first(table: Tensor) -> Tensor:
+    """(C, ...) with the same values and the channels of a grid point side by side in memory."""
+    return table.movedim(0, -1).contiguous().movedim(-1, 0)
+
+
+def bilinear(table: Tensor, points: Tensor) -> Tensor:
+    """`table` (C, H, W) at `points` (n, 2) in [-1, 1], columns first, clamped to the border -> (C, n)."""
+    values = F.grid_sample(table[None], points.view(1, 1, -1, 2), align_corners=True, padding_mode="border")
+    return values.view(table.shape[0], -1)
+
+
+def plane_line_products(planes: Sequence[Tensor], lines: Sequence[Tensor], x: Tensor, *, summed: bool) -> Tensor:
+    """planes[k] (C_k, H, W), lines[k] (C_k, N, 1), x (n, 3) in [-1, 1] -> (n, sum of C_k), or (n,) if `summed`."""
+    if compiled_for(x, *planes, *lines):
+        return _Products.apply(x, summed, *planes, *lines)
+    parts = []
+    for plane, line, (a, b, c) in zip(planes, lines, MODES, strict=True):
+        along = torch.stack([torch.zeros_like(x[:, c]), x[:, c]], -1)
+        parts.append(bilinear(plane, x[:, (a, b)]) * bilinear(line, along))
+    return sum(part.sum(0) for part in parts) if summed else torch.cat(parts).T
+
+
+class _Products(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, summed: bool, *tables: Tensor) -> Tensor:
+        ctx.save_for_backward(x, *tables)
+        ctx.summed = summed
+        channels = sum(t.shape[0] for t in tables[:3])
+        out = torch.zeros(len(x)) if summed else torch.empty(len(x), channels)
+        points, to, tasks = _array(x), out.numpy(), []
+        for start, stop in spans(len(x)):
+            tasks.append(lambda start=start, stop=stop: _forward(tables, points, to, summed, start, stop))
+        in_parallel(tasks)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor):
+        x, *tables = ctx.saved_tensors
+        grads = [torch.zeros(t.movedim(0, -1).shape).movedim(-1, 0) for t in tables]
+        points, of = _array(x), _array(gradient[:, None] if ctx.summed else gradient)
+        channels = [t.shape[0] for t in tables[:3]]
+        threads, total = torch.get_num_threads(), sum(channels)
+        shares = [(total * i // threads, total * (i + 1) // threads) for i in range(threads)]
+        tasks = [lambda s=s: _backward(tables, grads, points, of, ctx.summed, channels, *s) for s in shares]
+        in_parallel([task for task, (low, high) in zip(tasks, shares) if high > low])
+        return None, None, *grads
+
+
+def _array(tensor: Tensor):
+    return tensor.detach().contiguous().numpy()
+
+
+def _points_first(plane: Tensor, line: Tensor):
+    """(C, H, W), (C, N, 1) -> numpy (H, W, C), (N, C): no copies if they are laid out `grid_points_first`."""
+    return _array(plane.movedim(0, -1)), _array(line.movedim(0, -1)[:, 0])
+
+
+def _forward(tables, points, out, summed: bool, start: int, stop: int) -> None:
+    column = 0
+    for plane, line, axes in zip(tables[:3], tables[3:], MODES):
+        plane, line = _points_first(plane, line)
+        if summed:
+            kernels().product_sum(plane, line, *axes, points, out, start, stop)
+        else:
+            kernels().products(plane, line, *axes, points, out, column, start, stop)
+        column += line.shape[1]
+
+
+def _backward(tables, grads, points, gradient, summed: bool, channels, low: int, high: int) -> None:
+    """The share low..high of all modes' channels."""
+    column = 0
+    for k, axes in enumerate(MODES):
+        first, last = max(low - column, 0), min(high - column, channels[k])
+        if first < last:
+            plane, line = _points_first(tables[k], tables[3 + k])
+            into = _points_first(grads[k], grads[3 + k])
+            at = 0 if summed else column
+            kernels().product_gradient(plane, line, *axes, points, gradient, at, *into, first, last)
+        column += channels[k]
