@@ -145,7 +145,7 @@ def _run(command: str, args: argparse.Namespace) -> None:
         options.insert(0, "edit=latent")
     config = load_config(command, options)
     for name, value in flags.items():
-        config[name] = value
+        config[name] = value.replace("${", "\\${")  # as it stands: no reference to another option
     if command == "render" and args.run:
         config.run = args.run
     _set_threads(config)

@@ -173,10 +173,6 @@ def read_config(folder: Path) -> DictConfig:
     return config
 
 
-def read_metrics(folder: Path) -> dict:
-    return json.loads((folder / "metrics.json").read_text())
-
-
 def peak_memory_mb() -> float:
     """Of the GPU where one was used, else of this process."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():

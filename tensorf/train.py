@@ -111,19 +111,20 @@ class Trainer:
         # A stream a step: a resumed run draws what an unbroken one would have drawn.
         return torch.Generator(self.device).manual_seed(self.config.seed * 1_000_003 + self.iteration)
 
-    def _at(self, shares: tuple[float, ...]) -> int | None:
-        """Which of `shares` of the run begins at this iteration, if any."""
-        hits = [i for i, share in enumerate(shares) if round(share * self.config.iterations) == self.iteration]
-        return hits[-1] if hits and self.iteration > 0 else None
+    def _at(self, shares: tuple[float, ...]) -> list[int]:
+        """Which of `shares` of the run begin at this iteration; in a short run several may begin at once."""
+        if self.iteration == 0:
+            return []
+        return [i for i, share in enumerate(shares) if round(share * self.config.iterations) == self.iteration]
 
     def step(self) -> float:
         """One optimisation step; returns the batch's PSNR in dB. UserError if the loss is no longer finite."""
         config, field = self.config, self.field
         generator = self._generator()
-        if (stage := self._at(config.upsample_at)) is not None:
-            self._upsample(stage + 1)
-        if (turn := self._at(config.prune_at)) is not None:
-            self._prune(turn, generator)
+        if stages := self._at(config.upsample_at):
+            self._upsample(stages[-1] + 1)
+        if turns := self._at(config.prune_at):
+            self._prune(turns, generator)
         progress = self.iteration / config.iterations
         for group, base in zip(self.optimizer.param_groups, self._base_rates):
             group["lr"] = base * config.lr_decay**progress
@@ -165,13 +166,13 @@ class Trainer:
         field.resample(grid_resolution(field.space, longest), step_count(field.space, longest))
         self.optimizer = self._new_optimizer()
 
-    def _prune(self, turn: int, generator: torch.Generator) -> None:
+    def _prune(self, turns: list[int], generator: torch.Generator) -> None:
         """Measure occupancy, tolerantly at first: early surfaces are blurred and culling them cannot be undone."""
         progress = self.iteration / self.config.iterations
         threshold = 3e-3 if progress < 0.25 else 1e-2
         rays, _ = self.pixels.draw(60_000, generator)
         self.field.occupancy = measure(self.field, rays, threshold, cells=_cells(self.field))
-        if turn == 2 and self.field.space.kind == "box":
+        if 2 in turns and self.field.space.kind == "box":
             self._shrink()
 
     def _shrink(self) -> None:

@@ -175,7 +175,10 @@ def _train_source(config: DictConfig, path: Path) -> None:
     for key in ("scene", "field", "capture", "device", "threads", "seed", "video_frames"):
         OmegaConf.update(train, key, config[key], force_add=True)
     train.resume = (path / "state" / "state.pt").exists()
-    train_command(train)
+    try:
+        train_command(train)
+    except UserError as error:
+        raise UserError(f"{error} (of train_source.py, which trains the source)") from error
 
 
 @torch.no_grad()

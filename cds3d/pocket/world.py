@@ -48,6 +48,7 @@ class Attributes:
     """What a scene shows. `subject` is "flower" or "animal"; `species` one of FLOWERS or ANIMALS.
 
     `color` (a key of COLORS) is the petals'; animals have the coats of their species. `ground` is a key of GROUNDS.
+    ValueError for anything else.
     """
 
     seed: int
@@ -55,6 +56,13 @@ class Attributes:
     species: str
     color: str
     ground: str
+
+    def __post_init__(self):
+        allowed = {"subject": ("flower", "animal"), "color": COLORS, "ground": GROUNDS}
+        allowed["species"] = FLOWERS if self.subject == "flower" else ANIMALS
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} {getattr(self, name)!r} is none of {', '.join(values)}")
 
     @staticmethod
     def sample(seed: int) -> Attributes:

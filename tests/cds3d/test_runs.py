@@ -8,7 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from cds3d.runs import RunFolder, read_config, read_metrics, slug, write_text
+from cds3d.runs import RunFolder, read_config, slug, write_text
 from tensorf.errors import UserError
 
 
@@ -59,7 +59,7 @@ def test_nothing_is_written_before_begin(tmp_path):
 def test_metrics_are_rounded_and_come_with_what_every_run_reports(tmp_path):
     run = begun(tmp_path / "run")
     run.finish({"psnr_db": 20.123456, "iterations": 7, "device_note": "x"})
-    metrics = read_metrics(tmp_path / "run")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["psnr_db"] == 20.1235 and metrics["iterations"] == 7 and metrics["device"] == "cpu"
     assert {"seconds", "peak_memory_mb", "device", "threads"} <= metrics.keys()
     assert metrics["peak_memory_mb"] > 10  # megabytes: this process holds torch

@@ -1,0 +1,30 @@
+"""What the tests of the commands look at, and how they break in."""
+
+from cds3d.cli import run_command
+
+
+def files(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def fails(capsys, command, *options, code=1):
+    """Run, and return the one `error:` line that it has to end in."""
+    capsys.readouterr()
+    assert run_command(command, [str(o) for o in options]) == code
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert sum(line.startswith("error:") for line in lines) == 1, err
+    assert lines[-1].startswith("error:") and "Traceback" not in err
+    assert "error:" not in out
+    return lines[-1]
+
+
+def stops_at(monkeypatch, kind, iteration):
+    step = kind.step
+
+    def interrupted(self):
+        if self.iteration == iteration:
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(kind, "step", interrupted)

@@ -1,0 +1,53 @@
+"""`--help` and the entry point."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from cds3d.cli import main, run_command
+from cds3d.options import data_folder, groups
+
+
+@pytest.mark.parametrize("command", ["train", "edit", "render"])
+def test_help_shows_every_option_with_its_default(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_command(command, ["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    folder = data_folder("configs")
+    config = OmegaConf.load(folder / f"{command}.yaml")
+    for key, value in config.items():
+        if key != "defaults":
+            shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+            assert f"{key}: {shown}" in text
+    chosen = {k: v for entry in config.get("defaults", []) if entry != "_self_" for k, v in entry.items()}
+    for group, default in chosen.items():
+        assert group in text and all(name in text for name in groups()[group])
+        for line in (folder / group / f"{default}.yaml").read_text().splitlines():
+            assert line in text
+    flags = {"train": ["--capture"], "edit": ["--tgt", "--src", "--image", "--capture"], "render": []}
+    assert all(flag in text for flag in flags[command])
+
+
+def test_every_option_has_a_comment():
+    for path in data_folder("configs").glob("*.yaml"):
+        lines = path.read_text().splitlines()
+        for line in lines[lines.index("") + 1 :] if "" in lines else lines:
+            if ":" in line and line.split(":")[0] not in ("seed", "frames", "fps"):
+                assert "#" in line, f"{path.name}: {line}"
+
+
+def test_main(capsys):
+    assert main([]) == 0
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("train", "edit", "render"))
+    assert main(["paint"]) == 2
+    out, err = capsys.readouterr()
+    assert err == "error: 'paint' is no command; use one of: train, edit, render\n" and out == ""
+    assert main(["--version"]) == 0
+    assert "cds3d 0." in capsys.readouterr().out
+
+
+def test_main_hands_on_to_the_commands(capsys):
+    assert main(["render"]) == 1
+    assert "which run" in capsys.readouterr().err

@@ -1,0 +1,184 @@
+"""The commands from end to end on a tiny capture: train, edit, render, images, resume."""
+
+import json
+
+import imageio.v3 as iio
+from checks import fails, files, stops_at
+from fakes import TINY_FIELD, TINY_SCENE
+from omegaconf import OmegaConf
+from safetensors import safe_open
+
+from cds3d.cli import run_command
+from cds3d.editor import Editor
+from tensorf.train import Trainer
+
+# --- train, edit, render
+
+
+def test_train_writes_the_run_folder(tmp_path, capture_folder):
+    options = ["scene=flower", f"scene.root={capture_folder}", "scene.name=daisies", *TINY_SCENE, *TINY_FIELD]
+    assert run_command("train", options) == 0
+    run = tmp_path / "outputs" / "daisies" / "source"
+    there = files(run)
+    for name in ("config.yaml", "field.safetensors", "metrics.json", "video.mp4", "state/state.pt", "views/00.png"):
+        assert name in there
+    assert any(name.startswith("logs/events") for name in there)
+    assert not any(name.endswith(".part") or "/." in name for name in there)
+    metrics = json.loads((run / "metrics.json").read_text())
+    expected = {"psnr_db", "ssim", "seconds", "seconds_per_iteration", "peak_memory_mb", "iterations", "device"}
+    assert expected <= metrics.keys() and metrics["iterations"] == 8 and metrics["held_out_views"] == 1
+    config = OmegaConf.load(run / "config.yaml")
+    assert config.scene.width == 64 and config.field.iterations == 8 and config.scene.root == str(capture_folder)
+    assert iio.imread(run / "video.mp4", plugin="FFMPEG").shape == (2, 48, 64, 3)
+    assert iio.imread(run / "views" / "00.png").shape == (48, 128, 3)  # the photo and the field side by side
+    with safe_open(run / "field.safetensors", "pt") as file:
+        header = json.loads(file.metadata()["field"])
+    assert {"config", "resolution", "steps", "space"} <= header.keys()
+    assert {"kind", "box", "near", "far", "reference"} <= header["space"].keys()
+
+
+def test_edit_trains_the_source_that_is_missing_then_reuses_it(tmp_path, edit_options, monkeypatch, caplog):
+    assert run_command("edit", edit_options) == 0
+    scene = tmp_path / "outputs" / "daisies"
+    assert "training the source field first" in caplog.text
+    source = (scene / "source" / "field.safetensors").read_bytes()
+    assert (scene / "source" / "metrics.json").exists()
+
+    run = scene / "a-red-flower"
+    there = files(run)
+    for name in ("config.yaml", "field.safetensors", "metrics.json", "state/state.pt", "views/00.png"):
+        assert name in there
+    assert "video.mp4" in there and "comparison.mp4" in there and any(n.startswith("logs/events") for n in there)
+    assert not any(name.endswith(".part") or "/." in name for name in there)
+    assert iio.imread(run / "video.mp4", plugin="FFMPEG").shape == (2, 36, 48, 3)
+    assert iio.imread(run / "comparison.mp4", plugin="FFMPEG").shape == (2, 36, 96, 3)
+    assert iio.imread(run / "views" / "00.png").shape == (36, 96, 3)
+    metrics = json.loads((run / "metrics.json").read_text())
+    expected = {"seconds", "seconds_per_iteration", "peak_memory_mb", "iterations", "device"}
+    assert expected | {"edit_gain_db", "kept_psnr_db", "edit_truth_psnr_db"} <= metrics.keys()
+    assert metrics["iterations"] == 2
+    assert all(isinstance(v, (int, float, str)) for v in metrics.values())  # flat
+    assert (run / "field.safetensors").read_bytes() != source
+    config = OmegaConf.load(run / "config.yaml")
+    assert config.tgt == "a red flower" and config.edit.iterations == 2 and config.guidance.scale > 0
+
+    def trains(*args):
+        raise AssertionError("the source is trained again")
+
+    caplog.clear()
+    monkeypatch.setattr("cds3d.commands.edit.train_command", trains)
+    assert run_command("edit", [*edit_options, "objective=dds"]) == 0
+    assert (scene / "a-red-flower-dds" / "metrics.json").exists()
+    assert (scene / "source" / "field.safetensors").read_bytes() == source
+    assert "training the source" not in caplog.text
+
+
+def test_presets_get_folders_of_their_own(tmp_path, edit_options, trained):
+    assert run_command("edit", [*edit_options, "edit=gentle", "objective=sds", "video_frames=0"]) == 0
+    run = tmp_path / "outputs" / "daisies" / "a-red-flower-sds-gentle"
+    assert (run / "metrics.json").exists() and not (run / "video.mp4").exists()
+
+
+def test_render(trained, tmp_path):
+    assert run_command("render", [str(trained), "frames=3", "threads=1", "width=33", "depth=true"]) == 0
+    # 33 pixels wide is 24.75 high: 33x25, padded to even numbers
+    assert iio.imread(trained / "path.mp4", plugin="FFMPEG").shape == (3, 26, 34, 3)
+    assert iio.imread(trained / "path_depth.mp4", plugin="FFMPEG").shape == (3, 26, 34, 3)
+    options = ["frames=1", "threads=1", "path=interpolate", "width=32", f"output={tmp_path}/new/a.mp4"]
+    assert run_command("render", [f"run={trained}", *options]) == 0
+    assert iio.imread(tmp_path / "new" / "a.mp4", plugin="FFMPEG").shape == (1, 24, 32, 3)
+
+
+def test_flags_and_options_in_any_order(tmp_path, edit_options, trained):
+    flags, rest = edit_options[:4], edit_options[4:]
+    options = [o for o in rest if "=" in o]
+    mixed = [options[0], *flags[:2], *options[1:4], *rest[:2], *flags[2:], *options[4:], "video_frames=0"]
+    assert run_command("edit", mixed) == 0
+    assert (tmp_path / "outputs" / "daisies" / "a-red-flower" / "metrics.json").exists()
+
+
+# --- images
+
+
+def test_image_edit_of_the_latent(tmp_path, image_options):
+    assert run_command("edit", image_options) == 0
+    run = tmp_path / "outputs" / "images" / "a flower" / "a-red-flower"
+    assert iio.imread(run / "edited.png").shape == (17, 23, 3)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["iterations"] == 2 and "seconds_per_iteration" in metrics
+    config = OmegaConf.load(run / "config.yaml")
+    assert config.edit.parameter == "latent" and config.edit.optimizer == "sgd"
+    assert "state/state.pt" in files(run)
+
+
+def test_image_edit_of_the_pixels(tmp_path, image_options):
+    assert run_command("edit", [*image_options, "edit=pixels", "guidance.image_width=16"]) == 0
+    run = tmp_path / "outputs" / "images" / "a flower" / "a-red-flower-pixels"
+    edited = iio.imread(run / "edited.png")
+    assert edited.shape == (16, 16, 3)  # 17 * 16 / 23 = 11.8 rows, but 16 at least
+    assert json.loads((run / "metrics.json").read_text())["psnr_to_source_db"] < 60  # something was edited
+
+
+def test_render_of_an_image_edit_is_refused(tmp_path, image_options, capsys):
+    assert run_command("edit", [*image_options, f"output={tmp_path}/run"]) == 0
+    assert "edit of an image" in fails(capsys, "render", tmp_path / "run")
+
+
+# --- resume
+
+
+def test_resumed_training_is_byte_for_byte_the_unbroken_one(tmp_path, train_options, source_run, monkeypatch, capsys):
+    run = tmp_path / "outputs" / "daisies" / "source"
+    with monkeypatch.context() as patch:
+        stops_at(patch, Trainer, 5)
+        assert run_command("train", train_options) == 130
+    err = capsys.readouterr().err
+    assert "iteration 5" in err and "resume=true" in err and "Traceback" not in err
+    assert "state/state.pt" in files(run) and "metrics.json" not in files(run)
+    assert "pass resume=true" in fails(capsys, "train", *train_options)
+    assert "field.batch=64, not 32" in fails(capsys, "train", *train_options, "field.batch=32", "resume=true")
+    assert run_command("train", [*train_options, "resume=true"]) == 0
+    assert (run / "field.safetensors").read_bytes() == (source_run / "field.safetensors").read_bytes()
+
+
+def test_resumed_edit_is_byte_for_byte_the_unbroken_one(tmp_path, edit_options, trained, monkeypatch, capsys):
+    edit_options = [*edit_options, "edit.iterations=4", "save_every=2", "video_frames=0"]
+    assert run_command("edit", [*edit_options, "output=unbroken"]) == 0
+    with monkeypatch.context() as patch:
+        stops_at(patch, Editor, 3)
+        assert run_command("edit", [*edit_options, "output=broken"]) == 130
+    err = capsys.readouterr().err
+    assert "iteration 3" in err and "resume=true" in err
+    assert files(tmp_path / "broken" / "state") == ["state.pt"] and not (tmp_path / "broken/metrics.json").exists()
+    assert run_command("edit", [*edit_options, "output=broken", "resume=true"]) == 0
+    fields = [(tmp_path / name / "field.safetensors").read_bytes() for name in ("unbroken", "broken")]
+    assert fields[0] == fields[1] != (trained / "field.safetensors").read_bytes()
+    assert json.loads((tmp_path / "broken" / "metrics.json").read_text())["iterations"] == 4
+
+
+def test_a_broken_source_training_is_taken_up_by_the_edit(tmp_path, edit_options, source_run, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stops_at(patch, Trainer, 5)
+        assert run_command("edit", edit_options) == 130
+    assert not (tmp_path / "outputs" / "daisies" / "a-red-flower").exists()
+    assert "begun with seed=0, not 5" in (text := fails(capsys, "edit", *edit_options, "seed=5"))
+    assert "train_source.py" in text  # whose overwrite=true it is
+    assert run_command("edit", edit_options) == 0
+    source = tmp_path / "outputs" / "daisies" / "source" / "field.safetensors"
+    assert source.read_bytes() == (source_run / "field.safetensors").read_bytes()
+
+
+def test_ctrl_c_anywhere_else(monkeypatch, capsys):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cds3d.commands.train.train_command", interrupted)
+    assert run_command("train", []) == 130
+    assert capsys.readouterr().err.strip() == "stopped"
+
+
+def test_finished_run_is_not_overwritten(trained, train_options, capsys):
+    before = {name: (trained / name).read_bytes() for name in files(trained)}
+    text = fails(capsys, "train", *train_options)
+    assert "outputs/daisies/source" in text and "overwrite=true" in text
+    assert {name: (trained / name).read_bytes() for name in files(trained)} == before

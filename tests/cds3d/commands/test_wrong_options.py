@@ -1,0 +1,102 @@
+"""Options that are wrong: one line that says so, and nothing is written."""
+
+import pytest
+import torch
+from checks import fails, files
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("edit.iteration=5", ["unknown option edit.iteration", "--help"]),
+        ("nonsense=1", ["unknown option nonsense"]),
+        ("objective=csd", ["objective=csd", "cds, dds, sds"]),
+        ("guidance=sd3", ["guidance=sd3", "pocket, sd14, sd15, sd21"]),
+        ("edit=fast", ["edit=fast", "gentle, latent, pixels, published"]),
+        ("edit.iterations=abc", ["edit.iterations=abc"]),
+        ("edit.iterations=1.5", ["iterations=1.5", "whole number"]),
+        ("edit.iterations=-1", ["edit.iterations=-1"]),
+        ("edit.iterations=0", ["edit.iterations=0"]),
+        ("edit.lr=-0.1", ["edit.lr=-0.1"]),
+        ("edit.lr=nan", ["edit.lr=nan"]),
+        ("edit.density_lr=-1", ["edit.density_lr=-1"]),
+        ("edit.network_lr=fast", ["edit.network_lr=fast"]),
+        ("edit.width=-5", ["edit.width=-5"]),
+        ("edit.width=wide", ["edit.width=wide"]),
+        ("edit.optimizer=lion", ["edit.optimizer=lion", "adam, sgd"]),
+        ("guidance.scale=-7", ["guidance.scale=-7"]),
+        ("guidance.dtype=fp8", ["guidance.dtype=fp8", "fp32, bf16, fp16"]),
+        ("objective.weight=-3", ["weight=-3"]),
+        ("objective.features=mid", ["mid", "self, cross or score"]),
+        ("objective.patch_sizes=[1,a]", ["patch_sizes=a"]),
+        ("objective.t_max=1000", ["objective.t_min..t_max", "0..999"]),
+        ("scene.width=abc", ["scene.width=abc"]),
+        ("scene.width=-1", ["scene.width=-1"]),
+        ("scene.space=cube", ["space=cube", "auto, ndc or box"]),
+        ("scene.test_every=-2", ["test_every=-2"]),
+        ("video_frames=-1", ["video_frames=-1"]),
+        ("video_frames=1.5", ["video_frames=1.5"]),
+        ("save_every=0", ["save_every=0"]),
+        ("seed=abc", ["seed=abc"]),
+        ("threads=0", ["threads=0"]),
+        ("device=tpu", ["device=tpu", "device=cpu"]),
+        ("device=null", ["device=None", "device=cpu"]),
+        ("resume=no", ["resume=no", "true or false"]),
+        ("overwrite=maybe", ["overwrite=maybe", "true or false"]),
+        ("edit.lr=[", ["cannot read the options"]),
+        ("red", ["'red'", "key=value"]),
+        ("scene=flower", ["--capture", "scene="]),
+    ],
+)
+def test_wrong_option_of_an_edit(tmp_path, capsys, edit_options, trained, option, said):
+    before = files(tmp_path)
+    text = fails(capsys, "edit", *edit_options, option)
+    assert all(part in text for part in said), text
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("field.batch=-1", ["field.batch=-1"]),
+        ("field.iterations=many", ["field.iterations=many"]),
+        ("field.iterations=2.5", ["iterations=2.5", "whole number"]),
+        ("field.decomposition=tucker", ["field.decomposition=tucker", "vm or cp"]),
+        ("field.decoder=siren", ["field.decoder=siren", "mlp or tcnn"]),
+        ("field=big", ["field=big", "cp, default"]),
+        ("edit.lr=1", ["unknown option edit.lr", "train"]),
+    ],
+)
+def test_wrong_option_of_a_training(tmp_path, capsys, train_options, option, said):
+    text = fails(capsys, "train", *train_options, option)
+    assert all(part in text for part in said), text
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("prompts", "said"),
+    [
+        (["--src", "a cat", "--tgt", ""], "--tgt is empty"),
+        (["--src", "a cat", "--tgt", "  "], "--tgt is empty"),
+        (["--src", "a cat"], "--tgt is empty"),
+        (["--src", "a Cat", "--tgt", "A cat "], "nothing to edit"),
+        (["--tgt", "a pig"], "--src is missing"),
+    ],
+)
+def test_unusable_prompts(tmp_path, capsys, edit_options, prompts, said):
+    assert said in fails(capsys, "edit", *prompts, *edit_options[4:])
+    assert files(tmp_path) == []
+
+
+def test_overwriting_waits_until_the_options_are_right(trained, train_options, capsys):
+    before = files(trained)
+    fails(capsys, "train", *train_options, "overwrite=true", "field.lr_network=high")
+    assert files(trained) == before
+
+
+def test_no_gpu(capsys, edit_options, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    text = fails(capsys, "edit", *edit_options, "device=cuda")
+    assert "device=cuda" in text and "device=cpu" in text
+    assert files(tmp_path) == []
