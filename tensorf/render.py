@@ -14,10 +14,10 @@ from torch import Tensor
 from tensorf.cameras import Camera
 from tensorf.field import Field
 from tensorf.occupancy import Samples, occupied_samples
+from tensorf.quadrature import representatives
 from tensorf.space import Rays
 
-COLOR_WEIGHT = 2e-3  # samples below this weight get no colour query,
-COLOR_SHARE = 0.25  # unless they have this share of the largest weight on their ray
+COLORS = 4  # groups of thin samples on a ray that are given one colour each
 
 
 def march(field: Field, rays: Rays, jitter: Tensor | None = None) -> Samples:
@@ -59,32 +59,32 @@ class Rendering:
     samples: Samples
 
 
-def render_rays(field: Field, rays: Rays, jitter: Tensor | None = None, samples: Samples | None = None) -> Rendering:
-    """Render a batch of rays at once; `samples` takes the place of marching (see `visibility.View`)."""
-    samples = samples or march(field, rays, jitter)
+def render_rays(field: Field, rays: Rays, jitter: Tensor | None = None) -> Rendering:
+    """Render a batch of rays at once; jitter as in `march`."""
+    samples = march(field, rays, jitter)
     weights = weights_of(field.opacity_rate(samples.x), samples)
-    color, opacity = shade(field, samples, weights, rays.viewdirs)
+    # The jitter, turned around, also moves the colours' places, so that thin samples all get their turn.
+    color, opacity = shade(field, samples, weights, rays.viewdirs, 0.5 if jitter is None else 1 - jitter)
     with torch.no_grad():
         zeros = torch.zeros(samples.rays, device=weights.device)
         t = zeros.index_add(0, samples.ray, weights * samples.t) / opacity.clamp(min=1e-6)
     return Rendering(color, opacity, field.space.depth(t, rays), weights, samples)
 
 
-def shade(field: Field, samples: Samples, weights: Tensor, viewdirs: Tensor) -> tuple[Tensor, Tensor]:
+def shade(
+    field: Field, samples: Samples, weights: Tensor, viewdirs: Tensor, place: Tensor | float = 0.5
+) -> tuple[Tensor, Tensor]:
     """(color (rays, 3), opacity (rays,)): the weighted sum of colours over the background.
 
-    Samples below both `COLOR_WEIGHT` and `COLOR_SHARE` of the largest weight on their ray get no colour of their own
-    but the mean colour of the others.
+    Colours are asked for at most 2 COLORS samples a ray, which stand for the others (`quadrature`).
     """
-    zeros = torch.zeros(samples.rays, device=weights.device)
-    fixed = weights.detach()
-    largest = zeros.scatter_reduce(0, samples.ray, fixed, "amax")
-    seen = (fixed > torch.clamp(COLOR_SHARE * largest, max=COLOR_WEIGHT)[samples.ray]).nonzero()[:, 0]
-    ray, w = samples.ray[seen], weights[seen]
+    which = representatives(weights, samples, COLORS, place)
+    summed = torch.zeros_like(weights).index_add(0, which, weights)
+    seen = (summed.detach() > 0).nonzero()[:, 0]
+    ray = samples.ray[seen]
     color = field.color(samples.x[seen], viewdirs[ray])
-    total = torch.zeros(samples.rays, 3, device=w.device).index_add(0, ray, w[:, None] * color)
-    colored, opacity = zeros.index_add(0, ray, w), zeros.index_add(0, samples.ray, weights)
-    total = total * (opacity / colored.clamp(min=1e-9))[:, None]
+    total = torch.zeros(samples.rays, 3, device=weights.device).index_add(0, ray, summed[seen, None] * color)
+    opacity = torch.zeros(samples.rays, device=weights.device).index_add(0, samples.ray, weights)
     return total + (1 - opacity)[:, None] * field.space.background, opacity
 
 

@@ -32,7 +32,7 @@ class TrainConfig:
     regularisers. prune_at: when occupancy is measured, as shares of the run.
     """
 
-    iterations: int = 800
+    iterations: int = 1200
     batch: int = 3072
     lr_grid: float = 0.02
     lr_network: float = 1.5e-3
@@ -44,7 +44,7 @@ class TrainConfig:
     tv_density: float = 0.02
     tv_color: float = 0.02
     l1: float = 0.0
-    distortion: float = 0.3
+    distortion: float = 0.05
     seed: int = 0
 
 

@@ -12,7 +12,7 @@ from cds3d.subjects.field import FieldViews
 from cds3d.subjects.image import LatentImage, PixelImage
 from tensorf.captures import load_capture
 from tensorf.checkpoint import load_field
-from tensorf.render import render_rays
+from tensorf.render import shade, weights_of
 from tensorf.visibility import View
 
 # --- images
@@ -143,7 +143,9 @@ def test_latent_gradient_reaches_the_field_as_through_one_graph(field, cameras, 
     subject.backward(gradient)
 
     view = View(field, cameras[subject.camera_index(0)])
-    color = render_rays(direct, view.rays, samples=view.samples(torch.arange(len(view)))).color + view.haze
+    samples, scale = view.samples(torch.arange(len(view)))
+    weights = weights_of(direct.opacity_rate(samples.x), samples) * scale
+    color = shade(direct, samples, weights, view.rays.viewdirs)[0] + view.residue
     color = color.view(19, 26, 3)
     encoded = guidance.encode_image(color.permute(2, 0, 1)[None])
     torch.testing.assert_close(encoded.detach(), target)

@@ -1,0 +1,175 @@
+"""One CDS step on a latent: ours against the published flow, same weights, same seed, in one process.
+
+python scripts/bench_step.py                          # the shipped pocket, latents of 31x23 and 64x64
+python scripts/bench_step.py --model sd               # a random model of Stable Diffusion v1.4's size (860 million)
+python scripts/bench_step.py --model sd --dtype bf16 --json step.json
+
+The published flow makes four U-Net forwards without gradients and two more with them, materialises its attention maps
+and lets the self-attention's weights collect gradients. Both flows draw the same t, noise and patches; the table says
+how far apart their gradients are. Times are the least of --repeats, in seconds of the wall clock and of the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch  # noqa: E402
+from diffusers import UNet2DConditionModel  # noqa: E402
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0  # noqa: E402
+
+import tensorf.runtime  # noqa: E402, F401  before torch
+from cds3d.guidance.guidance import Guidance  # noqa: E402
+from cds3d.guidance.loading import DTYPES, load_guidance  # noqa: E402
+from cds3d.objectives.objective import SCORE_SCALE, Objective, Prompts  # noqa: E402
+from cds3d.objectives.patchnce import contrastive_loss  # noqa: E402
+from cds3d.objectives.scores import classifier_free, dds_gradient  # noqa: E402
+
+
+class Stub(torch.nn.Module):
+    """Stands in for the networks that a step on a latent does not use."""
+
+
+def random_sd(dtype: str, device: torch.device) -> Guidance:
+    """Random weights in the U-Net of Stable Diffusion v1.4 (its published configuration)."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    return Guidance(
+        unet=unet,
+        vae=Stub(),
+        text_encoder=Stub(),
+        tokenizer=None,
+        alphas=(1 - betas).cumprod(0),
+        prediction="epsilon",
+        device=device,
+        dtype=DTYPES[dtype],
+    )
+
+
+def published(model: Guidance, objective: Objective, z_tgt, z_src, prompts: Prompts) -> torch.Tensor:
+    """The gradient as the published 2D code computes it; draws from the global generator as `Objective.gradient`."""
+    t = int(torch.randint(objective.t_min, objective.t_max + 1, (1,)))
+    noise = torch.randn(z_tgt.shape).to(z_tgt.device)
+    model.unet.set_attn_processor(AttnProcessor())
+    weights = [p for name, p in model.unet.named_parameters() if ".attn1." in name]
+    for p in weights:
+        p.requires_grad_(True)
+    try:
+        with torch.no_grad():
+            scores = []
+            for z, prompt in ((z_tgt, prompts.target), (z_src, prompts.source)):
+                pair = model.add_noise(z, noise, t).expand(2, -1, -1, -1)
+                (null, cond), maps = model.predict(pair, t, torch.cat([prompts.null, prompt]), objective.features)
+                scores.append(classifier_free(null, cond, objective.scale))
+            gradient = SCORE_SCALE * dds_gradient(*scores)[None]
+        z = z_tgt.detach().requires_grad_()
+        pair = model.add_noise(z, noise, t).expand(2, -1, -1, -1)
+        _, current = model.predict(pair, t, torch.cat([prompts.null, prompts.target]), objective.features)
+        loss = contrastive_loss(
+            [(r[1], c[1]) for r, c in zip(maps, current, strict=True)],
+            patch_sizes=objective.patch_sizes,
+            patches=objective.patches,
+            temperature=objective.temperature,
+        )
+        (objective.weight * loss).backward()
+        return gradient + z.grad
+    finally:
+        for p in weights:
+            p.requires_grad_(False)
+            p.grad = None
+        model.unet.set_attn_processor(AttnProcessor2_0())
+
+
+def timed(step, repeats: int) -> tuple[torch.Tensor, float, float]:
+    """(gradient, least wall seconds, least CPU seconds), each repeat from the same seed; the first one warms up."""
+    walls, cpus = [], []
+    for _ in range(repeats + 1):
+        torch.manual_seed(0)
+        wall, cpu = time.perf_counter(), time.process_time()
+        gradient = step()
+        if gradient.is_cuda:
+            torch.cuda.synchronize()
+        walls.append(time.perf_counter() - wall)
+        cpus.append(time.process_time() - cpu)
+    return gradient, min(walls[1:]), min(cpus[1:])
+
+
+def memory_of(step, device: torch.device) -> float | None:
+    """Peak MB of one step on a GPU."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    return torch.cuda.max_memory_allocated() / 2**20
+
+
+def bench(model: Guidance, reference: Guidance, size: tuple[int, int], repeats: int, scale: float, weight: float):
+    width, height = size
+    generator = torch.Generator().manual_seed(1)
+    text = model.unet.config.cross_attention_dim
+    z_src, z_tgt = torch.randn(2, 1, 4, height, width, generator=generator).to(model.device)
+    prompts = Prompts(*(0.5 * torch.randn(3, 1, 77, text, generator=generator)).to(model.device))
+    objective = Objective("cds", scale=scale, weight=weight)
+    ours, wall, cpu = timed(lambda: objective.gradient(model, z_tgt, z_src, prompts)[0], repeats)
+    theirs, wall_reference, cpu_reference = timed(
+        lambda: published(reference, objective, z_tgt, z_src, prompts), repeats
+    )
+    row = {
+        "latent": f"{width}x{height}",
+        "seconds": wall,
+        "published_seconds": wall_reference,
+        "ratio": wall / wall_reference,
+        "cpu_ratio": cpu / cpu_reference,
+        "gradient_difference": ((ours - theirs).norm() / theirs.norm()).item(),
+    }
+    peak = memory_of(lambda: objective.gradient(model, z_tgt, z_src, prompts)[0], model.device)
+    return row | ({"peak_memory_mb": peak} if peak else {})
+
+
+def machine(device: torch.device) -> str:
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="pocket", help="pocket, sd (random weights), or what guidance.path takes")
+    parser.add_argument("--dtype", default="fp32", choices=sorted(DTYPES), help="of ours; the reference is in fp32")
+    parser.add_argument("--latents", nargs="+", default=["31x23", "64x64"], metavar="WxH")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    args = parser.parse_args(argv)
+    device = torch.device(args.device)
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    load = lambda dtype: (  # noqa: E731
+        random_sd(dtype, device) if args.model == "sd" else load_guidance(args.model, dtype=dtype, device=device)
+    )
+    reference = load("fp32")
+    model = reference if args.dtype == "fp32" else load(args.dtype)
+    scale, weight = (5.0, 100.0) if args.model == "pocket" else (7.5, 3.0)
+    print(f"{args.model}, {args.dtype} against fp32, {machine(device)}")
+    print(f"{'latent':>8} {'ours s':>8} {'published s':>12} {'ratio':>6} {'CPU ratio':>10} {'difference':>11}")
+    rows = []
+    for text in args.latents:
+        size = tuple(int(n) for n in text.split("x"))
+        rows.append(row := bench(model, reference, size, args.repeats, scale, weight))
+        print(
+            f"{row['latent']:>8} {row['seconds']:8.3f} {row['published_seconds']:12.3f} {row['ratio']:6.2f} "
+            f"{row['cpu_ratio']:10.2f} {row['gradient_difference']:11.1e}"
+        )
+    if args.json:
+        result = {"model": args.model, "dtype": args.dtype, "machine": machine(device), "rows": rows}
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

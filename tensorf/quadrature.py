@@ -1,0 +1,43 @@
+"""A few samples that stand for all of their ray's.
+
+Colour is what costs, and along a ray it changes slowly where weight is thin. So samples with much weight stand for
+themselves, and the many that share the rest, fog mostly, are gathered in groups of equal weight along the ray, each
+with the colour of one of them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tensorf.occupancy import Samples
+
+
+@torch.no_grad()
+def representatives(weights: Tensor, samples: Samples, groups: int, place: Tensor | float = 0.5) -> Tensor:
+    """(n,) index of the sample that stands for each one of `samples`, on the same ray.
+
+    weights: (n,). Samples with a `groups`-th or more of their ray's weight stand for themselves. The others are cut
+    along the ray into `groups` parts of equal weight, and the one at `place` (rays,) or scalar in [0, 1) of its part
+    stands for the part.
+    """
+    n = len(weights)
+    if n == 0:
+        return torch.zeros(0, dtype=torch.int64, device=weights.device)
+    ray = samples.ray
+    total = torch.zeros(samples.rays, device=weights.device).index_add_(0, ray, weights)
+    heavy = weights * groups >= total[ray]
+    light = torch.where(heavy, 0.0, weights)
+    rest = torch.zeros_like(total).index_add_(0, ray, light)
+    share = torch.where(heavy, 0.0, light / rest.clamp(min=1e-12)[ray]).double()
+    # One growing number for the whole batch: the ray's index plus the share of its thin weight so far, below 1.
+    until = share.cumsum(0)
+    begin = (until - share)[samples.first.clamp(max=n - 1)]
+    until = (until - begin[ray]).clamp(0, 1 - 1e-7)
+    group = ((until - share / 2).clamp(min=0) * groups).floor()
+    offset = place[ray] if isinstance(place, Tensor) else place
+    wanted = ray + ((group + offset) / groups).clamp(max=1 - 2e-7)
+    found = torch.searchsorted(ray + until, wanted, right=True).clamp(max=n - 1)
+    itself = torch.arange(n, device=weights.device)
+    # Rounding may point at the ray's neighbour; heavy samples do not take part.
+    return torch.where(heavy | (ray[found] != ray) | heavy[found], itself, found)
