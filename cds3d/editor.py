@@ -26,14 +26,20 @@ OPTIMIZERS = {
 class EditConfig:
     """iterations; lr; optimizer: "adam" (fields and pixels) or "sgd" (latents).
 
+    lr_decay: what is left of lr at the end, falling by the same factor each iteration; 1 holds it.
     adam_floor: Adam's epsilon as a share of the root-mean-square gradient (`Editor._raise_floor`); 0 is plain Adam.
     """
 
     iterations: int
     lr: float
     optimizer: str = "adam"
+    lr_decay: float = 1.0
     adam_floor: float = 0.0
     seed: int = 0
+
+    def __post_init__(self):
+        if not 0 < self.lr_decay <= 1:
+            raise ValueError(f"lr_decay={self.lr_decay} has to be above 0 and at most 1")
 
 
 class Editor:
@@ -47,6 +53,7 @@ class Editor:
         self.subject, self.guidance, self.objective = subject, guidance, objective
         self.prompts, self.config, self.iteration = prompts, config, 0
         self.optimizer = OPTIMIZERS[config.optimizer](subject.parameter_groups(config.lr))
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
 
     def step(self) -> dict:
         """One iteration; returns its figures. UserError, with the parameters untouched, if a gradient is not finite."""
@@ -62,6 +69,8 @@ class Editor:
                 f"(now {self.config.lr}), guidance.scale or objective.weight, or use guidance.dtype=fp32, and go on "
                 "from the state before it with resume=true"
             )
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * self.config.lr_decay ** (self.iteration / self.config.iterations)
         self._raise_floor()
         self.optimizer.step()
         self.subject.after_step()
@@ -112,8 +121,5 @@ class Editor:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for p, saved in zip(parameters, state["parameters"], strict=True):
             p.copy_(saved)
-        rates = [group["lr"] for group in self.optimizer.param_groups]  # a resume may have lowered them
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, lr in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = lr
+        self.optimizer.load_state_dict(state["optimizer"])  # with its rates, which the next step sets anew
         self.iteration = state["iteration"]

@@ -155,7 +155,7 @@ def main(argv=None) -> None:
     )
     reference = load("fp32")
     model = reference if args.dtype == "fp32" else load(args.dtype)
-    scale, weight = (5.0, 100.0) if args.model == "pocket" else (7.5, 3.0)
+    scale, weight = 7.5, 50.0 if args.model == "pocket" else 3.0
     print(f"{args.model}, {args.dtype} against fp32, {machine(device)}")
     print(f"{'latent':>8} {'ours s':>8} {'published s':>12} {'ratio':>6} {'CPU ratio':>10} {'difference':>11}")
     rows = []

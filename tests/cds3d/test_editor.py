@@ -37,7 +37,7 @@ def make_editor(request, guidance, source_run, capture_folder):
             subject = FieldViews(field, [c.resized(24, 18) for c in capture.cameras[:4]], guidance)
         else:
             subject = (LatentImage if kind == "latent" else PixelImage)(image, guidance)
-        config = EditConfig(iterations=6, lr=0.05, optimizer=optimizer, seed=3)
+        config = EditConfig(iterations=6, lr=0.05, optimizer=optimizer, lr_decay=0.5, seed=3)
         return Editor(subject, guidance, Objective("cds", 7.5), prompts, config)
 
     return make
@@ -125,3 +125,22 @@ def test_dds_moves_the_latent_to_the_known_target():
     editor.run()
     torch.testing.assert_close(subject.parameter.detach(), goal, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(subject.latents(12)[0], goal + 25)  # the source stays
+
+
+def test_the_rate_falls_to_its_share(guidance):
+    # SGD on a constant gradient of 1: steps of lr 0.1^(i / 4), i = 0..3.
+    class Constant:
+        def gradient(self, guidance, z_tgt, z_src, prompts):
+            return torch.ones_like(z_tgt), {}
+
+    subject = LatentImage(torch.rand(3, 16, 16), guidance)
+    start = subject.parameter.detach().clone()
+    Editor(subject, None, Constant(), None, EditConfig(iterations=4, lr=2.0, optimizer="sgd", lr_decay=0.1)).run()
+    expected = 2.0 * sum(0.1 ** (i / 4) for i in range(4))
+    assert torch.allclose(start - subject.parameter, torch.full_like(start, expected), rtol=1e-5)
+
+
+@pytest.mark.parametrize("decay", [0.0, -1.0, 1.5])
+def test_a_decay_that_is_none_is_refused(decay):
+    with pytest.raises(ValueError, match="lr_decay"):
+        EditConfig(iterations=4, lr=2.0, lr_decay=decay)
