@@ -145,7 +145,9 @@ def _run(command: str, args: argparse.Namespace) -> None:
         options.insert(0, "edit=latent")
     config = load_config(command, options)
     for name, value in flags.items():
-        config[name] = value.replace("${", "\\${")  # as it stands: no reference to another option
+        if "${" in value:  # which the configuration would take for a reference to another option
+            raise UserError(f"--{name} {value}: leave out the ${{")
+        config[name] = value
     if command == "render" and args.run:
         config.run = args.run
     _set_threads(config)

@@ -13,22 +13,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import platform
 import resource
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import tensorf.runtime  # noqa: E402, F401  before torch
+
+# isort: split
+
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-import tensorf.runtime  # noqa: E402, F401  before torch
 import tensorf.train as training  # noqa: E402
+from cds3d.metrics.psnr import psnr  # noqa: E402
 from tensorf import lookup  # noqa: E402
 from tensorf.captures import load_capture  # noqa: E402
 from tensorf.checkpoint import load_field  # noqa: E402
@@ -79,22 +81,18 @@ class Plain:
         lookup.compiled_for, training.render_rays = self.kept
 
 
-def seconds(action, repeats: int = 3) -> float:
-    """The least of `repeats` after a first one that warms up."""
-    gpu = torch.cuda.is_available()
+def seconds(action, device: torch.device, repeats: int = 3, warm: bool = True) -> float:
+    """The least of `repeats`, after a first one that warms up."""
+    gpu = device.type == "cuda"
     clock = time.perf_counter if gpu else time.process_time
     taken = []
-    for _ in range(repeats + 1):
+    for _ in range(repeats + warm):
         start = clock()
         action()
         if gpu:
             torch.cuda.synchronize()
         taken.append(clock() - start)
-    return min(taken[1:])
-
-
-def psnr(a: Tensor, b: Tensor) -> float:
-    return -10 * math.log10(max((a - b).square().mean().item(), 1e-12))
+    return min(taken[warm:])
 
 
 def bench_views(field: Field, camera, widths: list[int], reference_rays: int) -> list[dict]:
@@ -121,12 +119,12 @@ def bench_views(field: Field, camera, widths: list[int], reference_rays: int) ->
         with Plain(), torch.no_grad():
             truth = torch.cat([plain_render(field, rays[i : i + 1024]).color for i in range(0, len(rays), 1024)])
         with Plain():
-            reference = seconds(plain_gradient, repeats=1) * len(view.rays) / len(rays)
-        ours = seconds(gradient)
+            reference = seconds(plain_gradient, field.device, repeats=1) * len(view.rays) / len(rays)
+        ours = seconds(gradient, field.device)
         rows.append(
             {
                 "view": f"{resized.width}x{resized.height}",
-                "full_render_seconds": seconds(lambda r=resized: render_view(field, r)),
+                "full_render_seconds": seconds(lambda r=resized: render_view(field, r), field.device),
                 "render_and_gradient_seconds": ours,
                 "reference_seconds": reference,
                 "times_faster": reference / ours,
@@ -141,19 +139,20 @@ def bench_training(capture, device: torch.device, steps: int) -> list[dict]:
     """TensoRF's small forward-facing job: batch 512, grids of 40 to 96 points, the same steps for both."""
     rows = []
     config = TrainConfig(iterations=steps, batch=512, resolution=96, stages=(0.42, 0.7, 1.0))
+    Trainer(capture, FieldConfig(), config, device).step()  # compiles
     for name in ("ours", "reference"):
         trainer = Trainer(capture, FieldConfig(), config, device)
-        if name == "reference":
-            trainer.config = replace(config, prune_at=(2.0,))  # never
-        start = time.process_time()
-        if name == "ours":
+
+        def train(trainer=trainer):
             while trainer.iteration < steps:
                 trainer.step()
-        else:
+
+        if name == "reference":
+            trainer._prune = lambda *ignored: None
             with Plain():
-                while trainer.iteration < steps:
-                    trainer.step()
-        taken = time.process_time() - start
+                taken = seconds(train, device, repeats=1, warm=False)
+        else:
+            taken = seconds(train, device, repeats=1, warm=False)
         held = [
             psnr(render_view(trainer.field, capture.cameras[i])["color"].cpu(), capture.images[i].float() / 255)
             for i in capture.test

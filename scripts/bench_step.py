@@ -21,11 +21,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import tensorf.runtime  # noqa: E402, F401  before torch
+
+# isort: split
+
 import torch  # noqa: E402
 from diffusers import UNet2DConditionModel  # noqa: E402
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0  # noqa: E402
 
-import tensorf.runtime  # noqa: E402, F401  before torch
 from cds3d.guidance.guidance import Guidance  # noqa: E402
 from cds3d.guidance.loading import DTYPES, load_guidance  # noqa: E402
 from cds3d.objectives.objective import SCORE_SCALE, Objective, Prompts  # noqa: E402
@@ -102,13 +105,14 @@ def timed(step, repeats: int) -> tuple[torch.Tensor, float, float]:
     return gradient, min(walls[1:]), min(cpus[1:])
 
 
-def memory_of(step, device: torch.device) -> float | None:
-    """Peak MB of one step on a GPU."""
-    if device.type != "cuda":
+def memory_of(step, model: Guidance, reference: Guidance) -> float | None:
+    """Peak MB of one step on a GPU, without the reference's weights."""
+    if model.device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats()
     step()
-    return torch.cuda.max_memory_allocated() / 2**20
+    others = 0 if reference is model else sum(p.numel() * p.element_size() for p in reference.unet.parameters())
+    return (torch.cuda.max_memory_allocated() - others) / 2**20
 
 
 def bench(model: Guidance, reference: Guidance, size: tuple[int, int], repeats: int, scale: float, weight: float):
@@ -130,7 +134,7 @@ def bench(model: Guidance, reference: Guidance, size: tuple[int, int], repeats: 
         "cpu_ratio": cpu / cpu_reference,
         "gradient_difference": ((ours - theirs).norm() / theirs.norm()).item(),
     }
-    peak = memory_of(lambda: objective.gradient(model, z_tgt, z_src, prompts)[0], model.device)
+    peak = memory_of(lambda: objective.gradient(model, z_tgt, z_src, prompts)[0], model, reference)
     return row | ({"peak_memory_mb": peak} if peak else {})
 
 

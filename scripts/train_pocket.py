@@ -19,9 +19,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import cds3d  # noqa: E402, F401  (sets the thread policy before torch starts)
+
+# isort: split
 import torch  # noqa: E402
 
-import cds3d  # noqa: E402, F401  (sets the thread policy before torch starts)
 from cds3d.pocket import model, training  # noqa: E402
 
 STAGES = ("render", "decoder", "unet", "export")

@@ -194,6 +194,7 @@ class Field(nn.Module):
         size = torch.tensor(self.resolution, device=box.device)
         low, high = ((self.space.normalise(corner) + 1) / 2 * (size - 1) for corner in box)
         low, high = low.floor().long().clamp(min=0), torch.minimum(high.ceil().long(), size - 1)
+        low = torch.minimum(low, size - 2)  # two points at least
         high = torch.maximum(high, low + 1)
         spacing = (self.space.box[1] - self.space.box[0]) / (size - 1)
         corner = self.space.box[0]

@@ -1,11 +1,11 @@
 """Loops over samples, compiled for the CPU by numba: products of planes and lines, and the march along rays.
 
 `grid_sample` reads a table once a channel and its backward pass runs on one core a table; here all channels of a grid
-point lie side by side and are read together. Only `tensorf.lookup` and `tensorf.render` call these, on a CPU, in fp32;
-everywhere else plain torch does the same.
+point lie side by side and are read together. Only `tensorf.lookup` and `tensorf.occupancy` call these, on a CPU, in
+fp32; everywhere else plain torch does the same.
 
-planes (H, W, C) and lines (N, C) are C-contiguous; x (n, 3) lies in [-1, 1]; a, b, c are the axes of the plane's
-columns, its rows, and of the line. Positions outside are clamped to the border.
+planes (H, W, C) and lines (N, C), of two points or more along each axis, are C-contiguous; x (n, 3) lies in [-1, 1];
+a, b, c are the axes of the plane's columns, its rows, and of the line. Positions outside are clamped to the border.
 """
 
 from __future__ import annotations
@@ -19,12 +19,18 @@ _OPTIONS = {"nogil": True, "fastmath": _REORDER, "boundscheck": False, "error_mo
 _ONE, _HALF, _ZERO = np.float32(1), np.float32(0.5), np.float32(0)
 
 
-def _compiled(function):
+def _compiled(function, **options):
     """Compiled at its first call, for good if numba finds a folder to keep the result in."""
+    options = {**_OPTIONS, **options}
     try:
-        return numba.njit(cache=True, **_OPTIONS)(function)
+        return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # neither the package's folder nor the user's can be written to
-        return numba.njit(**_OPTIONS)(function)
+        return numba.njit(**options)(function)
+
+
+def _exactly_compiled(function):
+    """As `_compiled`, with every sum as it is written, so that two passes agree about every sample."""
+    return _compiled(function, fastmath=False)
 
 
 # Indices are unsigned: numba then leaves out the test for negative ones, and the loops over channels vectorise.
@@ -124,12 +130,13 @@ def product_gradient(plane, line, a, b, c, x, gradient, column, grad_plane, grad
             gq[on + right + k] += fw * to_line
 
 
-@_compiled
+@_exactly_compiled
 def march(occupancy, origin, direction, begin, end, dt, steps, counts, first, ray_out, t_out, x_out, start, stop):
     """Samples of rays start..stop at t = begin + i dt < end (i < steps) whose cell is occupied.
 
     occupancy (z, y, x) uint8; origin, direction (rays, 3) in [-1, 1]; begin, end (rays,). With an empty t_out the
-    samples are counted into `counts`; otherwise ray, t and position are written from index `first` of each ray on.
+    samples are counted into `counts`; otherwise ray, t and position are written from index `first` of each ray on, as
+    many as were counted.
     """
     depth, height, width = occupancy.shape
     cells = occupancy.ravel()
@@ -151,9 +158,12 @@ def march(occupancy, origin, direction, begin, end, dt, steps, counts, first, ra
             if cells[np.uint64((cz * height + cy) * width + cx)] == 0:
                 continue
             if fill:
+                if hits == counts[r]:
+                    break
                 to = first[r] + hits
                 ray_out[to] = r
                 t_out[to] = t
                 x_out[to, 0], x_out[to, 1], x_out[to, 2] = x, y, z
             hits += 1
-        counts[r] = hits
+        if not fill:
+            counts[r] = hits

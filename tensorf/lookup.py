@@ -57,13 +57,19 @@ def grid_points_first(table: Tensor) -> Tensor:
 
 def bilinear(table: Tensor, points: Tensor) -> Tensor:
     """`table` (C, H, W) at `points` (n, 2) in [-1, 1], columns first, clamped to the border -> (C, n)."""
-    values = F.grid_sample(table[None], points.view(1, 1, -1, 2), align_corners=True, padding_mode="border")
-    return values.view(table.shape[0], -1)
+    channels, height, width = table.shape
+    # On a CPU `grid_sample` runs in parallel over the batch only: channels are split into that many batches.
+    wanted = min(torch.get_num_threads(), 4) if table.device.type == "cpu" else 1
+    batch = next(b for b in range(wanted, 0, -1) if channels % b == 0)
+    table = table.contiguous().view(batch, channels // batch, height, width)
+    grid = points.view(1, 1, -1, 2).expand(batch, -1, -1, -1)
+    return F.grid_sample(table, grid, align_corners=True, padding_mode="border").view(channels, -1)
 
 
 def plane_line_products(planes: Sequence[Tensor], lines: Sequence[Tensor], x: Tensor, *, summed: bool) -> Tensor:
     """planes[k] (C_k, H, W), lines[k] (C_k, N, 1), x (n, 3) in [-1, 1] -> (n, sum of C_k), or (n,) if `summed`."""
-    if compiled_for(x, *planes, *lines):
+    least = min(*(n for plane in planes for n in plane.shape[1:]), *(line.shape[1] for line in lines))
+    if least >= 2 and compiled_for(x, *planes, *lines):
         return _Products.apply(x, summed, *planes, *lines)
     parts = []
     for plane, line, (a, b, c) in zip(planes, lines, MODES, strict=True):
@@ -78,24 +84,25 @@ class _Products(torch.autograd.Function):
         ctx.save_for_backward(x, *tables)
         ctx.summed = summed
         channels = sum(t.shape[0] for t in tables[:3])
-        out = torch.zeros(len(x)) if summed else torch.empty(len(x), channels)
-        points, to, tasks = _array(x), out.numpy(), []
-        for start, stop in spans(len(x)):
-            tasks.append(lambda start=start, stop=stop: _forward(tables, points, to, summed, start, stop))
-        in_parallel(tasks)
+        out = x.new_zeros(len(x)) if summed else x.new_empty(len(x), channels)
+        modes = [_points_first(*pair) for pair in zip(tables[:3], tables[3:])]
+        points, to = _array(x), out.numpy()
+        in_parallel([lambda s=span: _forward(modes, points, to, summed, *s) for span in spans(len(x))])
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor):
         x, *tables = ctx.saved_tensors
-        grads = [torch.zeros(t.movedim(0, -1).shape).movedim(-1, 0) for t in tables]
+        grads = [t.new_zeros(t.movedim(0, -1).shape).movedim(-1, 0) for t in tables]
+        modes = [_points_first(*pair) for pair in zip(tables[:3], tables[3:])]
+        into = [_points_first(*pair) for pair in zip(grads[:3], grads[3:])]
         points, of = _array(x), _array(gradient[:, None] if ctx.summed else gradient)
-        channels = [t.shape[0] for t in tables[:3]]
-        threads, total = torch.get_num_threads(), sum(channels)
-        shares = [(total * i // threads, total * (i + 1) // threads) for i in range(threads)]
-        tasks = [lambda s=s: _backward(tables, grads, points, of, ctx.summed, channels, *s) for s in shares]
-        in_parallel([task for task, (low, high) in zip(tasks, shares) if high > low])
+        total = sum(t.shape[0] for t in tables[:3])
+        # Each task adds to channels of its own; fewer than eight would have tasks share cache lines.
+        tasks = min(torch.get_num_threads(), -(-total // 8))
+        shares = [(total * i // tasks, total * (i + 1) // tasks) for i in range(tasks)]
+        in_parallel([lambda s=share: _backward(modes, into, points, of, ctx.summed, *s) for share in shares])
         return None, None, *grads
 
 
@@ -108,10 +115,9 @@ def _points_first(plane: Tensor, line: Tensor):
     return _array(plane.movedim(0, -1)), _array(line.movedim(0, -1)[:, 0])
 
 
-def _forward(tables, points, out, summed: bool, start: int, stop: int) -> None:
+def _forward(modes, points, out, summed: bool, start: int, stop: int) -> None:
     column = 0
-    for plane, line, axes in zip(tables[:3], tables[3:], MODES):
-        plane, line = _points_first(plane, line)
+    for (plane, line), axes in zip(modes, MODES):
         if summed:
             kernels().product_sum(plane, line, *axes, points, out, start, stop)
         else:
@@ -119,14 +125,13 @@ def _forward(tables, points, out, summed: bool, start: int, stop: int) -> None:
         column += line.shape[1]
 
 
-def _backward(tables, grads, points, gradient, summed: bool, channels, low: int, high: int) -> None:
+def _backward(modes, into, points, gradient, summed: bool, low: int, high: int) -> None:
     """The share low..high of all modes' channels."""
     column = 0
-    for k, axes in enumerate(MODES):
-        first, last = max(low - column, 0), min(high - column, channels[k])
+    for (plane, line), grads, axes in zip(modes, into, MODES):
+        channels = line.shape[1]
+        first, last = max(low - column, 0), min(high - column, channels)
         if first < last:
-            plane, line = _points_first(tables[k], tables[3 + k])
-            into = _points_first(grads[k], grads[3 + k])
             at = 0 if summed else column
-            kernels().product_gradient(plane, line, *axes, points, gradient, at, *into, first, last)
-        column += channels[k]
+            kernels().product_gradient(plane, line, *axes, points, gradient, at, *grads, first, last)
+        column += channels

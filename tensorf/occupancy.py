@@ -20,7 +20,8 @@ _RAYS = 1024  # a task
 class Samples:
     """Packed samples, sorted by ray.
 
-    x (n, 3) in [-1, 1]; ray (n,) ascending; t (n,) ray parameters; first (rays,): index of each ray's first.
+    x (n, 3) in [-1, 1]; ray (n,) ascending; t (n,) ray parameters; first (rays,): index of each ray's first sample, for
+    a ray without any the next ray's (n, if it is the last).
     """
 
     x: Tensor

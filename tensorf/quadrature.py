@@ -18,7 +18,7 @@ def representatives(weights: Tensor, samples: Samples, groups: int, place: Tenso
     """(n,) index of the sample that stands for each one of `samples`, on the same ray.
 
     weights: (n,). Samples with a `groups`-th or more of their ray's weight stand for themselves. The others are cut
-    along the ray into `groups` parts of equal weight, and the one at `place` (rays,) or scalar in [0, 1) of its part
+    along the ray into `groups` parts of equal weight, and the one at `place` (rays,) or scalar in [0, 1] of its part
     stands for the part.
     """
     n = len(weights)
@@ -29,7 +29,7 @@ def representatives(weights: Tensor, samples: Samples, groups: int, place: Tenso
     heavy = weights * groups >= total[ray]
     light = torch.where(heavy, 0.0, weights)
     rest = torch.zeros_like(total).index_add_(0, ray, light)
-    share = torch.where(heavy, 0.0, light / rest.clamp(min=1e-12)[ray]).double()
+    share = light.double() / rest.double().clamp(min=1e-300)[ray]
     # One growing number for the whole batch: the ray's index plus the share of its thin weight so far, below 1.
     until = share.cumsum(0)
     begin = (until - share)[samples.first.clamp(max=n - 1)]

@@ -76,7 +76,7 @@ def shade(
 ) -> tuple[Tensor, Tensor]:
     """(color (rays, 3), opacity (rays,)): the weighted sum of colours over the background.
 
-    Colours are asked for at most 2 COLORS samples a ray, which stand for the others (`quadrature`).
+    Colours are asked for about COLORS samples a ray, at most twice as many, which stand for the others (`quadrature`).
     """
     which = representatives(weights, samples, COLORS, place)
     summed = torch.zeros_like(weights).index_add(0, which, weights)

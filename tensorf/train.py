@@ -176,12 +176,9 @@ class Trainer:
             self._shrink()
 
     def _shrink(self) -> None:
-        field = self.field
-        old = field.space.box
-        field.shrink(occupied_box(field))
-        if not torch.equal(old, field.space.box):
-            self.pixels.space = field.space
-            self.optimizer = self._new_optimizer()
+        self.field.shrink(occupied_box(self.field))
+        self.pixels.space = self.field.space
+        self.optimizer = self._new_optimizer()
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -219,7 +216,7 @@ def _cells(field: Field) -> int:
 
 
 def distortion(weights: Tensor, samples: Samples, span: float) -> Tensor:
-    """Mean over rays of the sum of w_i w_j |t_i - t_j| / span over pairs of samples; 0 if all weight is at one place.
+    """Mean over rays of the sum over i and j of w_i w_j |t_i - t_j| / span; 0 if all weight is at one place.
 
     Mip-NeRF 360 (Barron et al. 2022, equation 15), without its term within a sample's own interval. Fewer samples
     matter afterwards, which is what rendering pays for. weights: (n,). span: the length that distances are shares of.
@@ -241,6 +238,6 @@ def distortion(weights: Tensor, samples: Samples, span: float) -> Tensor:
         w_after, wt_after = w_all - w_before - w, wt_all - wt_before - w * t
         # What a sample's weight is multiplied with: its weighted distances to all others, once from either side.
         distances = (t * w_before - wt_before) + (wt_after - t * w_after)
-    # The loss is quadratic in the weights: twice its value has the gradient's factor 2 in it already.
+    # The loss is quadratic in the weights: its gradient has a factor 2 that the distances, held fixed, do not give.
     value = (weights * distances.float()).sum() / samples.rays
     return value + (value - value.detach())

@@ -25,6 +25,8 @@ MOST = 1.02  # opacity
 class View:
     """A camera's rays and the samples that stand for all; made from a field, rendered with any copy of it.
 
+    step, scale (n,): of each kept sample its step along the ray, and the factor on its weight that makes it stand for
+    the others; count, begin (rays,): how many each ray has, and where they start.
     residue: (rays, 3) the source's full render less its render by the kept samples; not differentiable.
     """
 
@@ -45,7 +47,7 @@ class View:
             ray = samples.ray[kept]
             count = torch.bincount(ray, minlength=len(rays))
             few = Samples(samples.x[kept], ray, samples.t[kept], count.cumsum(0) - count, len(rays))
-            scales.append(stands_for[kept] / weights_of(rate[kept], few).clamp(min=1e-9))
+            scales.append(stands_for[kept] / weights_of(rate[kept], few).clamp(min=torch.finfo(torch.float32).tiny))
             steps.append(((few.t - rays.t_near[ray]) / dt).to(torch.int16))
             counts.append(count)
         self.step, self.scale, self.count = torch.cat(steps), torch.cat(scales), torch.cat(counts)

@@ -73,6 +73,12 @@ def test_threads_do_not_change_the_gradient(grid):
     assert all(torch.equal(a, b) for other in gradients[1:] for a, b in zip(gradients[0], other))
 
 
+def test_tables_of_one_point_are_left_to_plain_torch():
+    torch.manual_seed(0)
+    thin = VM((2, 1, 1), (5, 1, 4), scale=1.0)
+    assert thin.total(points()).isfinite().all() and thin(points()).shape == (202, 4)
+
+
 def test_no_points(grid):
     assert grid(points()[:0]).shape == (0, 9) and grid.total(points()[:0]).shape == (0,)
 

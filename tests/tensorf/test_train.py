@@ -207,3 +207,11 @@ def test_pixel_batches_pair_rays_with_their_pixels(ndc_capture, box_capture, kin
         assert torch.allclose(getattr(rays, name), expected, atol=1e-4), name
     views = match // (capture.images.shape[1] * capture.images.shape[2])
     assert len(views.unique()) == len(capture.train)
+
+
+def test_grids_go_on_training_after_a_box_that_could_not_shrink(ndc_capture):
+    trainer = Trainer(ndc_capture, FIELD, replace(SHORT, batch=16), CPU)
+    trainer.field.occupancy = torch.ones(4, 4, 4, dtype=torch.bool)
+    trainer._shrink()
+    held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in trainer.field.parameters()}

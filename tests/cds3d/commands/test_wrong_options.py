@@ -19,6 +19,7 @@ from checks import fails, files
         ("edit.iterations=0", ["edit.iterations=0"]),
         ("edit.lr=-0.1", ["edit.lr=-0.1"]),
         ("edit.lr=nan", ["edit.lr=nan"]),
+        ("edit.lr_decay=0", ["lr_decay=0", "at most 1"]),
         ("edit.density_lr=-1", ["edit.density_lr=-1"]),
         ("edit.network_lr=fast", ["edit.network_lr=fast"]),
         ("edit.width=-5", ["edit.width=-5"]),
@@ -81,6 +82,7 @@ def test_wrong_option_of_a_training(tmp_path, capsys, train_options, option, sai
         (["--src", "a cat"], "--tgt is empty"),
         (["--src", "a Cat", "--tgt", "A cat "], "nothing to edit"),
         (["--tgt", "a pig"], "--src is missing"),
+        (["--src", "a cat", "--tgt", "a ${seed} pig"], "--tgt a ${seed} pig: leave out the ${"),
     ],
 )
 def test_unusable_prompts(tmp_path, capsys, edit_options, prompts, said):
