@@ -45,8 +45,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FAINT = 1e-4  # TensoRF's threshold for a colour query
 
 
-def plain_render(field: Field, rays: Rays, jitter: Tensor | None = None) -> Rendering:
-    """What `render_rays` gives, sample by sample over whole rays."""
+def plain_render(field: Field, rays: Rays, jitter: Tensor | None = None, near: float = 0.0) -> Rendering:
+    """What `render_rays` gives, sample by sample over whole rays; near is not for NDC, and not needed."""
     n, steps, device = len(rays), field.steps, rays.origins.device
     dt = field.space.t_span / steps
     offset = torch.full((n,), 0.5, device=device) if jitter is None else jitter

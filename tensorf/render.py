@@ -59,10 +59,18 @@ class Rendering:
     samples: Samples
 
 
-def render_rays(field: Field, rays: Rays, jitter: Tensor | None = None) -> Rendering:
-    """Render a batch of rays at once; jitter as in `march`."""
+def render_rays(field: Field, rays: Rays, jitter: Tensor | None = None, near: float = 0.0) -> Rendering:
+    """Render a batch of rays at once; jitter as in `march`.
+
+    near: density gradients of samples at t < near are scaled by (t / near)^2 (Philip and Deschaintre, "Floaters No
+    More", 2023): the space before a camera is densely sampled by it and seen by no other, and fills with floaters.
+    """
     samples = march(field, rays, jitter)
-    weights = weights_of(field.opacity_rate(samples.x), samples)
+    rate = field.opacity_rate(samples.x)
+    if near > 0 and rate.requires_grad:
+        share = (samples.t / near).clamp(max=1).square()
+        rate = rate.detach() + share * (rate - rate.detach())  # the value is the same
+    weights = weights_of(rate, samples)
     # The jitter, turned around, also moves the colours' places, so that thin samples all get their turn.
     color, opacity = shade(field, samples, weights, rays.viewdirs, 0.5 if jitter is None else 1 - jitter)
     with torch.no_grad():

@@ -97,6 +97,8 @@ class Trainer:
         longest = round(config.resolution * config.stages[0])
         self.field = Field(field_config, space, grid_resolution(space, longest), step_count(space, longest)).to(device)
         self.pixels = PixelBatches(capture, self.field.space, device)
+        # In a box, cameras stand inside or close by; in NDC nothing lies before the near plane.
+        self._near = float((space.box[1] - space.box[0]).max()) / 3 if space.kind == "box" else 0.0
         self.optimizer = self._new_optimizer()
 
     def _new_optimizer(self) -> torch.optim.Adam:
@@ -131,7 +133,7 @@ class Trainer:
         batch = config.batch if progress >= config.upsample_at[-1] else config.batch // 2
         rays, target = self.pixels.draw(batch, generator)
         jitter = torch.rand(batch, generator=generator, device=self.device)
-        rendering = render_rays(field, rays, jitter)
+        rendering = render_rays(field, rays, jitter, near=self._near)
         error = (rendering.color - target).square().mean()
         loss = error + self._regulariser(rendering, progress)
         self.optimizer.zero_grad()

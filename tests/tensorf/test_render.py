@@ -198,3 +198,19 @@ def test_positions_get_no_gradient_and_rendering_needs_none(make_field, make_spa
         out = render_rays(field, make_space().rays(camera))
     assert not out.color.requires_grad
     assert ((out.color >= 0) & (out.color <= 1 + 1e-6)).all()
+
+
+def test_near_samples_get_the_square_of_their_distance_as_a_share(make_field, make_space, camera):
+    field, rays = make_field(), make_space().rays(camera)
+    samples = march(field, rays)
+    rates = []
+    opacity_rate = field.opacity_rate
+    field.opacity_rate = lambda x: rates.append(opacity_rate(x)) or rates[-1]
+    gradients = []
+    for near in (0.0, 3.0):
+        out = render_rays(field, rays, near=near)
+        gradients.append(torch.autograd.grad(out.opacity.sum(), rates[-1])[0])
+    share = (samples.t / 3).clamp(max=1).square()
+    assert share.min() < 0.9 and share.max() == 1
+    assert torch.allclose(gradients[1], gradients[0] * share, atol=1e-6)
+    assert torch.equal(render_rays(field, rays, near=3.0).color, render_rays(field, rays).color)
