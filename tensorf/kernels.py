@@ -45,6 +45,15 @@ def _cell(x, size):
     return np.uint64(i), p - np.float32(i)
 
 
+@numba.njit(inline="always", **_OPTIONS)
+def _corner(x, y, width, height, right, below):
+    """A plane's first channel at the grid point before (x, y), and the shares of its four neighbours."""
+    u, fu = _cell(x, width)
+    v, fv = _cell(y, height)
+    w11 = fu * fv
+    return v * below + u * right, _ONE - fu - fv + w11, fu - w11, fv - w11, w11
+
+
 @_compiled
 def products(plane, line, a, b, c, x, out, column, start, stop):
     """out[n, column + k] = plane_k(x_n) line_k(x_n) for samples start..stop."""
@@ -53,12 +62,8 @@ def products(plane, line, a, b, c, x, out, column, start, stop):
     p, q, o = plane.ravel(), line.ravel(), out.ravel()
     right, below = np.uint64(channels), np.uint64(width * channels)
     for n in range(start, stop):
-        u, fu = _cell(x[n, a], width)
-        v, fv = _cell(x[n, b], height)
+        at, w00, w01, w10, w11 = _corner(x[n, a], x[n, b], width, height, right, below)
         w, fw = _cell(x[n, c], length)
-        w11 = fu * fv
-        w10, w01, w00 = fv - w11, fu - w11, _ONE - fu - fv + w11
-        at = v * below + u * right
         on = w * right
         to = np.uint64(n * total + column)
         for i in range(channels):
@@ -76,12 +81,8 @@ def product_sum(plane, line, a, b, c, x, out, start, stop):
     p, q = plane.ravel(), line.ravel()
     right, below = np.uint64(channels), np.uint64(width * channels)
     for n in range(start, stop):
-        u, fu = _cell(x[n, a], width)
-        v, fv = _cell(x[n, b], height)
+        at, w00, w01, w10, w11 = _corner(x[n, a], x[n, b], width, height, right, below)
         w, fw = _cell(x[n, c], length)
-        w11 = fu * fv
-        w10, w01, w00 = fv - w11, fu - w11, _ONE - fu - fv + w11
-        at = v * below + u * right
         on = w * right
         total = _ZERO
         for i in range(channels):
@@ -108,12 +109,8 @@ def product_gradient(plane, line, a, b, c, x, gradient, column, grad_plane, grad
         of = np.uint64(n * total + column)
         if total == 1 and g[of] == _ZERO:
             continue
-        u, fu = _cell(x[n, a], width)
-        v, fv = _cell(x[n, b], height)
+        at, w00, w01, w10, w11 = _corner(x[n, a], x[n, b], width, height, right, below)
         w, fw = _cell(x[n, c], length)
-        w11 = fu * fv
-        w10, w01, w00 = fv - w11, fu - w11, _ONE - fu - fv + w11
-        at = v * below + u * right
         on = w * right
         for i in range(first, last):
             k = np.uint64(i)
