@@ -2,7 +2,8 @@
 
     python scripts/train_pocket.py                        # everything, into cds3d/pocket/weights
     python scripts/train_pocket.py --unet-steps 50000     # longer, as on a GPU
-    python scripts/train_pocket.py --stage decoder        # one stage: render, decoder, unet or export
+    python scripts/train_pocket.py --stage decoder        # one stage: render, decoder, unet, export or judge
+    python scripts/train_pocket.py --start OLD            # begin from an older pipeline's weights
 
 Stopped and started again, it goes on from its work folder.
 """
@@ -14,7 +15,9 @@ import json
 import os
 import platform
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -24,9 +27,10 @@ import cds3d  # noqa: E402, F401  (sets the thread policy before torch starts)
 # isort: split
 import torch  # noqa: E402
 
-from cds3d.pocket import model, training  # noqa: E402
+from cds3d.pocket import judge, model, training  # noqa: E402
 
-STAGES = ("render", "decoder", "unet", "export")
+STAGES = ("render", "decoder", "unet", "export", "judge")
+JUDGE_SEEDS = range(training.HELD_OUT_SEED + 100_000, training.HELD_OUT_SEED + 108_000)
 
 
 def parse(argv=None) -> argparse.Namespace:
@@ -36,6 +40,7 @@ def parse(argv=None) -> argparse.Namespace:
             flag = "--" + option.name.replace("_", "-")
             parser.add_argument(flag, type=type(option.default), default=option.default, help=f"({option.default})")
     parser.add_argument("--channels", type=int, nargs="+", default=[32, 64, 128], help="U-Net widths (32 64 128)")
+    parser.add_argument("--start", type=Path, help="a pipeline folder of this architecture whose weights to begin from")
     parser.add_argument("--work", type=Path, default=Path("outputs/pocket"), help="images, latents, checkpoints")
     parser.add_argument("--output", type=Path, default=model.WEIGHTS, help="the pipeline folder to write")
     parser.add_argument("--stage", choices=STAGES, help="only this one (default: all, in order)")
@@ -52,15 +57,19 @@ def main(argv=None) -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
 
+    if stages == ("judge",):
+        return train_judge(args)
     images = training.render_images(args.work, plan.images, args.threads)
     if stages == ("render",):
         return
-    codec = training.fit_codec(args.work, images)
+    codec = training.fit_codec(args.work, images, args.start)
     if "decoder" in stages or "export" in stages:
-        vae, decoder_seconds = training.train_decoder(args.work, images, codec, plan, args.device)
+        vae, decoder_seconds = training.train_decoder(args.work, images, codec, plan, args.device, args.start)
     if "unet" in stages or "export" in stages:
         latents = training.encode_images(args.work, images, codec)
-        unet, text_encoder, tokenizer, unet_seconds = training.train_unet(args.work, latents, plan, args.device)
+        unet, text_encoder, tokenizer, unet_seconds = training.train_unet(
+            args.work, latents, plan, args.device, args.start
+        )
     if "export" in stages:
         psnr = training.reconstruction_psnr(vae)
         parts = dict(vae=vae, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer)
@@ -69,6 +78,7 @@ def main(argv=None) -> None:
         report = dict(
             command="python scripts/train_pocket.py " + " ".join(argv if argv is not None else sys.argv[1:]),
             plan=asdict(plan),
+            start=None if args.start is None else json.loads((args.start / "training.json").read_text()),
             unet_samples_seen=plan.unet_steps * plan.unet_batch,
             decoder_crops_seen=plan.decoder_steps * plan.decoder_batch,
             unet_seconds=round(unet_seconds),
@@ -79,6 +89,14 @@ def main(argv=None) -> None:
         )
         (args.output / "training.json").write_text(json.dumps(report, indent=2) + "\n")
         print(json.dumps(report, indent=2))
+    if "judge" in stages:
+        train_judge(args)
+
+
+def train_judge(args: argparse.Namespace) -> None:
+    with ProcessPoolExecutor(args.threads) as pool:
+        trained = judge.train_judge(JUDGE_SEEDS, pool=partial(pool.map, chunksize=32))
+    judge.save_judge(trained, args.output / judge.FILE.name)
 
 
 if __name__ == "__main__":

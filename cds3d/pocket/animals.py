@@ -48,7 +48,7 @@ def build(species: str, base: np.ndarray, size: float, draw) -> tuple[list[Solid
     forward = rotation(1, yaw) @ np.array([0, 0, 1], F32)
     body = _sitting if draw("sits") < 0.4 else _standing
     solids, chest, neck, tail = body(proportions, base, forward, size, coat, fur, draw)
-    solids.append(limb(chest + (neck - chest) * F32(0.4), neck, 0.12 * size, coat, **fur))
+    solids.append(limb(chest + (neck - chest) * F32(0.4), neck, 0.12 * size, coat, part="body", **fur))
     head_yaw = yaw * draw("head follows", 0.0, 0.5) + draw("head yaw", -0.35, 0.35)
     axes = (
         rotation(1, head_yaw) @ rotation(0, draw("head pitch", -0.2, 0.3)) @ rotation(2, draw("head roll", -0.25, 0.25))
@@ -65,11 +65,14 @@ def _standing(build_: Build, base, forward, size, coat, fur, draw):
     side, leg = np.cross(UP, forward), 0.40 * size
     width, length = build_.body_width * size, build_.body_length * size
     center = base + UP * leg
-    solids = [ellipsoid(center, (width * 0.95, width, length), coat, np.stack([side, UP, forward], 1), **fur)]
+    solids = [
+        ellipsoid(center, (width * 0.95, width, length), coat, np.stack([side, UP, forward], 1), part="body", **fur)
+    ]
     for i, (along, across) in enumerate([(0.28, 0.1), (0.28, -0.1), (-0.28, 0.1), (-0.28, -0.1)]):
         foot = base + forward * (along * size) + side * (across * size)
         swing = forward * draw(f"leg {i}", -0.06, 0.06)
-        solids.append(limb(foot + UP * (leg * 0.8), foot + UP * 0.04 + swing, build_.leg * size, coat * 0.97))
+        hip, sole = foot + UP * (leg * 0.8), foot + UP * 0.04 + swing
+        solids.append(limb(hip, sole, build_.leg * size, coat * 0.97, part="leg"))
     head = center + forward * (0.42 * size) + UP * (0.27 * size)
     return solids, center, head, center - forward * (length * 0.9) + UP * (0.08 * size)
 
@@ -79,14 +82,14 @@ def _sitting(build_: Build, base, forward, size, coat, fur, draw):
     width, length = build_.body_width * size, build_.body_length * size
     center = base + UP * (0.34 * size) - forward * F32(0.05)
     radii = (width * 0.95, length * 0.85, width * 0.95)
-    solids = [ellipsoid(center, radii, coat, frame_along(spine, side), **fur)]
+    solids = [ellipsoid(center, radii, coat, frame_along(spine, side), part="body", **fur)]
     for across in (0.1, -0.1):
         shoulder = center + forward * (0.16 * size) + side * (across * size)
         paw = base + forward * (0.3 * size) + side * (across * size) + UP * 0.03
-        solids.append(limb(shoulder, paw, build_.leg * size, coat * 0.97))
+        solids.append(limb(shoulder, paw, build_.leg * size, coat * 0.97, part="leg"))
         haunch = base - forward * (0.02 * size) + side * (1.7 * across * size) + UP * (0.12 * size)
         axes = np.stack([side, UP, forward], 1)
-        solids.append(ellipsoid(haunch, (0.09 * size, 0.13 * size, 0.18 * size), coat * 0.95, axes))
+        solids.append(ellipsoid(haunch, (0.09 * size, 0.13 * size, 0.18 * size), coat * 0.95, axes, part="leg"))
     head = center + spine * (0.36 * size) + forward * (0.12 * size) + UP * (0.06 * size)
     return solids, center, head, base - forward * (0.3 * size) + UP * (0.12 * size)
 
@@ -110,10 +113,11 @@ class Head:
 
     def ball(self, place, radii, color, **look) -> Solid:
         radii = np.asarray(radii, F32) * self.size
-        return ellipsoid(self.at(*place), radii, color, self.axes, **{"grain": 0.05, **look})
+        return ellipsoid(self.at(*place), radii, color, self.axes, **{"grain": 0.05, "part": "face", **look})
 
-    def spike(self, place, radii, color, direction) -> Solid:
-        return cone(self.at(*place), np.asarray(radii, F32) * self.size, color, self.along(*direction), grain=0.08)
+    def spike(self, place, radii, color, direction, part="ear") -> Solid:
+        radii = np.asarray(radii, F32) * self.size
+        return cone(self.at(*place), radii, color, self.along(*direction), grain=0.08, part=part)
 
     def light(self) -> np.ndarray:
         """The paler colour of muzzles."""
@@ -121,7 +125,7 @@ class Head:
 
 
 def _cat_head(h: Head) -> list[Solid]:
-    solids = [h.ball((0, 0, 0), (1.0, 0.9, 0.9), h.coat, **h.fur)]
+    solids = [h.ball((0, 0, 0), (1.0, 0.9, 0.9), h.coat, part="head", **h.fur)]
     for x in (-1, 1):
         solids += [
             h.spike((0.55 * x, 0.55, -0.05), (0.38, 0.75, 0.25), h.coat * 0.9, (0.25 * x, 1, 0)),
@@ -134,11 +138,11 @@ def _cat_head(h: Head) -> list[Solid]:
 
 
 def _dog_head(h: Head) -> list[Solid]:
-    solids = [h.ball((0, 0, 0), (0.9, 0.95, 0.9), h.coat, grain=0.12)]
+    solids = [h.ball((0, 0, 0), (0.9, 0.95, 0.9), h.coat, part="head", grain=0.12)]
     for x in (-1, 1):
         ear = h.axes @ rotation(2, 0.22 * x)
         radii = np.array([0.16, 0.68, 0.36], F32) * h.size
-        solids.append(ellipsoid(h.at(0.95 * x, -0.02, -0.05), radii, h.coat * 0.55, ear))
+        solids.append(ellipsoid(h.at(0.95 * x, -0.02, -0.05), radii, h.coat * 0.55, ear, part="ear"))
         solids.append(h.ball((0.36 * x, 0.25, 0.78), (0.13, 0.13, 0.13), BLACK))
     return solids + [
         h.ball((0, -0.28, 0.88), (0.40, 0.32, 0.62), h.light()),
@@ -148,7 +152,7 @@ def _dog_head(h: Head) -> list[Solid]:
 
 
 def _pig_head(h: Head) -> list[Solid]:
-    solids = [h.ball((0, 0, 0), (1.0, 0.9, 0.9), h.coat)]
+    solids = [h.ball((0, 0, 0), (1.0, 0.9, 0.9), h.coat, part="head")]
     for x in (-1, 1):
         solids += [
             h.spike((0.55 * x, 0.55, 0.1), (0.34, 0.58, 0.12), h.coat * 0.85, (0.6 * x, 0.7, 0.35)),
@@ -159,15 +163,16 @@ def _pig_head(h: Head) -> list[Solid]:
 
 
 def _cow_head(h: Head) -> list[Solid]:
-    solids = [h.ball((0, 0, 0), (0.82, 1.0, 0.85), h.coat, **h.fur)]
+    solids = [h.ball((0, 0, 0), (0.82, 1.0, 0.85), h.coat, part="head", **h.fur)]
     for x in (-1, 1):
         solids += [
-            h.spike((0.42 * x, 0.75, -0.05), (0.17, 0.75, 0.17), (0.88, 0.80, 0.60), (0.65 * x, 0.9, 0)),
+            h.spike((0.42 * x, 0.75, -0.05), (0.17, 0.75, 0.17), (0.88, 0.80, 0.60), (0.65 * x, 0.9, 0), part="horn"),
             ellipsoid(
                 h.at(1.0 * x, 0.40, -0.1),
                 np.array([0.15, 0.36, 0.20], F32) * h.size,
                 (0.12, 0.10, 0.10),
                 h.along(x, 0.1, 0),
+                part="ear",
             ),
             h.ball((0.42 * x, 0.28, 0.72), (0.13, 0.13, 0.13), BLACK),
             h.ball((0.20 * x, -0.52, 1.02), (0.08, 0.08, 0.06), (0.30, 0.15, 0.15)),
@@ -182,11 +187,15 @@ def _tail(species, start, forward, swing, size, coat) -> list[Solid]:
     if species == "cat":
         points = [start, to(0.12, 0.02), to(0.19, 0.11), to(0.21, 0.27), to(0.18, 0.50)]
         return [
-            limb(a, b, 0.035 * size, coat * (0.85 if i % 2 else 1)) for i, (a, b) in enumerate(zip(points, points[1:]))
+            limb(a, b, 0.035 * size, coat * (0.85 if i % 2 else 1), part="tail")
+            for i, (a, b) in enumerate(zip(points, points[1:]))
         ]
     if species == "dog":
-        return [limb(start, to(0.10, 0.24), 0.04 * size, coat)]
+        return [limb(start, to(0.10, 0.24), 0.04 * size, coat, part="tail")]
     if species == "pig":
-        return [limb(start, to(0.07, 0.06), 0.03 * size, coat), limb(to(0.07, 0.06), to(0.03, 0.12), 0.03 * size, coat)]
-    tuft = to(0.09, -0.28)
-    return [limb(start, to(0.08, -0.25), 0.025 * size, coat), ellipsoid(tuft, 0.05 * size, BLACK, grain=0.2)]
+        points = [start, to(0.07, 0.06), to(0.03, 0.12)]
+        return [limb(a, b, 0.03 * size, coat, part="tail") for a, b in zip(points, points[1:])]
+    return [
+        limb(start, to(0.08, -0.25), 0.025 * size, coat, part="tail"),
+        ellipsoid(to(0.09, -0.28), 0.05 * size, BLACK, grain=0.2, part="tail"),
+    ]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from cds3d.pocket.raycast import Render, render
-from cds3d.pocket.world import ANIMALS, COLORS, FLOWERS, Attributes, build_scene, look_camera
+from cds3d.pocket.world import Attributes, build_scene, look_camera
 from tensorf.cameras import Camera
 from tensorf.errors import UserError
 
@@ -111,17 +111,7 @@ class WorldCapture:
 
         Only words that the source prompt does not have count: "a yellow flower" -> "a red flower" changes the colour.
         """
-        new = [w for w in words(target_prompt) if w not in words(source_prompt)]
-        changes: dict[str, str] = {}
-        for word in new:
-            if word in COLORS and self.attributes.subject == "flower":
-                changes["color"] = word
-            elif word in FLOWERS + ANIMALS:
-                changes["species"] = word
-            else:
-                return None
-        edited = self.attributes.edited(**changes)
-        return edited if edited != self.attributes else None
+        return self.attributes.towards([w for w in words(target_prompt) if w not in words(source_prompt)])
 
     def view(self, name: str, attributes: Attributes, width: int, height: int) -> Render:
         """Photo `name` as it would be if the scene had these attributes, at any size."""

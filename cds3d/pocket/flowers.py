@@ -34,14 +34,13 @@ def build(species: str, color, base: np.ndarray, size: float, draw) -> tuple[lis
 def _stem(base, top, bend, height, size, draw) -> list[Solid]:
     green = np.array([0.16, 0.42, 0.12], F32) * draw("stem tone", 0.8, 1.25)
     middle = base + np.array([0, height * 0.5, 0], F32) + bend * F32(0.3)
-    solids = [limb(base, middle, 0.028, green), limb(middle, top, 0.026, green)]
+    solids = [limb(base, middle, 0.028, green, part="stem"), limb(middle, top, 0.026, green, part="stem")]
     for k in range(2):
         angle = draw(f"leaf {k}") * 2 * np.pi + k * 2.6
         direction = np.array([np.cos(angle), 0.75, np.sin(angle)], F32)
         center = base + np.array([0, height * (0.2 + 0.2 * k), 0], F32) + bend * F32(0.2) + direction * F32(0.17 * size)
-        solids.append(
-            ellipsoid(center, (0.075 * size, 0.21 * size, 0.015), green * 1.1, frame_along(direction), grain=0.2)
-        )
+        radii = (0.075 * size, 0.21 * size, 0.015)
+        solids.append(ellipsoid(center, radii, green * 1.1, frame_along(direction), grain=0.2, part="leaf"))
     return solids
 
 
@@ -62,9 +61,11 @@ def _rays(top, axes, radius, phase, color, *, count, center, wide, heart) -> lis
                 frame_along(outward, np.cross(outward, normal)),
                 grain=0.12,
                 offset=0.1 * i,
+                part="petal",
             )
         )
-    solids.append(ellipsoid(top + normal * 0.02, (disc, disc, disc * 0.45), heart, axes, grain=0.3))
+    radii = (disc, disc, disc * 0.45)
+    solids.append(ellipsoid(top + normal * 0.02, radii, heart, axes, grain=0.3, part="heart"))
     return solids
 
 
@@ -82,14 +83,15 @@ def _cup(top, normal, bend, radius, phase, color) -> list[Solid]:
         radii = (radius * 0.30, radius * 0.68, radius * 0.14)
         petal_axes = frame_along(direction, np.cross(direction, outward))
         tone = color * (1 - 0.12 * (i % 2))
-        solids.append(ellipsoid(center + outward * radius * 0.27, radii, tone, petal_axes, grain=0.12, offset=0.17 * i))
+        place = center + outward * radius * 0.27
+        solids.append(ellipsoid(place, radii, tone, petal_axes, grain=0.12, offset=0.17 * i, part="petal"))
     return solids
 
 
 def _rose(top, axes, radius, phase, color) -> list[Solid]:
     """Three rings of round petals, the inner ones steeper, around a bud."""
     normal = axes[:, 2]
-    solids = [ellipsoid(top, radius * 0.55, color * 0.8, grain=0.15)]
+    solids = [ellipsoid(top, radius * 0.55, color * 0.8, grain=0.15, part="petal")]
     for ring, (count, spread, lean) in enumerate([(6, 0.62, 0.45), (5, 0.42, 0.75), (4, 0.24, 1.05)]):
         for i in range(count):
             angle = phase + 2 * np.pi * (i + 0.5 * ring) / count
@@ -99,6 +101,6 @@ def _rose(top, axes, radius, phase, color) -> list[Solid]:
             tone = color * (0.85 + 0.12 * ((i + ring) % 2) - 0.08 * ring)
             radii = (radius * 0.36, radius * 0.40, radius * 0.09)
             petal_axes = frame_along(direction, np.cross(direction, outward))
-            solids.append(ellipsoid(center, radii, tone, petal_axes, grain=0.12, offset=0.13 * i))
-    solids.append(ellipsoid(top + normal * radius * 0.5, radius * 0.18, color * 0.7))
+            solids.append(ellipsoid(center, radii, tone, petal_axes, grain=0.12, offset=0.13 * i, part="petal"))
+    solids.append(ellipsoid(top + normal * radius * 0.5, radius * 0.18, color * 0.7, part="petal"))
     return solids

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from cds3d.pocket.weights_path import WEIGHTS  # noqa: F401
-from cds3d.pocket.world import ANIMALS, COLORS, FLOWERS, GROUNDS
+from cds3d.pocket.world import COLORS, GROUNDS, MATERIALS, SPECIES
 
 MAX_TOKENS = 16
 TEXT_WIDTH = 128
@@ -23,8 +23,6 @@ _EXTRA_WORDS = [
     "photo",
     "picture",
     "of",
-    "animal",
-    "flower",
     "and",
     "with",
     "standing",
@@ -36,7 +34,9 @@ _EXTRA_WORDS = [
 ]
 WORDS = list(
     dict.fromkeys(
-        _EXTRA_WORDS + [*FLOWERS, *ANIMALS, *COLORS] + [word for place in GROUNDS.values() for word in place.split()]
+        _EXTRA_WORDS
+        + [*SPECIES, *(name for names in SPECIES.values() for name in names), *COLORS, *MATERIALS]
+        + [word for place in GROUNDS.values() for word in place.split()]
     )
 )
 

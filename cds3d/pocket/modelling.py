@@ -1,4 +1,4 @@
-"""Helpers that the builders of flowers and animals share: rotations, frames and limbs."""
+"""Helpers that the builders of flowers, animals and objects share: rotations, frames and limbs."""
 
 from __future__ import annotations
 
@@ -40,6 +40,18 @@ def cone(center, radii, color, axes, **look) -> Solid:
     """`radii`: base radius along x, height along y, base radius along z."""
     shape = np.asarray(radii, F32)
     return Solid("cone", np.asarray(center, F32), np.asarray(axes, F32), shape, np.asarray(color, F32), **look)
+
+
+def box(center, radii, color, axes, **look) -> Solid:
+    """`radii`: half the sides along the axes."""
+    shape = np.asarray(radii, F32)
+    return Solid("box", np.asarray(center, F32), np.asarray(axes, F32), shape, np.asarray(color, F32), **look)
+
+
+def cylinder(center, radii, color, axes, **look) -> Solid:
+    """A closed cylinder around its y axis; `radii`: along x, half its height, along z."""
+    shape = np.asarray(radii, F32)
+    return Solid("cylinder", np.asarray(center, F32), np.asarray(axes, F32), shape, np.asarray(color, F32), **look)
 
 
 def limb(start, end, radius: float, color, **look) -> Solid:

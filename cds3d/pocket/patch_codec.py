@@ -51,6 +51,21 @@ class PatchCodec:
             as_tensor(np.sqrt(values[::-1][:4]), 4),
         )
 
+    @staticmethod
+    @torch.no_grad()
+    def read(vae: AutoencoderKL) -> PatchCodec:
+        """The codec that `write_into` wrote into this VAE, read off its answers to single pixels.
+
+        Of the mean only the part that the components see is known; `encode` needs no other.
+        """
+        zero, impulses = torch.zeros(1, 3, PATCH, PATCH), torch.eye(3 * PATCH * PATCH).view(-1, 3, PATCH, PATCH)
+        bias = vae.encode(zero).latent_dist.mean.view(1, 4)
+        filters = (vae.encode(impulses).latent_dist.mean.view(-1, 4) - bias).T
+        scale = 1 / filters.norm(dim=1)
+        components = filters * scale[:, None]
+        mean = -(components * (bias[0] * scale)[:, None]).sum(0)
+        return PatchCodec(mean.view(3, PATCH, PATCH), components.view(4, 3, PATCH, PATCH), scale)
+
     @property
     def filters(self) -> Tensor:
         """(4, 3, 8, 8): latent = <filter, patch> + bias."""

@@ -1,8 +1,8 @@
 """Ray casting of simple solids: how a scene of the procedural world becomes an image.
 
-NumPy only. A scene is a list of ellipsoids and cones, a ground, and a sky or a back wall. Every solid is
-intersected analytically, inside its own rectangle on the image only, and shaded with Lambert and ambient light.
-World axes: y up, the ground is y = 0, the viewer stands on the +z side. Colours are linear factors in [0, 1].
+NumPy only. A scene is a list of ellipsoids, cones, boxes and cylinders, a ground, and a sky or a back wall. Every
+solid is intersected analytically, inside its own rectangle on the image only, and shaded with Lambert and ambient
+light. World axes: y up, the ground is y = 0, the viewer stands on the +z side. Colours are linear factors in [0, 1].
 """
 
 from __future__ import annotations
@@ -16,16 +16,20 @@ from tensorf.cameras import Camera
 F32 = np.float32
 FAR = F32(1e9)
 _BOX_CORNERS = np.array([[i, j, k] for i in (-1, 1) for j in (-1, 1) for k in (-1, 1)], F32)
+# What a solid can be a part of; a pixel's part label is the place here, 0 where no subject is seen.
+PARTS = ("", "stem", "leaf", "petal", "heart", "body", "leg", "tail", "head", "ear", "face", "horn")
+PARTS += ("inside", "handle", "lid", "spout", "seat", "back")
 _CLOSEST = 0.05  # a solid nearer to the camera than this, or behind it, is not drawn
 
 
 @dataclass(frozen=True)
 class Solid:
-    """An ellipsoid, or a cone whose base is the local plane y = 0 and whose apex is at local y = 1.
+    """An ellipsoid, a box, a closed cylinder around y, or a cone of base y = 0 and apex y = 1, in local coordinates.
 
     center (3,), axes (3, 3) columns = local x, y, z, radii (3,): local unit solid -> world.
-    color (3,); color2 (3,) or None is used by the patterns "stripes" and "patches".
+    color (3,); color2 (3,) or None is used by the patterns "stripes", "patches" and "sectors"; "wood" needs none.
     grain: amplitude of the surface noise; offset: shifts the noise, so that no two solids look the same.
+    gloss: 0 is matt, 1 a mirror of the sky and the ground. part: one of PARTS; "" belongs to no subject.
     """
 
     shape: str
@@ -38,7 +42,12 @@ class Solid:
     pattern_scale: float = 1.0
     grain: float = 0.1
     offset: float = 0.0
-    subject: bool = True
+    gloss: float = 0.0
+    part: str = ""
+
+    def __post_init__(self):
+        if self.part not in PARTS:
+            raise ValueError(f"part {self.part!r} is none of {', '.join(PARTS[1:])}")
 
 
 @dataclass(frozen=True)
@@ -74,11 +83,19 @@ class Scene:
 
 @dataclass(frozen=True)
 class Render:
-    """image (H, W, 3) uint8; subject (H, W) bool; depth (H, W) float32 along the optical axis, inf for the sky."""
+    """image (H, W, 3) uint8; parts (H, W) uint8, places in PARTS; depth (H, W) float32 along the optical axis.
+
+    Depth is inf for the sky.
+    """
 
     image: np.ndarray
-    subject: np.ndarray
+    parts: np.ndarray
     depth: np.ndarray
+
+    @property
+    def subject(self) -> np.ndarray:
+        """(H, W) bool: where the flower, animal or object is seen."""
+        return self.parts > 0
 
 
 def _noise_table(size: int = 256, seed: int = 7) -> np.ndarray:
@@ -116,18 +133,18 @@ def render(scene: Scene, camera: Camera | None = None, *, supersample: int = 1) 
     origin, rays = origin[0], rays.reshape(fine.height, fine.width, 3)
     image = np.zeros((*rays.shape[:2], 3), F32)
     depth = np.full(rays.shape[:2], FAR, F32)
-    subject = np.zeros(rays.shape[:2], bool)
+    parts = np.zeros(rays.shape[:2], np.uint8)
     _draw_surroundings(scene, origin, rays, image, depth)
     for solid in scene.solids:
-        _draw_solid(solid, scene, fine, origin, rays, image, depth, subject)
+        _draw_solid(solid, scene, fine, origin, rays, image, depth, parts)
     depth[depth >= FAR] = np.inf
     if supersample > 1:
         image = image.reshape(height, supersample, width, supersample, 3).mean((1, 3))
-        subject = subject.reshape(height, supersample, width, supersample).mean((1, 3)) >= 0.5
-        depth = depth[supersample // 2 :: supersample, supersample // 2 :: supersample]
+        middle = slice(supersample // 2, None, supersample)
+        parts, depth = parts[middle, middle], depth[middle, middle]
     else:
         image = _soften(image)
-    return Render((image.clip(0, 1) * 255 + 0.5).astype(np.uint8), subject, depth)
+    return Render((image.clip(0, 1) * 255 + 0.5).astype(np.uint8), parts, depth)
 
 
 def _soften(image: np.ndarray) -> np.ndarray:
@@ -188,30 +205,42 @@ def _sky_color(ground: Ground, rays) -> np.ndarray:
     return blue + (0.97 - blue) * cloud.clip(0, 1)[:, None] * 0.8
 
 
-def _draw_solid(solid: Solid, scene: Scene, camera: Camera, origin, rays, image, depth, subject) -> None:
+def _draw_solid(solid: Solid, scene: Scene, camera: Camera, origin, rays, image, depth, parts) -> None:
     window = _window(solid, camera)
     if window is None:
         return
     to_local = (solid.axes / solid.radii).astype(F32)  # row vector @ to_local: world -> unit solid
     d, o = rays[window] @ to_local, (origin - solid.center) @ to_local
-    hit, t = _hit_ellipsoid(o, d) if solid.shape == "ellipsoid" else _hit_cone(o, d)
+    hit, t = _HITS[solid.shape](o, d)
     rows, cols = np.nonzero(hit & (t > 0) & (t < depth[window]))
     if rows.size == 0:
         return
     t, d = t[rows, cols], d[rows, cols]
     point = o + t[:, None] * d
-    on_cone = solid.shape == "cone"
-    gradient = np.stack([point[:, 0], 1 - point[:, 1], point[:, 2]], 1) if on_cone else point
-    normal = gradient @ to_local.T
+    normal = _gradient(solid.shape, point) @ to_local.T
     normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
     facing_away = (normal * rays[window][rows, cols]).sum(1, keepdims=True) > 0
     normal = np.where(facing_away, -normal, normal)
     lambert = (normal @ scene.light).clip(0)
     # The small third term is light that comes from the sky rather than from the sun.
     light = scene.ambient + (1 - scene.ambient) * lambert + 0.08 * normal[:, 1]
-    image[window][rows, cols] = _surface_color(solid, point) * light[:, None]
+    color = _surface_color(solid, point)
+    shaded = color * light[:, None]
+    if solid.gloss:
+        shaded = shaded + solid.gloss * (_mirrored(color, rays[window][rows, cols], normal, scene.light) - shaded)
+    image[window][rows, cols] = shaded
     depth[window][rows, cols] = t
-    subject[window][rows, cols] = solid.subject
+    parts[window][rows, cols] = PARTS.index(solid.part)
+
+
+def _mirrored(color, rays, normal, light) -> np.ndarray:
+    """(n, 3): a bright sky, a dark ground, lit and dark sides, and the sun's spot, in a mirror of this colour."""
+    d = rays / np.linalg.norm(rays, axis=1, keepdims=True)
+    reflected = d - 2 * (d * normal).sum(1, keepdims=True) * normal
+    sky = 0.25 + 1.0 / (1 + np.exp(-6 * reflected[:, 1]))
+    sky = sky + 0.3 * np.sin(4 * np.arctan2(reflected[:, 0], reflected[:, 2])) * (1 - reflected[:, 1] ** 2)
+    spot = (reflected @ light).clip(0) ** 24
+    return color * sky[:, None] + spot[:, None]
 
 
 def _window(solid: Solid, camera: Camera) -> tuple[slice, slice] | None:
@@ -254,6 +283,44 @@ def _hit_cone(o, d):
     return (discriminant > 0) & (hit_first | hit_second), np.where(hit_first, first, second)
 
 
+def _hit_box(o, d):
+    """Nearest crossing of the cube [-1, 1]^3, by slabs."""
+    d = np.where(np.abs(d) < 1e-6, 1e-6, d)
+    first, second = (-1 - o) / d, (1 - o) / d
+    enter, leave = np.minimum(first, second).max(-1), np.maximum(first, second).min(-1)
+    return enter < leave, enter
+
+
+def _hit_cylinder(o, d):
+    """Nearest crossing of the closed cylinder x^2 + z^2 = 1 with -1 <= y <= 1."""
+    a = np.maximum(d[..., 0] ** 2 + d[..., 2] ** 2, 1e-9)
+    b = d[..., 0] * o[0] + d[..., 2] * o[2]
+    discriminant = b * b - a * (o[0] ** 2 + o[2] ** 2 - 1)
+    root = np.sqrt(np.where(discriminant > 0, discriminant, 0))
+    rise = np.where(np.abs(d[..., 1]) < 1e-6, 1e-6, d[..., 1])
+    low, high = (-1 - o[1]) / rise, (1 - o[1]) / rise
+    enter = np.maximum((-b - root) / a, np.minimum(low, high))
+    leave = np.minimum((-b + root) / a, np.maximum(low, high))
+    return (discriminant > 0) & (enter < leave), enter
+
+
+_HITS = {"ellipsoid": _hit_ellipsoid, "cone": _hit_cone, "box": _hit_box, "cylinder": _hit_cylinder}
+
+
+def _gradient(shape: str, point) -> np.ndarray:
+    """(n, 3) outward normals, not of unit length, at local points (n, 3) on the solid."""
+    if shape == "ellipsoid":
+        return point
+    if shape == "cone":
+        return np.stack([point[:, 0], 1 - point[:, 1], point[:, 2]], 1)
+    x, y, z = point.T
+    if shape == "cylinder":
+        cap = np.abs(y) > x * x + z * z
+        return np.stack([np.where(cap, 0, x), np.where(cap, y, 0), np.where(cap, 0, z)], 1)
+    face = np.abs(point).argmax(1)[:, None] == np.arange(3)
+    return np.where(face, point, 0)
+
+
 def _surface_color(solid: Solid, point) -> np.ndarray:
     """(n, 3) base colour at local points (n, 3): pattern, then grain."""
     x, y, z = point[:, 0], point[:, 1], point[:, 2]
@@ -265,6 +332,11 @@ def _surface_color(solid: Solid, point) -> np.ndarray:
     elif solid.pattern == "patches":
         field_ = noise(x * 0.06 * s + off, z * 0.06 * s + off * 3.1) + noise(y * 0.06 * s + off * 2, z * 0.04 * s + off)
         color = np.where((field_ > 0.2)[:, None], solid.color2, color)
+    elif solid.pattern == "sectors":
+        color = np.where((np.arctan2(x, z) * 3 / np.pi % 2 < 1)[:, None], color, solid.color2)
+    elif solid.pattern == "wood":
+        rings = noise(x * 0.35 * s + off, z * 0.35 * s + y * 0.03 + off) + 0.5 * noise(z * 0.05 + off, x * 0.9 * s)
+        color = color * (1 + 0.38 * rings)[:, None]
     if solid.grain:
         color = color * (1 + solid.grain * noise(x * 0.16 + off, (y + 0.6 * z) * 0.16 + off * 0.7))[:, None]
     return color

@@ -17,7 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
 from tqdm import tqdm
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from cds3d.pocket import model
 from cds3d.pocket.muon import Muon
@@ -73,10 +76,11 @@ def render_images(work: Path, count: int, workers: int) -> np.ndarray:
     return images
 
 
-def fit_codec(work: Path, images: np.ndarray) -> PatchCodec:
+def fit_codec(work: Path, images: np.ndarray, start: Path | None = None) -> PatchCodec:
+    """The codec of the pipeline `start`, else one fitted to the images."""
     path = work / "codec.pt"
     if not path.exists():
-        codec = PatchCodec.fit(np.asarray(images[:_CODEC_IMAGES]))
+        codec = PatchCodec.fit(np.asarray(images[:_CODEC_IMAGES])) if start is None else PatchCodec.read(_vae_of(start))
         _save(path, vars(codec))
     return PatchCodec(**torch.load(path, weights_only=True))
 
@@ -108,6 +112,24 @@ def caption_ids(tokenizer, count: int) -> torch.Tensor:
     return torch.tensor(ids).view(count, CAPTION_STYLES, model.MAX_TOKENS)
 
 
+def _vae_of(start: Path) -> AutoencoderKL:
+    return AutoencoderKL.from_pretrained(start / "vae", torch_dtype=torch.float32, low_cpu_mem_usage=False)
+
+
+def _begin_from(start: Path, unet: nn.Module, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
+    """Take the weights of the pipeline `start`; a word that both vocabularies know keeps its vector."""
+    old = UNet2DConditionModel.from_pretrained(start / "unet", torch_dtype=torch.float32, low_cpu_mem_usage=False)
+    unet.load_state_dict(old.state_dict())
+    state = CLIPTextModel.from_pretrained(start / "text_encoder", dtype=torch.float32).state_dict()
+    known = CLIPTokenizer.from_pretrained(start / "tokenizer").get_vocab()
+    table = next(k for k in state if k.endswith("token_embedding.weight"))
+    vectors = text_encoder.state_dict()[table].clone()
+    for word, place in tokenizer.get_vocab().items():
+        if word in known:
+            vectors[place] = state[table][known[word]]
+    text_encoder.load_state_dict({**state, table: vectors})
+
+
 class _Progress:
     """Seconds of training so far, over all resumes, and the checkpoint that carries them."""
 
@@ -125,11 +147,14 @@ class _Progress:
         _save(self.path, {"seconds": self.seconds, **state})
 
 
-def train_decoder(work: Path, images: np.ndarray, codec: PatchCodec, plan: Plan, device: str):
+def train_decoder(work: Path, images: np.ndarray, codec: PatchCodec, plan: Plan, device: str, start: Path | None):
     """Train the VAE's decoder behind the frozen, constructed encoder, on 128x128 crops. Returns (vae, seconds)."""
     torch.manual_seed(plan.seed)
-    vae = model.build_vae()
-    write_into(vae, codec)
+    if start is None:
+        vae = model.build_vae()
+        write_into(vae, codec)
+    else:
+        vae = _vae_of(start)
     vae = vae.to(device, memory_format=torch.channels_last)
     parameters = [*vae.decoder.named_parameters(), *vae.post_quant_conv.named_parameters(prefix="post_quant_conv")]
     optimizer, progress, first = Muon(parameters, weight_decay=0.0), _Progress(work / "decoder.pt"), 0
@@ -173,13 +198,15 @@ def reconstruction_psnr(vae, count: int = 64) -> float:
     return float(np.mean(values))
 
 
-def train_unet(work: Path, latents: torch.Tensor, plan: Plan, device: str):
+def train_unet(work: Path, latents: torch.Tensor, plan: Plan, device: str, start: Path | None):
     """Train U-Net and text encoder together on noise prediction. Returns (unet, text_encoder, tokenizer, seconds)."""
     torch.set_flush_denormal(True)  # zero-initialised branches start with numbers that are slow to compute with
     torch.manual_seed(plan.seed)
     tokenizer = model.build_tokenizer(work / "tokenizer")
-    unet = model.build_unet(plan.channels).to(device, memory_format=torch.channels_last)
-    text_encoder = model.build_text_encoder(tokenizer).to(device)
+    unet, text_encoder = model.build_unet(plan.channels), model.build_text_encoder(tokenizer)
+    if start is not None:
+        _begin_from(start, unet, text_encoder, tokenizer)
+    unet, text_encoder = unet.to(device, memory_format=torch.channels_last), text_encoder.to(device)
     ids = caption_ids(tokenizer, len(latents)).to(device)
     no_caption = torch.tensor(tokenizer("", padding="max_length", max_length=model.MAX_TOKENS).input_ids, device=device)
     named = [("unet." + n, p) for n, p in unet.named_parameters()]

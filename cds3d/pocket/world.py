@@ -5,7 +5,7 @@
     red = build_scene(attributes.edited(color="red"))     # the same scene, edited: the truth that an edit is judged by
 
 Everything that is continuous (pose, light, camera, leaves...) is a function of the seed alone and shared by all
-species and colours, so changing one attribute changes nothing else.
+species, colours and materials, so changing one attribute changes nothing else.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from cds3d.pocket import animals, flowers
+from cds3d.pocket import animals, flowers, objects
 from cds3d.pocket.raycast import F32, Ground, Scene, Solid
 from tensorf.cameras import Camera
 
 FLOWERS = ("daisy", "tulip", "sunflower", "rose")
 ANIMALS = ("cat", "dog", "pig", "cow")
+OBJECTS = ("mug", "teapot", "ball", "chair")
+SPECIES = {"flower": FLOWERS, "animal": ANIMALS, "object": OBJECTS}
+MATERIALS = ("plastic", "wooden", "metal")
 COLORS = {
     "red": (0.85, 0.07, 0.07),
     "orange": (0.97, 0.47, 0.05),
@@ -45,10 +48,11 @@ VERTICAL_FOV = 0.70  # radians
 
 @dataclass(frozen=True)
 class Attributes:
-    """What a scene shows. `subject` is "flower" or "animal"; `species` one of FLOWERS or ANIMALS.
+    """What a scene shows. `subject` is a key of SPECIES, `species` one of its values.
 
-    `color` (a key of COLORS) is the petals'; animals have the coats of their species. `ground` is a key of GROUNDS.
-    ValueError for anything else.
+    `color` (a key of COLORS) is that of petals and of plastic objects; animals have the coats of their species, wood
+    and metal their own colour. `material` (one of MATERIALS) is an object's. `ground` is a key of GROUNDS. ValueError
+    for anything else.
     """
 
     seed: int
@@ -56,10 +60,11 @@ class Attributes:
     species: str
     color: str
     ground: str
+    material: str = "plastic"
 
     def __post_init__(self):
-        allowed = {"subject": ("flower", "animal"), "color": COLORS, "ground": GROUNDS}
-        allowed["species"] = FLOWERS if self.subject == "flower" else ANIMALS
+        allowed = {"subject": SPECIES, "color": COLORS, "ground": GROUNDS, "material": MATERIALS}
+        allowed["species"] = SPECIES.get(self.subject, ())
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} {getattr(self, name)!r} is none of {', '.join(values)}")
@@ -67,30 +72,60 @@ class Attributes:
     @staticmethod
     def sample(seed: int) -> Attributes:
         draw = Jitter(seed)
-        subject = "flower" if draw("subject") < 0.5 else "animal"
+        share = draw("subject")
+        subject = "flower" if share < 0.4 else "animal" if share < 0.75 else "object"
         return Attributes(
             seed,
             subject,
-            draw.choice("species", FLOWERS if subject == "flower" else ANIMALS),
+            draw.choice("species", SPECIES[subject]),
             draw.choice("color", tuple(COLORS)),
             draw.choice("ground", tuple(GROUNDS)),
+            draw.choice("material", ("plastic", *MATERIALS)),  # half of them plastic: those come in eight colours
         )
 
+    @property
+    def painted(self) -> bool:
+        """Whether `color` shows."""
+        return self.subject == "flower" or (self.subject == "object" and self.material == "plastic")
+
     def edited(self, **changes: str) -> Attributes:
-        """The same scene with some attributes changed; a species of the other kind changes the subject too."""
+        """The same scene with some attributes changed; a species of another kind changes the subject too."""
         species = changes.get("species", self.species)
-        subject = "flower" if species in FLOWERS else "animal"
+        subject = next((kind for kind, names in SPECIES.items() if species in names), self.subject)
         return replace(self, subject=subject, **changes)
 
+    def towards(self, prompt_words: list[str]) -> Attributes | None:
+        """The edit that these words of a prompt ask for ("red", "dog", "wooden"), or None where there is none.
+
+        A colour makes an object plastic, for wood and metal show none.
+        """
+        changes: dict[str, str] = {}
+        for word in prompt_words:
+            if word in COLORS:
+                changes["color"] = word
+            elif word in MATERIALS:
+                changes["material"] = word
+            elif any(word in names for names in SPECIES.values()):
+                changes["species"] = word
+            else:
+                return None
+        edited = self.edited(**changes)
+        if edited.subject == "object" and "color" in changes and "material" not in changes:
+            edited = replace(edited, material="plastic")
+        shown = {"color": edited.painted, "material": edited.subject == "object", "species": True}
+        return edited if edited != self and all(shown[name] for name in changes) else None
+
     def caption(self, style: int = 0) -> str:
-        """One natural description; seed and `style` choose whether it names species, colour and ground."""
+        """One natural description; seed and `style` choose whether it names species, colour, material and ground."""
         draw = Jitter(self.seed)
         prefix = ("", "", "a photo of ", "a picture of ")[int(draw(f"caption {style} prefix") * 4)]
-        if self.subject == "flower":
-            noun = "flower" if draw(f"caption {style} noun") < 0.5 else self.species
-            noun = noun if draw(f"caption {style} color") > 0.9 else f"{self.color} {noun}"
-        else:
-            noun = "animal" if draw(f"caption {style} noun") < 0.05 else self.species
+        general = {"flower": 0.5, "animal": 0.05, "object": 0.05}[self.subject]
+        noun = self.subject if draw(f"caption {style} noun") < general else self.species
+        names_look = draw(f"caption {style} color") <= 0.9
+        if self.painted and names_look:
+            noun = f"{self.color} {noun}"
+        elif self.subject == "object" and (names_look or self.painted):
+            noun = f"{self.material} {noun}"
         place = f" {GROUNDS[self.ground]}" if draw(f"caption {style} ground") < 0.4 else ""
         return f"{prefix}{article(noun)} {noun}{place}"
 
@@ -125,9 +160,13 @@ def build_scene(attributes: Attributes, width: int = 256, height: int = 192) -> 
     if attributes.subject == "flower":
         solids, look_at = flowers.build(attributes.species, COLORS[attributes.color], base, size, draw)
         distance = draw("distance", 1.35, 2.0)
-    else:
+    elif attributes.subject == "animal":
         solids, look_at = animals.build(attributes.species, base, size, draw)
         distance = draw("distance", 1.5, 2.2)
+    else:
+        color = COLORS[attributes.color]
+        solids, look_at = objects.build(attributes.species, attributes.material, color, base, size, draw)
+        distance = draw("distance", 1.2, 1.8)
     light = np.array([draw("light x", -0.7, 0.7), draw("light y", 0.7, 1.2), draw("light z", 0.3, 1.0)], F32)
     look_at = look_at + np.array([draw("look x", -0.15, 0.15), draw("look y", -0.08, 0.1), 0], F32)
     camera = orbit_camera(
@@ -189,7 +228,7 @@ def _ground(attributes: Attributes, base: np.ndarray, draw: Jitter) -> Ground:
         offset=(draw("grain u"), draw("grain v")),
         bricks=kind == "wall" and draw("bricks") < 0.5,
         shadow_center=base,
-        shadow_radius=0.25 if attributes.subject == "flower" else 0.45,
+        shadow_radius={"flower": 0.25, "animal": 0.45, "object": 0.38}[attributes.subject],
     )
 
 
@@ -213,7 +252,6 @@ def _foliage(ground: str, draw: Jitter) -> list[Solid]:
                 np.array(color, F32),
                 grain=0.4,
                 offset=draw(f"bush {i} grain"),
-                subject=False,
             )
         )
     return bushes

@@ -9,9 +9,21 @@ import pytest
 import torch
 
 from cds3d.pocket.capture import WorldCapture, changed_region, words, write_capture
-from cds3d.pocket.modelling import cone, ellipsoid
-from cds3d.pocket.raycast import render
-from cds3d.pocket.world import ANIMALS, COLORS, FLOWERS, GROUNDS, Attributes, article, build_scene, look_camera
+from cds3d.pocket.modelling import box, cone, cylinder, ellipsoid
+from cds3d.pocket.raycast import PARTS, render
+from cds3d.pocket.world import (
+    ANIMALS,
+    COLORS,
+    FLOWERS,
+    GROUNDS,
+    MATERIALS,
+    OBJECTS,
+    SPECIES,
+    Attributes,
+    article,
+    build_scene,
+    look_camera,
+)
 from tensorf.cameras import Camera
 from tensorf.captures import load_capture
 from tensorf.errors import UserError
@@ -40,8 +52,9 @@ def test_the_same_seed_is_the_same_image():
 def test_samples_are_of_the_world_and_cover_it():
     drawn = [Attributes.sample(i) for i in range(300)]
     for a in drawn:
-        assert a.species in (FLOWERS if a.subject == "flower" else ANIMALS)
-    assert {a.species for a in drawn} == {*FLOWERS, *ANIMALS}
+        assert a.species in SPECIES[a.subject]
+    assert {a.species for a in drawn} == {*FLOWERS, *ANIMALS, *OBJECTS}
+    assert {a.material for a in drawn if a.subject == "object"} == set(MATERIALS)
     assert {a.color for a in drawn} == set(COLORS) and {a.ground for a in drawn} == set(GROUNDS)
 
 
@@ -71,10 +84,52 @@ def test_another_ground_leaves_the_subject_alone(ground):
     assert changed_region(before.image, after.image)[~before.subject].mean() > 0.3
 
 
-@pytest.mark.parametrize("species", [*FLOWERS[:3], *ANIMALS])
+@pytest.mark.parametrize("species", OBJECTS)
+@pytest.mark.parametrize("change", [{"color": "blue"}, {"material": "wooden"}, {"material": "metal"}])
+def test_another_look_changes_an_object_s_surface_only(species, change):
+    attributes = Attributes(5, "object", species, "orange", "table")
+    before, after = view(attributes, supersample=2), view(attributes.edited(**change), supersample=2)
+    assert np.array_equal(before.parts, after.parts) and np.array_equal(before.depth, after.depth)
+    differs = (before.image != after.image).any(-1)
+    assert not (differs & ~grown(before.subject)).any()
+    assert changed_region(before.image, after.image).sum() > 0.3 * before.subject.sum()
+
+
+def test_wood_and_metal_show_no_colour():
+    wooden = Attributes(5, "object", "mug", "orange", "table", "wooden")
+    assert np.array_equal(view(wooden).image, view(wooden.edited(color="blue")).image)
+    assert not wooden.painted and wooden.edited(material="plastic").painted
+
+
+@pytest.mark.parametrize(
+    ("species", "parts"),
+    [
+        ("daisy", {"stem", "leaf", "petal", "heart"}),
+        ("tulip", {"stem", "leaf", "petal"}),
+        ("cat", {"body", "leg", "head", "ear", "face"}),
+        ("cow", {"body", "leg", "head", "ear", "face", "horn"}),
+        ("mug", {"body", "inside", "handle"}),
+        ("teapot", {"body", "lid", "spout", "handle"}),
+        ("ball", {"body"}),
+        ("chair", {"seat", "leg", "back"}),
+    ],
+)
+def test_parts_are_labelled(species, parts):
+    out = view(Attributes(8, "flower", "rose", "red", "sky").edited(species=species), 128, 96)
+    seen = {PARTS[i] for i in np.unique(out.parts)} - {""}
+    assert seen - {"tail"} == parts
+    assert np.array_equal(out.subject, out.parts > 0)
+
+
+def test_a_part_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="part 'wing' is none of"):
+        ellipsoid((0, 0, 0), 1, (1, 1, 1), part="wing")
+
+
+@pytest.mark.parametrize("species", [*FLOWERS[:3], *ANIMALS, *OBJECTS])
 def test_another_species_changes_the_subject_not_the_camera(species):
     edited = FLOWER.edited(species=species)
-    assert edited.subject == ("flower" if species in FLOWERS else "animal")
+    assert species in SPECIES[edited.subject]
     before, after = view(FLOWER), view(edited)
     assert after.subject.mean() > 0.01
     assert changed_region(before.image, after.image).any()
@@ -83,9 +138,10 @@ def test_another_species_changes_the_subject_not_the_camera(species):
 
 
 def test_captions_are_grammatical():
-    nouns = "|".join(["flower", "animal", *FLOWERS, *ANIMALS])
+    nouns = "|".join(["flower", "animal", "object", *FLOWERS, *ANIMALS, *OBJECTS])
+    looks = "|".join([*COLORS, *MATERIALS])
     places = "|".join(GROUNDS.values())
-    pattern = re.compile(rf"(a photo of |a picture of )?(an?) (({'|'.join(COLORS)}) )?({nouns})( ({places}))?")
+    pattern = re.compile(rf"(a photo of |a picture of )?(an?) (({looks}) )?({nouns})( ({places}))?")
     seen = set()
     for seed in range(150):
         for style in range(4):
@@ -94,9 +150,11 @@ def test_captions_are_grammatical():
             match = pattern.fullmatch(caption)
             assert match, caption
             first = match[4] or match[5]
-            assert match[2] == ("an" if first in ("orange", "animal") else "a"), caption
-            assert match[4] in (None, attributes.color) and match[7] in (None, GROUNDS[attributes.ground])
-            assert match[5] in ("flower", "animal", attributes.species)
+            assert match[2] == ("an" if first in ("orange", "animal", "object") else "a"), caption
+            look = (attributes.color, attributes.material)[: 1 if attributes.subject == "flower" else 2]
+            assert match[4] in (None, *look) and match[7] in (None, GROUNDS[attributes.ground])
+            assert match[4] != attributes.color or attributes.painted
+            assert match[5] in (attributes.subject, attributes.species)
             seen.add(caption)
     assert any("an orange flower" in caption for caption in seen)
     assert len(seen) > 200
@@ -107,6 +165,31 @@ def test_article():
 
 
 # --- Solids by hand. The camera stands at (0, 1, 5), looks along -z, and sees y up: 100 pixels a unit of slope. ---
+
+
+@pytest.mark.parametrize(
+    ("words_", "changes"),
+    [
+        (["blue"], {"color": "blue"}),
+        (["wooden"], {"material": "wooden"}),
+        (["chair"], {"species": "chair"}),
+        (["blue", "ball"], {"color": "blue", "species": "ball"}),
+        (["cat"], {"species": "cat", "subject": "animal"}),
+        (["red"], None),  # it is red already
+        (["wooden", "blue"], None),  # wood shows no colour
+        (["shiny"], None),
+    ],
+)
+def test_edits_of_objects(words_, changes):
+    mug = Attributes(5, "object", "mug", "red", "table")
+    assert mug.towards(words_) == (None if changes is None else Attributes(**{**vars(mug), **changes}))
+
+
+def test_a_colour_makes_an_object_plastic():
+    mug = Attributes(5, "object", "mug", "red", "table", "metal")
+    assert mug.towards(["red"]) == Attributes(5, "object", "mug", "red", "table")
+    assert mug.towards(["metal"]) is None
+    assert FLOWER.towards(["wooden"]) is None
 
 
 @pytest.fixture
@@ -124,7 +207,7 @@ def front(width=61, height=41):
 
 @pytest.mark.parametrize("size", [(61, 41), (60, 40), (33, 47)])
 def test_a_ball_by_hand(scene, size):
-    scene.solids = [ellipsoid((0, 1, 0), 0.5, (1, 0, 0), grain=0.0)]
+    scene.solids = [ellipsoid((0, 1, 0), 0.5, (1, 0, 0), grain=0.0, part="body")]
     out = render(scene, front(*size))
     width, height = size
     assert out.image.shape == (height, width, 3) and out.image.dtype == np.uint8
@@ -138,7 +221,7 @@ def test_a_ball_by_hand(scene, size):
 
 
 def test_an_ellipsoid_is_as_wide_and_tall_as_its_radii(scene):
-    scene.solids = [ellipsoid((0, 1, 0), (1.0, 0.25, 0.01), (1, 0, 0))]  # a disc that faces the camera
+    scene.solids = [ellipsoid((0, 1, 0), (1.0, 0.25, 0.01), (1, 0, 0), part="body")]  # a disc that faces the camera
     out = render(scene, front())
     rows, columns = np.nonzero(out.subject)
     # 100 * 1 / 5 = 20 pixels either side, 100 * 0.25 / 5 = 5 above and below: 40 and 10 pixels, or one fewer or more.
@@ -147,7 +230,7 @@ def test_an_ellipsoid_is_as_wide_and_tall_as_its_radii(scene):
 
 def test_a_cone_by_hand(scene):
     # Base radius 0.5 around (0, 0.5, 0), apex at (0, 1.5, 0).
-    scene.solids = [cone((0, 0.5, 0), (0.5, 1.0, 0.5), (1, 0, 0), np.eye(3))]
+    scene.solids = [cone((0, 0.5, 0), (0.5, 1.0, 0.5), (1, 0, 0), np.eye(3), part="body")]
     camera = front(61, 61)
     out = render(scene, camera)
     rows, columns = np.nonzero(out.subject)
@@ -160,6 +243,55 @@ def test_a_cone_by_hand(scene):
     assert rows.max() in (41, 42)
 
 
+def test_a_box_by_hand(scene):
+    scene.solids = [box((0, 1, 0), (0.5, 0.25, 1.0), (1, 0, 0), np.eye(3), part="body", grain=0.0)]
+    out = render(scene, front())
+    rows, columns = np.nonzero(out.subject)
+    # Its front face is 4 ahead: 100 * 0.5 / 4 = 12.5 pixels either side, 100 * 0.25 / 4 = 6.25 above and below.
+    assert abs(np.ptp(columns) + 1 - 25) <= 1 and abs(np.ptp(rows) + 1 - 12.5) <= 1
+    assert np.allclose(out.depth[out.subject], 4, atol=1e-4)  # a flat face, parallel to the image
+
+
+def test_a_cylinder_by_hand(scene):
+    scene.solids = [cylinder((0, 0.5, 0), (0.5, 0.25, 0.5), (1, 0, 0), np.eye(3), part="body", grain=0.0)]
+    out = render(scene, front())
+    rows, columns = np.nonzero(out.subject)
+    # From y = 0.25 to 0.75. The lid's far rim is 5.5 ahead and 0.25 below the camera: row 20.5 + 4.5; the bottom's near
+    # rim is 4.5 ahead and 0.75 below: row 20.5 + 16.7. At the axis' depth it is 100 * 0.5 / 5 = 10 pixels either side.
+    assert rows.min() in (24, 25, 26) and rows.max() in (36, 37)
+    assert abs(np.ptp(columns) + 1 - 20) <= 1
+    # On the lid the depth is 0.25 / slope; pixel row 25 has its centre 5 below the axis: the axis of the cylinder.
+    assert out.depth[25, 30] == pytest.approx(5, rel=1e-3)
+    assert out.depth[30, 30] == pytest.approx(4.5, rel=1e-3)  # and the side's nearest line
+
+
+def test_gloss_mirrors_the_sky(scene):
+    looks = {}
+    for gloss in (0.0, 1.0):
+        scene.solids = [ellipsoid((0, 1, 0), 0.5, (0.5, 0.5, 0.5), grain=0.0, gloss=gloss, part="body")]
+        looks[gloss] = render(scene, front()).image[:, 30, 0].astype(int)
+    # A mirror shows sky above and ground below, with a sharper change than matt shading.
+    assert looks[1.0][14] > looks[1.0][27] + 60
+    assert np.ptp(looks[1.0][12:29]) > np.ptp(looks[0.0][12:29])
+
+
+def patterned(scene, **look):
+    """Colours (n, 3) of the inside of a red ball."""
+    scene.solids = [ellipsoid((0, 1, 0), 0.5, (1, 0, 0), part="body", grain=0.0, **look)]
+    out = render(scene, front())
+    return out.image[~grown(~out.subject, 2)].astype(int)
+
+
+def test_sectors_have_two_colours(scene):
+    red, _, blue = patterned(scene, pattern="sectors", color2=np.float32([0, 0, 1])).T
+    assert ((red > 60) & (blue < 20)).mean() > 0.2 and ((blue > 60) & (red < 20)).mean() > 0.2
+
+
+def test_wood_is_of_one_hue(scene):
+    plain, wood = patterned(scene), patterned(scene, pattern="wood")
+    assert np.std(wood[:, 0] - plain[:, 0]) > 10 and wood[:, 1:].max() == 0
+
+
 def test_the_ground_by_hand(scene):
     out = render(scene, front(61, 41))
     # The bottom row's centre is 20 pixels below the axis: slope 0.2, so the ground 1 below is 5 ahead.
@@ -170,8 +302,8 @@ def test_the_ground_by_hand(scene):
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_nearer_solids_hide_farther_ones(scene, order):
-    near = ellipsoid((0, 1, 1), 0.2, (1, 0, 0), grain=0.0)
-    far = ellipsoid((0, 1, -1), 0.6, (0, 0, 1), grain=0.0)
+    near = ellipsoid((0, 1, 1), 0.2, (1, 0, 0), grain=0.0, part="body")
+    far = ellipsoid((0, 1, -1), 0.6, (0, 0, 1), grain=0.0, part="body")
     scene.solids = [(near, far)[i] for i in order]
     out = render(scene, front())
     assert out.depth[20, 30] == pytest.approx(3.8, abs=2e-3)
@@ -182,19 +314,19 @@ def test_nearer_solids_hide_farther_ones(scene, order):
 
 
 def test_solids_behind_the_camera_are_not_drawn(scene):
-    scene.solids = [ellipsoid((0, 1, 7), 0.5, (1, 0, 0))]
+    scene.solids = [ellipsoid((0, 1, 7), 0.5, (1, 0, 0), part="body")]
     assert not render(scene, front()).subject.any()
 
 
 def test_only_subjects_are_in_the_mask(scene):
-    scene.solids = [ellipsoid((0, 1, 0), 0.5, (1, 0, 0), subject=False)]
+    scene.solids = [ellipsoid((0, 1, 0), 0.5, (1, 0, 0))]
     out = render(scene, front())
     assert not out.subject.any() and out.depth.min() < 4.6
 
 
 @pytest.mark.parametrize("supersample", [2, 3])
 def test_supersampling_keeps_the_size(scene, supersample):
-    scene.solids = [ellipsoid((0, 1, 0), 0.5, (1, 0, 0), grain=0.0)]
+    scene.solids = [ellipsoid((0, 1, 0), 0.5, (1, 0, 0), grain=0.0, part="body")]
     plain, fine = render(scene, front(33, 27)), render(scene, front(33, 27), supersample=supersample)
     assert fine.image.shape == (27, 33, 3) and fine.subject.shape == fine.depth.shape == (27, 33)
     assert (plain.subject != fine.subject).sum() < 0.1 * plain.subject.sum()
@@ -257,6 +389,7 @@ def test_a_capture_s_photos_are_the_world_s_views(folder):
         ("a photo of a yellow flower", "a photo of a red flower", {"color": "red"}),
         ("a rose", "a tulip", {"species": "tulip"}),
         ("a rose", "a cat", {"species": "cat", "subject": "animal"}),
+        ("a rose", "a wooden chair", {"species": "chair", "subject": "object", "material": "wooden"}),
         ("a yellow rose", "a blue daisy", {"color": "blue", "species": "daisy"}),
         ("a yellow flower", "a metal flower", None),
         ("a yellow flower", "a yellow flower", None),
