@@ -2,7 +2,9 @@
 
 python scripts/make_scene.py flower                                   # the shipped scenes/flower, anew
 python scripts/make_scene.py flower --truth red --output /tmp/truth   # the same views with a red flower, and masks
+python scripts/make_scene.py cat --truth dog --output /tmp/truth
 python scripts/make_scene.py --seed 7 --species tulip --color blue --output /tmp/tulip
+python scripts/make_scene.py --seed 7 --species chair --material wooden --output /tmp/chair
 """
 
 from __future__ import annotations
@@ -19,20 +21,26 @@ import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from cds3d.pocket.capture import WorldCapture, changed_region, write_capture  # noqa: E402
-from cds3d.pocket.world import ANIMALS, COLORS, FLOWERS, GROUNDS, Attributes  # noqa: E402
+from cds3d.pocket.world import COLORS, GROUNDS, MATERIALS, SPECIES, Attributes  # noqa: E402
 from tensorf.errors import UserError  # noqa: E402
 
+_SPECIES = tuple(name for names in SPECIES.values() for name in names)
 SCENES = Path(__file__).resolve().parents[1] / "scenes"
-SHIPPED = {"flower": Attributes(2_000_026, "flower", "daisy", "yellow", "garden")}
+SHIPPED = {
+    "flower": Attributes(2_000_026, "flower", "daisy", "yellow", "garden"),
+    "cat": Attributes(2_000_116, "animal", "cat", "white", "grass"),
+    "mug": Attributes(2_000_102, "object", "mug", "red", "table"),
+}
 
 
-def write_truth(capture: Path, color_or_species: str, output: Path) -> None:
+def write_truth(capture: Path, word: str, output: Path) -> None:
     """The views of `capture` after the true edit (`images/`) and where they differ from before (`masks/`)."""
     world = WorldCapture.read(capture)
     if world is None:
         raise UserError(f"{capture} has no world.json: only captures made by this script have a known truth")
-    key = "color" if color_or_species in COLORS else "species"
-    edited = world.attributes.edited(**{key: color_or_species})
+    edited = world.attributes.towards([word])
+    if edited is None:
+        raise UserError(f"--truth {word}: {capture} shows that already, or cannot show it")
     for folder in ("images", "masks"):
         (output / folder).mkdir(parents=True, exist_ok=True)
     for name, camera in tqdm(world.cameras.items(), desc="truth", unit="view"):
@@ -47,13 +55,15 @@ def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scene", nargs="?", choices=sorted(SHIPPED), help="a scene that ships with the project")
     parser.add_argument("--seed", type=int, help="any integer: one seed, one scene")
-    parser.add_argument("--species", choices=FLOWERS + ANIMALS)
-    parser.add_argument("--color", choices=tuple(COLORS), help="of petals")
+    parser.add_argument("--species", choices=_SPECIES)
+    parser.add_argument("--color", choices=tuple(COLORS), help="of petals and plastic objects")
+    parser.add_argument("--material", choices=MATERIALS, help="of objects")
     parser.add_argument("--ground", choices=tuple(GROUNDS))
     parser.add_argument("--views", type=int, default=34)
     parser.add_argument("--width", type=int, default=504, help="pixels; the height is three quarters of it")
+    truths = (*COLORS, *_SPECIES, *MATERIALS)
     parser.add_argument(
-        "--truth", choices=tuple(COLORS) + FLOWERS + ANIMALS, help="write the true edit of SCENE instead"
+        "--truth", choices=truths, metavar="WORD", help="write the true edit of SCENE instead: red, dog..."
     )
     parser.add_argument("--output", type=Path, help="folder to write (default for a shipped scene: scenes/SCENE)")
     args = parser.parse_args(argv)
@@ -69,7 +79,7 @@ def main(argv=None) -> None:
             write_truth(SCENES / args.scene, args.truth, output)
             return
         attributes = SHIPPED[args.scene] if args.scene else Attributes.sample(args.seed)
-        changes = {k: v for k in ("species", "color", "ground") if (v := getattr(args, k))}
+        changes = {k: v for k in ("species", "color", "ground", "material") if (v := getattr(args, k))}
         write_capture(
             output,
             attributes.edited(**changes),
