@@ -1,4 +1,4 @@
-"""The command line: `cds3d train|edit|render`, and the scripts of the same names beside the package.
+"""The command line: `cds3d train|edit|render|bench`, and the scripts that stand for them.
 
 Everything that a user can put right comes out as one line on stderr and exit code 1; Ctrl-C gives 130.
 """
@@ -15,7 +15,7 @@ from collections.abc import Callable
 import cds3d  # noqa: F401  (thread policy before torch)
 from tensorf.errors import UserError
 
-COMMANDS = ("train", "edit", "render")
+COMMANDS = ("train", "edit", "render", "bench")
 
 _FLAGS = {
     "train": {"capture": "DIR|a capture from anywhere, in place of scene=NAME"},
@@ -26,11 +26,16 @@ _FLAGS = {
         "capture": "DIR|a capture from anywhere, in place of scene=NAME",
     },
     "render": {},
+    "bench": {},
+}
+_SWITCHES = {
+    "bench": {"quick": "size=quick|minutes", "full": "size=full|hours on two cores"},
 }
 _SUMMARY = {
     "train": "Train a radiance field from a capture: the source that edits start from.",
     "edit": "Edit a radiance field, or an image, towards a prompt.",
     "render": "Render a video of a run's field.",
+    "bench": "Compare SDS, DDS and CDS on edits whose true result is known.",
 }
 
 
@@ -38,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
-        print("usage: cds3d {train,edit,render} [options]\n")
+        print("usage: cds3d {train,edit,render,bench} [options]\n")
         for name in COMMANDS:
             print(f"  {name:8}{_SUMMARY[name]}")
         print("\ncds3d COMMAND --help lists a command's options.")
@@ -86,7 +91,7 @@ def run_command(command: str, argv: list[str]) -> int:
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
-    script = {"train": "train_source.py", "edit": "edit.py", "render": "render.py"}[command]
+    script = {"train": "train_source.py", "edit": "edit.py", "render": "render.py", "bench": "bench_edits.py"}[command]
     parser = argparse.ArgumentParser(
         prog=script if sys.argv[0].endswith(".py") else f"cds3d {command}",
         description=_SUMMARY[command],
@@ -99,6 +104,10 @@ def _parser(command: str) -> argparse.ArgumentParser:
     for name, text in _FLAGS[command].items():
         metavar, help_ = text.split("|")
         parser.add_argument(f"--{name}", metavar=metavar, help=help_)
+    switches = parser.add_mutually_exclusive_group()
+    for name, text in _SWITCHES.get(command, {}).items():
+        option, help_ = text.split("|")
+        switches.add_argument(f"--{name}", dest="switch", action="store_const", const=option, help=f"{option}: {help_}")
     parser.add_argument("options", nargs="*", metavar="key=value", help="see below")
     return parser
 
@@ -116,7 +125,7 @@ class _Help(argparse.Action):
         folder = data_folder("configs")
         text = (folder / f"{self.command}.yaml").read_text()
         parser.epilog = f"options (key=value) and their defaults:\n\n{text}"
-        if self.command != "render":
+        if self.command in ("train", "edit"):
             used = [g for g in groups() if self.command == "edit" or g in ("scene", "field")]
             lines = [f"  {g:10} {', '.join(groups()[g])}" for g in used]
             parser.epilog += "\ngroups (group=name):\n" + "\n".join(lines) + "\n"
@@ -132,7 +141,7 @@ class _Help(argparse.Action):
 def _run(command: str, args: argparse.Namespace) -> None:
     from cds3d.options import load_config
 
-    options = list(args.options)
+    options = [*args.options, *([switch] if (switch := getattr(args, "switch", None)) else [])]
     if command == "render" and args.run and "=" in args.run:
         options.insert(0, args.run)
         args.run = None
@@ -164,9 +173,13 @@ def _import_command(command: str) -> Callable:
         from cds3d.commands.edit import edit_command
 
         return edit_command
-    from cds3d.commands.render import render_command
+    if command == "render":
+        from cds3d.commands.render import render_command
 
-    return render_command
+        return render_command
+    from cds3d.bench.run import bench_command
+
+    return bench_command
 
 
 def _set_threads(config) -> None:

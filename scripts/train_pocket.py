@@ -30,7 +30,7 @@ import torch  # noqa: E402
 from cds3d.pocket import judge, model, training  # noqa: E402
 
 STAGES = ("render", "decoder", "unet", "export", "judge")
-JUDGE_SEEDS = range(training.HELD_OUT_SEED + 100_000, training.HELD_OUT_SEED + 108_000)
+JUDGE_SEEDS = range(training.HELD_OUT_SEED + 100_000, training.HELD_OUT_SEED + 106_000)
 
 
 def parse(argv=None) -> argparse.Namespace:

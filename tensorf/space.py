@@ -122,6 +122,23 @@ class Space:
         """Ray parameter (rays,) -> depth along the reference axis (ndc) or distance along the ray (box)."""
         return t if self.kind == "box" else self.near / (1 - t).clamp(min=1e-3)
 
+    def points(self, camera: Camera, depth: Tensor) -> Tensor:
+        """World points (H, W, 3) that a camera sees at these depths (H, W), counted as `depth` does."""
+        origins, directions = (a.to(depth) for a in camera.pixel_rays())
+        flat = depth.reshape(-1, 1)
+        if self.kind == "box":
+            steps = flat / directions.norm(dim=1, keepdim=True)
+        else:
+            axis, center = self.reference[:, 2:3].to(depth), self.reference[:, 3].to(depth)
+            steps = (flat - (origins - center) @ axis) / (directions @ axis)
+        return (origins + steps * directions).view(*depth.shape, 3)
+
+    def depth_of(self, camera: Camera, points: Tensor) -> Tensor:
+        """The depth (...) at which a camera sees world points (..., 3), counted as `depth` does."""
+        if self.kind == "box":
+            return (points - camera.position.to(points)).norm(dim=-1)
+        return (points - self.reference[:, 3].to(points)) @ self.reference[:, 2].to(points)
+
 
 def space_of(capture) -> Space:
     """The space for a `captures.Capture`: NDC around its mean camera, or its bounding box."""

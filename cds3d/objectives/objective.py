@@ -44,8 +44,8 @@ class Prompts:
 class Objective:
     """kind: "sds", "dds" or "cds". scale: classifier-free guidance. t is drawn from t_min..t_max inclusive.
 
-    weight, patch_sizes, patches, temperature: of PatchNCE; weight 0 makes CDS equal to DDS. features: where PatchNCE
-    looks: "self" or "cross" (outputs of the up-sampling attention layers) or "score" (the noise prediction itself).
+    weight, patch_sizes, patches, temperature, center: of PatchNCE; weight 0 makes CDS equal to DDS. features: where
+    PatchNCE looks: "self" or "cross" (outputs of the up-sampling attention layers) or "score" (the noise prediction).
     """
 
     kind: str
@@ -56,6 +56,7 @@ class Objective:
     patch_sizes: tuple[int, ...] = (1, 2)
     patches: int = 256
     temperature: float = 0.07
+    center: bool = False
     features: str = "self"
 
     def __post_init__(self):
@@ -105,7 +106,11 @@ class Objective:
         if contrast:
             pairs = [(r[1], c[0]) for r, c in zip(reference, current, strict=True)]
             loss = contrastive_loss(
-                pairs, patch_sizes=self.patch_sizes, patches=self.patches, temperature=self.temperature
+                pairs,
+                patch_sizes=self.patch_sizes,
+                patches=self.patches,
+                temperature=self.temperature,
+                center=self.center,
             )
             pull = self.weight * torch.autograd.grad(loss, z)[0]
             figures |= {"contrastive_loss": loss.item(), "contrastive_gradient_rms": _rms(pull)}

@@ -38,14 +38,20 @@ def contrastive_loss(
     patch_sizes: tuple[int, ...] = (1, 2),
     patches: int = 256,
     temperature: float = 0.07,
+    center: bool = False,
 ) -> Tensor:
     """Scalar: the mean over positions of `patch_nce`, summed over patch sizes and layers.
 
     pairs: (reference, target) features (C, h, w), one pair a layer. A patch of size p is the mean of p x p positions
-    (average pooling); layers smaller than p are left out for that size.
+    (average pooling); layers smaller than p are left out for that size. center: subtract the reference's mean over
+    positions from both first. In a small model what all positions have in common is most of a feature: every cosine is
+    then near 1, the loss near the logarithm of the number of patches, and its gradient near nothing.
     """
     total = None
     for reference, target in pairs:
+        if center:
+            common = reference.detach().float().mean((1, 2), keepdim=True)
+            reference, target = reference.float() - common, target.float() - common
         for size in patch_sizes:
             if min(reference.shape[1:]) < size:
                 continue

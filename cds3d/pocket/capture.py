@@ -67,6 +67,34 @@ def write_capture(folder: Path, attributes: Attributes, *, views=34, width=504, 
     (folder / "world.json").write_text(json.dumps(description) + "\n")
 
 
+def write_orbit(folder: Path, attributes: Attributes, *, views=100, held_out=13, size=200) -> None:
+    """A Blender-layout capture that looks at the subject from all sides: square PNGs, transparent around it.
+
+    `transforms_train.json` and `transforms_test.json` as of the synthetic NeRF scenes; cameras on the upper half of a
+    sphere, in sunflower order, the held-out ones spread evenly among them.
+    """
+    scene = build_scene(attributes, size, size)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    frames: dict[str, list] = {"train": [], "test": []}
+    total = views + held_out
+    for i in range(total):
+        height, angle = 0.05 + 0.85 * (i + 0.5) / total, i * math.pi * (3 - math.sqrt(5))
+        ring = math.sqrt(1 - height**2)
+        eye = np.array([0, 0.5, 0]) + 2.0 * np.array([ring * math.sin(angle), height, ring * math.cos(angle)])
+        camera = look_camera(eye, (0, 0.5, 0), width=size, height=size)
+        view = render(scene, camera, supersample=SUPERSAMPLE)
+        rgba = np.concatenate([view.image, 255 * view.subject[..., None].astype(np.uint8)], 2)
+        iio.imwrite(folder / "images" / f"r_{i:03d}.png", rgba)
+        pose = np.eye(4)
+        pose[:3] = camera.pose.numpy() * [1, -1, -1, 1]  # Blender's axes: y up, z backwards
+        split = "test" if held_out and i % (total // held_out) == 0 and len(frames["test"]) < held_out else "train"
+        frames[split].append({"file_path": f"./images/r_{i:03d}", "transform_matrix": pose.tolist()})
+    angle_x = 2 * math.atan(size / 2 / camera.fx)
+    for split, rows in frames.items():
+        text = json.dumps({"camera_angle_x": angle_x, "frames": rows})
+        (folder / f"transforms_{split}.json").write_text(text + "\n")
+
+
 def _llff_row(camera: Camera, near: float, far: float) -> np.ndarray:
     """17 numbers: [R | t | (height, width, focal)] with R's columns (down, right, back), then the depth bounds."""
     right, down, forward, position = camera.pose.double().numpy().T

@@ -44,8 +44,9 @@ class Judge(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(256, len(values)) for name, values in NAMES.items()})
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        small = F.interpolate(images, (HEIGHT, WIDTH), mode="bilinear", antialias=True, align_corners=False)
-        x = self.body(small * 2 - 1)
+        if images.shape[2:] != (HEIGHT, WIDTH):
+            images = F.interpolate(images, (HEIGHT, WIDTH), mode="bilinear", antialias=True, align_corners=False)
+        x = self.body(images * 2 - 1)
         pooled = torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
         return {name: head(pooled) for name, head in self.heads.items()}
 
@@ -86,7 +87,7 @@ def small_render(seed: int) -> np.ndarray:
     return render(build_scene(Attributes.sample(seed), WIDTH, HEIGHT), supersample=2).image
 
 
-def train_judge(seeds: range, *, steps: int = 2500, batch: int = 48, lr: float = 3e-3, pool=map) -> Judge:
+def train_judge(seeds: range, *, steps: int = 1500, batch: int = 32, lr: float = 3e-3, pool=map) -> Judge:
     """Train on the renders of `seeds`, blurred, noisy and toned at random as edits' results are. `pool`: a map."""
     torch.manual_seed(0)
     rendered = tqdm(pool(small_render, seeds), total=len(seeds), desc="judge's renders", unit="image")

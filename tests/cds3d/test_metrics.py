@@ -5,9 +5,14 @@ import math
 import pytest
 import torch
 
+from cds3d.metrics.consistency import project, view_consistency
+from cds3d.metrics.depth import depth_error
+from cds3d.metrics.edges import edge_f1, edges
 from cds3d.metrics.psnr import psnr
-from cds3d.metrics.ssim import ssim
+from cds3d.metrics.ssim import ssim, ssim_map
 from cds3d.metrics.truth import TrueEdit, edit_figures
+from cds3d.pocket.world import look_camera
+from tensorf.space import Space
 
 
 def grey(value, height=4, width=6):
@@ -79,3 +84,105 @@ def test_edit_figures_of_an_edit_that_does_nothing():
     figures = edit_figures([grey(0.5)], [grey(0.5)], [TrueEdit(grey(0.7), changed)])
     assert figures["edit_gain_db"] == 0
     assert figures["kept_psnr_db"] == pytest.approx(100)
+
+
+def test_ssim_map_is_one_where_images_agree():
+    torch.manual_seed(0)
+    image = torch.rand(30, 40, 3)
+    other = image.clone()
+    other[:, :12] = torch.rand(30, 12, 3)
+    values = ssim_map(image, other)
+    assert values.shape == (30, 40)
+    assert values[:, 25:].min() > 0.999 and values[:, :6].mean() < 0.5
+    assert values.mean().item() == pytest.approx(ssim(image, other), abs=0.05)  # torchmetrics leaves the border out
+
+
+# --- Edges ---
+
+
+def square(left, size=12, height=32, width=40):
+    image = torch.zeros(height, width, 3)
+    image[10 : 10 + size, left : left + size] = 1
+    return image
+
+
+def test_edges_of_a_square_are_its_outline():
+    found = edges(square(14))
+    rows, columns = found.nonzero().T
+    assert abs(rows.min() - 10) <= 1 and abs(rows.max() - 21) <= 1
+    assert abs(columns.min() - 14) <= 1 and abs(columns.max() - 25) <= 1
+    assert not found[13:19, 17:23].any()  # nothing inside
+    assert 30 < found.sum() < 80  # a line of a pixel or two around 48 pixels, not a band
+    assert not edges(torch.full((20, 20, 3), 0.4)).any()
+
+
+def test_edge_f1_by_hand():
+    one = square(14)
+    assert edge_f1(one, one) == 1
+    assert edge_f1(square(15), one) > 0.95  # within two pixels
+    assert edge_f1(square(24), one) < 0.5
+    assert edge_f1(torch.zeros_like(one), one) == 0
+    assert math.isnan(edge_f1(torch.zeros_like(one), torch.zeros_like(one)))
+    # Two squares against one: every edge of the one is found, half of the two's are right: F1 = 2 / 3.
+    both = torch.zeros(32, 80, 3)
+    both[:, :40], both[:, 40:] = one, one
+    half = both.clone()
+    half[:, 40:] = 0
+    assert edge_f1(both, half) == pytest.approx(2 / 3, abs=0.02)
+    region = torch.zeros(32, 80, dtype=torch.bool)
+    region[:, :40] = True
+    assert edge_f1(both, half, region) == 1
+
+
+def test_edges_of_equal_brightness_count():
+    image = torch.zeros(20, 20, 3)
+    image[:, :10, 0], image[:, 10:, 1] = 0.7, 0.7  # red beside green
+    assert edges(image)[:, 8:12].any(1).all()
+
+
+# --- Geometry: a plane seen from two places ---
+
+
+def plane_views(kind):
+    """The plane z = 0 with a pattern, seen by three cameras; exact depths as `Space.depth` counts them."""
+    reference = look_camera((0, 0, 4), (0, 0, 0), width=48, height=36)
+    space = Space(kind, torch.tensor([[-3.0, -3, -3], [3, 3, 3]]), 1.0, 9.0, reference.pose)
+    cameras = [look_camera((x, 0.1, 4), (0, 0, 0), width=48, height=36) for x in (-0.3, 0.0, 0.4)]
+    views = []
+    for camera in cameras:
+        origins, directions = camera.pixel_rays()
+        points = (origins - origins[:, 2:] / directions[:, 2:] * directions).view(36, 48, 3)
+        color = torch.stack([0.5 + 0.4 * torch.sin(3 * points[..., k]) for k in (0, 1, 0)], -1)
+        views.append({"color": color, "depth": space.depth_of(camera, points)})
+    return space, cameras, views
+
+
+@pytest.mark.parametrize("kind", ["ndc", "box"])
+def test_a_painted_plane_is_consistent(kind):
+    space, cameras, views = plane_views(kind)
+    assert view_consistency(space, cameras, views) > 40
+    views[1]["color"] = views[1]["color"].flip(1)
+    assert view_consistency(space, cameras, views) < 20
+    assert math.isnan(view_consistency(space, cameras[:1], views[:1]))
+
+
+def test_what_one_camera_does_not_see_does_not_count():
+    space, cameras, views = plane_views("box")
+    views[1]["depth"] = views[1]["depth"] * 2  # farther than where the other two's points are
+    assert math.isnan(view_consistency(space, cameras[:2], views[:2]))
+
+
+def test_project_by_hand():
+    camera = look_camera((0, 0, 4), (0, 0, 0), width=48, height=36)
+    space = Space("box", torch.tensor([[-3.0, -3, -3], [3, 3, 3]]), 1.0, 9.0, camera.pose)
+    points = torch.tensor([[[0.0, 0, 0], [0, 0, 9]]])
+    place, depth = project(space, camera, points)
+    assert place[0, 0].tolist() == pytest.approx([0, 0], abs=1e-5) and depth[0, 0] == 4
+    assert place[0, 1].min() > 1  # behind the camera: outside the image
+
+
+def test_depth_error_by_hand():
+    truth = torch.tensor([[2.0, 4.0, torch.inf]])
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    assert depth_error(torch.tensor([[2.2, 3.0, 7.0]]), truth, mask) == pytest.approx((0.1 + 0.25) / 2)
+    assert math.isnan(depth_error(truth, truth, torch.zeros(1, 3, dtype=torch.bool)))

@@ -139,6 +139,27 @@ def test_contrastive_loss_on_the_latent_size_of_252x189():
     assert loss.item() == pytest.approx(slow_contrastive_loss(pairs, (3,), 0.07), rel=1e-5)
 
 
+def test_centred_features_are_compared_less_what_they_have_in_common():
+    torch.manual_seed(5)
+    reference, target = torch.randn(6, 5, 4), torch.randn(6, 5, 4)
+    common = reference.mean((1, 2), keepdim=True)
+    centred = contrastive_loss([(reference, target)], patches=100, center=True)
+    assert centred.item() == pytest.approx(
+        contrastive_loss([(reference - common, target - common)], patches=100).item()
+    )
+    # A vector added to every position hides the rest from plain cosines, not from centred ones.
+    shifted = [(reference + 100, target + 100)]
+    assert contrastive_loss(shifted, patches=100, center=True).item() == pytest.approx(centred.item(), rel=1e-3)
+    assert contrastive_loss(shifted, patches=100).item() == pytest.approx(math.log(20) + math.log(4), abs=0.1)
+
+
+def test_centring_does_not_differentiate_the_reference():
+    torch.manual_seed(6)
+    reference, target = torch.randn(4, 3, 3, requires_grad=True), torch.randn(4, 3, 3, requires_grad=True)
+    contrastive_loss([(reference, target)], patches=9, center=True).backward()
+    assert reference.grad is None and target.grad.abs().sum() > 0
+
+
 def test_layers_smaller_than_a_patch_are_left_out():
     torch.manual_seed(4)
     small, large = (torch.randn(4, 1, 3), torch.randn(4, 1, 3)), (torch.randn(4, 4, 4), torch.randn(4, 4, 4))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cds3d.pocket.capture import WorldCapture, changed_region, words, write_capture
+from cds3d.pocket.capture import WorldCapture, changed_region, words, write_capture, write_orbit
 from cds3d.pocket.modelling import box, cone, cylinder, ellipsoid
 from cds3d.pocket.raycast import PARTS, render
 from cds3d.pocket.world import (
@@ -444,3 +444,14 @@ def test_damaged_world_json_is_told(folder, tmp_path, damage):
     (tmp_path / "world.json").write_text(damage((folder / "world.json").read_text()))
     with pytest.raises(UserError, match="world.json is damaged.*make_scene.py"):
         WorldCapture.read(tmp_path)
+
+
+def test_an_orbit_loads_as_a_capture_that_looks_around(tmp_path):
+    write_orbit(tmp_path, Attributes(5, "object", "chair", "red", "sky"), views=12, held_out=3, size=40)
+    capture = load_capture(tmp_path)
+    assert not capture.forward_facing and capture.background == "white"
+    assert len(capture.train) == 12 and len(capture.test) == 3
+    assert capture.images.shape[1:] == (40, 40, 3)
+    assert (capture.images[:, 0, 0] == 255).all()  # transparent around the chair
+    red = (capture.images[..., 0] > 1.5 * capture.images[..., 1]).float().mean((1, 2))
+    assert red.min() > 0.03  # which every camera sees

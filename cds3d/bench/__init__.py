@@ -1,0 +1,1 @@
+"""Edits with known truth: objectives compared over held-out scenes of the procedural world."""

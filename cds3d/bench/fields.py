@@ -1,0 +1,73 @@
+"""One edit of a shipped capture's field, by the command itself, with figures that only the world can give."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from cds3d.bench.figures import Truth, picture_figures
+from cds3d.commands.edit import edit_command
+from cds3d.commands.scenes import capture_root, load_scene
+from cds3d.commands.train import source_folder
+from cds3d.commands.videos import resized_to
+from cds3d.metrics.consistency import view_consistency
+from cds3d.metrics.depth import depth_error, true_depth
+from cds3d.pocket.capture import WorldCapture
+from cds3d.pocket.judge import Judge
+from tensorf.checkpoint import load_field
+from tensorf.errors import UserError
+from tensorf.render import render_view
+
+
+def edit_field(config: DictConfig, judge: Judge) -> tuple[dict, dict[str, Tensor]]:
+    """Run `edit_command` on `config` (configs/edit.yaml), unless its folder holds the finished run, and judge it.
+
+    Returns figures, means over the held-out cameras, and pictures (H, W, 3) of the first of them.
+    """
+    folder = Path(config.output)
+    if not (folder / "metrics.json").exists():
+        edit_command(config)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    capture = load_scene(config)
+    world = WorldCapture.read(capture_root(config))
+    target = world.edited(str(config.src or config.scene.prompt), config.tgt) if world else None
+    if target is None:
+        raise UserError(f'scene={config.scene.name} has no true edit towards "{config.tgt}"')
+    source, edited = load_field(source_folder(config) / "field.safetensors"), load_field(folder / "field.safetensors")
+    cameras = [resized_to(capture.cameras[i], config.edit.width) for i in capture.test]
+    before, after = ([render_view(field, c) for c in cameras] for field in (source, edited))
+    rows, first = [], {}
+    for k, (i, camera) in enumerate(zip(capture.test, cameras)):
+        name = Path(capture.image_names[i]).stem
+        was, now = (world.view(name, a, camera.width, camera.height) for a in (world.attributes, target))
+        truth = Truth.of(was, now)
+        row = picture_figures(after[k]["color"], before[k]["color"], truth, judge, target)
+        depth = true_depth(capture, edited.space, camera, now.depth)
+        row["depth_error"] = depth_error(after[k]["depth"], depth, torch.from_numpy(now.subject))
+        rows.append(row)
+        if not first:
+            first = {"source": before[k]["color"], "truth": truth.image, "edit": after[k]["color"]}
+    figures = {key: float(np.nanmean([row[key] for row in rows])) for key in rows[0]}
+    # Neighbours on a path through the held-out cameras, nearest first, see much of the same.
+    order = _path(torch.stack([c.position for c in cameras]))
+    figures["view_consistency_db"] = view_consistency(
+        edited.space, [cameras[i] for i in order], [after[i] for i in order]
+    )
+    figures["seconds"] = metrics["edit_seconds"]
+    figures["peak_memory_mb"] = metrics["edit_peak_memory_mb"]
+    return figures, first
+
+
+def _path(positions: Tensor) -> list[int]:
+    """A walk from the first of n positions (n, 3), always on to the nearest not yet seen."""
+    order, left = [0], set(range(1, len(positions)))
+    while left:
+        here = positions[order[-1]]
+        order.append(min(left, key=lambda i: float((positions[i] - here).norm())))
+        left.remove(order[-1])
+    return order

@@ -1,0 +1,63 @@
+"""One case of an image task: the command's own 2D edit, judged along the way."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from cds3d.bench.figures import Truth, picture_figures
+from cds3d.bench.tasks import Case
+from cds3d.editor import EditConfig, Editor
+from cds3d.guidance import Guidance
+from cds3d.objectives.objective import Objective, Prompts
+from cds3d.options import build
+from cds3d.pocket.judge import Judge
+from cds3d.pocket.raycast import render
+from cds3d.pocket.world import build_scene
+from cds3d.subjects.image import LatentImage
+
+WIDTH, HEIGHT = 256, 192
+STAGES = (0.125, 0.25, 0.5, 0.75, 1.0)  # shares of the run at which figures are taken
+
+
+def edit_case(
+    case: Case, config: DictConfig, guidance: Guidance, judge: Judge
+) -> tuple[dict, list[dict], dict[str, Tensor]]:
+    """Run the edit that `config` (configs/edit.yaml with edit=latent) describes on a case's image.
+
+    Returns the final figures with seconds, those of each stage with its iteration, and pictures (H, W, 3).
+    """
+    before, after = (render(build_scene(a, WIDTH, HEIGHT)) for a in (case.source, case.target))
+    truth = Truth.of(before, after)
+    subject = LatentImage(torch.from_numpy(before.image).permute(2, 0, 1).float() / 255, guidance)
+    prompts = Prompts(*(guidance.encode_text(text) for text in ("", case.src, case.tgt)))
+    objective = build(Objective, config.objective, scale=float(config.guidance.scale))
+    editor = Editor(subject, guidance, objective, prompts, build(EditConfig, config.edit, seed=config.seed))
+    source = subject.image().permute(1, 2, 0)  # decoded: what the VAE loses is nobody's edit
+    stages, spent = [], 0.0
+    for share in STAGES:
+        start = time.perf_counter()
+        while editor.iteration < round(share * editor.config.iterations):
+            editor.step()
+        spent += time.perf_counter() - start
+        edited = subject.image().permute(1, 2, 0)
+        stages.append({"iteration": editor.iteration, **picture_figures(edited, source, truth, judge, case.target)})
+    final = {k: v for k, v in stages[-1].items() if k != "iteration"} | {"seconds": spent}
+    return final, stages, {"source": source, "truth": truth.image, "edit": edited}
+
+
+def bounds(case: Case, guidance: Guidance, judge: Judge) -> dict[str, dict[str, float]]:
+    """What doing nothing scores, and what the true edit scores once it has gone through the VAE."""
+    before, after = (render(build_scene(a, WIDTH, HEIGHT)) for a in (case.source, case.target))
+    truth = Truth.of(before, after)
+    source, ceiling = (
+        LatentImage(torch.from_numpy(r.image).permute(2, 0, 1).float() / 255, guidance).image().permute(1, 2, 0)
+        for r in (before, after)
+    )
+    return {
+        name: picture_figures(image, source, truth, judge, case.target)
+        for name, image in (("unedited", source), ("truth", ceiling))
+    }

@@ -1,0 +1,249 @@
+"""The benchmark of edits: which runs there are, doing those that are not done yet, and the report.
+
+    python scripts/bench_edits.py --quick
+    python scripts/bench_edits.py --full
+    cds3d bench tasks=[color] cases=4 objectives=[dds,cds] options='["objective.weight=6"]' output=outputs/bench/heavy
+
+Stopped and started again with the same settings, it goes on from the runs that it finds.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import platform
+import shutil
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from cds3d.bench import report
+from cds3d.bench.fields import edit_field
+from cds3d.bench.images import bounds, edit_case
+from cds3d.bench.tasks import FIELD_TASKS, IMAGE_TASKS, cases
+from cds3d.commands.videos import write_image
+from cds3d.guidance import Guidance, load_guidance
+from cds3d.options import groups, load_config, pick_device, whole
+from cds3d.pocket.judge import Judge, load_judge
+from cds3d.runs import peak_memory_mb, write_text
+from tensorf.errors import UserError
+
+log = logging.getLogger("cds3d")
+
+_SIZES = {
+    "quick": {"tasks": ["color", "material", "cat-pig"], "cases": 2, "fields": []},
+    "full": {"tasks": list(IMAGE_TASKS), "cases": 12, "fields": list(FIELD_TASKS)},
+}
+_SHEET_ROWS = 6
+_NONE = object()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One edit: `kind` is "image" or "field"; objective "bounds" takes the figures of no edit and of the true one."""
+
+    kind: str
+    task: str
+    case: int
+    objective: str
+    seed: int
+    tuning: bool
+    options: tuple[str, ...]
+    folder: str
+    device: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.case:03d}-{self.objective}-{self.seed}"
+
+    @property
+    def path(self) -> Path:
+        return Path(self.folder) / self.task / f"{self.name}.json"
+
+    def picture(self, which: str) -> Path:
+        return self.path.with_name(f"{self.name}-{which}.png")
+
+
+def bench_command(config: DictConfig) -> Path:
+    """Do what `config` (configs/bench.yaml) says and return the path of edits.json."""
+    settings = _settings(config)
+    load_judge()  # if it is not there, that is told before anything is done
+    output = Path(config.output)
+    folder = output / "edits"
+    _claim(folder, settings, config.overwrite)
+    runs = _plan(settings, folder, config.device)
+    _do([r for r in runs if r.kind == "image" and not r.path.exists()], _jobs(config))
+    for run in tqdm([r for r in runs if r.kind == "field" and not r.path.exists()], desc="fields", unit="edit"):
+        _one(run)
+    done = [json.loads(r.path.read_text()) for r in runs]
+    edits = [d for d in done if d["objective"] != "bounds"]
+    limits = {
+        name: report.summarise([d | {"objective": name, "figures": d["figures"][name]} for d in done if d not in edits])
+        for name in ("unedited", "truth")
+    }
+    limits = {task: {name: limits[name][task][name] for name in limits} for task in limits["truth"]}
+    summary, progress = report.summarise(edits), report.equal_progress(edits)
+    result = {
+        "settings": settings,
+        "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {config.device}",
+        "summary": summary,
+        "bounds": limits,
+        "equal_progress": progress,
+        "curves": report.curves(edits),
+        "runs": edits,
+    }
+    text = report.table(summary, limits, progress)
+    _sheets(runs, folder, settings["objectives"])
+    write_text(output / "edits.md", text)
+    write_text(output / "edits.json", json.dumps(result, indent=1) + "\n")
+    print(text)
+    log.info("%s, %s, sheets in %s", output / "edits.json", output / "edits.md", folder)
+    return output / "edits.json"
+
+
+def _settings(config: DictConfig) -> dict:
+    """The settings with the nulls filled in. UserError for what does not exist."""
+    if config.size not in _SIZES:
+        raise UserError(f"size={config.size} is unknown; use quick or full")
+    whole(config, "seeds", least=1)
+    filled = {k: v if config[k] is None else OmegaConf.to_object(config)[k] for k, v in _SIZES[config.size].items()}
+    if not isinstance(filled["cases"], int) or filled["cases"] < 1:
+        raise UserError(f"cases={filled['cases']} has to be a whole number of at least 1")
+    rest = {k: OmegaConf.to_object(config)[k] for k in ("objectives", "seeds", "tuning", "options")}
+    for key, known in (("tasks", IMAGE_TASKS), ("fields", FIELD_TASKS), ("objectives", ("sds", "dds", "cds"))):
+        values = {**filled, **rest}[key]
+        if not isinstance(values, list) or (unknown := [v for v in values if v not in known]):
+            what = values if not isinstance(values, list) else unknown[0]
+            raise UserError(
+                f"{key}: {what} is unknown; use a list of {', '.join(known)}, as in {key}=[{next(iter(known))}]"
+            )
+    if not filled["tasks"] and not filled["fields"]:
+        raise UserError("tasks and fields are both empty: there is nothing to do")
+    for option in rest["options"]:
+        if not any(_known(option, base) for base in ([], ["edit=latent"])):
+            raise UserError(f"options: {option} is no option of edit.py")
+    return filled | rest
+
+
+def _claim(folder: Path, settings: dict, overwrite: bool) -> None:
+    path = folder / "settings.json"
+    if folder.exists() and overwrite and path.exists():
+        shutil.rmtree(folder)
+    if path.exists():
+        if json.loads(path.read_text()) != settings:
+            raise UserError(f"{folder} holds a benchmark of other settings: give output=FOLDER, or overwrite=true")
+    elif folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is no benchmark's: give output=FOLDER")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(settings, indent=1) + "\n")
+
+
+def _plan(settings: dict, folder: Path, device: str) -> list[Run]:
+    common = dict(tuning=settings["tuning"], options=tuple(settings["options"]), folder=str(folder), device=device)
+    runs = []
+    for task in settings["tasks"]:
+        for case in range(settings["cases"]):
+            runs.append(Run("image", task, case, "bounds", 0, **common))
+            for seed in range(settings["seeds"]):
+                runs += [Run("image", task, case, o, seed, **common) for o in settings["objectives"]]
+    for scene in settings["fields"]:
+        for seed in range(settings["seeds"]):
+            runs += [Run("field", f"field-{scene}", 0, o, seed, **common) for o in settings["objectives"]]
+    return runs
+
+
+def _jobs(config: DictConfig) -> int:
+    if config.jobs is not None:
+        whole(config, "jobs", least=1)
+        return config.jobs
+    if pick_device(config.device).type == "cuda":
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _do(runs: list[Run], jobs: int) -> None:
+    """Do image runs, `jobs` at a time, each in a process of its own with one thread."""
+    bar = tqdm(total=len(runs), desc="images", unit="edit", disable=not runs)
+    if jobs == 1:
+        for run in runs:
+            _one(run)
+            bar.update()
+        return bar.close()
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        waiting = [pool.submit(_one, run) for run in runs]
+        try:
+            for done in as_completed(waiting):
+                done.result()
+                bar.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    bar.close()
+
+
+@lru_cache(maxsize=1)
+def _models(path: str, dtype: str, config: str | None, device: str) -> tuple[Guidance, Judge]:
+    return load_guidance(path, dtype=dtype, device=pick_device(device), config=config), load_judge()
+
+
+def _one(run: Run) -> None:
+    """Do one run and write its figures, last, and its pictures."""
+    objective = "cds" if run.objective == "bounds" else run.objective
+    base = [f"objective={objective}", *(["edit=latent"] if run.kind == "image" else [])]
+    options = [*base, *_fitting(run.options, base), f"seed={run.seed}", f"device={run.device}"]
+    result = {"task": run.task, "case": run.case, "objective": run.objective, "seed": run.seed}
+    if run.kind == "field":
+        scene = run.task.removeprefix("field-")
+        folder = run.path.with_suffix("")
+        unfinished = (folder / "state" / "state.pt").exists() and not (folder / "metrics.json").exists()
+        options += [f"scene={scene}", f"output={folder}", "video_frames=0", f"resume={str(unfinished).lower()}"]
+        config = load_config("edit", options)
+        config.tgt = FIELD_TASKS[scene]
+        result["figures"], pictures = edit_field(config, load_judge())
+    else:
+        case = cases(run.task, run.case + 1, tuning=run.tuning)[run.case]
+        config = load_config("edit", options)
+        guidance, judge = _models(config.guidance.path, config.guidance.dtype, config.guidance.config, run.device)
+        result["prompts"] = [case.src, case.tgt]
+        if run.objective == "bounds":
+            result["figures"], pictures = bounds(case, guidance, judge), {}
+        else:
+            result["figures"], result["stages"], pictures = edit_case(case, config, guidance, judge)
+            result["figures"]["peak_memory_mb"] = peak_memory_mb()
+    run.path.parent.mkdir(parents=True, exist_ok=True)
+    for which, picture in pictures.items():
+        write_image(run.picture(which), picture)
+    write_text(run.path, json.dumps(result) + "\n")
+
+
+def _known(option: str, base: list[str]) -> bool:
+    """Whether `base` (options of edit.py) leaves a configuration that has this option's key, or its group."""
+    key = option.split("=", 1)[0]
+    config = load_config("edit", base)
+    return key in groups() or OmegaConf.select(config, key, default=_NONE) is not _NONE
+
+
+def _fitting(options: tuple[str, ...], base: list[str]) -> list[str]:
+    """The options that these runs have: SDS and DDS have no objective.weight, images no edit.width."""
+    return [o for o in options if _known(o, base)]
+
+
+def _sheets(runs: list[Run], folder: Path, objectives: list[str]) -> None:
+    for task in dict.fromkeys(r.task for r in runs):
+        mine = [r for r in runs if r.task == task and r.objective != "bounds" and r.seed == 0]
+        rows = []
+        for case in sorted({r.case for r in mine})[:_SHEET_ROWS]:
+            edits = [r for r in mine if r.case == case]
+            prompts = json.loads(edits[0].path.read_text()).get("prompts")
+            title = f'"{prompts[0]}" to "{prompts[1]}"' if prompts else FIELD_TASKS[task.removeprefix("field-")]
+            pictures = [edits[0].picture("source"), edits[0].picture("truth"), *(r.picture("edit") for r in edits)]
+            rows.append((title, pictures))
+        report.contact_sheet(folder / f"{task}.png", rows, ["source", "true edit", *objectives])

@@ -1,0 +1,47 @@
+"""View consistency: what two cameras see of the same surface should look the same."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cds3d.metrics.psnr import psnr
+from tensorf.cameras import Camera
+from tensorf.space import Space
+
+_SAME_DEPTH = 0.03  # relative: a point nearer or farther than what the other camera sees is hidden from it
+
+
+def view_consistency(space: Space, cameras: list[Camera], views: list[dict[str, Tensor]]) -> float:
+    """Mean PSNR in dB between each view and the next one warped onto it by depth, where both see the same surface.
+
+    views: what `render_view` gives for `cameras`, one each. One view, or none that overlap, gives nan.
+    """
+    values = []
+    for (camera, view), (other, seen) in zip(zip(cameras, views), zip(cameras[1:], views[1:])):
+        points = space.points(camera, view["depth"])
+        place, depth = project(space, other, points)
+        inside = (place.abs() < 1).all(-1) & (depth > 0)
+        there = _sampled(seen["depth"][..., None], place)[..., 0]
+        same = inside & ((there - depth).abs() < _SAME_DEPTH * depth)
+        if same.any():
+            values.append(psnr(view["color"], _sampled(seen["color"], place), same))
+    return sum(values) / len(values) if values else float("nan")
+
+
+def _sampled(image: Tensor, place: Tensor) -> Tensor:
+    """(H, W, C) at places (h, w, 2) in [-1, 1], bilinear -> (h, w, C)."""
+    return F.grid_sample(image.permute(2, 0, 1)[None], place[None], padding_mode="border", align_corners=False)[
+        0
+    ].permute(1, 2, 0)
+
+
+def project(space: Space, camera: Camera, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Points (H, W, 3) -> (places on the image (H, W, 2) in [-1, 1], depths (H, W) as `Space.depth` counts them)."""
+    pose = camera.pose.to(points)
+    local = (points - pose[:, 3]) @ pose[:, :3]
+    z = local[..., 2].clamp(min=1e-6)
+    u, v = local[..., 0] / z * camera.fx + camera.cx, local[..., 1] / z * camera.fy + camera.cy
+    place = torch.stack([u / camera.width, v / camera.height], -1) * 2 - 1
+    return torch.where(local[..., 2:] > 0, place, torch.full_like(place, 2.0)), space.depth_of(camera, points)

@@ -1,0 +1,105 @@
+"""The benchmark of edits: its cases, figures and statistics by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from cds3d.bench import report
+from cds3d.bench.figures import Truth, picture_figures
+from cds3d.bench.tasks import IMAGE_TASKS, cases
+from cds3d.pocket.judge import agrees, labels, load_judge
+from cds3d.pocket.raycast import render
+from cds3d.pocket.training import HELD_OUT_SEED
+from cds3d.pocket.world import Attributes, build_scene
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return load_judge()
+
+
+@pytest.mark.parametrize("task", IMAGE_TASKS)
+def test_cases_are_edits_that_their_prompts_ask_for(task):
+    for case in cases(task, 20):
+        words = [w for w in case.tgt.split() if w not in case.src.split() and w not in ("a", "an")]
+        assert case.source.towards(words) == case.target != case.source
+        assert case.source.seed == case.target.seed >= HELD_OUT_SEED
+
+
+def test_tuning_and_judging_share_no_scene():
+    seeds = [{c.source.seed for task in IMAGE_TASKS for c in cases(task, 50, tuning=t)} for t in (False, True)]
+    assert len(seeds[0]) == len(seeds[1]) == 50 * len(IMAGE_TASKS) and not seeds[0] & seeds[1]
+
+
+# --- Figures ---
+
+
+def test_figures_of_doing_nothing_and_of_the_truth(judge):
+    case = cases("color", 1)[0]
+    before, after = (render(build_scene(a, 128, 96), supersample=2) for a in (case.source, case.target))
+    truth = Truth.of(before, after)
+    source = torch.from_numpy(before.image).float() / 255
+    nothing = picture_figures(source, source, truth, judge, case.target)
+    done = picture_figures(truth.image, source, truth, judge, case.target)
+    assert nothing["edit_gain_db"] == 0 and nothing["kept_psnr_db"] == 100 and nothing["accuracy"] == 0
+    assert done["edit_gain_db"] > 60 and done["structure"] == 1 and done["edit_truth_ssim"] > 0.999
+    assert done["kept_psnr_db"] > 30  # the truth differs a little outside the region, by less than is seen
+
+
+def test_the_judge_knows_held_out_renders(judge):
+    seeds = range(HELD_OUT_SEED + 900_000, HELD_OUT_SEED + 900_060)
+    right = []
+    for seed in seeds:
+        attributes = Attributes.sample(seed)
+        image = torch.from_numpy(render(build_scene(attributes, 252, 189)).image).permute(2, 0, 1)[None].float() / 255
+        right.append(bool(agrees(judge, image, labels(attributes))[0]))
+        other = attributes.edited(species="cat" if attributes.species != "cat" else "mug")
+        assert labels(other) != labels(attributes)
+    assert np.mean(right) > 0.85
+
+
+# --- Statistics by hand ---
+
+
+def test_interval_holds_the_mean_and_narrows():
+    rng = np.random.default_rng(0)
+    few, many = rng.normal(5, 1, 8).tolist(), rng.normal(5, 1, 800).tolist()
+    (low, high), (low_many, high_many) = report.interval(few), report.interval(many)
+    assert low < np.mean(few) < high and high_many - low_many < 0.3 * (high - low)
+    assert high_many - low_many == pytest.approx(2 * 1.96 / math.sqrt(800), rel=0.15)
+    assert report.interval([3.0]) == (3.0, 3.0)
+
+
+def run(objective, gains, kept, task="color", case=0):
+    stages = [
+        {"iteration": i, "edit_gain_db": g, "kept_psnr_db": k, "structure": 0.5}
+        for i, (g, k) in enumerate(zip(gains, kept))
+    ]
+    figures = {k: v for k, v in stages[-1].items() if k != "iteration"}
+    return {"task": task, "case": case, "seed": 0, "objective": objective, "figures": figures, "stages": stages}
+
+
+def test_summary_by_hand():
+    runs = [run("cds", [1, 3], [40, 30]), run("cds", [1, 5], [40, 34], case=1), run("dds", [2, 8], [30, 20])]
+    summary = report.summarise(runs)["color"]
+    assert summary["cds"]["edit_gain_db"] == 4 and summary["cds"]["runs"] == 2
+    assert summary["cds"]["edit_gain_db_ci"] == [3, 5]
+    assert summary["dds"]["kept_psnr_db"] == 20
+    runs[0]["figures"]["edit_gain_db"] = math.nan
+    assert report.summarise(runs)["color"]["cds"]["edit_gain_db"] == 5  # what has no value is left out
+    assert report.curves(runs)["color"]["cds"][0]["kept_psnr_db"] == 40
+
+
+def test_equal_progress_by_hand():
+    # CDS reaches 4 dB in the end; DDS passes 4 dB half way between 2 and 6, where it keeps 25.
+    runs = [run("cds", [1, 4], [40, 30]), run("dds", [2, 6, 7], [30, 20, 10])]
+    row = report.equal_progress(runs)["color"]
+    assert row["cases"] == 1 and row["gain_db"] == 4 and row["kept_db"] == 30 - 25
+    nothing = report.equal_progress([run("cds", [-1, 0], [40, 30]), run("dds", [1, 2], [30, 20])])["color"]
+    assert nothing["cases"] == 0 and nothing["left_out"] == 1 and "kept_db" not in nothing
+
+
+def test_at_gain_before_the_first_stage():
+    assert report.at_gain(run("cds", [3, 4], [40, 30])["stages"], 1, "kept_psnr_db") == 40
