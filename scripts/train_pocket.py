@@ -2,7 +2,7 @@
 
     python scripts/train_pocket.py                        # everything, into cds3d/pocket/weights
     python scripts/train_pocket.py --unet-steps 50000     # longer, as on a GPU
-    python scripts/train_pocket.py --stage decoder        # one stage: render, decoder, unet, export or judge
+    python scripts/train_pocket.py --stage decoder        # one stage: render, decoder, unet, export, judge, samples
     python scripts/train_pocket.py --start OLD            # begin from an older pipeline's weights
 
 Stopped and started again, it goes on from its work folder.
@@ -27,10 +27,10 @@ import cds3d  # noqa: E402, F401  (sets the thread policy before torch starts)
 # isort: split
 import torch  # noqa: E402
 
-from cds3d.pocket import judge, model, training  # noqa: E402
+from cds3d.pocket import judge, model, samples, training  # noqa: E402
 
-STAGES = ("render", "decoder", "unet", "export", "judge")
-JUDGE_SEEDS = range(training.HELD_OUT_SEED + 100_000, training.HELD_OUT_SEED + 106_000)
+STAGES = ("render", "decoder", "unet", "export", "judge", "samples")
+JUDGE_SEED = training.HELD_OUT_SEED + 100_000
 
 
 def parse(argv=None) -> argparse.Namespace:
@@ -57,8 +57,8 @@ def main(argv=None) -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
 
-    if stages == ("judge",):
-        return train_judge(args)
+    if stages[0] in ("judge", "samples"):  # which need no images of the diffusion model's
+        return train_judge(args, plan) if stages[0] == "judge" else draw_samples(args)
     images = training.render_images(args.work, plan.images, args.threads)
     if stages == ("render",):
         return
@@ -89,14 +89,24 @@ def main(argv=None) -> None:
         )
         (args.output / "training.json").write_text(json.dumps(report, indent=2) + "\n")
         print(json.dumps(report, indent=2))
-    if "judge" in stages:
-        train_judge(args)
+    if args.stage is None:
+        train_judge(args, plan)
+        draw_samples(args)
 
 
-def train_judge(args: argparse.Namespace) -> None:
+def train_judge(args: argparse.Namespace, plan: training.Plan) -> None:
     with ProcessPoolExecutor(args.threads) as pool:
-        trained = judge.train_judge(JUDGE_SEEDS, pool=partial(pool.map, chunksize=32))
+        seeds = range(JUDGE_SEED, JUDGE_SEED + plan.judge_images)
+        trained = judge.train_judge(seeds, steps=plan.judge_steps, pool=partial(pool.map, chunksize=32))
     judge.save_judge(trained, args.output / judge.FILE.name)
+
+
+def draw_samples(args: argparse.Namespace) -> None:
+    """Write samples.jpg, and into training.json how often the judge agrees."""
+    path = args.output / "training.json"
+    report = json.loads(path.read_text()) | samples.draw_samples(args.output, device=args.device)
+    path.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"the judge agrees with {report['sample_judge_agreement']:.0%} of {report['sample_prompts']} prompts")
 
 
 if __name__ == "__main__":

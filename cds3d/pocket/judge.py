@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from cds3d.pocket.raycast import render
 from cds3d.pocket.weights_path import WEIGHTS
 from cds3d.pocket.world import COLORS, MATERIALS, SPECIES, Attributes, build_scene
-from tensorf.errors import UserError
+from tensorf.errors import UserError, reason
 
 FILE = WEIGHTS / "judge.safetensors"
 NAMES = {
@@ -56,9 +57,9 @@ def load_judge(path: Path = FILE) -> Judge:
     judge = Judge()
     try:
         judge.load_state_dict(load_file(path))
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise UserError(
-            f"{path} is no judge ({error}): python scripts/train_pocket.py --stage judge makes it"
+            f"{path} is no judge ({reason(error)}): python scripts/train_pocket.py --stage judge makes it"
         ) from error
     return judge.eval().requires_grad_(False)
 
@@ -87,7 +88,7 @@ def small_render(seed: int) -> np.ndarray:
     return render(build_scene(Attributes.sample(seed), WIDTH, HEIGHT), supersample=2).image
 
 
-def train_judge(seeds: range, *, steps: int = 1500, batch: int = 32, lr: float = 3e-3, pool=map) -> Judge:
+def train_judge(seeds: range, *, steps: int, batch: int = 32, lr: float = 3e-3, pool=map) -> Judge:
     """Train on the renders of `seeds`, blurred, noisy and toned at random as edits' results are. `pool`: a map."""
     torch.manual_seed(0)
     rendered = tqdm(pool(small_render, seeds), total=len(seeds), desc="judge's renders", unit="image")

@@ -46,6 +46,8 @@ class Plan:
     unet_batch: int = 24
     unet_lr: float = 3e-3
     channels: tuple[int, ...] = (32, 64, 128)
+    judge_images: int = 6_000
+    judge_steps: int = 1_500
     seed: int = 0
     save_every: int = 250
 
@@ -147,7 +149,9 @@ class _Progress:
         _save(self.path, {"seconds": self.seconds, **state})
 
 
-def train_decoder(work: Path, images: np.ndarray, codec: PatchCodec, plan: Plan, device: str, start: Path | None):
+def train_decoder(
+    work: Path, images: np.ndarray, codec: PatchCodec, plan: Plan, device: str, start: Path | None = None
+):
     """Train the VAE's decoder behind the frozen, constructed encoder, on 128x128 crops. Returns (vae, seconds)."""
     torch.manual_seed(plan.seed)
     if start is None:
@@ -198,7 +202,7 @@ def reconstruction_psnr(vae, count: int = 64) -> float:
     return float(np.mean(values))
 
 
-def train_unet(work: Path, latents: torch.Tensor, plan: Plan, device: str, start: Path | None):
+def train_unet(work: Path, latents: torch.Tensor, plan: Plan, device: str, start: Path | None = None):
     """Train U-Net and text encoder together on noise prediction. Returns (unet, text_encoder, tokenizer, seconds)."""
     torch.set_flush_denormal(True)  # zero-initialised branches start with numbers that are slow to compute with
     torch.manual_seed(plan.seed)

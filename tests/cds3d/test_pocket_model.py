@@ -8,14 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 
 from cds3d.guidance import load_guidance
-from cds3d.pocket import model, training
+from cds3d.pocket import model, samples, training
 from cds3d.pocket.capture import words
+from cds3d.pocket.judge import load_judge
 from cds3d.pocket.muon import Muon, orthogonalise
 from cds3d.pocket.patch_codec import PatchCodec, write_into
 from cds3d.pocket.raycast import render
+from cds3d.pocket.vocabulary import unknown_words
 from cds3d.pocket.world import Attributes, build_scene
+from tensorf.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -236,10 +240,15 @@ def trained(tmp_path_factory):
     spec.loader.exec_module(script)
     folder, before = tmp_path_factory.mktemp("pocket"), torch.get_num_threads()
     options = "--images 20 --decoder-steps 2 --decoder-batch 1 --unet-steps 2 --unet-batch 2 --threads 1 --device cpu"
+    options += " --judge-images 8 --judge-steps 2"
     places = ["--work", str(folder / "work"), "--output", str(folder / "out")]
     with pytest.MonkeyPatch.context() as patch:
         psnr = training.reconstruction_psnr
         patch.setattr(training, "reconstruction_psnr", lambda vae: psnr(vae, count=1))  # of 64 images
+        drawn = samples.draw_samples
+        patch.setattr(samples, "draw_samples", lambda folder, device: drawn(folder, device=device, steps=1))
+        asked = samples.prompts()
+        patch.setattr(samples, "prompts", lambda: asked[:7])
         script.main([*options.split(), *places, "--stage", "render"])
         assert (folder / "work" / "images.npy").exists() and not (folder / "out").exists()
         script.main([*options.split(), *places])
@@ -269,6 +278,65 @@ def test_trained_pipeline_is_guidance(trained):
     assert guidance.alphas.shape == (1000,)
     assert guidance.encode_text("a red flower").shape == (1, model.MAX_TOKENS, model.TEXT_WIDTH)
     assert guidance.encode_image(torch.rand(1, 3, 45, 60)).shape == (1, 4, 5, 7)
+
+
+def test_trained_judge_is_a_judge(trained):
+    logits = load_judge(trained / "out" / "judge.safetensors")(torch.rand(2, 3, 45, 60))
+    assert {name: tuple(values.shape) for name, values in logits.items()} == {
+        "species": (2, 12),
+        "color": (2, 8),
+        "material": (2, 3),
+    }
+
+
+def test_samples_are_drawn_and_judged(trained):
+    report = json.loads((trained / "out" / "training.json").read_text())
+    assert report["sample_prompts"] == 7 and 0 <= report["sample_judge_agreement"] <= 1
+    with Image.open(trained / "out" / "samples.jpg") as sheet:
+        assert sheet.size == (6 * 192, 2 * 144)
+
+
+def test_sample_prompts_are_of_the_world():
+    asked = samples.prompts()
+    assert len(asked) == 36 and asked[0][0].startswith("a red daisy")
+    assert any("wooden" in prompt for prompt, _ in asked)
+    for prompt, attributes in asked:
+        assert attributes.species in prompt.split() and not unknown_words(prompt)
+
+
+def test_a_file_that_is_no_judge_is_told(tmp_path):
+    (tmp_path / "judge.safetensors").write_bytes(b"nothing")
+    for name in ("judge.safetensors", "missing.safetensors"):
+        with pytest.raises(UserError, match=f"{name} is no judge.*--stage judge"):
+            load_judge(tmp_path / name)
+
+
+def test_the_codec_is_read_off_a_vae(codec, vae):
+    read = PatchCodec.read(vae)
+    assert torch.allclose(read.filters, codec.filters, atol=1e-3 * codec.filters.abs().max())
+    assert torch.allclose(read.bias, codec.bias, atol=1e-3)
+    x = torch.rand(1, 3, 24, 32) * 2 - 1
+    assert torch.allclose(read.encode(x), codec.encode(x), atol=5e-3)
+
+
+def test_training_begins_from_an_older_pipeline(trained, tmp_path, one_thread):
+    # An older vocabulary: the same words in another order, and one that is no longer there.
+    old, start = StableDiffusionPipeline.from_pretrained(trained / "out", safety_checker=None), tmp_path / "old"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "WORDS", ["zebra", *reversed(model.WORDS)])
+        tokenizer = model.build_tokenizer(tmp_path / "tokenizer")
+    text_encoder = model.build_text_encoder(tokenizer)
+    parts = dict(vae=old.vae, unet=old.unet, text_encoder=text_encoder, tokenizer=tokenizer)
+    model.save_pipeline(start, **parts)
+    plan = training.Plan(unet_steps=0)
+    unet, text, words_now, _ = training.train_unet(tmp_path, torch.zeros(1, 2, 4, 8, 8), plan, "cpu", start)
+    for a, b in zip(unet.parameters(), old.unet.parameters()):
+        assert torch.equal(a, b.float())
+    before, now = load_guidance(str(start), device=CPU), words_now("a red mug", return_tensors="pt").input_ids
+    expected = before.encode_text("a red mug")
+    assert not torch.equal(now, before.tokenizer("a red mug", return_tensors="pt").input_ids)
+    assert torch.allclose(text(now).last_hidden_state, expected[:, : now.shape[1]], atol=1e-5)
+    assert torch.equal(training.fit_codec(tmp_path, None, start).filters, PatchCodec.read(old.vae.float()).filters)
 
 
 def test_world_s_images_are_rendered_by_seed(trained):
