@@ -104,10 +104,12 @@ def _parser(command: str) -> argparse.ArgumentParser:
     for name, text in _FLAGS[command].items():
         metavar, help_ = text.split("|")
         parser.add_argument(f"--{name}", metavar=metavar, help=help_)
-    switches = parser.add_mutually_exclusive_group()
-    for name, text in _SWITCHES.get(command, {}).items():
-        option, help_ = text.split("|")
-        switches.add_argument(f"--{name}", dest="switch", action="store_const", const=option, help=f"{option}: {help_}")
+    if command in _SWITCHES:  # argparse cannot print an empty group
+        switches = parser.add_mutually_exclusive_group()
+        for name, text in _SWITCHES[command].items():
+            option, help_ = text.split("|")
+            help_ = f"{option}: {help_}"
+            switches.add_argument(f"--{name}", dest="switch", action="store_const", const=option, help=help_)
     parser.add_argument("options", nargs="*", metavar="key=value", help="see below")
     return parser
 

@@ -34,7 +34,7 @@ def prompts() -> list[tuple[str, Attributes]]:
 
 @torch.no_grad()
 def draw_samples(folder: Path, *, guidance_scale: float = 6.0, steps: int = 25, device: str = "cpu") -> dict:
-    """Write `samples.jpg` into the pipeline folder; returns how many prompts there were and how often the judge agrees."""
+    """Write `samples.jpg` into the pipeline folder; returns how many prompts there were and the judge's agreement."""
     judge = load_judge(folder / "judge.safetensors")
     pipeline = StableDiffusionPipeline.from_pretrained(folder, low_cpu_mem_usage=False).to(device)
     pipeline.set_progress_bar_config(disable=True)

@@ -7,7 +7,7 @@ from cds3d.cli import main, run_command
 from cds3d.options import data_folder, groups
 
 
-@pytest.mark.parametrize("command", ["train", "edit", "render"])
+@pytest.mark.parametrize("command", ["train", "edit", "render", "bench"])
 def test_help_shows_every_option_with_its_default(command, capsys):
     with pytest.raises(SystemExit) as stop:
         run_command(command, ["--help"])
@@ -17,14 +17,20 @@ def test_help_shows_every_option_with_its_default(command, capsys):
     config = OmegaConf.load(folder / f"{command}.yaml")
     for key, value in config.items():
         if key != "defaults":
-            shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+            shown = f"[{', '.join(value)}]" if OmegaConf.is_list(value) else value
+            shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else shown
             assert f"{key}: {shown}" in text
     chosen = {k: v for entry in config.get("defaults", []) if entry != "_self_" for k, v in entry.items()}
     for group, default in chosen.items():
         assert group in text and all(name in text for name in groups()[group])
         for line in (folder / group / f"{default}.yaml").read_text().splitlines():
             assert line in text
-    flags = {"train": ["--capture"], "edit": ["--tgt", "--src", "--image", "--capture"], "render": []}
+    flags = {
+        "train": ["--capture"],
+        "edit": ["--tgt", "--src", "--image", "--capture"],
+        "render": [],
+        "bench": ["--quick", "--full"],
+    }
     assert all(flag in text for flag in flags[command])
 
 
@@ -36,14 +42,23 @@ def test_every_option_has_a_comment():
                 assert "#" in line, f"{path.name}: {line}"
 
 
+def test_switches_stand_for_options(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_command("bench", ["--full", "cases=0"]) == 1
+    assert "cases=0 has to be" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        run_command("bench", ["--quick", "--full"])
+    assert stop.value.code == 2 and "not allowed with" in capsys.readouterr().err
+
+
 def test_main(capsys):
     assert main([]) == 0
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in ("train", "edit", "render"))
+    assert all(name in out for name in ("train", "edit", "render", "bench"))
     assert main(["paint"]) == 2
     out, err = capsys.readouterr()
-    assert err == "error: 'paint' is no command; use one of: train, edit, render\n" and out == ""
+    assert err == "error: 'paint' is no command; use one of: train, edit, render, bench\n" and out == ""
     assert main(["--version"]) == 0
     assert "cds3d 0." in capsys.readouterr().out
 
