@@ -181,6 +181,16 @@ def peak_memory_mb() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
+def memory_mb() -> float:
+    """In use now, of the GPU where one was used, else of this process (of its peak where that cannot be asked)."""
+    if torch.cuda.is_available() and torch.cuda.memory_allocated():
+        return torch.cuda.memory_allocated() / 2**20
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+    except OSError:
+        return peak_memory_mb()
+
+
 def write_text(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".part")
     try:

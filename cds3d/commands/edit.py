@@ -14,6 +14,7 @@ from cds3d.commands.scenes import capture_root, load_scene
 from cds3d.commands.train import source_folder, train_command
 from cds3d.commands.videos import frames_of, path_cameras, resized_to, side_by_side, write_image, write_video
 from cds3d.editor import EditConfig, Editor
+from cds3d.forecast import field_edit_mb
 from cds3d.guidance import Guidance, load_guidance
 from cds3d.metrics.psnr import psnr
 from cds3d.metrics.truth import TrueEdit, edit_figures
@@ -21,7 +22,7 @@ from cds3d.objectives.objective import Objective, Prompts
 from cds3d.options import build, load_config, not_negative, pick_device, positive, whole
 from cds3d.pocket.capture import WorldCapture, changed_region
 from cds3d.pocket.vocabulary import unknown_words
-from cds3d.runs import RunFolder, interrupts_between_steps, peak_memory_mb, slug
+from cds3d.runs import RunFolder, interrupts_between_steps, memory_mb, peak_memory_mb, slug
 from cds3d.subjects.field import FieldViews
 from cds3d.subjects.image import LatentImage, PixelImage
 from tensorf.captures import Capture
@@ -54,8 +55,8 @@ def _check_prompts(config: DictConfig) -> None:
         raise UserError(f'--src and --tgt are both "{config.tgt}": there is nothing to edit')
     if config.guidance.path == "pocket" and (unknown := unknown_words(config.src, config.tgt)):
         log.warning(
-            "guidance=pocket does not know %s: it was trained on flowers and four animals of a procedural world only "
-            "(see its model card); real prompts need real Stable Diffusion weights, as in guidance=sd14",
+            "guidance=pocket does not know %s: it was trained on flowers, animals and a few objects of a procedural "
+            "world only (see its model card); real prompts need real Stable Diffusion weights, as in guidance=sd14",
             ", ".join(f'"{w}"' for w in unknown),
         )
 
@@ -151,6 +152,7 @@ def _edit_scene(config: DictConfig) -> Path:
         seed=config.seed,
     )
     editor = Editor(subject, guidance, objective, prompts, edit_config)
+    expected_mb = _forecast(guidance, prompts, source, views, objective)
     run.begin()
     seconds = _optimise(editor, run, config.save_every)
     edit_peak_mb = peak_memory_mb()
@@ -162,11 +164,24 @@ def _edit_scene(config: DictConfig) -> Path:
         "seconds_per_iteration": seconds,
         "edit_seconds": seconds * editor.iteration,
         "edit_peak_memory_mb": edit_peak_mb,
+        "expected_memory_mb": expected_mb,
     }
     run.finish(metrics)
     told = ", ".join(f"{k} {metrics[k]:.2f}" for k in ("edit_gain_db", "kept_psnr_db") if k in metrics)
     log.info("%s: done%s", run.path, f" ({told})" if told else "")
     return run.path
+
+
+def _forecast(guidance: Guidance, prompts: Prompts, field, views: list, objective: Objective) -> float:
+    """Tell, and return, the peak memory in MB that the edit is expected to need."""
+    contrast = objective.kind == "cds" and objective.weight > 0
+    size = (views[0].height, views[0].width)
+    before = memory_mb()  # asked first: what the forecast itself frees stays with the process
+    parts = field_edit_mb(guidance, prompts.target, field, len(views), *size, contrast)
+    expected = before + sum(parts.values())
+    told = ", ".join(f"{name} {mb:.0f}" for name, mb in parts.items())
+    log.info("expecting a peak of %.1f GB of memory: %.0f MB now, and %s", expected / 1024, before, told)
+    return expected
 
 
 def _train_source(config: DictConfig, path: Path) -> None:

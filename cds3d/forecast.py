@@ -1,0 +1,58 @@
+"""How much memory an edit is going to need, told before its first iteration."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cds3d.guidance import Guidance
+
+_VIEW_BYTES = 90  # a ray of a kept view: origin, direction, span, residue, and about four samples with their scales
+_MIB = 2**20
+
+
+def parameter_mb(module: torch.nn.Module) -> float:
+    return sum(p.numel() * p.element_size() for p in module.parameters()) / _MIB
+
+
+def step_mb(guidance: Guidance, text: Tensor, height: int, width: int, contrast: bool) -> float:
+    """What the backward passes of one step keep: of the U-Net if a contrastive term goes through it, and of the VAE.
+
+    height, width: pixels. Runs both networks once on zeros, and counts what autograd saves.
+    """
+    with torch.enable_grad():
+        image = torch.zeros(1, 3, height, width, device=guidance.device, requires_grad=True)
+        encoder = _saved_mb(lambda: guidance.encode_image(image), guidance.vae)
+        if not contrast:
+            return encoder
+        z = torch.zeros(1, guidance.unet.config.in_channels, height // 8, width // 8, device=guidance.device)
+        z.requires_grad_()
+        return encoder + _saved_mb(lambda: guidance.predict(z, 500, text, "self"), guidance.unet)
+
+
+def _saved_mb(forward, *networks: torch.nn.Module) -> float:
+    """MB of the distinct storages that autograd keeps for `forward`'s backward pass, the networks' weights left out."""
+    weights = {p.untyped_storage().data_ptr() for network in networks for p in network.parameters()}
+    sizes: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        kept = forward()  # held, so that no storage is freed and counted anew under the same address
+    del kept
+    return sum(sizes.values()) / _MIB
+
+
+def field_edit_mb(
+    guidance: Guidance, text: Tensor, field: torch.nn.Module, views: int, height: int, width: int, contrast: bool
+) -> dict[str, float]:
+    """MB that an edit of a loaded field with a loaded model adds to what is there, by what they are for."""
+    return {
+        "optimiser": 3 * parameter_mb(field),  # gradient and Adam's two moments
+        "views": views * height * width * _VIEW_BYTES / _MIB,
+        "step": step_mb(guidance, text, height, width, contrast),
+    }
