@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
 
 import cds3d  # noqa: F401  (thread policy before torch)
 from tensorf.errors import UserError
@@ -73,6 +74,9 @@ def run_command(command: str, argv: list[str]) -> int:
     except KeyboardInterrupt as stop:
         print(f"\nstopped{f': {stop}' if str(stop) else ''}", file=sys.stderr)
         return 130
+    except BrokenExecutor:
+        print("error: a worker was killed, most likely for lack of memory: lower jobs", file=sys.stderr)
+        return 1
     except OSError as error:
         if error.errno == errno.ENOSPC:
             print(f"error: the disk is full ({error}): make room, then pass resume=true", file=sys.stderr)

@@ -67,7 +67,7 @@ def _check_groups(command: str, options: list[str]) -> None:
 def _explain(command: str, error: Exception) -> str:
     if "Could not override" in str(error):
         key = str(error).split("'")[1]
-        return f"unknown option {key}: python {command}.py --help lists all (no key was changed)"
+        return f"unknown option {key}: cds3d {command} --help lists all (no key was changed)"
     return f"cannot read the options: {reason(error.__cause__ or error)}"
 
 

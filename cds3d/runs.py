@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ from tensorf.errors import UserError, reason
 # asks to be lowered.
 _FREE_KEYS = ("resume", "overwrite", "output", "device", "threads", "save_every", "video_frames", "video_width")
 _FREE_KEYS += ("edit.lr", "field.lr_grid", "field.lr_network")
-_FREE_KEYS += ("guidance.scale", "guidance.dtype", "guidance.contrastive_weight", "objective.weight")
+_FREE_KEYS += ("guidance.scale", "guidance.dtype", "objective.weight")
 
 
 def slug(text: str) -> str:
@@ -174,11 +174,24 @@ def read_config(folder: Path) -> DictConfig:
 
 
 def peak_memory_mb() -> float:
-    """Of the GPU where one was used, else of this process."""
+    """Of the GPU where one was used, else of this process; since `reset_peak_memory` where the system can do that."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**10
+    except (OSError, TypeError):
+        pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def reset_peak_memory() -> None:
+    """Let `peak_memory_mb` begin anew, where the system can: on a GPU, and on Linux."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def memory_mb() -> float:

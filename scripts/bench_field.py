@@ -38,7 +38,7 @@ from cds3d.metrics.psnr import psnr  # noqa: E402
 from cds3d.options import load_config  # noqa: E402
 from cds3d.pocket.capture import write_orbit  # noqa: E402
 from cds3d.pocket.world import Attributes  # noqa: E402
-from cds3d.runs import peak_memory_mb  # noqa: E402
+from cds3d.runs import peak_memory_mb, reset_peak_memory, write_text  # noqa: E402
 from tensorf import lookup  # noqa: E402
 from tensorf.captures import load_capture  # noqa: E402
 from tensorf.checkpoint import load_field  # noqa: E402
@@ -106,7 +106,13 @@ def seconds(action, device: torch.device, repeats: int = 3, warm: bool = True) -
 
 
 def bench_views(field: Field, camera, widths: list[int], reference_rays: int) -> dict:
-    rows, peak = [], 0.0
+    rows = []
+    middle = camera.resized(252, round(camera.height * 252 / camera.width))
+    reset_peak_memory()
+    view = View(field, middle)
+    view.render(field)
+    view.backward(field, torch.randn(middle.height, middle.width, 3, device=field.device))
+    peak = peak_memory_mb()
     for width in widths:
         resized = camera.resized(width, round(camera.height * width / camera.width))
         view = View(field, resized)
@@ -126,9 +132,6 @@ def bench_views(field: Field, camera, widths: list[int], reference_rays: int) ->
                     plain_render(field, part)
                 plain_render(field, part).color.sum().backward()
 
-        if not rows or resized.width == 252:
-            gradient()
-            peak = peak_memory_mb()  # before the reference raises it; of widths up to this one
         with Plain(), torch.no_grad():
             truth = torch.cat([plain_render(field, rays[i : i + 1024]).color for i in range(0, len(rays), 1024)])
         with Plain():
@@ -250,7 +253,8 @@ def main(argv=None) -> None:
         result[f"edit_{args.edit_iterations}_iterations_seconds"] = taken
         print(f"{args.edit_iterations} iterations of an edit: {taken:.0f} s by the clock")
     args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(result, indent=2) + "\n")
+    before = json.loads(args.json.read_text()) if args.only and args.json.exists() else {}  # the other parts'
+    write_text(args.json, json.dumps(before | result, indent=2) + "\n")
 
 
 def _print(rows: list[dict]) -> None:

@@ -34,6 +34,7 @@ from cds3d.guidance.loading import DTYPES, load_guidance  # noqa: E402
 from cds3d.objectives.objective import SCORE_SCALE, Objective, Prompts  # noqa: E402
 from cds3d.objectives.patchnce import contrastive_loss  # noqa: E402
 from cds3d.objectives.scores import classifier_free, dds_gradient  # noqa: E402
+from cds3d.runs import write_text  # noqa: E402
 
 
 class Stub(torch.nn.Module):
@@ -164,7 +165,7 @@ def main(argv=None) -> None:
         random_sd(dtype, device) if args.model == "sd" else load_guidance(args.model, dtype=dtype, device=device)
     )
     reference = load("fp32")
-    scale, weight = 7.5, 3.0
+    scale, weight = 7.5, 3.0  # as published, whatever the model
     result = {"model": args.model, "machine": machine(device), "rows": []}
     print(f"{args.model}, against the published flow in fp32, {machine(device)}")
     print(" dtype   latent   ours s  published s  ratio  CPU ratio  difference")
@@ -185,7 +186,7 @@ def main(argv=None) -> None:
             result["gradient_relative_error"] = max(row["gradient_difference"] for row in rows)
         del model
     args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(result, indent=2) + "\n")
+    write_text(args.json, json.dumps(result, indent=2) + "\n")
     print(f"{args.json}: " + ", ".join(f"ratio_{d} {result[f'ratio_{d}']:.2f}" for d in args.dtypes))
 
 

@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
@@ -95,7 +94,7 @@ def main(argv=None) -> None:
 
 
 def train_judge(args: argparse.Namespace, plan: training.Plan) -> None:
-    with ProcessPoolExecutor(args.threads) as pool:
+    with training.workers(args.threads) as pool:
         seeds = range(JUDGE_SEED, JUDGE_SEED + plan.judge_images)
         trained = judge.train_judge(seeds, steps=plan.judge_steps, pool=partial(pool.map, chunksize=32))
     judge.save_judge(trained, args.output / judge.FILE.name)

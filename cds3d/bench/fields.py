@@ -17,6 +17,7 @@ from cds3d.commands.train import source_folder
 from cds3d.commands.videos import resized_to
 from cds3d.metrics.consistency import view_consistency
 from cds3d.metrics.depth import depth_error, true_depth
+from cds3d.options import pick_device
 from cds3d.pocket.capture import WorldCapture
 from cds3d.pocket.judge import Judge
 from tensorf.checkpoint import load_field
@@ -29,18 +30,20 @@ def edit_field(config: DictConfig, judge: Judge) -> tuple[dict, dict[str, Tensor
 
     Returns figures, means over the held-out cameras, and pictures (H, W, 3) of the first of them.
     """
-    folder = Path(config.output)
+    folder, capture = Path(config.output), load_scene(config)
+    world = WorldCapture.read(capture_root(config))
+    target = world.edited(str(config.src or config.scene.prompt), config.tgt) if world else None
+    if target is None or not capture.test:
+        raise UserError(f'scene={config.scene.name} has no true edit towards "{config.tgt}", or no held-out view')
     if not (folder / "metrics.json").exists():
         edit_command(config)
     metrics = json.loads((folder / "metrics.json").read_text())
-    capture = load_scene(config)
-    world = WorldCapture.read(capture_root(config))
-    target = world.edited(str(config.src or config.scene.prompt), config.tgt) if world else None
-    if target is None:
-        raise UserError(f'scene={config.scene.name} has no true edit towards "{config.tgt}"')
-    source, edited = load_field(source_folder(config) / "field.safetensors"), load_field(folder / "field.safetensors")
+    device = pick_device(config.device)
+    source, edited = (load_field(f / "field.safetensors", device) for f in (source_folder(config), folder))
     cameras = [resized_to(capture.cameras[i], config.edit.width) for i in capture.test]
-    before, after = ([render_view(field, c) for c in cameras] for field in (source, edited))
+    before, after = (
+        [{k: v.cpu() for k, v in render_view(field, c).items()} for c in cameras] for field in (source, edited)
+    )
     rows, first = [], {}
     for k, (i, camera) in enumerate(zip(capture.test, cameras)):
         name = Path(capture.image_names[i]).stem

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import torch
@@ -17,10 +18,11 @@ from cds3d.options import build
 from cds3d.pocket.judge import Judge
 from cds3d.pocket.raycast import render
 from cds3d.pocket.world import build_scene
+from cds3d.runs import peak_memory_mb, reset_peak_memory
 from cds3d.subjects.image import LatentImage
 
 WIDTH, HEIGHT = 256, 192
-STAGES = (0.125, 0.25, 0.5, 0.75, 1.0)  # shares of the run at which figures are taken
+STAGES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)  # shares of the run at which figures are taken
 
 
 def edit_case(
@@ -32,6 +34,7 @@ def edit_case(
     """
     before, after = (render(build_scene(a, WIDTH, HEIGHT)) for a in (case.source, case.target))
     truth = Truth.of(before, after)
+    reset_peak_memory()
     subject = LatentImage(torch.from_numpy(before.image).permute(2, 0, 1).float() / 255, guidance)
     prompts = Prompts(*(guidance.encode_text(text) for text in ("", case.src, case.tgt)))
     objective = build(Objective, config.objective, scale=float(config.guidance.scale))
@@ -40,12 +43,13 @@ def edit_case(
     stages, spent = [], 0.0
     for share in STAGES:
         start = time.perf_counter()
-        while editor.iteration < round(share * editor.config.iterations):
+        while editor.iteration < math.ceil(share * editor.config.iterations):
             editor.step()
         spent += time.perf_counter() - start
         edited = subject.image().permute(1, 2, 0)
         stages.append({"iteration": editor.iteration, **picture_figures(edited, source, truth, judge, case.target)})
-    final = {k: v for k, v in stages[-1].items() if k != "iteration"} | {"seconds": spent}
+    final = {k: v for k, v in stages[-1].items() if k != "iteration"}
+    final |= {"seconds": spent, "peak_memory_mb": peak_memory_mb()}
     return final, stages, {"source": source, "truth": truth.image, "edit": edited}
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-_RESAMPLES = 2000
+# Student's t, 97.5%, for 1, 2, ... degrees of freedom; the last one stands for all that follow.
+_T = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120)
+_T += (2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042, 1.96)
 # What a table shows: key of the figures, heading, decimals.
 COLUMNS = (
     ("edit_gain_db", "gain, dB", 1),
@@ -25,32 +27,54 @@ COLUMNS = (
 
 
 def interval(values: list[float]) -> tuple[float, float]:
-    """95% confidence interval of the mean, by bootstrap; of one value it is that value."""
-    values = np.asarray(values)
-    picks = np.random.default_rng(0).integers(0, len(values), (_RESAMPLES, len(values)))
-    low, high = np.percentile(values[picks].mean(1), [2.5, 97.5])
-    return float(low), float(high)
+    """95% confidence interval of a mean from n independent values: Student's t. One value has none: nan."""
+    n = len(values)
+    if n < 2:
+        return math.nan, math.nan
+    mean, spread = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(n)
+    half = _T[min(n - 1, len(_T)) - 1] * spread
+    return mean - half, mean + half
+
+
+def proportion_interval(values: list[float]) -> tuple[float, float]:
+    """95% confidence interval of a share, from n values between 0 and 1 (Wilson's)."""
+    n, p, z = len(values), float(np.mean(values)), 1.96
+    if n < 2:
+        return math.nan, math.nan
+    middle, half = (p + z * z / (2 * n)) / (1 + z * z / n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return middle - half / (1 + z * z / n), middle + half / (1 + z * z / n)
 
 
 def summarise(runs: list[dict]) -> dict[str, dict[str, dict]]:
-    """summary[task][objective]: the mean of each figure, its interval as <figure>_ci, and the number of runs."""
-    grouped: dict = defaultdict(lambda: defaultdict(list))
+    """summary[task][objective]: the mean of each figure, its interval as <figure>_ci, the number of cases and of runs.
+
+    Several seeds of a case count as one: their mean. Fields have one case, so that their seeds are what varies.
+    """
+    grouped: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for run in runs:
-        grouped[run["task"]][run["objective"]].append(run["figures"])
+        unit = (run["task"], run["case"], run["seed"] if run["task"].startswith("field-") else None)
+        grouped[run.get("pool", run["task"])][run["objective"]][unit].append(run["figures"])
     return {
-        task: {objective: _means(figures) for objective, figures in by_objective.items()}
+        task: {objective: _means(list(units.values())) for objective, units in by_objective.items()}
         for task, by_objective in grouped.items()
     }
 
 
-def _means(figures: list[dict]) -> dict:
-    row: dict = {"runs": len(figures)}
-    for key in figures[0]:
-        values = [f[key] for f in figures if not math.isnan(f[key])]
-        if values:
-            row[key] = round(float(np.mean(values)), 4)
-            row[key + "_ci"] = [round(v, 4) for v in interval(values)]
+def _means(units: list[list[dict]]) -> dict:
+    row: dict = {"cases": len(units), "runs": sum(len(unit) for unit in units)}
+    for key in units[0][0]:
+        values = [[f[key] for f in unit if not math.isnan(f[key])] for unit in units]
+        _put(row, key, [float(np.mean(v)) for v in values if v])
     return row
+
+
+def _put(row: dict, key: str, values: list[float]) -> None:
+    """The mean of independent values under `key`, their interval under key_ci; nothing where there is none."""
+    if values:
+        row[key] = round(float(np.mean(values)), 4)
+    if len(values) > 1:
+        low, high = (proportion_interval if key == "accuracy" else interval)(values)
+        row[key + "_ci"] = [round(low, 4), round(high, 4)]
 
 
 def curves(runs: list[dict]) -> dict[str, dict[str, list[dict]]]:
@@ -71,64 +95,65 @@ def curves(runs: list[dict]) -> dict[str, dict[str, list[dict]]]:
     }
 
 
-def at_gain(stages: list[dict], gain: float, key: str) -> float:
-    """The figure `key` where a run's gain first reaches `gain`, linear between stages."""
-    before = stages[0]
-    for now in stages:
-        if now["edit_gain_db"] >= gain:
-            step = now["edit_gain_db"] - before["edit_gain_db"]
-            share = 1.0 if step <= 0 else (gain - before["edit_gain_db"]) / step
+def at_gain(stages: list[dict], gain: float, key: str) -> float | None:
+    """The figure `key` where a run's gain first reaches `gain`, linear between stages.
+
+    None where it has reached it by the first stage already (what was kept on the way there is not known), or never.
+    """
+    for before, now in zip(stages, stages[1:]):
+        if stages[0]["edit_gain_db"] < gain <= now["edit_gain_db"]:
+            share = (gain - before["edit_gain_db"]) / (now["edit_gain_db"] - before["edit_gain_db"])
             return before[key] + share * (now[key] - before[key])
-        before = now
-    return stages[-1][key]
+    return None
 
 
 def equal_progress(runs: list[dict], first: str = "cds", second: str = "dds") -> dict[str, dict]:
     """Per task: how much more `first` keeps than `second` at the largest gain that both reach in a case.
 
-    Cases in which either never gains anything are left out, and counted.
+    Cases without such a gain, or with one that a run has reached by its first stage, are left out, and counted.
     """
     by_case: dict = defaultdict(dict)
     for run in runs:
         if run.get("stages") and run["objective"] in (first, second):
-            by_case[run["task"], run["case"], run["seed"]][run["objective"]] = run["stages"]
+            key = (run.get("pool", run["task"]), run["task"], run["case"], run["seed"])
+            by_case[key][run["objective"]] = run["stages"]
     result: dict = {}
-    for (task, _, _), pair in by_case.items():
+    for (pool, *_), pair in by_case.items():
         if len(pair) < 2:
             continue
-        row = result.setdefault(task, {"cases": 0, "left_out": 0, "gain_db": [], "kept_db": [], "structure": []})
+        row = result.setdefault(pool, {"cases": 0, "left_out": 0, "gain_db": [], "kept_db": [], "structure": []})
         gain = min(max(s["edit_gain_db"] for s in stages) for stages in pair.values())
-        if gain <= 0:
+        kept, structure = (
+            [at_gain(pair[name], gain, key) for name in (first, second)] for key in ("kept_psnr_db", "structure")
+        )
+        if gain <= 0 or None in kept:
             row["left_out"] += 1
             continue
         row["cases"] += 1
         row["gain_db"].append(gain)
-        for name, key in (("kept_db", "kept_psnr_db"), ("structure", "structure")):
-            row[name].append(at_gain(pair[first], gain, key) - at_gain(pair[second], gain, key))
+        row["kept_db"].append(kept[0] - kept[1])
+        row["structure"].append(structure[0] - structure[1])
     for row in result.values():
         for name in ("gain_db", "kept_db", "structure"):
-            values = row.pop(name)
-            if values:
-                row[name] = round(float(np.mean(values)), 4)
-                row[name + "_ci"] = [round(v, 4) for v in interval(values)]
+            _put(row, name, [v for v in row.pop(name) if not math.isnan(v)])
     return result
 
 
 def table(summary: dict, bounds: dict, progress: dict) -> str:
     """Markdown."""
-    lines = ["| task | objective | runs | " + " | ".join(heading for _, heading, _ in COLUMNS) + " |"]
+    lines = ["| task | objective | cases | " + " | ".join(heading for _, heading, _ in COLUMNS) + " |"]
     lines.append("|---" * (len(COLUMNS) + 3) + "|")
     for task, rows in summary.items():
         for name, row in {**bounds.get(task, {}), **rows}.items():
             label = name if name in rows else f"({name})"
             cells = [cell(row, key, decimals) for key, _, decimals in COLUMNS]
-            lines.append(f"| {task} | {label} | {row['runs']} | " + " | ".join(cells) + " |")
+            lines.append(f"| {task} | {label} | {row['cases']} | " + " | ".join(cells) + " |")
     if progress:
         lines += ["", "CDS less DDS at the largest gain that both reach in a case:", ""]
-        lines += ["| task | cases | at gain, dB | kept, dB | edge F1 |", "|---|---|---|---|---|"]
+        lines += ["| task | cases | left out | at gain, dB | kept, dB | edge F1 |", "|---|---|---|---|---|---|"]
         for task, row in progress.items():
             cells = [cell(row, key, d) for key, d in (("gain_db", 1), ("kept_db", 1), ("structure", 3))]
-            lines.append(f"| {task} | {row['cases']} | " + " | ".join(cells) + " |")
+            lines.append(f"| {task} | {row['cases']} | {row['left_out']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -137,7 +162,7 @@ def cell(row: dict, key: str, decimals: int) -> str:
     if key not in row:
         return ""
     low, high = row.get(key + "_ci", (row[key], row[key]))
-    spread = f" ±{(high - low) / 2:.{decimals}f}" if row.get("runs", row.get("cases", 1)) > 1 else ""
+    spread = f" ±{(high - low) / 2:.{decimals}f}" if key + "_ci" in row else ""
     return f"{row[key]:.{decimals}f}{spread}"
 
 

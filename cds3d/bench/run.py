@@ -9,6 +9,7 @@ Stopped and started again with the same settings, it goes on from the runs that 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import multiprocessing
@@ -29,10 +30,14 @@ from cds3d.bench.fields import edit_field
 from cds3d.bench.images import bounds, edit_case
 from cds3d.bench.tasks import FIELD_TASKS, IMAGE_TASKS, cases
 from cds3d.commands.videos import write_image
+from cds3d.editor import EditConfig
 from cds3d.guidance import Guidance, load_guidance
-from cds3d.options import groups, load_config, pick_device, whole
+from cds3d.objectives.objective import Objective
+from cds3d.options import build, groups, load_config, pick_device, whole
+from cds3d.pocket.judge import FILE as JUDGE
 from cds3d.pocket.judge import Judge, load_judge
-from cds3d.runs import peak_memory_mb, write_text
+from cds3d.pocket.weights_path import WEIGHTS
+from cds3d.runs import write_text
 from tensorf.errors import UserError
 
 log = logging.getLogger("cds3d")
@@ -42,7 +47,9 @@ _SIZES = {
     "full": {"tasks": list(IMAGE_TASKS), "cases": 12, "fields": list(FIELD_TASKS)},
 }
 _SHEET_ROWS = 6
-_NONE = object()
+# Keys of edit.py that `options` may not set: they would falsify a run's label, or its place.
+_OURS = ("objective", "scene", "scene.name", "seed", "device", "output", "resume", "overwrite", "tgt", "src", "image")
+_OURS += ("capture",)
 
 
 @dataclass(frozen=True)
@@ -73,13 +80,12 @@ class Run:
 
 def bench_command(config: DictConfig) -> Path:
     """Do what `config` (configs/bench.yaml) says and return the path of edits.json."""
-    settings = _settings(config)
-    load_judge()  # if it is not there, that is told before anything is done
+    settings, jobs = _settings(config), _jobs(config)
     output = Path(config.output)
     folder = output / "edits"
     _claim(folder, settings, config.overwrite)
     runs = _plan(settings, folder, config.device)
-    _do([r for r in runs if r.kind == "image" and not r.path.exists()], _jobs(config))
+    _do([r for r in runs if r.kind == "image" and not r.path.exists()], jobs)
     for run in tqdm([r for r in runs if r.kind == "field" and not r.path.exists()], desc="fields", unit="edit"):
         _one(run)
     done = [json.loads(r.path.read_text()) for r in runs]
@@ -92,7 +98,7 @@ def bench_command(config: DictConfig) -> Path:
     summary, progress = report.summarise(edits), report.equal_progress(edits)
     result = {
         "settings": settings,
-        "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {config.device}",
+        "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}",
         "summary": summary,
         "bounds": limits,
         "equal_progress": progress,
@@ -109,36 +115,73 @@ def bench_command(config: DictConfig) -> Path:
 
 
 def _settings(config: DictConfig) -> dict:
-    """The settings with the nulls filled in. UserError for what does not exist."""
+    """The settings with the nulls filled in, and a fingerprint of all else that results depend on.
+
+    UserError for what does not exist, before anything is written or deleted.
+    """
+    for key in ("tuning", "overwrite"):
+        if not isinstance(config[key], bool):
+            raise UserError(f"{key}={config[key]} has to be true or false")
     if config.size not in _SIZES:
         raise UserError(f"size={config.size} is unknown; use quick or full")
-    whole(config, "seeds", least=1)
-    filled = {k: v if config[k] is None else OmegaConf.to_object(config)[k] for k, v in _SIZES[config.size].items()}
-    if not isinstance(filled["cases"], int) or filled["cases"] < 1:
-        raise UserError(f"cases={filled['cases']} has to be a whole number of at least 1")
-    rest = {k: OmegaConf.to_object(config)[k] for k in ("objectives", "seeds", "tuning", "options")}
+    given = OmegaConf.to_object(config)
+    settings = {k: v if given[k] is None else given[k] for k, v in _SIZES[config.size].items()}
+    settings |= {k: given[k] for k in ("objectives", "seeds", "tuning", "options")}
+    for key in ("cases", "seeds"):
+        whole(OmegaConf.create(settings), key, least=1)
     for key, known in (("tasks", IMAGE_TASKS), ("fields", FIELD_TASKS), ("objectives", ("sds", "dds", "cds"))):
-        values = {**filled, **rest}[key]
-        if not isinstance(values, list) or (unknown := [v for v in values if v not in known]):
-            what = values if not isinstance(values, list) else unknown[0]
-            raise UserError(
-                f"{key}: {what} is unknown; use a list of {', '.join(known)}, as in {key}=[{next(iter(known))}]"
-            )
-    if not filled["tasks"] and not filled["fields"]:
-        raise UserError("tasks and fields are both empty: there is nothing to do")
-    for option in rest["options"]:
-        if not any(_known(option, base) for base in ([], ["edit=latent"])):
+        values = settings[key]
+        wrong = [v for v in values if v not in known] if isinstance(values, list) else [values]
+        if wrong or len(set(values)) < len(values):
+            what = f"{wrong[0]} is unknown" if wrong else "a name comes twice"
+            raise UserError(f"{key}: {what}; use a list of {', '.join(known)}, as in {key}=[{next(iter(known))}]")
+    if not settings["objectives"] or not settings["tasks"] + settings["fields"]:
+        raise UserError("tasks and fields, or objectives, are empty: there is nothing to do")
+    if settings["tuning"] and settings["fields"]:
+        raise UserError("tuning=true has no fields of its own: the shipped captures are those that are reported")
+    pick_device(config.device)
+    _check_options(settings["options"])
+    load_judge()
+    return settings | {"fingerprint": _fingerprint(settings)}
+
+
+def _check_options(options: list) -> None:
+    for option in options:
+        key = str(option).split("=", 1)[0]
+        if not isinstance(option, str) or "=" not in option:
+            raise UserError(f"options: {option} is not of the form key=value")
+        if key in _OURS:
+            raise UserError(f"options: {key} is the benchmark's own to set")
+        if not any(_known(option, base) for base in ((), ("edit=latent",))):
             raise UserError(f"options: {option} is no option of edit.py")
-    return filled | rest
+
+
+def _fingerprint(settings: dict) -> str:
+    """A digest of the configurations that the runs resolve to, of the judge, and of a local model's weights."""
+    digest = hashlib.sha256(JUDGE.read_bytes())
+    for objective in settings["objectives"]:
+        for kind in ("image", "field"):
+            base = _base(kind, objective)
+            config = load_config("edit", [*base, *_fitting(tuple(settings["options"]), base)])
+            build(Objective, config.objective, scale=float(config.guidance.scale))
+            build(EditConfig, config.edit, seed=0)
+            digest.update(OmegaConf.to_yaml(config, resolve=True).encode())
+            model = WEIGHTS if config.guidance.path == "pocket" else Path(str(config.guidance.path))
+            for file in sorted(model.rglob("*.safetensors")) if model.is_dir() else []:
+                digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:16]
 
 
 def _claim(folder: Path, settings: dict, overwrite: bool) -> None:
     path = folder / "settings.json"
-    if folder.exists() and overwrite and path.exists():
+    if overwrite and path.exists():
         shutil.rmtree(folder)
     if path.exists():
         if json.loads(path.read_text()) != settings:
-            raise UserError(f"{folder} holds a benchmark of other settings: give output=FOLDER, or overwrite=true")
+            raise UserError(
+                f"{folder} holds a benchmark of other settings, defaults or weights: "
+                "give output=FOLDER, or overwrite=true"
+            )
     elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is no benchmark's: give output=FOLDER")
     folder.mkdir(parents=True, exist_ok=True)
@@ -169,7 +212,7 @@ def _jobs(config: DictConfig) -> int:
 
 
 def _do(runs: list[Run], jobs: int) -> None:
-    """Do image runs, `jobs` at a time, each in a process of its own with one thread."""
+    """Do image runs, `jobs` at a time: in processes of one thread each, or here, with all threads, if jobs is 1."""
     bar = tqdm(total=len(runs), desc="images", unit="edit", disable=not runs)
     if jobs == 1:
         for run in runs:
@@ -197,14 +240,21 @@ def _models(path: str, dtype: str, config: str | None, device: str) -> tuple[Gui
 def _one(run: Run) -> None:
     """Do one run and write its figures, last, and its pictures."""
     objective = "cds" if run.objective == "bounds" else run.objective
-    base = [f"objective={objective}", *(["edit=latent"] if run.kind == "image" else [])]
+    base = _base(run.kind, objective)
     options = [*base, *_fitting(run.options, base), f"seed={run.seed}", f"device={run.device}"]
     result = {"task": run.task, "case": run.case, "objective": run.objective, "seed": run.seed}
+    result |= {"device": str(pick_device(run.device)), "threads": torch.get_num_threads()}
     if run.kind == "field":
         scene = run.task.removeprefix("field-")
         folder = run.path.with_suffix("")
         unfinished = (folder / "state" / "state.pt").exists() and not (folder / "metrics.json").exists()
-        options += [f"scene={scene}", f"output={folder}", "video_frames=0", f"resume={str(unfinished).lower()}"]
+        options = [
+            "video_frames=0",
+            *options,
+            f"scene={scene}",
+            f"output={folder}",
+            f"resume={str(unfinished).lower()}",
+        ]
         config = load_config("edit", options)
         config.tgt = FIELD_TASKS[scene]
         result["figures"], pictures = edit_field(config, load_judge())
@@ -217,21 +267,31 @@ def _one(run: Run) -> None:
             result["figures"], pictures = bounds(case, guidance, judge), {}
         else:
             result["figures"], result["stages"], pictures = edit_case(case, config, guidance, judge)
-            result["figures"]["peak_memory_mb"] = peak_memory_mb()
     run.path.parent.mkdir(parents=True, exist_ok=True)
     for which, picture in pictures.items():
         write_image(run.picture(which), picture)
     write_text(run.path, json.dumps(result) + "\n")
 
 
-def _known(option: str, base: list[str]) -> bool:
-    """Whether `base` (options of edit.py) leaves a configuration that has this option's key, or its group."""
+def _base(kind: str, objective: str) -> tuple[str, ...]:
+    return (f"objective={objective}", *(("edit=latent",) if kind == "image" else ()))
+
+
+@lru_cache
+def _keys(base: tuple[str, ...]) -> frozenset[str]:
+    """Dotted keys and groups of edit.py's configuration with these options."""
+    config = load_config("edit", list(base))
+    nested = {f"{k}.{inner}" for k, v in config.items() if OmegaConf.is_dict(v) for inner in v}
+    return frozenset({*map(str, config), *nested, *groups()})
+
+
+def _known(option: str, base: tuple[str, ...]) -> bool:
+    """Whether runs that begin with `base` have this option; presets of edit= are for fields."""
     key = option.split("=", 1)[0]
-    config = load_config("edit", base)
-    return key in groups() or OmegaConf.select(config, key, default=_NONE) is not _NONE
+    return key in _keys(base) and not (key == "edit" and "edit=latent" in base)
 
 
-def _fitting(options: tuple[str, ...], base: list[str]) -> list[str]:
+def _fitting(options: tuple[str, ...], base: tuple[str, ...]) -> list[str]:
     """The options that these runs have: SDS and DDS have no objective.weight, images no edit.width."""
     return [o for o in options if _known(o, base)]
 

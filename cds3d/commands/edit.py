@@ -22,7 +22,7 @@ from cds3d.objectives.objective import Objective, Prompts
 from cds3d.options import build, load_config, not_negative, pick_device, positive, whole
 from cds3d.pocket.capture import WorldCapture, changed_region
 from cds3d.pocket.vocabulary import unknown_words
-from cds3d.runs import RunFolder, interrupts_between_steps, memory_mb, peak_memory_mb, slug
+from cds3d.runs import RunFolder, interrupts_between_steps, memory_mb, peak_memory_mb, reset_peak_memory, slug
 from cds3d.subjects.field import FieldViews
 from cds3d.subjects.image import LatentImage, PixelImage
 from tensorf.captures import Capture
@@ -154,6 +154,7 @@ def _edit_scene(config: DictConfig) -> Path:
     editor = Editor(subject, guidance, objective, prompts, edit_config)
     expected_mb = _forecast(guidance, prompts, source, views, objective)
     run.begin()
+    reset_peak_memory()  # of a source that was trained in this process
     seconds = _optimise(editor, run, config.save_every)
     edit_peak_mb = peak_memory_mb()
     save_field(subject.target, run.path / "field.safetensors")

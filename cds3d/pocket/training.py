@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -57,7 +58,13 @@ def render_image(seed: int) -> np.ndarray:
     return render(build_scene(Attributes.sample(seed), WIDTH, HEIGHT)).image
 
 
-def render_images(work: Path, count: int, workers: int) -> np.ndarray:
+def workers(jobs: int) -> ProcessPoolExecutor:
+    """Processes of one thread each, started afresh: a fork of a process whose OpenMP threads have run would hang."""
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(jobs, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,))
+
+
+def render_images(work: Path, count: int, jobs: int) -> np.ndarray:
     """Render seeds 0..count-1 into `images.npy`, in blocks, so that a stopped run goes on where it was."""
     path, progress = work / "images.npy", work / "images.json"
     done = json.loads(progress.read_text())["done"] if progress.exists() else 0
@@ -66,7 +73,7 @@ def render_images(work: Path, count: int, workers: int) -> np.ndarray:
         np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape).flush()
         done = 0
     images = np.load(path, mmap_mode="r+")
-    with ProcessPoolExecutor(workers) as pool, tqdm(total=count, initial=done, desc="render", unit="image") as bar:
+    with workers(jobs) as pool, tqdm(total=count, initial=done, desc="render", unit="image") as bar:
         while done < count:
             block = range(done, min(done + 256, count))
             for i, image in zip(block, pool.map(render_image, block, chunksize=16)):

@@ -5,7 +5,8 @@
     red = build_scene(attributes.edited(color="red"))     # the same scene, edited: the truth that an edit is judged by
 
 Everything that is continuous (pose, light, camera, leaves...) is a function of the seed alone and shared by all
-species, colours and materials, so changing one attribute changes nothing else.
+species, colours and materials, so changing one attribute changes nothing else; but the camera of a 2D image looks at
+an object's own middle, so that a teapot's is a little lower than a chair's.
 """
 
 from __future__ import annotations

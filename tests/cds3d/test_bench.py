@@ -63,13 +63,25 @@ def test_the_judge_knows_held_out_renders(judge):
 # --- Statistics by hand ---
 
 
-def test_interval_holds_the_mean_and_narrows():
+def test_interval_by_hand():
+    # 4, 6: mean 5, standard error 1, t of one degree of freedom 12.71. 1, 2, 3: standard error 1 / sqrt(3), t 4.303.
+    assert report.interval([4.0, 6.0]) == pytest.approx((5 - 12.71, 5 + 12.71))
+    assert report.interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5))
+    assert all(math.isnan(v) for v in report.interval([3.0]))
+
+
+def test_intervals_cover_the_mean_as_often_as_they_say():
     rng = np.random.default_rng(0)
-    few, many = rng.normal(5, 1, 8).tolist(), rng.normal(5, 1, 800).tolist()
-    (low, high), (low_many, high_many) = report.interval(few), report.interval(many)
-    assert low < np.mean(few) < high and high_many - low_many < 0.3 * (high - low)
-    assert high_many - low_many == pytest.approx(2 * 1.96 / math.sqrt(800), rel=0.15)
-    assert report.interval([3.0]) == (3.0, 3.0)
+    inside = [low < 5 < high for low, high in (report.interval(rng.normal(5, 1, 4).tolist()) for _ in range(1000))]
+    assert 0.93 < np.mean(inside) < 0.97
+
+
+def test_proportion_interval_by_hand():
+    # Wilson, 10 of 10: (1 + z^2 / 20 -+ z^2 / 20) / (1 + z^2 / 10) with z = 1.96.
+    low, high = report.proportion_interval([1.0] * 10)
+    assert low == pytest.approx(1 / (1 + 0.1 * 1.96**2)) and high == pytest.approx(1)
+    low, high = report.proportion_interval([0.0, 1.0] * 8)
+    assert low + high == pytest.approx(1) and 0.25 < low < 0.3
 
 
 def run(objective, gains, kept, task="color", case=0):
@@ -84,9 +96,14 @@ def run(objective, gains, kept, task="color", case=0):
 def test_summary_by_hand():
     runs = [run("cds", [1, 3], [40, 30]), run("cds", [1, 5], [40, 34], case=1), run("dds", [2, 8], [30, 20])]
     summary = report.summarise(runs)["color"]
-    assert summary["cds"]["edit_gain_db"] == 4 and summary["cds"]["runs"] == 2
-    assert summary["cds"]["edit_gain_db_ci"] == [3, 5]
-    assert summary["dds"]["kept_psnr_db"] == 20
+    assert summary["cds"]["edit_gain_db"] == 4 and summary["cds"]["cases"] == 2
+    assert summary["cds"]["edit_gain_db_ci"] == [4 - 12.71, 4 + 12.71]
+    assert summary["dds"]["kept_psnr_db"] == 20 and "kept_psnr_db_ci" not in summary["dds"]
+    twice = [*runs, {**run("cds", [1, 7], [40, 34]), "seed": 1}]  # a case's seeds count as one: (3 + 7) / 2 and 5
+    assert report.summarise(twice)["color"]["cds"]["edit_gain_db"] == 5
+    assert (
+        report.summarise(twice)["color"]["cds"]["runs"] == 3 and report.summarise(twice)["color"]["cds"]["cases"] == 2
+    )
     runs[0]["figures"]["edit_gain_db"] = math.nan
     assert report.summarise(runs)["color"]["cds"]["edit_gain_db"] == 5  # what has no value is left out
     assert report.curves(runs)["color"]["cds"][0]["kept_psnr_db"] == 40
@@ -101,5 +118,10 @@ def test_equal_progress_by_hand():
     assert nothing["cases"] == 0 and nothing["left_out"] == 1 and "kept_db" not in nothing
 
 
-def test_at_gain_before_the_first_stage():
-    assert report.at_gain(run("cds", [3, 4], [40, 30])["stages"], 1, "kept_psnr_db") == 40
+def test_gains_that_were_passed_unseen_or_never_reached_have_no_figure():
+    stages = run("cds", [3, 5], [40, 30])["stages"]
+    assert report.at_gain(stages, 4, "kept_psnr_db") == 35
+    assert report.at_gain(stages, 2, "kept_psnr_db") is None  # what was kept on the way to 3 is not known
+    assert report.at_gain(stages, 6, "kept_psnr_db") is None
+    hasty = report.equal_progress([run("cds", [1, 2], [40, 30]), run("dds", [3, 4], [30, 20])])["color"]
+    assert hasty == {"cases": 0, "left_out": 1}

@@ -1,5 +1,8 @@
 """What the tests of the commands look at, and how they break in."""
 
+import importlib.util
+from pathlib import Path
+
 from cds3d.cli import run_command
 
 
@@ -28,3 +31,12 @@ def stops_at(monkeypatch, kind, iteration):
         return step(self)
 
     monkeypatch.setattr(kind, "step", interrupted)
+
+
+def load_script(name):
+    """A module of scripts/."""
+    path = Path(__file__).resolve().parents[3] / "scripts" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script

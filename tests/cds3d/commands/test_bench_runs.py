@@ -1,9 +1,10 @@
 """Whole runs of the benchmark of edits on a tiny model."""
 
 import json
+import shutil
 
 import pytest
-from checks import fails
+from checks import fails, load_script
 from fakes import TINY_FIELD, TINY_SCENE
 from PIL import Image
 
@@ -13,7 +14,7 @@ from cds3d.cli import run_command
 @pytest.fixture()
 def quick(tiny_folder):
     options = f'options=["guidance.path={tiny_folder}","edit.iterations=4","objective.weight=2"]'
-    return ["tasks=[color]", "cases=1", "jobs=1", "objectives=[dds,cds]", options]
+    return ["tasks=[color]", "cases=1", "jobs=1", "threads=1", "objectives=[dds,cds]", options]
 
 
 def test_bench_writes_its_report_and_goes_on(quick, tmp_path, capsys):
@@ -24,7 +25,7 @@ def test_bench_writes_its_report_and_goes_on(quick, tmp_path, capsys):
     for row in result["summary"]["color"].values():
         assert {"edit_gain_db", "kept_psnr_db", "structure", "accuracy", "seconds", "peak_memory_mb"} <= row.keys()
     assert set(result["bounds"]["color"]) == {"unedited", "truth"}
-    assert len(result["curves"]["color"]["cds"]) == 5
+    assert len(result["curves"]["color"]["cds"]) == 8
     assert "| color | cds | 1 |" in capsys.readouterr().out
     with Image.open(out / "edits" / "color.png") as sheet:
         assert sheet.width == 4 * 256 and sheet.height > 192
@@ -62,11 +63,42 @@ def test_bench_edits_fields_by_the_command(tmp_path, tiny_folder, capture_folder
         (["tasks=[]"], "nothing to do"),
         (['options=["objective.wait=3"]'], "objective.wait=3 is no option"),
         (["jobs=none"], "jobs=none has to be"),
+        (["jobs=0", "overwrite=true"], "jobs=0 has to be"),
+        (["objectives=[]"], "nothing to do"),
+        (["tasks=[color,color]"], "a name comes twice"),
+        (["overwrite=no"], "overwrite=no has to be true or false"),
+        (["tuning=true", "fields=[cat]"], "tuning=true has no fields"),
+        (["options=[3]"], "3 is not of the form key=value"),
+        (['options=["objective=dds"]'], "objective is the benchmark's own"),
+        (['options=["edit.iterations=none"]'], "iterations=none has to be"),
     ],
 )
 def test_wrong_settings_are_told(tmp_path, capsys, options, message):
     assert message in fails(capsys, "bench", *options)
-    assert not (tmp_path / "outputs").exists() or message.startswith("jobs")
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_nothing_is_deleted_by_wrong_settings(quick, tmp_path, capsys):
+    assert run_command("bench", quick) == 0
+    before = sorted((tmp_path / "outputs").rglob("*"))
+    fails(capsys, "bench", *quick, "overwrite=true", "jobs=0")
+    fails(capsys, "bench", *quick, "overwrite=true", "device=tpu")
+    assert sorted((tmp_path / "outputs").rglob("*")) == before
+
+
+def test_runs_of_other_weights_are_not_mixed(quick, tmp_path, capsys, tiny_folder):
+    assert run_command("bench", quick) == 0
+    other = tmp_path / "other"
+    shutil.copytree(tiny_folder, other)
+    weights = other / "vae" / "diffusion_pytorch_model.safetensors"
+    renamed = [o.replace(str(tiny_folder), str(other)) for o in quick]
+    fails(capsys, "bench", *renamed)
+    assert run_command("bench", [*renamed, "overwrite=true"]) == 0
+    assert run_command("bench", renamed) == 0  # nothing has changed
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert "other settings, defaults or weights" in fails(capsys, "bench", *renamed)
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path, capsys):
@@ -74,3 +106,33 @@ def test_a_foreign_folder_is_left_alone(tmp_path, capsys):
     (tmp_path / "outputs" / "bench" / "edits" / "thesis.txt").write_text("mine")
     assert "is no benchmark's" in fails(capsys, "bench", "overwrite=true")
     assert (tmp_path / "outputs" / "bench" / "edits" / "thesis.txt").read_text() == "mine"
+
+
+def test_claims_write_tables_and_sheets(tmp_path, tiny_folder, monkeypatch, capsys):
+    claims = load_script("claims")
+    monkeypatch.setattr(claims, "MIXED", ["color"])
+    monkeypatch.setitem(claims.SWEEPS, "figure6", (["color"], claims.SWEEPS["figure6"][1]))
+    few = [
+        "--cases",
+        "1",
+        "--jobs",
+        "1",
+        "--draws",
+        "2",
+        "--options",
+        f"guidance.path={tiny_folder}",
+        "edit.iterations=2",
+    ]
+    claims.main(["figure6", *few])
+    out = tmp_path / "docs" / "claims"
+    rows = json.loads((out / "figure6.json").read_text())["variants"]
+    assert list(rows) == ["none (DDS)", "score", "cross-attention", "self-attention"]
+    assert rows["score"]["kept_psnr_db"] != rows["self-attention"]["kept_psnr_db"]
+    assert "| cross-attention | 1 |" in (out / "figure6.md").read_text()
+    with Image.open(out / "figure6.png") as sheet:
+        assert sheet.width == 6 * 256
+    claims.main(["figure5", *few])
+    assert len(json.loads((out / "figure5.json").read_text())) == 3
+    assert "cds_inside_over_outside" in capsys.readouterr().out
+    with Image.open(out / "figure5.png") as sheet:
+        assert sheet.width == 3 * 256
