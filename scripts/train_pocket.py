@@ -27,6 +27,8 @@ import cds3d  # noqa: E402, F401  (sets the thread policy before torch starts)
 import torch  # noqa: E402
 
 from cds3d.pocket import judge, model, samples, training  # noqa: E402
+from cds3d.runs import write_text  # noqa: E402
+from tensorf.errors import UserError  # noqa: E402
 
 STAGES = ("render", "decoder", "unet", "export", "judge", "samples")
 JUDGE_SEED = training.HELD_OUT_SEED + 100_000
@@ -53,11 +55,16 @@ def main(argv=None) -> None:
     values = {f.name: getattr(args, f.name) for f in fields(training.Plan)}
     plan = training.Plan(**{**values, "channels": tuple(args.channels)})
     stages = (args.stage,) if args.stage else STAGES
-    args.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
 
+    if args.start is not None and not (args.start / "training.json").exists():
+        raise SystemExit(f"error: --start {args.start}: no pipeline folder with a training.json")
     if stages[0] in ("judge", "samples"):  # which need no images of the diffusion model's
         return train_judge(args, plan) if stages[0] == "judge" else draw_samples(args)
+    try:
+        training.claim_work(args.work, args.start)
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from error
     images = training.render_images(args.work, plan.images, args.threads)
     if stages == ("render",):
         return
@@ -86,7 +93,7 @@ def main(argv=None) -> None:
             hardware=f"{hardware}, {args.threads} thread(s)",
             torch=torch.__version__,
         )
-        (args.output / "training.json").write_text(json.dumps(report, indent=2) + "\n")
+        write_text(args.output / "training.json", json.dumps(report, indent=2) + "\n")
         print(json.dumps(report, indent=2))
     if args.stage is None:
         train_judge(args, plan)
@@ -97,6 +104,7 @@ def train_judge(args: argparse.Namespace, plan: training.Plan) -> None:
     with training.workers(args.threads) as pool:
         seeds = range(JUDGE_SEED, JUDGE_SEED + plan.judge_images)
         trained = judge.train_judge(seeds, steps=plan.judge_steps, pool=partial(pool.map, chunksize=32))
+    args.output.mkdir(parents=True, exist_ok=True)
     judge.save_judge(trained, args.output / judge.FILE.name)
 
 
@@ -104,7 +112,7 @@ def draw_samples(args: argparse.Namespace) -> None:
     """Write samples.jpg, and into training.json how often the judge agrees."""
     path = args.output / "training.json"
     report = json.loads(path.read_text()) | samples.draw_samples(args.output, device=args.device)
-    path.write_text(json.dumps(report, indent=2) + "\n")
+    write_text(path, json.dumps(report, indent=2) + "\n")
     print(f"the judge agrees with {report['sample_judge_agreement']:.0%} of {report['sample_prompts']} prompts")
 
 

@@ -6,6 +6,7 @@ the diffusion model never saw (`scripts/train_pocket.py --stage judge`).
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -77,10 +78,20 @@ def labels(attributes: Attributes) -> dict[str, int]:
 def agrees(judge: Judge, images: Tensor, wanted: dict[str, int]) -> Tensor:
     """(n,) bool: the judge's first choices for images (n, 3, H, W) are `wanted` in every attribute that it names."""
     logits = judge(images)
-    right = torch.ones(len(images), dtype=torch.bool)
+    right = torch.ones(len(images), dtype=torch.bool, device=images.device)
     for name, value in wanted.items():
         right &= logits[name].argmax(1) == value
     return right
+
+
+def held_out_accuracy(judge: Judge, seeds: range) -> float:
+    """The share of these seeds' renders, at pocket's size, in which the judge sees what is there."""
+    right = []
+    for seed in seeds:
+        attributes = Attributes.sample(seed)
+        image = torch.from_numpy(render(build_scene(attributes)).image).permute(2, 0, 1)[None].float() / 255
+        right.append(bool(agrees(judge, image, labels(attributes))[0]))
+    return float(np.mean(right))
 
 
 def small_render(seed: int) -> np.ndarray:
@@ -124,4 +135,6 @@ def _disturbed(x: Tensor) -> Tensor:
 
 
 def save_judge(judge: Judge, path: Path = FILE) -> None:
-    save_file({k: v.contiguous() for k, v in judge.state_dict().items()}, path)
+    partial = path.with_suffix(".part")
+    save_file({k: v.contiguous() for k, v in judge.state_dict().items()}, partial)
+    os.replace(partial, path)

@@ -10,11 +10,12 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from cds3d.pocket.judge import agrees, labels, load_judge
-from cds3d.pocket.training import HEIGHT, WIDTH
+from cds3d.pocket.judge import agrees, held_out_accuracy, labels, load_judge
+from cds3d.pocket.training import HEIGHT, HELD_OUT_SEED, WIDTH
 from cds3d.pocket.world import COLORS, GROUNDS, MATERIALS, SPECIES, Attributes, article
 
 _COLUMNS = 6
+_UNSEEN = range(HELD_OUT_SEED + 200_000, HELD_OUT_SEED + 200_300)  # of the judge too
 
 
 def prompts() -> list[tuple[str, Attributes]]:
@@ -62,4 +63,5 @@ def draw_samples(folder: Path, *, guidance_scale: float = 6.0, steps: int = 25, 
         "sample_prompts": len(right),
         "sample_guidance_scale": guidance_scale,
         "sample_judge_agreement": round(float(np.mean(right)), 3),
+        "judge_heldout_accuracy": round(held_out_accuracy(judge, _UNSEEN), 3),
     }

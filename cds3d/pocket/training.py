@@ -6,6 +6,7 @@ finds there; checkpoints are plain tensors, read with `weights_only=True`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import multiprocessing
@@ -28,6 +29,7 @@ from cds3d.pocket.muon import Muon
 from cds3d.pocket.patch_codec import PatchCodec, write_into
 from cds3d.pocket.raycast import render
 from cds3d.pocket.world import Attributes, build_scene
+from tensorf.errors import UserError
 
 WIDTH, HEIGHT = 256, 192
 CAPTION_STYLES = 4
@@ -56,6 +58,24 @@ class Plan:
 def render_image(seed: int) -> np.ndarray:
     """(192, 256, 3) uint8: the world's image of this seed."""
     return render(build_scene(Attributes.sample(seed), WIDTH, HEIGHT)).image
+
+
+def claim_work(work: Path, start: Path | None) -> None:
+    """Make the work folder, or go on in it. UserError if it was begun in another world or from other weights.
+
+    What is in it fits together only then: captions to images, latents to the VAE's encoder.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    world = hashlib.sha256(render_image(0).tobytes())
+    world.update("".join(Attributes.sample(i).caption(0) for i in range(100)).encode())
+    weights = hashlib.sha256()
+    for file in sorted(start.rglob("*.safetensors")) if start else []:
+        weights.update(file.read_bytes())
+    origin = {"world": world.hexdigest()[:16], "start": weights.hexdigest()[:16] if start else None}
+    path = work / "origin.json"
+    if path.exists() and json.loads(path.read_text()) != origin:
+        raise UserError(f"{work} was begun with another world or other weights to start from: give --work FOLDER")
+    _write_json(path, origin)
 
 
 def workers(jobs: int) -> ProcessPoolExecutor:

@@ -247,6 +247,7 @@ def trained(tmp_path_factory):
         patch.setattr(training, "reconstruction_psnr", lambda vae: psnr(vae, count=1))  # of 64 images
         drawn = samples.draw_samples
         patch.setattr(samples, "draw_samples", lambda folder, device: drawn(folder, device=device, steps=1))
+        patch.setattr(samples, "_UNSEEN", range(training.HELD_OUT_SEED, training.HELD_OUT_SEED + 3))
         asked = samples.prompts()
         patch.setattr(samples, "prompts", lambda: asked[:7])
         script.main([*options.split(), *places, "--stage", "render"])
@@ -337,6 +338,18 @@ def test_training_begins_from_an_older_pipeline(trained, tmp_path, one_thread):
     assert not torch.equal(now, before.tokenizer("a red mug", return_tensors="pt").input_ids)
     assert torch.allclose(text(now).last_hidden_state, expected[:, : now.shape[1]], atol=1e-5)
     assert torch.equal(training.fit_codec(tmp_path, None, start).filters, PatchCodec.read(old.vae.float()).filters)
+
+
+def test_a_work_folder_of_another_world_or_start_is_refused(tmp_path, monkeypatch):
+    training.claim_work(tmp_path, None)
+    training.claim_work(tmp_path, None)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "unet.safetensors").write_bytes(b"weights")
+    with pytest.raises(UserError, match="another world or other weights"):
+        training.claim_work(tmp_path, tmp_path / "old")
+    monkeypatch.setattr(Attributes, "caption", lambda self, style: "a zebra")
+    with pytest.raises(UserError, match="another world or other weights"):
+        training.claim_work(tmp_path, None)
 
 
 def test_world_s_images_are_rendered_by_seed(trained):
