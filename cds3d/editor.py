@@ -79,11 +79,12 @@ class Editor:
 
     @torch.no_grad()
     def _raise_floor(self) -> None:
-        """Set each group's Adam epsilon to `adam_floor` times the group's root-mean-square gradient.
+        """Set each group's Adam epsilon to `adam_floor` times the largest root-mean-square gradient the group has had.
 
         Plain Adam moves every parameter by about lr, also where the gradient is nothing but noise: the background of
         an edit drifts as fast as its subject changes. With a floor, parameters move in proportion to their gradient
-        where that is below the group's usual size.
+        where that is below the group's usual size; and once the edit is done and all gradients are small, no more
+        than before.
         """
         if self.config.optimizer != "adam" or self.config.adam_floor == 0:
             return
@@ -101,7 +102,7 @@ class Editor:
                 squares += float(second) / (1 - group["betas"][1] ** (steps + 1))
                 count += p.numel()
             if squares > 0:
-                group["eps"] = self.config.adam_floor * (squares / count) ** 0.5
+                group["eps"] = max(group["eps"], self.config.adam_floor * (squares / count) ** 0.5)
 
     def _finite_gradients(self) -> bool:
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -114,7 +115,12 @@ class Editor:
 
     def state_dict(self) -> dict:
         parameters = [p.detach() for group in self.optimizer.param_groups for p in group["params"]]
-        return {"iteration": self.iteration, "parameters": parameters, "optimizer": self.optimizer.state_dict()}
+        return {
+            "iteration": self.iteration,
+            "parameters": parameters,
+            "optimizer": self.optimizer.state_dict(),
+            "subject": self.subject.state(),
+        }
 
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
@@ -122,4 +128,5 @@ class Editor:
         for p, saved in zip(parameters, state["parameters"], strict=True):
             p.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])  # with its rates, which the next step sets anew
+        self.subject.load_state(state["subject"])
         self.iteration = state["iteration"]

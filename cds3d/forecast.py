@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cds3d.guidance import Guidance
 
+_RENDER_MB = 250  # what a view's preparation and its backward pass, both in chunks, need for a while: measured
 _VIEW_BYTES = 90  # a ray of a kept view: origin, direction, span, residue, and about four samples with their scales
 _MIB = 2**20
 
@@ -54,5 +55,6 @@ def field_edit_mb(
     return {
         "optimiser": 3 * parameter_mb(field),  # gradient and Adam's two moments
         "views": views * height * width * _VIEW_BYTES / _MIB,
-        "step": step_mb(guidance, text, height, width, contrast),
+        "rendering": _RENDER_MB,
+        "networks": step_mb(guidance, text, height, width, contrast),
     }

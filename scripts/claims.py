@@ -6,6 +6,7 @@ python scripts/claims.py figure6     # self-attention features beat cross-attent
 python scripts/claims.py figure7     # a stronger weight keeps more and edits less
 python scripts/claims.py figure11    # patch size and number of patches
 python scripts/claims.py centre      # features with and without what all positions have in common
+python scripts/claims.py features    # why: cosines, loss and gradient of each layer
 
 --cases N scenes a task (default 4). Runs are kept under outputs/claims, shared by the claims, and not done twice.
 """
@@ -33,6 +34,7 @@ from cds3d.bench.run import bench_command  # noqa: E402
 from cds3d.bench.tasks import cases  # noqa: E402
 from cds3d.guidance import load_guidance  # noqa: E402
 from cds3d.objectives.objective import Objective, Prompts  # noqa: E402
+from cds3d.objectives.patchnce import contrastive_loss  # noqa: E402
 from cds3d.options import build, load_config, pick_device  # noqa: E402
 from cds3d.pocket.raycast import render  # noqa: E402
 from cds3d.pocket.world import build_scene  # noqa: E402
@@ -181,9 +183,53 @@ def figure5(args: argparse.Namespace) -> None:
         print(f"{key}: {np.mean(values):.2f} ({low:.2f} to {high:.2f}), {len(values)} cases")
 
 
+def features(args: argparse.Namespace) -> None:
+    """Each up-sampling self-attention layer: how alike its positions are, and what PatchNCE makes of it."""
+    config = load_config("edit", ["edit=latent", *args.options])
+    guidance = load_guidance(config.guidance.path, dtype=config.guidance.dtype, device=pick_device(args.device))
+    found: dict[str, list[dict]] = {}
+    for case in [c for task in MIXED for c in cases(task, args.cases)]:
+        before, after = (
+            guidance.encode_image(torch.from_numpy(render(build_scene(a)).image).permute(2, 0, 1)[None].float() / 255)
+            for a in (case.source, case.target)
+        )
+        z = before + 0.1 * (after - before)  # a tenth of the way to the true edit
+        source, target = (guidance.encode_text(text) for text in (case.src, case.tgt))
+        for t in (200, 500, 800):
+            torch.manual_seed(t)
+            noise = torch.randn(z.shape).to(z.device)
+            with torch.no_grad():
+                _, reference = guidance.predict(guidance.add_noise(before, noise, t), t, source, "self")
+            moving = z.detach().requires_grad_()
+            _, current = guidance.predict(guidance.add_noise(moving, noise, t), t, target, "self")
+            for number, (ref, now) in enumerate(zip(reference, current)):
+                size = f"{ref.shape[1]} x {ref.shape[3]} x {ref.shape[2]}"
+                for name, center in (("as they are", False), ("centred", True)):
+                    loss = contrastive_loss([(ref[0], now[0])], center=center)
+                    (gradient,) = torch.autograd.grad(loss, moving, retain_graph=True)
+                    maps = ref[0] - (ref[0].mean((1, 2), keepdim=True) if center else 0)
+                    unit = F.normalize(maps.flatten(1).T, dim=1)
+                    row = {
+                        "cosine": float((unit @ unit.T).mean()),
+                        "loss": loss.item(),
+                        "gradient": gradient.square().mean().sqrt().item(),
+                    }
+                    found.setdefault(f"| {number + 1} | {size} | {name} |", []).append(row)
+    lines = [
+        "| layer | channels x width x height | features | mean cosine of two positions | PatchNCE | gradient, RMS |"
+    ]
+    lines.append("|---" * 6 + "|")
+    for label, rows in found.items():
+        mean = {key: np.mean([row[key] for row in rows]) for key in rows[0]}
+        lines.append(f"{label} {mean['cosine']:.3f} | {mean['loss']:.2f} | {mean['gradient']:.5f} |")
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "features.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("claim", choices=[*SWEEPS, "figure5"])
+    parser.add_argument("claim", choices=[*SWEEPS, "figure5", "features"])
     parser.add_argument("--cases", type=int, default=4, help="scenes a task (4)")
     parser.add_argument("--draws", type=int, default=32, help="of t and noise, for figure5 (32)")
     parser.add_argument("--options", nargs="*", default=[], help="more options of edit.py for every run")
@@ -194,8 +240,8 @@ def main(argv=None) -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/claims"))
     args = parser.parse_args(argv)
     try:
-        if args.claim == "figure5":
-            figure5(args)
+        if args.claim in ("figure5", "features"):
+            {"figure5": figure5, "features": features}[args.claim](args)
         else:
             sweep(args.claim, args)
     except UserError as error:

@@ -172,12 +172,17 @@ class Field(nn.Module):
         return self.decoder(features, viewdirs)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters by what they are: "density" and "color" grids, and the "network" from features to colour."""
-        return {
-            "density": list(self.density_grid.parameters()),
-            "color": list(self.color_grid.parameters()),
-            "network": [*self.basis.parameters(), *self.decoder.parameters()],
-        }
+        """Parameters by what they are: "density" and "color" grids, and the "network" from features to colour.
+
+        "density_lines" and "color_lines" are the lines of VM's grids, each of whose points stands for a whole slice of
+        the box; CP, whose grids are nothing but lines, has none there.
+        """
+        groups = {"network": [*self.basis.parameters(), *self.decoder.parameters()]}
+        for name, grid in (("density", self.density_grid), ("color", self.color_grid)):
+            lines = list(grid.lines) if isinstance(grid, VM) else []
+            groups[name + "_lines"] = lines
+            groups[name] = [p for p in grid.parameters() if not any(p is line for line in lines)]
+        return groups
 
     def resample(self, resolution: tuple[int, int, int], steps: int) -> None:
         """Change the grids' resolution; parameters are new objects afterwards, so optimisers have to be rebuilt."""

@@ -106,7 +106,9 @@ class Trainer:
         rates = {"density": self.config.lr_grid, "color": self.config.lr_grid, "network": self.config.lr_network}
         self._base_rates = list(rates.values())
         return torch.optim.Adam(
-            [{"params": groups[k], "lr": rate} for k, rate in rates.items()], betas=(0.9, 0.99), fused=True
+            [{"params": groups[k] + groups.get(k + "_lines", []), "lr": rate} for k, rate in rates.items()],
+            betas=(0.9, 0.99),
+            fused=True,
         )
 
     def _generator(self) -> torch.Generator:

@@ -86,15 +86,14 @@ class View:
         parts = [self._color(field, index) for index in everything.split(chunk)]
         return torch.cat(parts).view(self.camera.height, self.camera.width, 3)
 
-    def backward(self, field: Field, gradient: Tensor, chunk: int = 8192, gate: float = 0.0) -> None:
+    def backward(self, field: Field, gradient: Tensor, chunk: int = 8192, least: float = 0.0) -> None:
         """Add to the field's `.grad` what `gradient` (H, W, 3), dLoss/dcolour, means for its parameters.
 
         The deferred backward (ARF, Zhang et al. 2022, section 4.3): chunks of rays are rendered again, with a graph,
-        and back-propagated at once, so that memory stays flat. Rays whose gradient is zero are left out, and so are
-        those whose gradient's norm is below `gate` times the root mean square over the view's rays.
+        and back-propagated at once, so that memory stays flat. Rays are left out whose gradient's norm is not above
+        `least`.
         """
         gradient = gradient.reshape(-1, 3)
-        norm = gradient.norm(dim=1)
-        wanted = (norm > gate * norm.square().mean().sqrt()).nonzero()[:, 0]
+        wanted = (gradient.norm(dim=1) > least).nonzero()[:, 0]
         for index in wanted.split(chunk):
             self._color(field, index).backward(gradient[index])

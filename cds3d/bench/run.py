@@ -160,7 +160,7 @@ def _fingerprint(settings: dict) -> str:
     """A digest of the configurations that the runs resolve to, of the judge, and of a local model's weights."""
     digest = hashlib.sha256(JUDGE.read_bytes())
     for objective in settings["objectives"]:
-        for kind in ("image", "field"):
+        for kind in [k for k, names in (("image", "tasks"), ("field", "fields")) if settings[names]]:
             base = _base(kind, objective)
             config = load_config("edit", [*base, *_fitting(tuple(settings["options"]), base)])
             build(Objective, config.objective, scale=float(config.guidance.scale))

@@ -128,7 +128,7 @@ def _edit_scene(config: DictConfig) -> Path:
     capture_root(config)
     if "width" not in config.edit:
         raise UserError("a scene is edited with edit=published or edit=gentle; edit=latent and pixels are for --image")
-    not_negative(config, "edit.network_lr", "edit.density_lr", "edit.gate")
+    not_negative(config, "edit.network_lr", "edit.density_lr", "edit.line_lr", "edit.gate")
     whole(config, "edit.width", least=16)
     source_path = source_folder(config)
     run = RunFolder(_output(config, source_path.parent), config)
@@ -148,6 +148,7 @@ def _edit_scene(config: DictConfig) -> Path:
         guidance,
         network_lr=config.edit.network_lr,
         density_lr=config.edit.density_lr,
+        line_lr=config.edit.line_lr,
         gate=config.edit.gate,
         seed=config.seed,
     )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Subject(Protocol):
-    """`editor.Editor` knows subjects by these four alone."""
+    """`editor.Editor` knows subjects by these six alone."""
 
     def parameter_groups(self, lr: float) -> list[dict]:
         """What to optimise, as an optimiser's parameter groups."""
@@ -21,3 +21,9 @@ class Subject(Protocol):
 
     def after_step(self) -> None:
         """Called once the optimiser has moved the parameters."""
+
+    def state(self) -> dict:
+        """What a resume needs beside the parameters: numbers and tensors."""
+
+    def load_state(self, state: dict) -> None:
+        """Take what `state` gave."""

@@ -37,6 +37,12 @@ class LatentImage:
     def after_step(self) -> None:
         pass
 
+    def state(self) -> dict:
+        return {}
+
+    def load_state(self, state: dict) -> None:
+        pass
+
     def image(self) -> Tensor:
         """(3, H, W) in [0, 1], the decoded latent, cut to the source's size."""
         return self.guidance.decode_image(self.parameter.detach())[0, :, : self.size[0], : self.size[1]].cpu()
@@ -78,6 +84,12 @@ class PixelImage:
     @torch.no_grad()
     def after_step(self) -> None:
         self.parameter.clamp_(0, 1)
+
+    def state(self) -> dict:
+        return {}
+
+    def load_state(self, state: dict) -> None:
+        pass
 
     def image(self) -> Tensor:
         """(3, H, W) in [0, 1]."""

@@ -185,16 +185,49 @@ def test_density_lr_zero_leaves_the_shape_alone_bit_for_bit(field, cameras, guid
     [(0.1, 1.0, [0.02, 0.02, 0.002]), (0.5, 0.25, [0.02, 0.005, 0.01]), (0.1, 0.0, [0.02, 0.002])],
 )
 def test_rates_are_shares_of_the_colour_grids(field, cameras, network_lr, density_lr, rates):
-    subject = FieldViews(field, cameras, None, network_lr=network_lr, density_lr=density_lr)
+    subject = FieldViews(field, cameras, None, network_lr=network_lr, density_lr=density_lr, line_lr=0)
     groups = subject.parameter_groups(0.02)
     assert [g["lr"] for g in groups] == pytest.approx(rates)
     of = subject.target.parameter_groups()
     names = ["color", "density", "network"] if density_lr else ["color", "network"]
+    assert all(p.requires_grad for name in names for p in of[name])
     for group, name in zip(groups, names, strict=True):
         assert [id(p) for p in group["params"]] == [id(p) for p in of[name]]
+
+
+def test_lines_have_a_rate_of_their_own(field, cameras, guidance):
+    subject = FieldViews(field, cameras, None, network_lr=0.1, density_lr=0.5, line_lr=0.2)
+    groups, of = subject.parameter_groups(0.02), subject.target.parameter_groups()
+    assert [g["lr"] for g in groups] == pytest.approx([0.02, 0.01, 0.002, 0.004, 0.002])
+    assert [id(p) for p in groups[3]["params"]] == [id(p) for p in of["color_lines"]]
+    before = clones(field)
+    still = FieldViews(field, cameras, guidance, line_lr=0.0)
+    Editor(still, guidance, FixedGradient(), PROMPTS, EditConfig(iterations=4, lr=0.01)).run()
+    after = still.target.state_dict()
+    assert all(torch.equal(before[k], after[k]) == (".lines." in k) for k in before if "_grid" in k)
 
 
 def test_target_is_a_copy_of_its_own(field, cameras):
     subject = FieldViews(field, cameras, None)
     own = {p.data_ptr() for p in subject.target.parameters()}
     assert not own & {p.data_ptr() for p in subject.source.parameters()}
+
+
+def test_the_gate_stays_where_the_first_turn_of_the_cameras_put_it(field, cameras, monkeypatch):
+    cameras = [c.resized(16, 8) for c in cameras[:2]]
+    subject = FieldViews(field, cameras, LinearGuidance(), gate=0.5)
+    bounds = []
+    monkeypatch.setattr(View, "backward", lambda self, target, gradient, least: bounds.append(least))
+    unit = 3**0.5 * 2 / 64  # a latent gradient of one: 2 / 64 a pixel and channel (an 8x8 mean of 2 x - 1)
+
+    def backward(size):
+        subject.latents(len(bounds))
+        subject.backward(torch.full((1, 3, 1, 2), size))
+
+    for size in (1.0, 3.0, 0.1, 10.0):
+        backward(size)
+    # Half of: the first view's; the mean of the first two views'; and so on for ever.
+    assert bounds == pytest.approx([0.5 * unit, unit, unit, unit], rel=1e-5)
+    again = FieldViews(field, cameras, LinearGuidance(), gate=0.5)
+    again.load_state(subject.state())
+    assert again.state() == subject.state() == {"usual": pytest.approx(2 * unit), "counted": 2}

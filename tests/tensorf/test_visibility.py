@@ -92,13 +92,13 @@ def test_a_view_of_nothing_is_background(make_field, make_space, camera):
     assert all(p.grad is None or not p.grad.any() for p in field.parameters())
 
 
-def test_gate_keeps_exactly_the_rays_with_a_large_gradient(field, camera):
-    """Rays below gate x RMS contribute nothing: the result is that of a gradient with those rays set to zero."""
+def test_least_keeps_exactly_the_rays_with_a_large_gradient(field, camera):
+    """Rays at or below `least` contribute nothing: the result is that of a gradient with those rays set to zero."""
     view = View(field, camera)
     gradient = torch.zeros(camera.height, camera.width, 3)
     gradient[:4] = 1.0
-    gradient[4:] = 0.01  # far below half the root mean square
-    view.backward(field, gradient, gate=0.5)
+    gradient[4:] = 0.01  # its norm is 0.0173
+    view.backward(field, gradient, least=0.018)
     gated = [p.grad.clone() for p in field.parameters()]
     field.zero_grad()
     large_only = gradient.clone()
