@@ -132,7 +132,7 @@ def sweep(claim: str, args: argparse.Namespace) -> None:
         lines += ["", f"{task}, CDS less DDS at equal gain: kept {kept or 'none'} dB, edge F1 {structure or 'none'}; "]
         lines[-1] += f"{row['cases']} cases, {row['left_out']} left out."
     (args.output / f"{claim}.md").write_text("\n".join(lines) + "\n")
-    report.contact_sheet(args.output / f"{claim}.png", list(sheet.items()), ["source", "true edit", *variants])
+    report.contact_sheet(args.output / f"{claim}.jpg", list(sheet.items()), ["source", "true edit", *variants])
     print("\n".join(lines))
 
 
@@ -176,7 +176,7 @@ def figure5(args: argparse.Namespace) -> None:
             grey = (values / values.max() * 255).byte().numpy()
             Image.fromarray(grey).resize((image.shape[1], image.shape[0]), Image.BICUBIC).save(path)
         files.append((title, paths))
-    report.contact_sheet(args.output / "figure5.png", files, ["source", "DDS gradient", "CDS gradient"])
+    report.contact_sheet(args.output / "figure5.jpg", files, ["source", "DDS gradient", "CDS gradient"])
     for key in ("dds_inside_over_outside", "cds_inside_over_outside"):
         values = [f[key] for f in figures]
         low, high = report.interval(values)

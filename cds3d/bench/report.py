@@ -167,7 +167,7 @@ def cell(row: dict, key: str, decimals: int) -> str:
 
 
 def contact_sheet(path: Path, rows: list[tuple[str, list[Path]]], headings: list[str]) -> None:
-    """One PNG: a row of pictures, all of one size, a case, under its title; a heading over each column."""
+    """One PNG or JPEG: a row of pictures, all of one size, a case, under its title; a heading over each column."""
     pictures = [(title, [Image.open(p).convert("RGB") for p in files]) for title, files in rows]
     width, height = pictures[0][1][0].size
     bar = 16
@@ -180,4 +180,4 @@ def contact_sheet(path: Path, rows: list[tuple[str, list[Path]]], headings: list
         draw.text((4, top + 2), title, fill="black")
         for k, image in enumerate(images):
             sheet.paste(image.resize((width, height)), (k * width, top + bar))
-    sheet.save(path)
+    sheet.save(path, **({"quality": 88} if path.suffix == ".jpg" else {}))

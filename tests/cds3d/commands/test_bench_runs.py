@@ -129,10 +129,10 @@ def test_claims_write_tables_and_sheets(tmp_path, tiny_folder, monkeypatch, caps
     assert list(rows) == ["none (DDS)", "score", "cross-attention", "self-attention"]
     assert rows["score"]["kept_psnr_db"] != rows["self-attention"]["kept_psnr_db"]
     assert "| cross-attention | 1 |" in (out / "figure6.md").read_text()
-    with Image.open(out / "figure6.png") as sheet:
+    with Image.open(out / "figure6.jpg") as sheet:
         assert sheet.width == 6 * 256
     claims.main(["figure5", *few])
     assert len(json.loads((out / "figure5.json").read_text())) == 3
     assert "cds_inside_over_outside" in capsys.readouterr().out
-    with Image.open(out / "figure5.png") as sheet:
+    with Image.open(out / "figure5.jpg") as sheet:
         assert sheet.width == 3 * 256
