@@ -20,9 +20,9 @@ from cds3d.objectives.objective import Objective
 
 
 def test_unknown_scenes_list_those_there_are(tmp_path, capsys):
-    assert "use one of: capture, flower" in fails(capsys, "train", "scene=garden")
+    assert "use one of: capture, cat, flower, mug" in fails(capsys, "train", "scene=garden")
     text = fails(capsys, "train", "scene.name=garden", *TINY_SCENE, *TINY_FIELD)
-    assert "there are: flower" in text and "--capture DIR" in text
+    assert "there are: cat, flower, mug" in text and "--capture DIR" in text
     assert files(tmp_path) == []
 
 
