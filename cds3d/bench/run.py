@@ -158,7 +158,7 @@ def _check_options(options: list) -> None:
 
 def _fingerprint(settings: dict) -> str:
     """A digest of the configurations that the runs resolve to, of the judge, and of a local model's weights."""
-    digest = hashlib.sha256(JUDGE.read_bytes())
+    digest, models = hashlib.sha256(JUDGE.read_bytes()), set()
     for objective in settings["objectives"]:
         for kind in [k for k, names in (("image", "tasks"), ("field", "fields")) if settings[names]]:
             base = _base(kind, objective)
@@ -166,9 +166,10 @@ def _fingerprint(settings: dict) -> str:
             build(Objective, config.objective, scale=float(config.guidance.scale))
             build(EditConfig, config.edit, seed=0)
             digest.update(OmegaConf.to_yaml(config, resolve=True).encode())
-            model = WEIGHTS if config.guidance.path == "pocket" else Path(str(config.guidance.path))
-            for file in sorted(model.rglob("*.safetensors")) if model.is_dir() else []:
-                digest.update(hashlib.sha256(file.read_bytes()).digest())
+            models.add(WEIGHTS if config.guidance.path == "pocket" else Path(str(config.guidance.path)))
+    for model in sorted(models):
+        for file in sorted(model.rglob("*.safetensors")) if model.is_dir() else []:
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:16]
 
 
