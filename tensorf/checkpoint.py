@@ -15,7 +15,7 @@ from tensorf.errors import UserError, reason
 from tensorf.field import Field, FieldConfig
 from tensorf.space import Space
 
-FORMAT = "cds3d-field-1"
+FORMAT = "cds3d-field-2"  # 1 had no diffuse colour in its decoder
 
 
 def save_field(field: Field, path: Path) -> None:
@@ -60,6 +60,8 @@ def load_field(path: Path, device: torch.device | str = "cpu") -> Field:
     try:
         with safe_open(path, "pt", device="cpu") as file:
             metadata = file.metadata() or {}
+            if str(metadata.get("format")).startswith("cds3d-field-") and metadata["format"] != FORMAT:
+                raise UserError(f"{path} was written by another version of cds3d: delete its run and train again")
             if metadata.get("format") != FORMAT:
                 raise UserError(
                     f"{path} is a safetensors file but not a cds3d field: give a field.safetensors of a run"

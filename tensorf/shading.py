@@ -1,4 +1,9 @@
-"""Colour decoders: appearance features and a view direction become a colour (TensoRF, section 4.2)."""
+"""Colour decoders: appearance features and a view direction become a colour (TensoRF, section 4.2).
+
+The first three features are a diffuse colour by themselves, as logits, and the network adds the rest (SNeRG, Hedman et
+al., ICCV 2021, divides colours likewise). A network that has learnt the colours of one scene has no way to others: from
+red there are features for brown and grey, but hardly for blue. With the shortcut an edit reaches every colour.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +31,7 @@ def encode(x: Tensor, frequencies: int) -> Tensor:
 
 
 class MLPDecoder(nn.Module):
-    """Two hidden layers with ReLU, sigmoid at the end."""
+    """Two hidden layers with ReLU, the diffuse colour added, a sigmoid at the end."""
 
     def __init__(self, feature_dim: int, hidden: int, frequencies: tuple[int, int]):
         super().__init__()
@@ -44,7 +49,7 @@ class MLPDecoder(nn.Module):
     def forward(self, features: Tensor, viewdirs: Tensor) -> Tensor:
         """features (n, feature_dim), viewdirs (n, 3) -> (n, 3) in [0, 1]."""
         inputs = torch.cat([encode(features, self.frequencies[0]), encode(viewdirs, self.frequencies[1])], 1)
-        return torch.sigmoid(self.layers(inputs))
+        return torch.sigmoid(features[:, :3] + self.layers(inputs))
 
 
 class TcnnDecoder(nn.Module):
@@ -69,7 +74,7 @@ class TcnnDecoder(nn.Module):
             network_config={
                 "otype": "FullyFusedMLP",
                 "activation": "ReLU",
-                "output_activation": "Sigmoid",
+                "output_activation": "None",
                 "n_neurons": hidden,
                 "n_hidden_layers": 2,
             },
@@ -77,4 +82,4 @@ class TcnnDecoder(nn.Module):
 
     def forward(self, features: Tensor, viewdirs: Tensor) -> Tensor:
         inputs = torch.cat([encode(features, self.frequencies[0]), encode(viewdirs, self.frequencies[1])], 1)
-        return self.network(inputs).float()
+        return torch.sigmoid(features[:, :3] + self.network(inputs).float())

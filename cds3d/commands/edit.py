@@ -127,8 +127,8 @@ def _edit_scene(config: DictConfig) -> Path:
     # Whatever can be wrong is told before anything is trained or written.
     capture_root(config)
     if "width" not in config.edit:
-        raise UserError("a scene is edited with edit=published or edit=gentle; edit=latent and pixels are for --image")
-    not_negative(config, "edit.network_lr", "edit.density_lr", "edit.line_lr", "edit.gate")
+        raise UserError("a scene is edited with edit=field or edit=published; edit=latent and pixels are for --image")
+    not_negative(config, "edit.network_lr", "edit.density_lr", "edit.line_lr", "edit.gate", "edit.hold")
     whole(config, "edit.width", least=16)
     source_path = source_folder(config)
     run = RunFolder(_output(config, source_path.parent), config)
@@ -150,6 +150,7 @@ def _edit_scene(config: DictConfig) -> Path:
         density_lr=config.edit.density_lr,
         line_lr=config.edit.line_lr,
         gate=config.edit.gate,
+        hold=config.edit.hold,
         seed=config.seed,
     )
     editor = Editor(subject, guidance, objective, prompts, edit_config)

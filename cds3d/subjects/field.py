@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from cds3d.guidance import Guidance
+from cds3d.subjects.region import EditedRegion
 from tensorf.cameras import Camera
 from tensorf.field import Field
 from tensorf.visibility import View
+
+FAINT = 0.05  # of the usual gradient: pixels with less are not worth their backward pass
 
 
 class FieldViews:
@@ -24,9 +27,10 @@ class FieldViews:
     grids'; density_lr 0 freezes the shape. line_lr: the rate of VM's lines as a share of their planes': a line's point
     belongs to a whole slice of the scene, so that what moves it shows everywhere.
 
-    gate: pixels whose gradient is below this share of what is usual while the edit begins (the root mean square,
-    averaged over the first turn of the cameras) are not back-propagated. What is being edited is above it until it is
-    done; the background's small and steady bias never is. seed: of the order in which cameras come.
+    gate, hold: pixels outside the region where the edit is at work (`EditedRegion`, which `gate` bounds; 0: everything
+    is inside) do not get the objective's gradient, which there is a small and steady bias, but one towards the source's
+    colour: `hold` times the difference, in units of what gradients usually are. Parameters are shared between places,
+    so that without it the background follows the subject. seed: of the order in which cameras come.
     """
 
     def __init__(
@@ -39,15 +43,15 @@ class FieldViews:
         density_lr: float = 1.0,
         line_lr: float = 1.0,
         gate: float = 0.0,
+        hold: float = 0.0,
         seed: int = 0,
     ):
         self.source = source.requires_grad_(False)
         self.target = copy.deepcopy(source).requires_grad_(True)
         self.cameras, self.guidance = list(cameras), guidance
         self.network_lr, self.density_lr, self.line_lr = network_lr, density_lr, line_lr
-        self.gate, self.seed = gate, seed
-        self._views: dict[int, tuple[View, Tensor]] = {}
-        self._usual, self._counted = 0.0, 0  # the mean gradient's size so far, over how many views
+        self.region, self.hold, self.seed = EditedRegion(gate), hold, seed
+        self._views: dict[int, tuple[View, Tensor, Tensor]] = {}
 
     def parameter_groups(self, lr: float) -> list[dict]:
         groups = self.target.parameter_groups()
@@ -65,36 +69,41 @@ class FieldViews:
         return int(order[place])
 
     def latents(self, step: int) -> tuple[Tensor, Tensor]:
-        view, source_latent = self._view(self.camera_index(step))
-        image = view.render(self.target)
-        self._view_now, self._image = view, image.requires_grad_()
+        self._index = self.camera_index(step)
+        view, _, source_latent = self._view(self._index)
+        self._image = view.render(self.target).requires_grad_()
         self._encoded = self.guidance.encode_image(_as_batch(self._image))
         return source_latent, self._encoded.detach()
 
-    def _view(self, index: int) -> tuple[View, Tensor]:
+    def _view(self, index: int) -> tuple[View, Tensor, Tensor]:
+        """(samples, the source's render, its latent) of a camera."""
         if index not in self._views:
             view = View(self.source, self.cameras[index])
             with torch.no_grad():
-                latent = self.guidance.encode_image(_as_batch(view.render(self.source)))
-            self._views[index] = (view, latent)
+                image = view.render(self.source)
+                self._views[index] = (view, image, self.guidance.encode_image(_as_batch(image)))
         return self._views[index]
 
     def backward(self, gradient: Tensor) -> None:
         (image_gradient,) = torch.autograd.grad(self._encoded, self._image, gradient)
-        if self._counted < len(self.cameras):
-            size = float(image_gradient.square().sum(-1).mean().sqrt())
-            self._usual += (size - self._usual) / (self._counted + 1)
-            self._counted += 1
-        self._view_now.backward(self.target, image_gradient, least=self.gate * self._usual)
+        view, source_image, _ = self._view(self._index)
+        least = 0.0
+        if self.region.gate > 0:
+            self.region.add(self._index, image_gradient)
+            edited = self.region.weight(self._index, *image_gradient.shape[:2])[..., None]
+            back = self.hold * self.region.usual * (self._image.detach() - source_image)
+            image_gradient = torch.lerp(back, image_gradient, edited)
+            least = FAINT * self.region.usual
+        view.backward(self.target, image_gradient, least=least)
 
     def after_step(self) -> None:
         pass
 
     def state(self) -> dict:
-        return {"usual": self._usual, "counted": self._counted}
+        return self.region.state()
 
     def load_state(self, state: dict) -> None:
-        self._usual, self._counted = state["usual"], state["counted"]
+        self.region.load_state(state)
 
 
 def _as_batch(image: Tensor) -> Tensor:

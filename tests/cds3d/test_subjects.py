@@ -213,21 +213,41 @@ def test_target_is_a_copy_of_its_own(field, cameras):
     assert not own & {p.data_ptr() for p in subject.source.parameters()}
 
 
-def test_the_gate_stays_where_the_first_turn_of_the_cameras_put_it(field, cameras, monkeypatch):
-    cameras = [c.resized(16, 8) for c in cameras[:2]]
-    subject = FieldViews(field, cameras, LinearGuidance(), gate=0.5)
-    bounds = []
-    monkeypatch.setattr(View, "backward", lambda self, target, gradient, least: bounds.append(least))
-    unit = 3**0.5 * 2 / 64  # a latent gradient of one: 2 / 64 a pixel and channel (an 8x8 mean of 2 x - 1)
+def gradients_of(monkeypatch):
+    """What `View.backward` is called with: [(gradient, least)]."""
+    calls = []
+    monkeypatch.setattr(View, "backward", lambda self, target, gradient, least: calls.append((gradient, least)))
+    return calls
 
-    def backward(size):
-        subject.latents(len(bounds))
-        subject.backward(torch.full((1, 3, 1, 2), size))
 
-    for size in (1.0, 3.0, 0.1, 10.0):
-        backward(size)
-    # Half of: the first view's; the mean of the first two views'; and so on for ever.
-    assert bounds == pytest.approx([0.5 * unit, unit, unit, unit], rel=1e-5)
-    again = FieldViews(field, cameras, LinearGuidance(), gate=0.5)
-    again.load_state(subject.state())
-    assert again.state() == subject.state() == {"usual": pytest.approx(2 * unit), "counted": 2}
+def test_pixels_outside_the_edited_region_are_pulled_to_the_source(field, cameras, monkeypatch):
+    camera = cameras[0].resized(32, 16)
+    subject = FieldViews(field, [camera], LinearGuidance(), gate=0.5, hold=10.0)
+    calls = gradients_of(monkeypatch)
+    latent_gradient = torch.zeros(1, 3, 2, 4)
+    latent_gradient[..., 3] = 1.0  # the prompts disagree about the right
+    subject.latents(0)
+    with torch.no_grad():
+        for p in subject.target.parameters():
+            p.mul_(1.1)
+    subject.latents(0)
+    subject.backward(latent_gradient)
+    (gradient, least), unit = calls[0], 2 / 64  # an 8x8 mean of 2 x - 1
+    assert torch.allclose(gradient[:, 26:], torch.full((16, 6, 3), unit), rtol=1e-4)
+    away = subject._image.detach() - View(field, camera).render(field)
+    assert away[:, :18].abs().max() > 1e-3  # or nothing would be tested
+    usual = subject.region.usual
+    assert usual == pytest.approx(unit * 3**0.5 / 2, rel=0.01)  # a quarter of all pixels has it
+    torch.testing.assert_close(gradient[:, :18], 10 * usual * away[:, :18])
+    assert 0 < least < 0.1 * usual
+
+
+def test_without_a_gate_every_pixel_gets_the_gradient(field, cameras, monkeypatch):
+    subject = FieldViews(field, [cameras[0].resized(32, 16)], LinearGuidance(), hold=10.0)
+    calls = gradients_of(monkeypatch)
+    latent_gradient = torch.zeros(1, 3, 2, 4)
+    latent_gradient[..., 3] = 1.0
+    subject.latents(0)
+    subject.backward(latent_gradient)
+    gradient, least = calls[0]
+    assert least == 0.0 and gradient[:, :24].abs().max() == 0 and gradient[:, 24:].abs().min() > 0

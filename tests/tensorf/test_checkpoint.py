@@ -104,6 +104,11 @@ def test_foreign_safetensors(path, metadata):
     refused(path, "not a cds3d field")
 
 
+def test_a_field_of_another_format(path):
+    save_file({"weight": torch.zeros(3)}, path, metadata={"format": "cds3d-field-1"})
+    refused(path, "another version")
+
+
 def altered(field, path, change, tensors=None):
     """Save, then write again with the header that `change` has edited in place, and `tensors` over the old ones."""
     save_field(field, path)

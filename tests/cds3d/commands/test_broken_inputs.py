@@ -90,12 +90,12 @@ def test_images_that_cannot_be_edited(tmp_path, capsys, image_options, image_fil
 def test_an_images_preset_does_not_fit_a_scene(tmp_path, capsys, edit_options):
     options = [o for o in edit_options if o != "edit.width=48"]
     text = fails(capsys, "edit", *options, "edit=latent")
-    assert "edit=published" in text and "--image" in text
+    assert "edit=field" in text and "--image" in text
     assert files(tmp_path) == []
 
 
 def test_a_scenes_preset_does_not_fit_an_image(tmp_path, capsys, image_options):
-    assert "edit=latent or edit=pixels" in fails(capsys, "edit", *image_options, "edit=published")
+    assert "edit=latent or edit=pixels" in fails(capsys, "edit", *image_options, "edit=field")
     assert not (tmp_path / "outputs").exists()
 
 

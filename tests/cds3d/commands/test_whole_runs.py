@@ -74,8 +74,8 @@ def test_edit_trains_the_source_that_is_missing_then_reuses_it(tmp_path, edit_op
 
 
 def test_presets_get_folders_of_their_own(tmp_path, edit_options, trained):
-    assert run_command("edit", [*edit_options, "edit=gentle", "objective=sds", "video_frames=0"]) == 0
-    run = tmp_path / "outputs" / "daisies" / "a-red-flower-sds-gentle"
+    assert run_command("edit", [*edit_options, "edit=published", "objective=sds", "video_frames=0"]) == 0
+    run = tmp_path / "outputs" / "daisies" / "a-red-flower-sds-published"
     assert (run / "metrics.json").exists() and not (run / "video.mp4").exists()
 
 

@@ -12,7 +12,7 @@ from checks import fails, files
         ("nonsense=1", ["unknown option nonsense"]),
         ("objective=csd", ["objective=csd", "cds, dds, sds"]),
         ("guidance=sd3", ["guidance=sd3", "pocket, sd14, sd15, sd21"]),
-        ("edit=fast", ["edit=fast", "gentle, latent, pixels, published"]),
+        ("edit=fast", ["edit=fast", "field, latent, pixels, published"]),
         ("edit.iterations=abc", ["edit.iterations=abc"]),
         ("edit.iterations=1.5", ["iterations=1.5", "whole number"]),
         ("edit.iterations=-1", ["edit.iterations=-1"]),
