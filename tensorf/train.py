@@ -40,11 +40,11 @@ class TrainConfig:
     resolution: int = 400
     stages: tuple[float, ...] = (0.3, 0.6, 1.0)
     upsample_at: tuple[float, ...] = (0.12, 0.35)
-    prune_at: tuple[float, ...] = (0.08, 0.13, 0.2, 0.3, 0.4, 0.55, 0.75)
-    tv_density: float = 0.02
+    prune_at: tuple[float, ...] = (0.2, 0.3, 0.4, 0.55, 0.75)
+    tv_density: float = 0.004
     tv_color: float = 0.02
     l1: float = 0.0
-    distortion: float = 0.05
+    distortion: float = 0.01
     seed: int = 0
 
 
@@ -176,7 +176,7 @@ class Trainer:
         threshold = 3e-3 if progress < 0.25 else 1e-2
         rays, _ = self.pixels.draw(60_000, generator)
         self.field.occupancy = measure(self.field, rays, threshold, cells=_cells(self.field))
-        if 2 in turns and self.field.space.kind == "box":
+        if 1 in turns and self.field.space.kind == "box":
             self._shrink()
 
     def _shrink(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from transformers.utils import logging as transformers_logging
 from cds3d.guidance.guidance import Guidance
 from cds3d.pocket.weights_path import WEIGHTS
 from tensorf.errors import UserError, reason
+
+log = logging.getLogger("cds3d")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -28,6 +31,8 @@ def load_guidance(path: str, *, dtype: str = "fp32", device: torch.device, confi
         raise UserError(f"guidance.dtype={dtype} is unknown; use one of {', '.join(DTYPES)}")
     if dtype == "fp16" and device.type == "cpu":
         raise UserError("guidance.dtype=fp16 needs a GPU; use fp32 or bf16 on a CPU")
+    if dtype == "bf16" and device.type == "cpu" and not _has_bf16_instructions():
+        log.warning("guidance.dtype=bf16: this CPU has no instructions for it and will be slower than with fp32")
     location = str(WEIGHTS) if path == "pocket" else path
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
@@ -49,6 +54,11 @@ def load_guidance(path: str, *, dtype: str = "fp32", device: torch.device, confi
         device=device,
         dtype=DTYPES[dtype],
     )
+
+
+def _has_bf16_instructions() -> bool:
+    """True also where PyTorch has no way to tell."""
+    return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)()
 
 
 def _from_pretrained(path: str) -> StableDiffusionPipeline:

@@ -71,6 +71,13 @@ def test_missing_single_file(tmp_path):
     assert "no such file" in message_of(str(tmp_path / "none.safetensors"))
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_emulated_bf16_is_warned_of(tiny_folder, monkeypatch, caplog, native):
+    monkeypatch.setattr("cds3d.guidance.loading._has_bf16_instructions", lambda: native)
+    load_guidance(str(tiny_folder), dtype="bf16", device=CPU)
+    assert ("slower than with fp32" in caplog.text) is not native
+
+
 def test_bf16_is_close_to_fp32(tiny_folder, guidance):
     half = load_guidance(str(tiny_folder), dtype="bf16", device=CPU)
     torch.manual_seed(0)

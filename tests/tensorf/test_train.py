@@ -78,7 +78,7 @@ def test_pruning_a_coarse_field_has_no_holes(ndc_capture, box_capture, kind):
 
 
 RESUMED = {
-    # Saved after 6 of 12 iterations; the third pruning is the one that shrinks a box.
+    # Saved after 6 of 12 iterations; the second pruning is the one that shrinks a box.
     "changes before": dict(upsample_at=(2 / 12, 5 / 12), prune_at=(1 / 12, 3 / 12, 4 / 12)),
     "changes after": dict(upsample_at=(7 / 12, 10 / 12), prune_at=(6 / 12, 8 / 12, 9 / 12)),
     "changes around": dict(upsample_at=(3 / 12, 9 / 12), prune_at=(1 / 12, 5 / 12, 7 / 12)),
