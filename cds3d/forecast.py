@@ -8,7 +8,7 @@ from torch import Tensor
 from cds3d.guidance import Guidance
 
 _RENDER_MB = 250  # what a view's preparation and its backward pass, both in chunks, need for a while: measured
-_VIEW_BYTES = 90  # a ray of a kept view: origin, direction, span, residue, and about four samples with their scales
+_VIEW_BYTES = 102  # a ray of a kept view: origin, direction, span, residue, colour, and about four samples
 _MIB = 2**20
 
 
