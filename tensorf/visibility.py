@@ -94,6 +94,7 @@ class View:
         `least`.
         """
         gradient = gradient.reshape(-1, 3)
-        wanted = (gradient.norm(dim=1) > least).nonzero()[:, 0]
+        # What is not a number is passed on, for the editor to notice.
+        wanted = (~(gradient.norm(dim=1) <= least)).nonzero()[:, 0]
         for index in wanted.split(chunk):
             self._color(field, index).backward(gradient[index])

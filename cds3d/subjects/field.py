@@ -88,7 +88,8 @@ class FieldViews:
         (image_gradient,) = torch.autograd.grad(self._encoded, self._image, gradient)
         view, source_image, _ = self._view(self._index)
         least = 0.0
-        if self.region.gate > 0:
+        # What is not finite goes on to the editor, which stops: the region, which is saved, must not take it in.
+        if self.region.gate > 0 and torch.isfinite(image_gradient).all():
             self.region.add(self._index, image_gradient)
             edited = self.region.weight(self._index, *image_gradient.shape[:2])[..., None]
             back = self.hold * self.region.usual * (self._image.detach() - source_image)

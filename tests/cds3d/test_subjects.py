@@ -242,6 +242,14 @@ def test_pixels_outside_the_edited_region_are_pulled_to_the_source(field, camera
     assert 0 < least < 0.1 * usual
 
 
+def test_a_gradient_that_is_not_finite_reaches_the_field_but_not_the_region(field, cameras):
+    subject = FieldViews(field, [cameras[0].resized(32, 16)], LinearGuidance(), gate=0.5, hold=10.0)
+    subject.latents(0)
+    subject.backward(torch.full((1, 3, 2, 4), torch.nan))
+    assert subject.state() == {"usual": 0.0, "means": {}}
+    assert any(not torch.isfinite(p.grad).all() for p in subject.target.parameters() if p.grad is not None)
+
+
 def test_without_a_gate_every_pixel_gets_the_gradient(field, cameras, monkeypatch):
     subject = FieldViews(field, [cameras[0].resized(32, 16)], LinearGuidance(), hold=10.0)
     calls = gradients_of(monkeypatch)
