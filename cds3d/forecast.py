@@ -7,8 +7,9 @@ from torch import Tensor
 
 from cds3d.guidance import Guidance
 
-_RENDER_MB = 250  # what a view's preparation and its backward pass, both in chunks, need for a while: measured
-_VIEW_BYTES = 102  # a ray of a kept view: origin, direction, span, residue, colour, and about four samples
+_PREPARE_MB = 220  # what a view's preparation, in chunks, needs for a while: measured
+_RAY_BYTES = 5400  # a ray of the view that is rendered and back-propagated: about three samples of 1.7 kB
+_VIEW_BYTES = 96  # a ray of a kept view: three samples, direction, residue, colour
 _MIB = 2**20
 
 
@@ -55,6 +56,6 @@ def field_edit_mb(
     return {
         "optimiser": 3 * parameter_mb(field),  # gradient and Adam's two moments
         "views": views * height * width * _VIEW_BYTES / _MIB,
-        "rendering": _RENDER_MB,
+        "rendering": _PREPARE_MB + height * width * _RAY_BYTES / _MIB,
         "networks": step_mb(guidance, text, height, width, contrast),
     }

@@ -110,20 +110,18 @@ def bench_views(field: Field, camera, widths: list[int], reference_rays: int) ->
     middle = camera.resized(252, round(camera.height * 252 / camera.width))
     reset_peak_memory()
     view = View(field, middle)
-    view.render(field)
-    view.backward(field, torch.randn(middle.height, middle.width, 3, device=field.device))
+    view.color(field).backward(torch.randn(len(view), 3, device=field.device))
     peak = peak_memory_mb()
     for width in widths:
         resized = camera.resized(width, round(camera.height * width / camera.width))
         view = View(field, resized)
-        target = torch.randn(resized.height, resized.width, 3, device=field.device)
-        index = torch.randperm(len(view.rays), generator=torch.Generator().manual_seed(0))[:reference_rays]
-        rays = view.rays[index.to(field.device)]
+        target = torch.randn(len(view), 3, device=field.device)
+        index = torch.randperm(len(view), generator=torch.Generator().manual_seed(0))[:reference_rays]
+        rays = field.space.rays(resized).to(field.device)[index.to(field.device)]
         full = render_view(field, resized)["color"]
 
         def gradient(view=view, target=target):
-            view.render(field)
-            view.backward(field, target)
+            view.color(field).backward(target)
 
         def plain_gradient(rays=rays):
             for start in range(0, len(rays), 1024):
@@ -135,7 +133,7 @@ def bench_views(field: Field, camera, widths: list[int], reference_rays: int) ->
         with Plain(), torch.no_grad():
             truth = torch.cat([plain_render(field, rays[i : i + 1024]).color for i in range(0, len(rays), 1024)])
         with Plain():
-            reference = seconds(plain_gradient, field.device, repeats=1) * len(view.rays) / len(rays)
+            reference = seconds(plain_gradient, field.device, repeats=1) * len(view) / len(rays)
         ours = seconds(gradient, field.device)
         rows.append(
             {

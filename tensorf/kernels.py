@@ -1,7 +1,7 @@
-"""Loops over samples, compiled for the CPU by numba: products of planes and lines, and the march along rays.
+"""Loops over samples, compiled for the CPU by numba: products of planes and lines, the march, and who stands for whom.
 
 `grid_sample` reads a table once a channel and its backward pass runs on one core a table; here all channels of a grid
-point lie side by side and are read together. Only `tensorf.lookup` and `tensorf.occupancy` call these, on a CPU, in
+point lie side by side and are read together. Only `lookup`, `occupancy` and `quadrature` call these, on a CPU, in
 fp32; everywhere else plain torch does the same.
 
 planes (H, W, C) and lines (N, C), of two points or more along each axis, are C-contiguous; x (n, 3) lies in [-1, 1];
@@ -164,3 +164,39 @@ def march(occupancy, origin, direction, begin, end, dt, steps, counts, first, ra
             hits += 1
         if not fill:
             counts[r] = hits
+
+
+@_compiled
+def representatives(weights, first, place, groups, out, start, stop):
+    """out[i] = the sample that stands for sample i, for rays start..stop; see `quadrature.representatives`."""
+    count = weights.shape[0]
+    chosen = np.empty(groups, np.int64)
+    for r in range(start, stop):
+        low = first[r]
+        high = first[r + 1] if r + 1 < first.shape[0] else count
+        total = _ZERO
+        for i in range(low, high):
+            total += weights[i]
+        rest = 0.0
+        for i in range(low, high):
+            if weights[i] * groups < total:
+                rest += weights[i]
+        # Of every group the sample in which the thin weight so far passes the group's place.
+        until, group, last = 0.0, 0, low
+        for i in range(low, high):
+            if weights[i] * groups < total:
+                until += weights[i]
+                last = i
+                while group < groups and until * groups > (group + place[r]) * rest:
+                    chosen[group] = i
+                    group += 1
+        while group < groups:  # rounding
+            chosen[group] = last
+            group += 1
+        until = 0.0
+        for i in range(low, high):
+            out[i] = i
+            if weights[i] * groups < total and rest > 0:
+                middle = (until + 0.5 * weights[i]) * groups / rest
+                out[i] = chosen[min(int(middle), groups - 1)]
+                until += weights[i]

@@ -30,6 +30,12 @@ class Samples:
     first: Tensor
     rays: int
 
+    def subset(self, index: Tensor) -> Samples:
+        """The samples `index` (m,) int64, ascending, of the same rays."""
+        ray = self.ray[index]
+        count = torch.bincount(ray, minlength=self.rays)
+        return Samples(self.x[index], ray, self.t[index], count.cumsum(0) - count, self.rays)
+
 
 def occupied_samples(
     occupancy: Tensor, origin: Tensor, direction: Tensor, begin: Tensor, end: Tensor, dt: float, steps: int

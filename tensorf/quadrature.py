@@ -10,7 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tensorf.lookup import compiled_for, in_parallel, kernels, spans
 from tensorf.occupancy import Samples
+
+_RAYS = 1024  # a task
 
 
 @torch.no_grad()
@@ -24,6 +27,8 @@ def representatives(weights: Tensor, samples: Samples, groups: int, place: Tenso
     n = len(weights)
     if n == 0:
         return torch.zeros(0, dtype=torch.int64, device=weights.device)
+    if compiled_for(weights):
+        return _compiled(weights, samples, groups, place)
     ray = samples.ray
     total = torch.zeros(samples.rays, device=weights.device).index_add_(0, ray, weights)
     heavy = weights * groups >= total[ray]
@@ -41,3 +46,12 @@ def representatives(weights: Tensor, samples: Samples, groups: int, place: Tenso
     itself = torch.arange(n, device=weights.device)
     # Rounding may point at the ray's neighbour; heavy samples do not take part.
     return torch.where(heavy | (ray[found] != ray) | heavy[found], itself, found)
+
+
+def _compiled(weights: Tensor, samples: Samples, groups: int, place: Tensor | float) -> Tensor:
+    out = torch.empty(len(weights), dtype=torch.int64)
+    places = place if isinstance(place, Tensor) else torch.full((samples.rays,), float(place))
+    arrays = [a.contiguous().numpy() for a in (weights, samples.first, places.float())]
+    run = lambda span: kernels().representatives(*arrays, groups, out.numpy(), *span)  # noqa: E731
+    in_parallel([lambda s=span: run(s) for span in spans(samples.rays, _RAYS)])
+    return out

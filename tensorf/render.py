@@ -1,4 +1,4 @@
-"""Rays -> colour, opacity, depth; whole views in chunks; and the deferred backward of a view.
+"""Rays -> colour, opacity, depth; and whole views in chunks.
 
 Samples are *packed*: only those in occupied cells exist, sorted by ray, with the index of their ray beside them. All
 functions are differentiable in the field's parameters; positions and the choice of samples are not.
@@ -87,11 +87,15 @@ def shade(
     Colours are asked for about COLORS samples a ray, at most twice as many, which stand for the others (`quadrature`).
     """
     which = representatives(weights, samples, COLORS, place)
-    summed = torch.zeros_like(weights).index_add(0, which, weights)
-    seen = (summed.detach() > 0).nonzero()[:, 0]
+    return composite(field, samples, torch.zeros_like(weights).index_add(0, which, weights), viewdirs)
+
+
+def composite(field: Field, samples: Samples, weights: Tensor, viewdirs: Tensor) -> tuple[Tensor, Tensor]:
+    """(color (rays, 3), opacity (rays,)), with a colour for every sample of some weight."""
+    seen = (weights.detach() > 0).nonzero()[:, 0]
     ray = samples.ray[seen]
     color = field.color(samples.x[seen], viewdirs[ray])
-    total = torch.zeros(samples.rays, 3, device=weights.device).index_add(0, ray, summed[seen, None] * color)
+    total = torch.zeros(samples.rays, 3, device=weights.device).index_add(0, ray, weights[seen, None] * color)
     opacity = torch.zeros(samples.rays, device=weights.device).index_add(0, samples.ray, weights)
     return total + (1 - opacity)[:, None] * field.space.background, opacity
 

@@ -17,7 +17,8 @@ from tensorf.cameras import Camera
 from tensorf.field import Field
 from tensorf.visibility import View
 
-FAINT = 0.05  # of the usual gradient: pixels with less are not worth their backward pass
+INSIDE = 0.05  # weight in the edited region from which on a pixel belongs to it at all
+SHARE = 4  # one in so many of the rays outside is rendered in a step, to be held
 
 
 class FieldViews:
@@ -70,8 +71,16 @@ class FieldViews:
 
     def latents(self, step: int) -> tuple[Tensor, Tensor]:
         self._index = self.camera_index(step)
-        view, _, source_latent = self._view(self._index)
-        self._image = view.render(self.target).requires_grad_()
+        view, source_image, source_latent = self._view(self._index)
+        height, width, _ = source_image.shape
+        # Outside the edited region the picture is the source's, and only some rays, others each time, are looked at.
+        self._edited = self.region.weight(self._index, height, width).flatten()
+        inside = (self._edited >= INSIDE).nonzero()[:, 0]
+        outside = (self._edited < INSIDE).nonzero()[int(torch.randint(SHARE, (1,))) :: SHARE, 0]
+        self._rays = torch.cat([inside, outside])
+        self._color = view.color(self.target, self._rays)
+        image = source_image.view(-1, 3).index_copy(0, inside, self._color[: len(inside)].detach())
+        self._image = image.view(height, width, 3).requires_grad_()
         self._encoded = self.guidance.encode_image(_as_batch(self._image))
         return source_latent, self._encoded.detach()
 
@@ -86,16 +95,15 @@ class FieldViews:
 
     def backward(self, gradient: Tensor) -> None:
         (image_gradient,) = torch.autograd.grad(self._encoded, self._image, gradient)
-        view, source_image, _ = self._view(self._index)
-        least = 0.0
         # What is not finite goes on to the editor, which stops: the region, which is saved, must not take it in.
-        if self.region.gate > 0 and torch.isfinite(image_gradient).all():
+        if torch.isfinite(image_gradient).all():
             self.region.add(self._index, image_gradient)
-            edited = self.region.weight(self._index, *image_gradient.shape[:2])[..., None]
-            back = self.hold * self.region.usual * (self._image.detach() - source_image)
-            image_gradient = torch.lerp(back, image_gradient, edited)
-            least = FAINT * self.region.usual
-        view.backward(self.target, image_gradient, least=least)
+        source = self._view(self._index)[1].view(-1, 3)[self._rays]
+        edited = self._edited[self._rays, None]
+        back = self.hold * self.region.usual * (self._color.detach() - source)
+        back *= torch.where(edited < INSIDE, SHARE, 1)  # each stands for those that were left out
+        own = image_gradient.view(-1, 3)[self._rays] * (edited >= INSIDE)
+        self._color.backward(torch.lerp(back, own, edited))
 
     def after_step(self) -> None:
         pass

@@ -28,7 +28,9 @@ class EditedRegion:
         self._means: dict[int, tuple[Tensor, int]] = {}  # camera -> (3, h, w) mean gradient, visits
 
     def add(self, camera: int, gradient: Tensor) -> None:
-        """Take in dLoss/dcolour (H, W, 3) of one visit."""
+        """Take in dLoss/dcolour (H, W, 3) of one visit, if there is a gate to hold it against."""
+        if self.gate == 0:
+            return
         coarse = F.avg_pool2d(gradient.permute(2, 0, 1)[None], CELL, ceil_mode=True)[0]
         mean, visits = self._means.get(camera, (torch.zeros_like(coarse), 0))
         if visits < VISITS:
@@ -37,10 +39,13 @@ class EditedRegion:
             self.usual = float(torch.stack(sizes).mean())
 
     def weight(self, camera: int, height: int, width: int) -> Tensor:
-        """(height, width) in [0, 1], of a camera that has been seen: how much a pixel belongs to the edit.
+        """(height, width) in [0, 1]: how much a pixel belongs to the edit.
 
-        The square of the mean gradient's norm over `gate` times `usual`; 1 from there on.
+        The square of the mean gradient's norm over `gate` times `usual`; 1 from there on. 1 everywhere where there is
+        no gate, and for a camera that has not been seen.
         """
+        if self.gate == 0 or camera not in self._means:
+            return torch.ones(height, width)
         blurred = F.avg_pool2d(self._means[camera][0][None], 3, 1, 1, count_include_pad=False)
         size = blurred.norm(dim=1, keepdim=True)
         # The last cell may reach over the edge: what lies beyond is cut off.

@@ -8,11 +8,10 @@ import torch.nn.functional as F
 from fakes import PROMPTS, FixedGradient, LinearGuidance
 
 from cds3d.editor import EditConfig, Editor
-from cds3d.subjects.field import FieldViews
+from cds3d.subjects.field import SHARE, FieldViews
 from cds3d.subjects.image import LatentImage, PixelImage
 from tensorf.captures import load_capture
 from tensorf.checkpoint import load_field
-from tensorf.render import shade, weights_of
 from tensorf.visibility import View
 
 # --- images
@@ -143,10 +142,7 @@ def test_latent_gradient_reaches_the_field_as_through_one_graph(field, cameras, 
     subject.backward(gradient)
 
     view = View(field, cameras[subject.camera_index(0)])
-    samples, scale = view.samples(torch.arange(len(view)))
-    weights = weights_of(direct.opacity_rate(samples.x), samples) * scale
-    color = shade(direct, samples, weights, view.rays.viewdirs)[0] + view.residue
-    color = color.view(19, 26, 3)
+    color = view.color(direct).view(19, 26, 3)
     encoded = guidance.encode_image(color.permute(2, 0, 1)[None])
     torch.testing.assert_close(encoded.detach(), target)
     encoded.backward(gradient)
@@ -213,33 +209,48 @@ def test_target_is_a_copy_of_its_own(field, cameras):
     assert not own & {p.data_ptr() for p in subject.source.parameters()}
 
 
-def gradients_of(monkeypatch):
-    """What `View.backward` is called with: [(gradient, least)]."""
-    calls = []
-    monkeypatch.setattr(View, "backward", lambda self, target, gradient, least: calls.append((gradient, least)))
-    return calls
+def colors_gradient(subject, gradient):
+    """(16, 32, 3) the gradient that `backward` gives the view's pixels; NaN for those that it leaves out."""
+    caught = []
+    subject._color.register_hook(caught.append)
+    subject.backward(gradient)
+    return torch.full((16 * 32, 3), torch.nan).index_copy(0, subject._rays, caught[0]).view(16, 32, 3)
 
 
-def test_pixels_outside_the_edited_region_are_pulled_to_the_source(field, cameras, monkeypatch):
+@pytest.fixture
+def right_is_edited():
+    """A latent's gradient: the prompts disagree about the last eight of 32 columns."""
+    gradient = torch.zeros(1, 3, 2, 4)
+    gradient[..., 3] = 1.0
+    return gradient
+
+
+def test_pixels_outside_the_edited_region_are_pulled_to_the_source(field, cameras, right_is_edited):
     camera = cameras[0].resized(32, 16)
     subject = FieldViews(field, [camera], LinearGuidance(), gate=0.5, hold=10.0)
-    calls = gradients_of(monkeypatch)
-    latent_gradient = torch.zeros(1, 3, 2, 4)
-    latent_gradient[..., 3] = 1.0  # the prompts disagree about the right
     subject.latents(0)
+    subject.backward(right_is_edited)
+    usual, unit = subject.region.usual, 2 / 64  # an 8x8 mean of 2 x - 1
+    assert usual == pytest.approx(unit * 3**0.5 / 2, rel=0.01)  # a quarter of all pixels has it
     with torch.no_grad():
         for p in subject.target.parameters():
             p.mul_(1.1)
-    subject.latents(0)
-    subject.backward(latent_gradient)
-    (gradient, least), unit = calls[0], 2 / 64  # an 8x8 mean of 2 x - 1
-    assert torch.allclose(gradient[:, 26:], torch.full((16, 6, 3), unit), rtol=1e-4)
-    away = subject._image.detach() - View(field, camera).render(field)
-    assert away[:, :18].abs().max() > 1e-3  # or nothing would be tested
-    usual = subject.region.usual
-    assert usual == pytest.approx(unit * 3**0.5 / 2, rel=0.01)  # a quarter of all pixels has it
-    torch.testing.assert_close(gradient[:, :18], 10 * usual * away[:, :18])
-    assert 0 < least < 0.1 * usual
+    source, now = (View(field, camera).render(f) for f in (subject.source, subject.target))
+    assert (now - source)[:, :18].abs().max() > 1e-3  # or nothing would be tested
+    seen = torch.zeros(16, 18, dtype=torch.bool)
+    for _ in range(40):
+        subject.latents(0)
+        # The editing picture: the source's outside, the target's inside.
+        assert torch.equal(subject._image[:, :18], source[:, :18])
+        torch.testing.assert_close(subject._image[:, 26:].detach(), now[:, 26:])
+        gradient = colors_gradient(subject, right_is_edited)
+        assert torch.allclose(gradient[:, 26:], torch.full((16, 6, 3), unit), rtol=1e-4)
+        chosen = ~gradient[:, :18].isnan().any(-1)
+        assert abs(float(chosen.float().mean()) - 1 / SHARE) < 0.02
+        expected = SHARE * 10 * usual * (now - source)[:, :18][chosen]
+        torch.testing.assert_close(gradient[:, :18][chosen], expected, rtol=1e-3, atol=1e-7)
+        seen |= chosen
+    assert seen.all()  # others each time
 
 
 def test_a_gradient_that_is_not_finite_reaches_the_field_but_not_the_region(field, cameras):
@@ -250,12 +261,10 @@ def test_a_gradient_that_is_not_finite_reaches_the_field_but_not_the_region(fiel
     assert any(not torch.isfinite(p.grad).all() for p in subject.target.parameters() if p.grad is not None)
 
 
-def test_without_a_gate_every_pixel_gets_the_gradient(field, cameras, monkeypatch):
+def test_without_a_gate_every_pixel_gets_the_gradient(field, cameras, right_is_edited):
     subject = FieldViews(field, [cameras[0].resized(32, 16)], LinearGuidance(), hold=10.0)
-    calls = gradients_of(monkeypatch)
-    latent_gradient = torch.zeros(1, 3, 2, 4)
-    latent_gradient[..., 3] = 1.0
-    subject.latents(0)
-    subject.backward(latent_gradient)
-    gradient, least = calls[0]
-    assert least == 0.0 and gradient[:, :24].abs().max() == 0 and gradient[:, 24:].abs().min() > 0
+    for _ in range(3):
+        subject.latents(0)
+        gradient = colors_gradient(subject, right_is_edited)
+        assert gradient[:, :24].abs().max() == 0 and gradient[:, 24:].abs().min() > 0
+    assert subject.state() == {"usual": 0.0, "means": {}}

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tensorf import quadrature
 from tensorf.occupancy import Samples
 from tensorf.quadrature import representatives
 
@@ -56,6 +57,19 @@ def test_random_rays(groups):
         heavy = weights[chosen] * groups >= total
         # No group of thin ones is much above its share: its own weight and less than one sample's more.
         assert (share[~heavy] <= 2 * total[~heavy] / groups + 1e-6).all()
+
+
+@pytest.mark.parametrize("groups", [1, 3, 8])
+def test_compiled_loop_agrees_with_plain_torch(groups, monkeypatch):
+    generator = torch.Generator().manual_seed(groups)
+    ray = torch.randint(300, (9000,), generator=generator).sort().values
+    samples, weights = packed(ray, 300), torch.rand(9000, generator=generator) ** 8
+    places = (0.5, torch.rand(300, generator=generator), 0.999)
+    loop = [representatives(weights, samples, groups, place) for place in places]
+    monkeypatch.setattr(quadrature, "compiled_for", lambda *tensors: False)
+    for which, place in zip(loop, places):
+        # Sums in another order may send a sample at the edge of a group to the other side.
+        assert (which != representatives(weights, samples, groups, place)).sum() <= 3
 
 
 def test_nothing_and_no_weight():
