@@ -1,7 +1,7 @@
 """The field against a plain reference in one process: training, rendering, a view's gradient, and how they grow.
 
 python scripts/bench_field.py                                  # all; needs outputs/flower/source (train_source.py)
-python scripts/bench_field.py --only views                     # or training, edit
+python scripts/bench_field.py --only views                     # or grids, training, edit
 python scripts/bench_field.py --only training --train-steps 300
 
 Training is of two captures as small as TensoRF's authors' code can do on a CPU: an object seen from all sides (200x200,
@@ -15,6 +15,7 @@ above 1e-4, no space skipped. It holds the same tables, so both pictures have to
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -202,25 +203,66 @@ def speedup(rows: list[dict]) -> float | None:
     return reference["seconds"] / last["seconds"] if last["held_out_psnr_db"] >= reference["held_out_psnr_db"] else None
 
 
-def bench_edit(device: torch.device, iterations: int) -> float:
-    """Wall-clock seconds of an edit's iterations, by the command itself, its views' preparation counted in."""
-    with tempfile.TemporaryDirectory() as folder:
-        options = [f"output={folder}/edit", "video_frames=0", f"device={device}", f"edit.iterations={iterations}"]
-        config = load_config("edit", options)
-        config.tgt = "a red flower"
-        metrics = json.loads((edit_command(config) / "metrics.json").read_text())
-    return metrics["edit_seconds"]
+def bench_grids(field: Field, camera) -> list[dict]:
+    """A 252-pixel view of the field with its grids at half, once and twice their size along each axis."""
+    camera, rows = camera.resized(252, round(camera.height * 252 / camera.width)), []
+    for factor in (0.5, 1, 2):
+        grown = copy.deepcopy(field)
+        steps = max(1, round(field.steps * factor))
+        grown.resample(tuple(max(2, round(n * factor)) for n in field.resolution), steps)
+        full = seconds(lambda f=grown: render_view(f, camera), field.device)
+        reset_peak_memory()
+        view = View(grown, camera)
+        target = torch.randn(len(view), 3, device=field.device)
+        gradient = seconds(lambda f=grown, v=view, g=target: v.color(f).backward(g), field.device)
+        rows.append(
+            {
+                "grid": "x".join(map(str, grown.resolution)),
+                "parameters": sum(p.numel() for p in grown.parameters()),
+                "full_render_seconds": full,
+                "render_and_gradient_seconds": gradient,
+                "peak_memory_mb": peak_memory_mb(),
+            }
+        )
+    return rows
+
+
+def bench_edits(run: Path, camera, device: torch.device, iterations: list[int]) -> list[dict]:
+    """Edits of the flower by the command itself: seconds by the clock of all iterations, the views' preparation too.
+
+    And, once edited, how far the editing view of a camera is from the full render.
+    """
+    rows = []
+    camera = camera.resized(252, round(camera.height * 252 / camera.width))
+    for count in iterations:
+        with tempfile.TemporaryDirectory() as folder:
+            options = [f"output={folder}/edit", "video_frames=0", f"device={device}", f"edit.iterations={count}"]
+            config = load_config("edit", options)
+            config.tgt = "a red flower"
+            path = edit_command(config)
+            metrics = json.loads((path / "metrics.json").read_text())
+            source, edited = (load_field(p / "field.safetensors", device) for p in (run, path))
+        fast, full = View(source, camera).render(edited), render_view(edited, camera)["color"]
+        rows.append(
+            {
+                "iterations": count,
+                "seconds": metrics["edit_seconds"],
+                "peak_memory_mb": metrics["edit_peak_memory_mb"],
+                "fast_to_full_db": psnr(fast, full),
+            }
+        )
+    return rows
 
 
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("views", "training", "edit"), help="one of the three parts")
+    parser.add_argument("--only", choices=("views", "grids", "training", "edit"), help="one of the four parts")
     parser.add_argument("--run", type=Path, default=ROOT / "outputs/flower/source", help="run folder with a field")
     parser.add_argument("--capture", type=Path, default=ROOT / "scenes/flower")
     parser.add_argument("--widths", type=int, nargs="+", default=[126, 252, 504], help="of the views, pixels")
     parser.add_argument("--reference-rays", type=int, default=2048)
     parser.add_argument("--train-steps", type=int, default=1000, help="of the reference")
-    parser.add_argument("--edit-iterations", type=int, default=400)
+    parser.add_argument("--edit-iterations", type=int, nargs="+", default=[100, 200, 400])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, default=Path("outputs/bench/field.json"), help="where the figures go")
     args = parser.parse_args(argv)
@@ -229,11 +271,17 @@ def main(argv=None) -> None:
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     result: dict = {"machine": f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"}
     print(result["machine"])
+    capture = load_capture(args.capture)
+    camera = capture.cameras[capture.train[0]]
+    if args.only in (None, "views", "grids"):
+        field = load_field(args.run / "field.safetensors", device)
     if args.only in (None, "views"):
-        field, capture = load_field(args.run / "field.safetensors", device), load_capture(args.capture)
-        result |= bench_views(field, capture.cameras[capture.train[0]], args.widths, args.reference_rays)
+        result |= bench_views(field, camera, args.widths, args.reference_rays)
         _print(result["views"])
         print(f"peak memory up to a view's gradient: {result['view_peak_memory_mb']:.0f} MB")
+    if args.only in (None, "grids"):
+        result["grids"] = bench_grids(field, camera)
+        _print(result["grids"])
     if args.only in (None, "training"):
         with tempfile.TemporaryDirectory() as folder:
             write_orbit(Path(folder), Attributes(2_000_102, "object", "chair", "red", "sky", "wooden"))
@@ -247,9 +295,8 @@ def main(argv=None) -> None:
         _print(result["training"])
         print(f"times faster to the same PSNR: {speedups}")
     if args.only in (None, "edit"):
-        taken = bench_edit(device, args.edit_iterations)
-        result[f"edit_{args.edit_iterations}_iterations_seconds"] = taken
-        print(f"{args.edit_iterations} iterations of an edit: {taken:.0f} s by the clock")
+        result["edits"] = bench_edits(args.run, camera, device, args.edit_iterations)
+        _print(result["edits"])
     args.json.parent.mkdir(parents=True, exist_ok=True)
     before = json.loads(args.json.read_text()) if args.only and args.json.exists() else {}  # the other parts'
     write_text(args.json, json.dumps(before | result, indent=2) + "\n")

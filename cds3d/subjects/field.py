@@ -29,9 +29,10 @@ class FieldViews:
     belongs to a whole slice of the scene, so that what moves it shows everywhere.
 
     gate, hold: pixels outside the region where the edit is at work (`EditedRegion`, which `gate` bounds; 0: everything
-    is inside) do not get the objective's gradient, which there is a small and steady bias, but one towards the source's
-    colour: `hold` times the difference, in units of what gradients usually are. Parameters are shared between places,
-    so that without it the background follows the subject. seed: of the order in which cameras come.
+    is inside) are the source's in the picture that is encoded, and do not get the objective's gradient, which there is
+    a small and steady bias, but one towards the source's colour: `hold` times the difference, in units of what
+    gradients usually are. Parameters are shared between places, so that without it the background follows the subject.
+    seed: of the order in which cameras come.
     """
 
     def __init__(
@@ -72,15 +73,14 @@ class FieldViews:
     def latents(self, step: int) -> tuple[Tensor, Tensor]:
         self._index = self.camera_index(step)
         view, source_image, source_latent = self._view(self._index)
-        height, width, _ = source_image.shape
         # Outside the edited region the picture is the source's, and only some rays, others each time, are looked at.
-        self._edited = self.region.weight(self._index, height, width).flatten()
-        inside = (self._edited >= INSIDE).nonzero()[:, 0]
-        outside = (self._edited < INSIDE).nonzero()[int(torch.randint(SHARE, (1,))) :: SHARE, 0]
-        self._rays = torch.cat([inside, outside])
+        edited = self.region.weight(self._index, source_image).flatten()
+        inside = (edited >= INSIDE).nonzero()[:, 0]
+        outside = (edited < INSIDE).nonzero()[int(torch.randint(SHARE, (1,))) :: SHARE, 0]
+        self._rays, self._inside = torch.cat([inside, outside]), len(inside)
         self._color = view.color(self.target, self._rays)
-        image = source_image.view(-1, 3).index_copy(0, inside, self._color[: len(inside)].detach())
-        self._image = image.view(height, width, 3).requires_grad_()
+        image = source_image.view(-1, 3).index_copy(0, inside, self._color[: self._inside].detach())
+        self._image = image.view_as(source_image).requires_grad_()
         self._encoded = self.guidance.encode_image(_as_batch(self._image))
         return source_latent, self._encoded.detach()
 
@@ -98,12 +98,14 @@ class FieldViews:
         # What is not finite goes on to the editor, which stops: the region, which is saved, must not take it in.
         if torch.isfinite(image_gradient).all():
             self.region.add(self._index, image_gradient)
-        source = self._view(self._index)[1].view(-1, 3)[self._rays]
-        edited = self._edited[self._rays, None]
-        back = self.hold * self.region.usual * (self._color.detach() - source)
-        back *= torch.where(edited < INSIDE, SHARE, 1)  # each stands for those that were left out
-        own = image_gradient.view(-1, 3)[self._rays] * (edited >= INSIDE)
-        self._color.backward(torch.lerp(back, own, edited))
+        source_image = self._view(self._index)[1]
+        # With this visit's gradient, so that a first visit, too, is held to what it tells.
+        edited = self.region.weight(self._index, source_image).view(-1, 1)[self._rays]
+        back = self.hold * self.region.usual * (self._color.detach() - source_image.view(-1, 3)[self._rays])
+        own = image_gradient.view(-1, 3)[self._rays]
+        mixed = torch.lerp(back, own, edited)
+        mixed[self._inside :] = SHARE * back[self._inside :]  # each stands for those that were left out
+        self._color.backward(mixed)
 
     def after_step(self) -> None:
         pass

@@ -1,8 +1,11 @@
-"""Where in its views an edit is at work, told from its own gradients.
+"""Where in its views an edit is at work, told from its own gradients and the source's pictures.
 
 A step's gradient is noisy: one draw of t and noise makes it large here and there. Averaged over a few visits of the
 same camera, while the target is still close to the source, what is left is large where the prompts disagree about the
 picture, and small elsewhere: DiffEdit's mask (Couairon et al., ICLR 2023, section 3.2), without forwards of its own.
+
+Latents are eight pixels wide, and so the mask is a blob around the subject. The guided filter (He et al., TPAMI 2013),
+applied a few times, draws it to the edges of the source's picture.
 """
 
 from __future__ import annotations
@@ -12,11 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 VISITS = 3  # of a camera, over which gradients are averaged
-CELL = 4  # pixels; averages are kept on a coarser grid, and blurred by three cells, about one latent of 8 pixels
+CELL = 4  # pixels; averages are kept, and the filter's coefficients found, on a coarser grid
+RADIUS, EPSILON, ROUNDS = 4, 1e-4, 3  # of the guided filter: cells, variance of colours, how often
+LOW, HIGH = 0.4, 0.6  # of the filtered mask: all is outside below, all inside above
 
 
 class EditedRegion:
-    """Pixels by the norm of their mean gradient: all the edit's from `gate` times the root mean square of all on.
+    """Pixels by the norm of their mean gradient: the edit's from `gate` times the root mean square of all on.
 
     The root mean square, `usual`, is averaged over the cameras seen so far. A camera's region is settled after VISITS
     visits; before, it is that of the visits so far.
@@ -31,29 +36,55 @@ class EditedRegion:
         """Take in dLoss/dcolour (H, W, 3) of one visit, if there is a gate to hold it against."""
         if self.gate == 0:
             return
-        coarse = F.avg_pool2d(gradient.permute(2, 0, 1)[None], CELL, ceil_mode=True)[0]
+        coarse = _coarse(gradient)[0]
         mean, visits = self._means.get(camera, (torch.zeros_like(coarse), 0))
         if visits < VISITS:
             self._means[camera] = (mean + (coarse - mean) / (visits + 1), visits + 1)
             sizes = [m.square().sum(0).mean().sqrt() for m, _ in self._means.values()]
             self.usual = float(torch.stack(sizes).mean())
 
-    def weight(self, camera: int, height: int, width: int) -> Tensor:
-        """(height, width) in [0, 1]: how much a pixel belongs to the edit.
+    def weight(self, camera: int, picture: Tensor) -> Tensor:
+        """(H, W) in [0, 1]: how much a pixel belongs to the edit; picture: (H, W, 3) the source's in [0, 1].
 
-        The square of the mean gradient's norm over `gate` times `usual`; 1 from there on. 1 everywhere where there is
-        no gate, and for a camera that has not been seen.
+        1 everywhere where there is no gate, and for a camera that has not been seen.
         """
+        height, width, _ = picture.shape
         if self.gate == 0 or camera not in self._means:
-            return torch.ones(height, width)
+            return torch.ones(height, width, device=picture.device)
         blurred = F.avg_pool2d(self._means[camera][0][None], 3, 1, 1, count_include_pad=False)
-        size = blurred.norm(dim=1, keepdim=True)
-        # The last cell may reach over the edge: what lies beyond is cut off.
-        fine = F.interpolate(size, scale_factor=CELL, mode="bilinear", align_corners=False)[0, 0, :height, :width]
-        return (fine / max(self.gate * self.usual, 1e-30)).clamp(max=1).square()
+        mask = (blurred.norm(dim=1, keepdim=True) / max(self.gate * self.usual, 1e-30)).clamp(max=1).square()
+        guide = _coarse(picture)
+        for _ in range(ROUNDS):
+            slope, offset = _guided(guide, mask)
+            mask = ((slope * guide).sum(1, keepdim=True) + offset).clamp(0, 1)
+        # The last round's coefficients for the picture in full; the last cell may reach over its edge.
+        fine = F.interpolate(torch.cat([slope, offset], 1), scale_factor=CELL, mode="bilinear", align_corners=False)
+        fine = fine[0, :, :height, :width].permute(1, 2, 0)
+        mask = (fine[..., :3] * picture).sum(-1) + fine[..., 3]
+        return ((mask - LOW) / (HIGH - LOW)).clamp(0, 1)
 
     def state(self) -> dict:
         return {"usual": self.usual, "means": dict(self._means)}
 
     def load_state(self, state: dict) -> None:
         self.usual, self._means = state["usual"], dict(state["means"])
+
+
+def _coarse(image: Tensor) -> Tensor:
+    """(H, W, 3) -> (1, 3, h, w) means of cells."""
+    return F.avg_pool2d(image.permute(2, 0, 1)[None], CELL, ceil_mode=True)
+
+
+def _guided(guide: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The guided filter's linear model, mask = slope . guide + offset around each cell: (1, 3, h, w), (1, 1, h, w).
+
+    guide: (1, 3, h, w); mask: (1, 1, h, w). He et al., equations 19 to 21, whose coefficients are averaged.
+    """
+    mean = lambda x: F.avg_pool2d(x, 2 * RADIUS + 1, 1, RADIUS, count_include_pad=False)  # noqa: E731
+    m, p = mean(guide), mean(mask)
+    covariance = mean(guide * mask) - m * p
+    products = mean((guide[:, :, None] * guide[:, None]).flatten(1, 2))
+    variance = products.view(3, 3, *guide.shape[2:]) - m[0][:, None] * m[0][None]
+    matrix = variance.permute(2, 3, 0, 1) + EPSILON * torch.eye(3, device=guide.device)
+    slope = torch.linalg.solve(matrix, covariance[0].permute(1, 2, 0)).permute(2, 0, 1)[None]
+    return mean(slope), mean(p - (slope * m).sum(1, keepdim=True))

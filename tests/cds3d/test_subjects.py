@@ -10,6 +10,7 @@ from fakes import PROMPTS, FixedGradient, LinearGuidance
 from cds3d.editor import EditConfig, Editor
 from cds3d.subjects.field import SHARE, FieldViews
 from cds3d.subjects.image import LatentImage, PixelImage
+from cds3d.subjects.region import EditedRegion
 from tensorf.captures import load_capture
 from tensorf.checkpoint import load_field
 from tensorf.visibility import View
@@ -225,8 +226,11 @@ def right_is_edited():
     return gradient
 
 
-def test_pixels_outside_the_edited_region_are_pulled_to_the_source(field, cameras, right_is_edited):
+def test_pixels_outside_the_edited_region_are_pulled_to_the_source(field, cameras, right_is_edited, monkeypatch):
     camera = cameras[0].resized(32, 16)
+    right = torch.zeros(16, 32)
+    right[:, 24:] = 1
+    monkeypatch.setattr(EditedRegion, "weight", lambda self, camera, picture: right)
     subject = FieldViews(field, [camera], LinearGuidance(), gate=0.5, hold=10.0)
     subject.latents(0)
     subject.backward(right_is_edited)
@@ -236,19 +240,19 @@ def test_pixels_outside_the_edited_region_are_pulled_to_the_source(field, camera
         for p in subject.target.parameters():
             p.mul_(1.1)
     source, now = (View(field, camera).render(f) for f in (subject.source, subject.target))
-    assert (now - source)[:, :18].abs().max() > 1e-3  # or nothing would be tested
-    seen = torch.zeros(16, 18, dtype=torch.bool)
+    assert (now - source)[:, :24].abs().max() > 1e-3  # or nothing would be tested
+    seen = torch.zeros(16, 24, dtype=torch.bool)
     for _ in range(40):
         subject.latents(0)
         # The editing picture: the source's outside, the target's inside.
-        assert torch.equal(subject._image[:, :18], source[:, :18])
-        torch.testing.assert_close(subject._image[:, 26:].detach(), now[:, 26:])
+        assert torch.equal(subject._image[:, :24], source[:, :24])
+        torch.testing.assert_close(subject._image[:, 24:].detach(), now[:, 24:])
         gradient = colors_gradient(subject, right_is_edited)
-        assert torch.allclose(gradient[:, 26:], torch.full((16, 6, 3), unit), rtol=1e-4)
-        chosen = ~gradient[:, :18].isnan().any(-1)
+        assert torch.allclose(gradient[:, 24:], torch.full((16, 8, 3), unit), rtol=1e-4)
+        chosen = ~gradient[:, :24].isnan().any(-1)
         assert abs(float(chosen.float().mean()) - 1 / SHARE) < 0.02
-        expected = SHARE * 10 * usual * (now - source)[:, :18][chosen]
-        torch.testing.assert_close(gradient[:, :18][chosen], expected, rtol=1e-3, atol=1e-7)
+        expected = SHARE * 10 * usual * (now - source)[:, :24][chosen]
+        torch.testing.assert_close(gradient[:, :24][chosen], expected, rtol=1e-3, atol=1e-7)
         seen |= chosen
     assert seen.all()  # others each time
 
