@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tensorf.cameras import Camera
-from tensorf.occupancy import cell_index, occupied_samples
+from tensorf.occupancy import Samples, cell_index, occupied_samples
 from tensorf.pruning import measure, occupied_box
 from tensorf.space import Rays
 
@@ -142,3 +142,11 @@ def test_occupied_box_holds_the_measured_blob(walled):
     # The front block fades out over a grid step (0.125) around x 0.25..0.75, y -0.125..0.125, z -0.625..-0.375.
     assert (low <= torch.tensor([0.25, -0.125, -0.6])).all() and (low >= torch.tensor([0.0, -0.4, -0.8])).all()
     assert (high >= torch.tensor([0.75, 0.125, -0.6])).all() and (high <= torch.tensor([1.0, 0.4, -0.2])).all()
+
+
+def test_subset_keeps_the_rays_and_where_their_samples_start():
+    ray = torch.tensor([0, 0, 2, 2, 2])
+    samples = Samples(torch.arange(15.0).view(5, 3), ray, torch.arange(5.0), torch.tensor([0, 2, 2, 5]), 4)
+    few = samples.subset(torch.tensor([1, 2, 4]))
+    assert few.ray.tolist() == [0, 2, 2] and few.t.tolist() == [1, 2, 4] and few.rays == 4
+    assert few.first.tolist() == [0, 1, 1, 3] and torch.equal(few.x, samples.x[[1, 2, 4]])
