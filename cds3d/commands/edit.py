@@ -29,6 +29,7 @@ from tensorf.captures import Capture
 from tensorf.checkpoint import load_field, save_field
 from tensorf.errors import UserError
 from tensorf.render import render_view
+from tensorf.runtime import give_back_free_memory
 
 log = logging.getLogger("cds3d")
 
@@ -197,6 +198,7 @@ def _train_source(config: DictConfig, path: Path) -> None:
         train_command(train)
     except UserError as error:
         raise UserError(f"{error} (of train_source.py, which trains the source)") from error
+    give_back_free_memory()
 
 
 @torch.no_grad()

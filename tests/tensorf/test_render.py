@@ -157,7 +157,7 @@ def test_a_few_colours_a_ray_are_enough(make_field, make_space, camera, shift, m
     full = render_view(field, camera)
     assert asked[-1] > 2 * asked[-2]
     assert (full["color"] - fast["color"]).abs().max() < 2 / 255  # two levels of a grey
-    assert torch.equal(full["opacity"], fast["opacity"])
+    assert torch.allclose(full["opacity"], fast["opacity"], atol=1e-6)  # the same weights, in another order
 
 
 @pytest.mark.parametrize("decomposition", ["vm", "cp"])
