@@ -35,6 +35,7 @@ from torch import Tensor  # noqa: E402
 
 import tensorf.train as training  # noqa: E402
 from cds3d.commands.edit import edit_command  # noqa: E402
+from cds3d.commands.train import source_folder  # noqa: E402
 from cds3d.metrics.psnr import psnr  # noqa: E402
 from cds3d.options import load_config  # noqa: E402
 from cds3d.pocket.capture import write_orbit  # noqa: E402
@@ -43,6 +44,7 @@ from cds3d.runs import peak_memory_mb, reset_peak_memory, write_text  # noqa: E4
 from tensorf import lookup  # noqa: E402
 from tensorf.captures import load_capture  # noqa: E402
 from tensorf.checkpoint import load_field  # noqa: E402
+from tensorf.errors import UserError  # noqa: E402
 from tensorf.field import Field, FieldConfig  # noqa: E402
 from tensorf.occupancy import Samples, cell_index  # noqa: E402
 from tensorf.render import Rendering, render_view  # noqa: E402
@@ -227,8 +229,8 @@ def bench_grids(field: Field, camera) -> list[dict]:
     return rows
 
 
-def bench_edits(run: Path, camera, device: torch.device, iterations: list[int]) -> list[dict]:
-    """Edits of the flower by the command itself: seconds by the clock of all iterations, the views' preparation too.
+def bench_edits(camera, device: torch.device, iterations: list[int]) -> list[dict]:
+    """Edits of scene=flower by the command: seconds by the clock of all iterations, the views' preparation too.
 
     And, once edited, how far the editing view of a camera is from the full render.
     """
@@ -241,7 +243,7 @@ def bench_edits(run: Path, camera, device: torch.device, iterations: list[int]) 
             config.tgt = "a red flower"
             path = edit_command(config)
             metrics = json.loads((path / "metrics.json").read_text())
-            source, edited = (load_field(p / "field.safetensors", device) for p in (run, path))
+            source, edited = (load_field(p / "field.safetensors", device) for p in (source_folder(config), path))
         fast, full = View(source, camera).render(edited), render_view(edited, camera)["color"]
         rows.append(
             {
@@ -257,7 +259,7 @@ def bench_edits(run: Path, camera, device: torch.device, iterations: list[int]) 
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("views", "grids", "training", "edit"), help="one of the four parts")
-    parser.add_argument("--run", type=Path, default=ROOT / "outputs/flower/source", help="run folder with a field")
+    parser.add_argument("--run", type=Path, default=ROOT / "outputs/flower/source", help="of views and grids")
     parser.add_argument("--capture", type=Path, default=ROOT / "scenes/flower")
     parser.add_argument("--widths", type=int, nargs="+", default=[126, 252, 504], help="of the views, pixels")
     parser.add_argument("--reference-rays", type=int, default=2048)
@@ -295,7 +297,7 @@ def main(argv=None) -> None:
         _print(result["training"])
         print(f"times faster to the same PSNR: {speedups}")
     if args.only in (None, "edit"):
-        result["edits"] = bench_edits(args.run, camera, device, args.edit_iterations)
+        result["edits"] = bench_edits(camera, device, args.edit_iterations)
         _print(result["edits"])
     args.json.parent.mkdir(parents=True, exist_ok=True)
     before = json.loads(args.json.read_text()) if args.only and args.json.exists() else {}  # the other parts'
@@ -310,4 +312,7 @@ def _print(rows: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from error
