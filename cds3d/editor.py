@@ -6,6 +6,7 @@ CPU, bit for bit the unbroken one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -58,55 +59,49 @@ class Editor:
     def step(self) -> dict:
         """One iteration; returns its figures. UserError, with the parameters untouched, if a gradient is not finite."""
         torch.manual_seed(self.config.seed * 1_000_003 + self.iteration)
-        z_src, z_tgt = self.subject.latents(self.iteration)
-        gradient, figures = self.objective.gradient(self.guidance, z_tgt, z_src, self.prompts)
+        begun = self.objective.begin(self.guidance, self.subject.source_latent(self.iteration), self.prompts)
+        gradient, figures = self.objective.gradient(self.guidance, self.subject.target_latent(), begun, self.prompts)
         self.optimizer.zero_grad()
         if torch.isfinite(gradient).all():
             self.subject.backward(gradient)
-        if not (torch.isfinite(gradient).all() and self._finite_gradients()):
+        squares = self._mean_squares()
+        if not (torch.isfinite(gradient).all() and all(math.isfinite(s) for s in squares)):
             raise UserError(
                 f"the gradient is no longer finite at iteration {self.iteration}: lower edit.lr "
                 f"(now {self.config.lr}), guidance.scale or objective.weight, or use guidance.dtype=fp32, and go on "
                 "from the state before it with resume=true"
             )
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+        for group, rate, square in zip(self.optimizer.param_groups, self._rates, squares, strict=True):
+            self._raise_floor(group, square)
             group["lr"] = rate * self.config.lr_decay ** (self.iteration / self.config.iterations)
-        self._raise_floor()
         self.optimizer.step()
         self.subject.after_step()
         self.iteration += 1
         return figures
 
-    @torch.no_grad()
-    def _raise_floor(self) -> None:
-        """Set each group's Adam epsilon to `adam_floor` times the largest root-mean-square gradient the group has had.
+    def _mean_squares(self) -> list[float]:
+        """Of each group's gradients, as they are now."""
+        means = []
+        for group in self.optimizer.param_groups:
+            gradients = [p.grad for p in group["params"] if p.grad is not None]
+            norms = torch.stack([torch.linalg.vector_norm(g) for g in gradients]) if gradients else torch.zeros(1)
+            means.append(float(norms.square().sum()) / max(sum(g.numel() for g in gradients), 1))
+        return means
+
+    def _raise_floor(self, group: dict, mean_square: float) -> None:
+        """Set Adam's epsilon to `adam_floor` times the largest root-mean-square gradient that the group has had.
 
         Plain Adam moves every parameter by about lr, also where the gradient is nothing but noise: the background of
         an edit drifts as fast as its subject changes. With a floor, parameters move in proportion to their gradient
         where that is below the group's usual size; and once the edit is done and all gradients are small, no more
-        than before.
+        than before. The root mean square is averaged over steps as Adam's own second moment is.
         """
         if self.config.optimizer != "adam" or self.config.adam_floor == 0:
             return
-        for group in self.optimizer.param_groups:
-            squares = count = 0.0
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.optimizer.state.get(p, {})
-                steps = float(state["step"]) if "step" in state else 0.0
-                # What Adam's corrected second moment will be after this step.
-                second = p.grad.square().sum() * (1 - group["betas"][1])
-                if steps:
-                    second = second + state["exp_avg_sq"].sum() * group["betas"][1]
-                squares += float(second) / (1 - group["betas"][1] ** (steps + 1))
-                count += p.numel()
-            if squares > 0:
-                group["eps"] = max(group["eps"], self.config.adam_floor * (squares / count) ** 0.5)
-
-    def _finite_gradients(self) -> bool:
-        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        return all(bool(torch.isfinite(g.sum())) for g in gradients)
+        decay = group["betas"][1]
+        group["second_moment"] = decay * group.get("second_moment", 0.0) + (1 - decay) * mean_square
+        unbiased = group["second_moment"] / (1 - decay ** (self.iteration + 1))
+        group["eps"] = max(group["eps"], self.config.adam_floor * unbiased**0.5)
 
     def run(self, each: Callable[[dict], None] = lambda figures: None) -> None:
         """Iterate to the end; `each` gets every step's figures."""

@@ -158,7 +158,7 @@ def figure5(args: argparse.Namespace) -> None:
                     torch.manual_seed(draw)
                     # The target has to have left the source a little: at the source PatchNCE is near its minimum.
                     start = z + 0.1 * torch.randn(z.shape).to(z.device)
-                    gradient, _ = objective.gradient(guidance, start, z, prompts)
+                    gradient, _ = objective.gradient(guidance, start, objective.begin(guidance, z, prompts), prompts)
                     total += gradient[0].norm(dim=0).cpu()
                 maps[kind] = total / args.draws
                 row[f"{kind}_share_inside"] = float(total[inside].sum() / total.sum())

@@ -94,8 +94,8 @@ def product_sum(plane, line, a, b, c, x, out, start, stop):
 
 
 @_compiled
-def product_gradient(plane, line, a, b, c, x, gradient, column, grad_plane, grad_line, first, last):
-    """Add dL/dplane and dL/dline of channels first..last, given dL/dproducts: gradient (n, total).
+def product_gradient(plane, line, a, b, c, x, gradient, column, grad_plane, grad_line, with_line, first, last):
+    """Add dL/dplane and, `with_line`, dL/dline of channels first..last, given dL/dproducts: gradient (n, total).
 
     A gradient with one column belongs to the sum and is every channel's. One caller a channel: nothing is locked, and
     the result does not depend on how many callers there are.
@@ -114,17 +114,19 @@ def product_gradient(plane, line, a, b, c, x, gradient, column, grad_plane, grad
         on = w * right
         for i in range(first, last):
             k = np.uint64(i)
-            upper = w00 * p[at + k] + w01 * p[at + right + k]
-            lower = w10 * p[at + below + k] + w11 * p[at + below + right + k]
-            before, after = q[on + k], q[on + right + k]
-            to_plane = g[of + k * stride] * (before + fw * (after - before))
-            to_line = g[of + k * stride] * (upper + lower)
+            to_plane = g[of + k * stride] * (q[on + k] + fw * (q[on + right + k] - q[on + k]))
             gp[at + k] += w00 * to_plane
             gp[at + right + k] += w01 * to_plane
             gp[at + below + k] += w10 * to_plane
             gp[at + below + right + k] += w11 * to_plane
-            gq[on + k] += (_ONE - fw) * to_line
-            gq[on + right + k] += fw * to_line
+        if with_line:
+            for i in range(first, last):
+                k = np.uint64(i)
+                upper = w00 * p[at + k] + w01 * p[at + right + k]
+                lower = w10 * p[at + below + k] + w11 * p[at + below + right + k]
+                to_line = g[of + k * stride] * (upper + lower)
+                gq[on + k] += (_ONE - fw) * to_line
+                gq[on + right + k] += fw * to_line
 
 
 @_exactly_compiled

@@ -94,6 +94,8 @@ class _Products(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor):
         x, *tables = ctx.saved_tensors
+        # Lines that are not asked for are not summed up, which is a third of the work.
+        with_lines = any(ctx.needs_input_grad[5:])
         grads = [t.new_zeros(t.movedim(0, -1).shape).movedim(-1, 0) for t in tables]
         modes = [_points_first(*pair) for pair in zip(tables[:3], tables[3:])]
         into = [_points_first(*pair) for pair in zip(grads[:3], grads[3:])]
@@ -102,8 +104,9 @@ class _Products(torch.autograd.Function):
         # Each task adds to channels of its own; fewer than eight would have tasks share cache lines.
         tasks = min(torch.get_num_threads(), -(-total // 8))
         shares = [(total * i // tasks, total * (i + 1) // tasks) for i in range(tasks)]
-        in_parallel([lambda s=share: _backward(modes, into, points, of, ctx.summed, *s) for share in shares])
-        return None, None, *grads
+        common = modes, into, points, of, ctx.summed, with_lines
+        in_parallel([lambda s=share: _backward(*common, *s) for share in shares])
+        return None, None, *grads[:3], *(grads[3:] if with_lines else [None] * 3)
 
 
 def _array(tensor: Tensor):
@@ -125,7 +128,7 @@ def _forward(modes, points, out, summed: bool, start: int, stop: int) -> None:
         column += line.shape[1]
 
 
-def _backward(modes, into, points, gradient, summed: bool, low: int, high: int) -> None:
+def _backward(modes, into, points, gradient, summed: bool, with_lines: bool, low: int, high: int) -> None:
     """The share low..high of all modes' channels."""
     column = 0
     for (plane, line), grads, axes in zip(modes, into, MODES):
@@ -133,5 +136,5 @@ def _backward(modes, into, points, gradient, summed: bool, low: int, high: int) 
         first, last = max(low - column, 0), min(high - column, channels)
         if first < last:
             at = 0 if summed else column
-            kernels().product_gradient(plane, line, *axes, points, gradient, at, *grads, first, last)
+            kernels().product_gradient(plane, line, *axes, points, gradient, at, *grads, with_lines, first, last)
         column += channels

@@ -27,7 +27,8 @@ class View:
 
     x, scale: (n, 3), (n,) each kept sample's position in [-1, 1], and the factor on its weight that makes it stand for
     the others; count (rays,): how many each ray has. viewdirs: (rays, 3).
-    residue: (rays, 3) the source's full render less its render by the kept samples; not differentiable.
+    full: (H, W, 3) the render of the field it was made from with all samples.
+    residue: (rays, 3) that less the render by the kept samples; not differentiable.
     """
 
     @torch.no_grad()
@@ -38,7 +39,8 @@ class View:
         self.x, self.scale, self.count, full = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         self.viewdirs = rays.viewdirs
         self.residue = torch.zeros(len(self), 3, device=field.device)
-        self.residue = full - self.render(field).view(-1, 3)
+        self.full = full.view(camera.height, camera.width, 3)
+        self.residue = full - self.color(field)
 
     @staticmethod
     def _kept(field: Field, rays) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-_LAYER = {"self": "attn1", "cross": "attn2"}
+_LAYERS = {"attn1": "self", "attn2": "cross"}
 
 
-@contextmanager
-def captured(unet: UNet2DConditionModel, kind: str | None):
-    """While active, a forward of `unet` appends one (batch, C, h, w) map an up-sampling attention layer to the list.
+class FeatureTap:
+    """Hooks on a U-Net; inside `caught` the forwards of the same thread leave their maps in its list.
 
-    kind: "self" or "cross": the layer's output after its out-projection, before the residual sum; None catches nothing.
-    The bottleneck is left out (CDS, appendix A). Maps carry their height and width, which need not be equal.
+    A map is the layer's output after its out-projection, before the residual sum. The bottleneck is left out (CDS,
+    appendix A). Maps carry their height and width, which need not be equal.
     """
-    maps: list[Tensor] = []
-    handles = []
-    size: dict[str, tuple[int, int]] = {}  # of the transformer that is running
 
-    def remember_size(_module, args, kwargs):
+    def __init__(self, unet: UNet2DConditionModel):
+        self._now = threading.local()
+        for name, module in unet.up_blocks.named_modules():
+            if type(module).__name__ == "Transformer2DModel":
+                module.register_forward_pre_hook(self._remember_size, with_kwargs=True)
+            elif (kind := _LAYERS.get(name.rpartition(".")[2])) is not None:
+                module.register_forward_hook(lambda _module, _args, output, kind=kind: self._catch(kind, output))
+
+    @contextmanager
+    def caught(self, kind: str | None) -> Iterator[list[Tensor]]:
+        """kind: "self" or "cross": one (batch, C, h, w) map a layer of that kind, in order; None: nothing."""
+        self._now.kind, self._now.maps = kind, []
+        try:
+            yield self._now.maps
+        finally:
+            self._now.kind = None
+
+    def _remember_size(self, _module, args, kwargs) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
-        size["now"] = tuple(hidden.shape[2:])
+        self._now.size = tuple(hidden.shape[2:])
 
-    def catch(_module, _args, output: Tensor):
-        height, width = size["now"]
-        maps.append(output.transpose(1, 2).reshape(len(output), -1, height, width))
-
-    for name, module in unet.up_blocks.named_modules() if kind else ():
-        if type(module).__name__ == "Transformer2DModel":
-            handles.append(module.register_forward_pre_hook(remember_size, with_kwargs=True))
-        elif name.endswith("." + _LAYER[kind]):
-            handles.append(module.register_forward_hook(catch))
-    try:
-        yield maps
-    finally:
-        for handle in handles:
-            handle.remove()
+    def _catch(self, kind: str, output: Tensor) -> None:
+        if getattr(self._now, "kind", None) == kind:
+            self._now.maps.append(output.transpose(1, 2).reshape(len(output), -1, *self._now.size))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import cached_property
+
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from cds3d.guidance.features import captured
+from cds3d.guidance.features import FeatureTap
+
+SMALL = 50_000_000  # parameters of a U-Net up to which one core is as fast as several
 
 
 class Guidance:
@@ -38,10 +43,30 @@ class Guidance:
         self.vae = vae.to(device, dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
         self.text_encoder = text_encoder.to(device, dtype).eval().requires_grad_(False)
 
+        self._features = FeatureTap(self.unet)
+
+    @cached_property
+    def aside(self) -> Executor | None:
+        """A thread for a forward of its own, on CPUs of several cores and for a U-Net with small operators only.
+
+        The cores then share forwards: of an operator that takes microseconds there is little to share.
+        """
+        threads = torch.get_num_threads()
+        if self.device.type != "cpu" or threads == 1 or self._size(self.unet) > SMALL:
+            return None
+        executor = ThreadPoolExecutor(1, "guidance", initializer=torch.set_num_threads, initargs=(1,))
+        executor.submit(torch.get_num_threads).result()  # a thread's first question is what settles its number
+        torch.set_num_threads(threads)  # for this thread again: the setting is in part the process's
+        return executor
+
+    @staticmethod
+    def _size(module: torch.nn.Module) -> int:
+        return sum(p.numel() for p in module.parameters())
+
     @property
     def parameters(self) -> int:
         """Weights of all networks together."""
-        return sum(p.numel() for m in (self.unet, self.vae, self.text_encoder) for p in m.parameters())
+        return sum(self._size(m) for m in (self.unet, self.vae, self.text_encoder))
 
     @torch.no_grad()
     def encode_text(self, prompt: str) -> Tensor:
@@ -78,7 +103,7 @@ class Guidance:
         Returns (noise (n, C, h, w) float32, feature maps (n, C_l, h_l, w_l) of each layer). features: "self", "cross",
         "score" or None; "score" gives the noise prediction as the only map.
         """
-        with captured(self.unet, features if features in ("self", "cross") else None) as maps:
+        with self._features.caught(features if features in ("self", "cross") else None) as maps:
             inputs = z_t.to(self.dtype, memory_format=torch.channels_last)
             steps = torch.full((len(z_t),), t, device=self.device)
             output = self.unet(inputs, steps, text.to(self.dtype)).sample.float()

@@ -7,6 +7,7 @@ CDS  4 forwards, 1 backward   DDS plus the gradient of PatchNCE through the cond
 
 from __future__ import annotations
 
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,7 +23,12 @@ SCORE_SCALE = 2000 / 4096
 
 
 class Denoiser(Protocol):
-    """What an objective asks of a diffusion model (see `guidance.Guidance`)."""
+    """What an objective asks of a diffusion model (see `guidance.Guidance`).
+
+    aside: a thread of one for forwards that can wait, or None where all cores share every operator.
+    """
+
+    aside: Executor | None
 
     def add_noise(self, z: Tensor, noise: Tensor, t: int) -> Tensor: ...
 
@@ -38,6 +44,16 @@ class Prompts:
     null: Tensor
     source: Tensor
     target: Tensor
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A step's draw of t and noise (1, C, h, w), its source latent, and the source's branch if it is on its way."""
+
+    t: int
+    noise: Tensor
+    z_src: Tensor
+    source: Future | None = None
 
 
 @dataclass(frozen=True)
@@ -69,41 +85,54 @@ class Objective:
         if self.patches < 1 or not self.patch_sizes or min(self.patch_sizes) < 1:
             raise ValueError(f"patches={self.patches} and patch_sizes={self.patch_sizes} have to be at least 1")
 
-    def gradient(self, model: Denoiser, z_tgt: Tensor, z_src: Tensor, prompts: Prompts) -> tuple[Tensor, dict]:
-        """(dL/dz (1, C, h, w) float32, figures of the step) at target latent z_tgt and source latent z_src.
+    def begin(self, model: Denoiser, z_src: Tensor, prompts: Prompts) -> Begun:
+        """What of a step needs nothing but the source latent (1, C, h, w).
 
-        Draws one t and one noise, used for both branches, from the global generator.
+        Draws one t and one noise, used for both branches, from the global generator. Where the model has a thread
+        aside, the source's branch runs there while the caller makes the target's latent.
         """
         t = int(torch.randint(self.t_min, self.t_max + 1, (1,)))
-        noise = torch.randn(z_tgt.shape).to(z_tgt.device)
-        if self.kind == "sds":
-            return self._sds(model, z_tgt, noise, t, prompts)
-        return self._delta(model, z_tgt, z_src, noise, t, prompts)
+        noise = torch.randn(z_src.shape).to(z_src.device)
+        source = None
+        if self.kind != "sds" and model.aside:
+            text = torch.cat([prompts.null, prompts.source])
+            source = model.aside.submit(_frozen, model, [z_src, z_src], noise, t, text, self._contrast)
+        return Begun(t, noise, z_src, source)
 
-    def _sds(self, model, z_tgt, noise, t, prompts) -> tuple[Tensor, dict]:
-        with torch.no_grad():
-            z_t = model.add_noise(z_tgt, noise, t)
-            (null, cond), _ = model.predict(z_t.expand(2, -1, -1, -1), t, torch.cat([prompts.null, prompts.target]))
-        gradient = SCORE_SCALE * sds_gradient(classifier_free(null, cond, self.scale), noise[0])[None]
-        return gradient, {"t": t, "score_gradient_rms": _rms(gradient)}
+    def gradient(self, model: Denoiser, z_tgt: Tensor, begun: Begun, prompts: Prompts) -> tuple[Tensor, dict]:
+        """(dL/dz (1, C, h, w) float32, figures of the step) at target latent z_tgt."""
+        return (self._sds if self.kind == "sds" else self._delta)(model, z_tgt, begun, prompts)
 
-    def _delta(self, model, z_tgt, z_src, noise, t, prompts) -> tuple[Tensor, dict]:
-        contrast = self.kind == "cds" and self.weight > 0
-        features = self.features if contrast else None
-        with torch.no_grad():
-            zt_src, zt_tgt = model.add_noise(z_src, noise, t), model.add_noise(z_tgt, noise, t)
+    @property
+    def _contrast(self) -> str | None:
+        """The features that are compared, if any are."""
+        return self.features if self.kind == "cds" and self.weight > 0 else None
+
+    def _sds(self, model, z_tgt, begun, prompts) -> tuple[Tensor, dict]:
+        text = torch.cat([prompts.null, prompts.target])
+        (null, cond), _ = _frozen(model, [z_tgt, z_tgt], begun.noise, begun.t, text)
+        guided = classifier_free(null, cond, self.scale)
+        gradient = SCORE_SCALE * sds_gradient(guided, begun.noise[0])[None]
+        return gradient, {"t": begun.t, "score_gradient_rms": _rms(gradient)}
+
+    def _delta(self, model, z_tgt, begun, prompts) -> tuple[Tensor, dict]:
+        t, noise, z_src, contrast = begun.t, begun.noise, begun.z_src, self._contrast
+        if begun.source:
+            null = model.aside.submit(_frozen, model, [z_tgt], noise, t, prompts.null)
+        with torch.set_grad_enabled(contrast is not None):
+            z = z_tgt.detach().requires_grad_(contrast is not None)
+            (cond_tgt,), current = model.predict(model.add_noise(z, noise, t), t, prompts.target, contrast)
+        if begun.source:
+            (null_src, cond_src), reference = begun.source.result()
+            ((null_tgt,), _) = null.result()
+        else:
             text = torch.cat([prompts.null, prompts.source, prompts.null])
-            (null_src, cond_src, null_tgt), reference = model.predict(
-                torch.cat([zt_src, zt_src, zt_tgt]), t, text, features
-            )
-        with torch.set_grad_enabled(contrast):
-            z = z_tgt.detach().requires_grad_(contrast)
-            (cond_tgt,), current = model.predict(model.add_noise(z, noise, t), t, prompts.target, features)
+            (null_src, cond_src, null_tgt), reference = _frozen(model, [z_src, z_src, z_tgt], noise, t, text, contrast)
         eps_tgt = classifier_free(null_tgt, cond_tgt.detach(), self.scale)
         eps_src = classifier_free(null_src, cond_src, self.scale)
         gradient = SCORE_SCALE * dds_gradient(eps_tgt, eps_src)[None]
         figures = {"t": t, "score_gradient_rms": _rms(gradient)}
-        if contrast:
+        if contrast is not None:
             pairs = [(r[1], c[0]) for r, c in zip(reference, current, strict=True)]
             loss = contrastive_loss(
                 pairs,
@@ -116,6 +145,12 @@ class Objective:
             figures |= {"contrastive_loss": loss.item(), "contrastive_gradient_rms": _rms(pull)}
             gradient = gradient + pull
         return gradient, figures
+
+
+@torch.no_grad()
+def _frozen(model: Denoiser, latents: list[Tensor], noise: Tensor, t: int, text: Tensor, features: str | None = None):
+    """`Denoiser.predict` of latents (1, C, h, w) with the same noise, side by side."""
+    return model.predict(torch.cat([model.add_noise(z, noise, t) for z in latents]), t, text, features)
 
 
 def _rms(x: Tensor) -> float:

@@ -8,13 +8,16 @@ from torch import Tensor
 
 
 class Subject(Protocol):
-    """`editor.Editor` knows subjects by these six alone."""
+    """`editor.Editor` knows subjects by these seven alone."""
 
     def parameter_groups(self, lr: float) -> list[dict]:
         """What to optimise, as an optimiser's parameter groups."""
 
-    def latents(self, step: int) -> tuple[Tensor, Tensor]:
-        """(source, target) latents (1, C, h, w) of this step, both detached; the way back is kept for `backward`."""
+    def source_latent(self, step: int) -> Tensor:
+        """The source's latent (1, C, h, w) in this step. All that a step draws at random is drawn here."""
+
+    def target_latent(self) -> Tensor:
+        """The target's latent (1, C, h, w) in the step that `source_latent` began, detached; its graph is kept."""
 
     def backward(self, gradient: Tensor) -> None:
         """Add dLoss/dlatent (1, C, h, w) of the step's target latent to the parameters' gradients."""

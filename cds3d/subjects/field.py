@@ -18,7 +18,7 @@ from tensorf.field import Field
 from tensorf.visibility import View
 
 INSIDE = 0.05  # weight in the edited region from which on a pixel belongs to it at all
-SHARE = 4  # one in so many of the rays outside is rendered in a step, to be held
+SHARE = 8  # one in so many of the rays outside is rendered in a step, to be held
 
 
 class FieldViews:
@@ -70,27 +70,31 @@ class FieldViews:
         order = torch.randperm(len(self.cameras), generator=torch.Generator().manual_seed(self.seed * 7919 + turn))
         return int(order[place])
 
-    def latents(self, step: int) -> tuple[Tensor, Tensor]:
+    def source_latent(self, step: int) -> Tensor:
         self._index = self.camera_index(step)
-        view, source_image, source_latent = self._view(self._index)
+        _, source_image, source_latent = self._view(self._index)
         # Outside the edited region the picture is the source's, and only some rays, others each time, are looked at.
         edited = self.region.weight(self._index, source_image).flatten()
         inside = (edited >= INSIDE).nonzero()[:, 0]
         outside = (edited < INSIDE).nonzero()[int(torch.randint(SHARE, (1,))) :: SHARE, 0]
         self._rays, self._inside = torch.cat([inside, outside]), len(inside)
+        return source_latent
+
+    def target_latent(self) -> Tensor:
+        view, source_image, _ = self._view(self._index)
         self._color = view.color(self.target, self._rays)
+        inside = self._rays[: self._inside]
         image = source_image.view(-1, 3).index_copy(0, inside, self._color[: self._inside].detach())
         self._image = image.view_as(source_image).requires_grad_()
         self._encoded = self.guidance.encode_image(_as_batch(self._image))
-        return source_latent, self._encoded.detach()
+        return self._encoded.detach()
 
     def _view(self, index: int) -> tuple[View, Tensor, Tensor]:
         """(samples, the source's render, its latent) of a camera."""
         if index not in self._views:
             view = View(self.source, self.cameras[index])
             with torch.no_grad():
-                image = view.render(self.source)
-                self._views[index] = (view, image, self.guidance.encode_image(_as_batch(image)))
+                self._views[index] = (view, view.full, self.guidance.encode_image(_as_batch(view.full)))
         return self._views[index]
 
     def backward(self, gradient: Tensor) -> None:

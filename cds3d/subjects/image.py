@@ -28,8 +28,11 @@ class LatentImage:
     def parameter_groups(self, lr: float) -> list[dict]:
         return [{"params": [self.parameter], "lr": lr}]
 
-    def latents(self, step: int) -> tuple[Tensor, Tensor]:
-        return self.source, self.parameter.detach()
+    def source_latent(self, step: int) -> Tensor:
+        return self.source
+
+    def target_latent(self) -> Tensor:
+        return self.parameter.detach()
 
     def backward(self, gradient: Tensor) -> None:
         self.parameter.grad = gradient.clone()
@@ -63,13 +66,16 @@ class PixelImage:
     def parameter_groups(self, lr: float) -> list[dict]:
         return [{"params": [self.parameter], "lr": lr}]
 
-    def latents(self, step: int) -> tuple[Tensor, Tensor]:
-        top, left = torch.randint(0, _CELL, (2,)).tolist()
-        if (top, left) not in self._sources:
+    def source_latent(self, step: int) -> Tensor:
+        self._shift = top, left = tuple(torch.randint(0, _CELL, (2,)).tolist())
+        if self._shift not in self._sources:
             with torch.no_grad():
-                self._sources[top, left] = self.guidance.encode_image(self._window(self.source, top, left))
-        self._encoded = self.guidance.encode_image(self._window(self.parameter, top, left))
-        return self._sources[top, left], self._encoded.detach()
+                self._sources[self._shift] = self.guidance.encode_image(self._window(self.source, top, left))
+        return self._sources[self._shift]
+
+    def target_latent(self) -> Tensor:
+        self._encoded = self.guidance.encode_image(self._window(self.parameter, *self._shift))
+        return self._encoded.detach()
 
     @staticmethod
     def _window(image: Tensor, top: int, left: int) -> Tensor:

@@ -31,6 +31,7 @@ class LinearDenoiser:
 
     gain: float = 0.5
     calls: list = field(default_factory=list)
+    aside = None
 
     def add_noise(self, z, noise, t):
         self.calls.append(("noise", t, noise.clone()))
@@ -64,6 +65,9 @@ class FixedGradient:
     def __init__(self, value=1.0, bad=float("nan"), at=10**9):
         self.value, self.bad, self.at, self.calls = value, bad, at, 0
 
-    def gradient(self, model, z_tgt, z_src, prompts):
+    def begin(self, model, z_src, prompts):
+        return None
+
+    def gradient(self, model, z_tgt, begun, prompts):
         self.calls += 1
         return torch.full_like(z_tgt, self.bad if self.calls > self.at else self.value), {"t": 0}

@@ -124,13 +124,16 @@ def test_dds_moves_the_latent_to_the_known_target():
         torch.testing.assert_close(subject.parameter.detach() - goal, torch.full_like(goal, left), rtol=1e-3, atol=1e-3)
     editor.run()
     torch.testing.assert_close(subject.parameter.detach(), goal, rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(subject.latents(12)[0], goal + 25)  # the source stays
+    torch.testing.assert_close(subject.source_latent(12), goal + 25)  # the source stays
 
 
 def test_the_rate_falls_to_its_share(guidance):
     # SGD on a constant gradient of 1: steps of lr 0.1^(i / 4), i = 0..3.
     class Constant:
-        def gradient(self, guidance, z_tgt, z_src, prompts):
+        def begin(self, guidance, z_src, prompts):
+            pass
+
+        def gradient(self, guidance, z_tgt, begun, prompts):
             return torch.ones_like(z_tgt), {}
 
     subject = LatentImage(torch.rand(3, 16, 16), guidance)

@@ -1,6 +1,10 @@
 """Guidance on a tiny Stable Diffusion of random weights: loading, latents, noise, features, and what a step costs."""
 
 import math
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -9,7 +13,6 @@ from ldm_layout import original_layout
 from safetensors.torch import save_file
 
 from cds3d.guidance import load_guidance
-from cds3d.guidance.features import captured
 from cds3d.objectives.objective import Objective, Prompts
 from tensorf.errors import UserError
 
@@ -256,6 +259,8 @@ def test_long_prompts_are_cut(guidance):
 
 # --- features
 
+CAUGHT = ["self", None, "cross", "score", None, "self"]
+
 
 @pytest.mark.parametrize("kind", ["self", "cross"])
 @pytest.mark.parametrize(("height", "width"), [(23, 31), (7, 13), (8, 8)])
@@ -289,17 +294,20 @@ def test_score_is_the_prediction_and_none_catches_nothing(guidance):
     assert none == [] and torch.equal(plain, output)
 
 
-def test_hooks_are_removed_also_after_an_exception(guidance):
+def test_nothing_is_caught_after_an_exception_or_from_another_thread(guidance):
+    z_t, text = torch.randn(1, 4, 4, 4), guidance.encode_text("a dog")
     before = hooks_of(guidance.unet)
-    guidance.predict(torch.randn(1, 4, 4, 4), 10, guidance.encode_text("a dog"), "self")
-    assert hooks_of(guidance.unet) == before
-    with pytest.raises(RuntimeError), captured(guidance.unet, "self"):
-        assert hooks_of(guidance.unet) > before
-        raise RuntimeError
-    assert hooks_of(guidance.unet) == before
-    with pytest.raises(RuntimeError):
-        guidance.predict(torch.randn(1, 4, 4, 4), 10, torch.zeros(1, 16, 7), "self")  # a wrong text width
-    assert hooks_of(guidance.unet) == before
+    with torch.no_grad():
+        _, wanted = guidance.predict(z_t, 10, text, "self")
+        with pytest.raises(RuntimeError):
+            guidance.predict(z_t, 10, torch.zeros(1, 16, 7), "self")  # a wrong text width
+        assert guidance.predict(z_t, 10, text)[1] == []
+        with ThreadPoolExecutor(3) as threads:
+            others = [threads.submit(guidance.predict, z_t + k, 10, text, kind) for k, kind in enumerate(CAUGHT)]
+            _, maps = guidance.predict(z_t, 10, text, "self")
+    assert hooks_of(guidance.unet) == before  # no more with every forward
+    assert [torch.equal(a, b) for a, b in zip(maps, wanted, strict=True)] == [True] * 4
+    assert [len(f.result()[1]) for f in others] == [4, 0, 4, 1, 0, 4]
 
 
 # --- what a step costs
@@ -322,16 +330,69 @@ def counted_unet(guidance):
     ("kind", "expected", "passes"),
     [("sds", [(2, False)], 0), ("dds", [(3, False), (1, False)], 0), ("cds", [(3, False), (1, True)], 1)],
 )
-def test_forwards_and_backwards_of_a_step(guidance, counted_unet, kind, expected, passes):
+def test_forwards_and_backwards_of_a_step(guidance, counted_unet, monkeypatch, kind, expected, passes):
+    monkeypatch.setattr(guidance, "aside", None)
     forwards, backwards = counted_unet
-    torch.manual_seed(5)
-    z_src, z_tgt = torch.randn(2, 1, 4, 9, 7).unbind()
-    gradient, _ = Objective(kind, 7.5).gradient(guidance, z_tgt, z_src, prompts_of(guidance))
-    assert forwards == expected  # CDS: three rows without gradients in one batch, the conditional target with
+    gradient = step_of(kind, guidance)
+    # CDS: three rows without gradients in one batch, the conditional target with
+    assert sorted(forwards) == sorted(expected)
     assert backwards == [1] * passes
     modules = (guidance.unet, guidance.vae, guidance.text_encoder)
     assert all(p.grad is None and not p.requires_grad for m in modules for p in m.parameters())
-    assert gradient.shape == z_tgt.shape and torch.isfinite(gradient).all() and gradient.abs().max() > 0
+    assert torch.isfinite(gradient).all() and gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("sds", [(2, False, True)]),
+        ("dds", [(1, False, False), (1, False, True), (2, False, False)]),
+        ("cds", [(1, False, False), (1, True, True), (2, False, False)]),
+    ],
+)
+def test_a_thread_aside_takes_the_forwards_that_can_wait(guidance, monkeypatch, kind, expected):
+    monkeypatch.setattr(guidance, "aside", None)
+    alone = step_of(kind, guidance)
+    seen = []
+    hook = guidance.unet.register_forward_hook(
+        lambda m, a, out: seen.append((len(a[0]), out.sample.requires_grad, threading.current_thread() is main))
+    )
+    main = threading.current_thread()
+    with ThreadPoolExecutor(1) as executor:
+        monkeypatch.setattr(guidance, "aside", executor)
+        together = step_of(kind, guidance)
+    hook.remove()
+    assert sorted(seen) == expected
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def step_of(kind, guidance):
+    torch.manual_seed(5)
+    z_src, z_tgt = torch.randn(2, 1, 4, 9, 7).unbind()
+    objective, prompts = Objective(kind, 7.5), prompts_of(guidance)
+    return objective.gradient(guidance, z_tgt, objective.begin(guidance, z_src, prompts), prompts)[0]
+
+
+def test_who_has_a_thread_aside(tiny_folder):
+    # In a process of its own, whose number of threads is its own.
+    code = f"""
+import sys
+import torch
+from cds3d.guidance import guidance as module
+from cds3d.guidance.loading import load_guidance
+load = lambda: load_guidance({str(tiny_folder)!r}, device=torch.device("cpu"))
+torch.set_num_threads(3)
+some = load()
+aside = some.aside
+assert aside.submit(torch.get_num_threads).result() == 1 and torch.get_num_threads() == 3
+assert some.aside is aside
+torch.set_num_threads(1)
+assert load().aside is None
+torch.set_num_threads(3)
+module.SMALL = 10
+assert load().aside is None
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_contrastive_gradient_through_the_unet_by_differences(guidance):
@@ -343,7 +404,7 @@ def test_contrastive_gradient_through_the_unet_by_differences(guidance):
 
     def gradient(objective, z):
         torch.manual_seed(7)
-        return objective.gradient(guidance, z, z_src, prompts)
+        return objective.gradient(guidance, z, objective.begin(guidance, z_src, prompts), prompts)
 
     pull = gradient(cds, z_tgt)[0] - gradient(Objective("dds", **common), z_tgt)[0]
     h = 1e-2
@@ -354,8 +415,7 @@ def test_contrastive_gradient_through_the_unet_by_differences(guidance):
 
 
 def test_attention_stays_the_fast_default(guidance):
-    with captured(guidance.unet, "self"):
-        processors = list(guidance.unet.attn_processors.values())
+    processors = list(guidance.unet.attn_processors.values())
     assert len(processors) == 14  # (2 down + 1 middle + 4 up) x (attn1, attn2)
     assert all(type(p) is AttnProcessor2_0 for p in processors)
 

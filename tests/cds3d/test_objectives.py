@@ -180,7 +180,7 @@ def latents(seed=0, shape=(1, 4, 6, 5)):
 def gradient_of(objective, z_tgt, z_src, prompts=PROMPTS, seed=5):
     torch.manual_seed(seed)
     model = LinearDenoiser()
-    gradient, figures = objective.gradient(model, z_tgt, z_src, prompts)
+    gradient, figures = objective.gradient(model, z_tgt, objective.begin(model, z_src, prompts), prompts)
     return gradient, figures, model
 
 

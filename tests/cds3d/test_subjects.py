@@ -15,6 +15,11 @@ from tensorf.captures import load_capture
 from tensorf.checkpoint import load_field
 from tensorf.visibility import View
 
+
+def latents(subject, step=0):
+    return subject.source_latent(step), subject.target_latent()
+
+
 # --- images
 
 
@@ -24,7 +29,7 @@ def test_latent_image_of_any_size(guidance, height, width, latent):
     torch.manual_seed(0)
     image = torch.rand(3, height, width)
     subject = LatentImage(image, guidance)
-    source, target = subject.latents(0)
+    source, target = latents(subject)
     assert source.shape == target.shape == (1, 4, *latent)
     assert torch.equal(source, target) and not source.requires_grad and not target.requires_grad
     assert subject.image().shape == (3, height, width)
@@ -33,7 +38,7 @@ def test_latent_image_of_any_size(guidance, height, width, latent):
 def test_latent_images_border_is_repeated():
     # The mean of 8x8 pixels of a 9-pixel-wide ramp: the second cell holds column 9 eight times.
     image = (torch.arange(9.0) / 10).expand(3, 8, 9)
-    source, _ = LatentImage(image, LinearGuidance()).latents(0)
+    source, _ = latents(LatentImage(image, LinearGuidance()))
     # first cell: mean of 0 .. 0.7 = 0.35 -> -0.3 in [-1, 1]; second: 0.8 -> 0.6
     torch.testing.assert_close(source, torch.tensor([-0.3, 0.6]).expand(1, 3, 1, 2))
 
@@ -52,7 +57,7 @@ def test_pixel_images_backward_equals_one_graph(guidance, height, width):
     image = torch.rand(3, height, width)
     subject = PixelImage(image, guidance)
     torch.manual_seed(2)
-    _, target = subject.latents(0)
+    _, target = latents(subject)
     gradient = torch.randn(target.shape)
     subject.backward(gradient)
 
@@ -75,7 +80,7 @@ def test_pixel_images_source_is_encoded_once_an_offset():
     offsets, steps = set(), 150
     for step in range(steps):
         torch.manual_seed(step)
-        source, target = subject.latents(step)
+        source, target = latents(subject, step)
         assert source.shape == target.shape and torch.equal(source, target)  # nothing has been edited yet
         torch.manual_seed(step)
         offsets.add(tuple(torch.randint(0, 8, (2,)).tolist()))
@@ -115,7 +120,7 @@ def test_source_is_encoded_once_a_camera(field, cameras, guidance, monkeypatch):
     monkeypatch.setattr(guidance, "encode_image", lambda image: (calls.append(image.requires_grad), encode(image))[1])
     subject = FieldViews(field, cameras, guidance)
     for step in range(9):  # three turns of three cameras
-        source, target = subject.latents(step)
+        source, target = latents(subject, step)
         assert source.shape == target.shape == (1, 4, 2, 3)
         assert not source.requires_grad and not target.requires_grad
         torch.testing.assert_close(source, target)  # an untouched copy looks the same
@@ -137,7 +142,7 @@ def test_latent_gradient_reaches_the_field_as_through_one_graph(field, cameras, 
     # The direct way: the view's samples rendered at once with a graph, encoded, back-propagated.
     direct = copy.deepcopy(field).requires_grad_(True)
     subject = FieldViews(field, cameras, guidance)
-    _, target = subject.latents(0)
+    _, target = latents(subject)
     torch.manual_seed(3)
     gradient = torch.randn(target.shape)
     subject.backward(gradient)
@@ -232,7 +237,7 @@ def test_pixels_outside_the_edited_region_are_pulled_to_the_source(field, camera
     right[:, 24:] = 1
     monkeypatch.setattr(EditedRegion, "weight", lambda self, camera, picture: right)
     subject = FieldViews(field, [camera], LinearGuidance(), gate=0.5, hold=10.0)
-    subject.latents(0)
+    latents(subject)
     subject.backward(right_is_edited)
     usual, unit = subject.region.usual, 2 / 64  # an 8x8 mean of 2 x - 1
     assert usual == pytest.approx(unit * 3**0.5 / 2, rel=0.01)  # a quarter of all pixels has it
@@ -243,7 +248,7 @@ def test_pixels_outside_the_edited_region_are_pulled_to_the_source(field, camera
     assert (now - source)[:, :24].abs().max() > 1e-3  # or nothing would be tested
     seen = torch.zeros(16, 24, dtype=torch.bool)
     for _ in range(40):
-        subject.latents(0)
+        latents(subject)
         # The editing picture: the source's outside, the target's inside.
         assert torch.equal(subject._image[:, :24], source[:, :24])
         torch.testing.assert_close(subject._image[:, 24:].detach(), now[:, 24:])
@@ -259,7 +264,7 @@ def test_pixels_outside_the_edited_region_are_pulled_to_the_source(field, camera
 
 def test_a_gradient_that_is_not_finite_reaches_the_field_but_not_the_region(field, cameras):
     subject = FieldViews(field, [cameras[0].resized(32, 16)], LinearGuidance(), gate=0.5, hold=10.0)
-    subject.latents(0)
+    latents(subject)
     subject.backward(torch.full((1, 3, 2, 4), torch.nan))
     assert subject.state() == {"usual": 0.0, "means": {}}
     assert any(not torch.isfinite(p.grad).all() for p in subject.target.parameters() if p.grad is not None)
@@ -268,7 +273,7 @@ def test_a_gradient_that_is_not_finite_reaches_the_field_but_not_the_region(fiel
 def test_without_a_gate_every_pixel_gets_the_gradient(field, cameras, right_is_edited):
     subject = FieldViews(field, [cameras[0].resized(32, 16)], LinearGuidance(), hold=10.0)
     for _ in range(3):
-        subject.latents(0)
+        latents(subject)
         gradient = colors_gradient(subject, right_is_edited)
         assert gradient[:, :24].abs().max() == 0 and gradient[:, 24:].abs().min() > 0
     assert subject.state() == {"usual": 0.0, "means": {}}
