@@ -28,6 +28,7 @@ class EditConfig:
     """iterations; lr; optimizer: "adam" (fields and pixels) or "sgd" (latents).
 
     lr_decay: what is left of lr at the end, falling by the same factor each iteration; 1 holds it.
+    warmup: iterations over which lr rises, with their square; 0 starts at once.
     adam_floor: Adam's epsilon as a share of the root-mean-square gradient (`Editor._raise_floor`); 0 is plain Adam.
     """
 
@@ -35,12 +36,20 @@ class EditConfig:
     lr: float
     optimizer: str = "adam"
     lr_decay: float = 1.0
+    warmup: int = 0
     adam_floor: float = 0.0
     seed: int = 0
 
     def __post_init__(self):
         if not 0 < self.lr_decay <= 1:
             raise ValueError(f"lr_decay={self.lr_decay} has to be above 0 and at most 1")
+        if self.warmup < 0:
+            raise ValueError(f"warmup={self.warmup} has to be 0 or more")
+
+    def rate(self, iteration: int) -> float:
+        """The share of lr that the step after so many iterations is made with."""
+        rise = min((iteration + 1) / self.warmup, 1) ** 2 if self.warmup else 1
+        return rise * self.lr_decay ** (iteration / self.iterations)
 
 
 class Editor:
@@ -73,7 +82,7 @@ class Editor:
             )
         for group, rate, square in zip(self.optimizer.param_groups, self._rates, squares, strict=True):
             self._raise_floor(group, square)
-            group["lr"] = rate * self.config.lr_decay ** (self.iteration / self.config.iterations)
+            group["lr"] = rate * self.config.rate(self.iteration)
         self.optimizer.step()
         self.subject.after_step()
         self.iteration += 1

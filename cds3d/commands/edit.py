@@ -129,7 +129,9 @@ def _edit_scene(config: DictConfig) -> Path:
     capture_root(config)
     if "width" not in config.edit:
         raise UserError("a scene is edited with edit=field or edit=published; edit=latent and pixels are for --image")
-    not_negative(config, "edit.network_lr", "edit.density_lr", "edit.line_lr", "edit.gate", "edit.hold")
+    not_negative(config, *(f"edit.{k}" for k in ("color_lr", "network_lr", "density_lr", "line_lr", "gate", "hold")))
+    if not any(config.edit[key] for key in ("color_lr", "network_lr", "density_lr")):
+        raise UserError("edit.color_lr, network_lr and density_lr are all 0: nothing would change")
     whole(config, "edit.width", least=16)
     source_path = source_folder(config)
     run = RunFolder(_output(config, source_path.parent), config)
@@ -147,6 +149,7 @@ def _edit_scene(config: DictConfig) -> Path:
         source,
         views,
         guidance,
+        color_lr=config.edit.color_lr,
         network_lr=config.edit.network_lr,
         density_lr=config.edit.density_lr,
         line_lr=config.edit.line_lr,

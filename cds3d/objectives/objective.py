@@ -119,15 +119,15 @@ class Objective:
         t, noise, z_src, contrast = begun.t, begun.noise, begun.z_src, self._contrast
         if begun.source:
             null = model.aside.submit(_frozen, model, [z_tgt], noise, t, prompts.null)
+        else:
+            text = torch.cat([prompts.null, prompts.source, prompts.null])
+            (null_src, cond_src, null_tgt), reference = _frozen(model, [z_src, z_src, z_tgt], noise, t, text, contrast)
         with torch.set_grad_enabled(contrast is not None):
             z = z_tgt.detach().requires_grad_(contrast is not None)
             (cond_tgt,), current = model.predict(model.add_noise(z, noise, t), t, prompts.target, contrast)
         if begun.source:
             (null_src, cond_src), reference = begun.source.result()
             ((null_tgt,), _) = null.result()
-        else:
-            text = torch.cat([prompts.null, prompts.source, prompts.null])
-            (null_src, cond_src, null_tgt), reference = _frozen(model, [z_src, z_src, z_tgt], noise, t, text, contrast)
         eps_tgt = classifier_free(null_tgt, cond_tgt.detach(), self.scale)
         eps_src = classifier_free(null_src, cond_src, self.scale)
         gradient = SCORE_SCALE * dds_gradient(eps_tgt, eps_src)[None]

@@ -24,9 +24,10 @@ SHARE = 8  # one in so many of the rays outside is rendered in a step, to be hel
 class FieldViews:
     """source: the field to edit, left alone. cameras: the views to edit through, at the editing size.
 
-    network_lr, density_lr: learning rates of the colour network and the density grids, as shares of the colour
-    grids'; density_lr 0 freezes the shape. line_lr: the rate of VM's lines as a share of their planes': a line's point
-    belongs to a whole slice of the scene, so that what moves it shows everywhere.
+    color_lr, network_lr, density_lr: learning rates of the colour grids, the colour network and the density grids, as
+    shares of the edit's; 0 freezes them. The network gives all that looks alike a new look at once, also where the
+    gradient says little; grids change one place apart from others. line_lr: the rate of VM's lines as a share of their
+    planes': a line's point belongs to a whole slice of the scene, so that what moves it shows everywhere.
 
     gate, hold: pixels outside the region where the edit is at work (`EditedRegion`, which `gate` bounds; 0: everything
     is inside) are the source's in the picture that is encoded, and do not get the objective's gradient, which there is
@@ -41,6 +42,7 @@ class FieldViews:
         cameras: Sequence[Camera],
         guidance: Guidance,
         *,
+        color_lr: float = 1.0,
         network_lr: float = 0.1,
         density_lr: float = 1.0,
         line_lr: float = 1.0,
@@ -51,18 +53,18 @@ class FieldViews:
         self.source = source.requires_grad_(False)
         self.target = copy.deepcopy(source).requires_grad_(True)
         self.cameras, self.guidance = list(cameras), guidance
-        self.network_lr, self.density_lr, self.line_lr = network_lr, density_lr, line_lr
+        self.shares = {"color": color_lr, "density": density_lr, "network": network_lr}
+        self.shares |= {f"{name}_lines": self.shares[name] * line_lr for name in ("color", "density")}
         self.region, self.hold, self.seed = EditedRegion(gate), hold, seed
         self._views: dict[int, tuple[View, Tensor, Tensor]] = {}
 
     def parameter_groups(self, lr: float) -> list[dict]:
         groups = self.target.parameter_groups()
-        rates = {"color": lr, "density": lr * self.density_lr, "network": lr * self.network_lr}
-        rates |= {f"{name}_lines": rates[name] * self.line_lr for name in ("color", "density")}
-        for name, rate in rates.items():
+        for name, share in self.shares.items():
             for p in groups[name]:
-                p.requires_grad_(rate > 0)
-        return [{"params": groups[name], "lr": rate} for name, rate in rates.items() if rate > 0 and groups[name]]
+                p.requires_grad_(share > 0)
+        moved = {name: lr * share for name, share in self.shares.items() if share > 0 and groups[name]}
+        return [{"params": groups[name], "lr": rate} for name, rate in moved.items()]
 
     def camera_index(self, step: int) -> int:
         """Every camera once in random order, then all again in another order."""
@@ -100,9 +102,9 @@ class FieldViews:
     def backward(self, gradient: Tensor) -> None:
         (image_gradient,) = torch.autograd.grad(self._encoded, self._image, gradient)
         # What is not finite goes on to the editor, which stops: the region, which is saved, must not take it in.
-        if torch.isfinite(image_gradient).all():
-            self.region.add(self._index, image_gradient)
         source_image = self._view(self._index)[1]
+        if torch.isfinite(image_gradient).all():
+            self.region.add(self._index, image_gradient, source_image)
         # With this visit's gradient, so that a first visit, too, is held to what it tells.
         edited = self.region.weight(self._index, source_image).view(-1, 1)[self._rays]
         back = self.hold * self.region.usual * (self._color.detach() - source_image.view(-1, 3)[self._rays])

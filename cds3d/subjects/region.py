@@ -4,8 +4,9 @@ A step's gradient is noisy: one draw of t and noise makes it large here and ther
 same camera, while the target is still close to the source, what is left is large where the prompts disagree about the
 picture, and small elsewhere: DiffEdit's mask (Couairon et al., ICLR 2023, section 3.2), without forwards of its own.
 
-Latents are eight pixels wide, and so the mask is a blob around the subject. The guided filter (He et al., TPAMI 2013),
-applied a few times, draws it to the edges of the source's picture.
+Latents are eight pixels wide, and so that mask is a blob around the subject, and patchy. The source's pictures tell
+what it stands for. What looks like the mask's inside in all views, and is near it, belongs to it, as in GrabCut (Rother
+et al., SIGGRAPH 2004); and the guided filter (He et al., TPAMI 2013) draws it to edges.
 """
 
 from __future__ import annotations
@@ -19,33 +20,47 @@ from torch import Tensor
 VISITS = 3  # of a camera, over which gradients are averaged
 CELL = 4  # pixels; averages are kept, and the filter's coefficients found, on a coarser grid
 RADIUS, EPSILON, ROUNDS = 4, 1e-4, 3  # of the guided filter: cells, variance of colours, how often
-LOW, HIGH = 0.4, 0.6  # of the filtered mask: all is outside below, all inside above
+BINS, FEW = 12, 5.0  # of the colour model: steps a channel, and cells of a colour on which little can be said
+BY_COLOR = 0.7  # share of the colour model in the region; the guided filter's is the rest
+NEAR, ENOUGH = 8, 0.15  # the mask's share of the cells so far around from which on a pixel is near it
+LOW, HIGH = 0.4, 0.6  # all is outside below, all inside above
 
 
 class EditedRegion:
-    """Pixels by the norm of their mean gradient: the edit's from `gate` times the root mean square of all on.
+    """Pixels are the edit's whose mean gradient reaches `gate` times what it is where the edit is at work.
 
-    The root mean square, `usual`, is averaged over the cameras seen so far. A camera's region is settled after VISITS
-    visits; before, it is that of the visits so far.
+    usual: the root mean square of gradients; strong: their mean where they are large (weighted by their squares). Both
+    are averaged over the cameras seen so far. A camera's mean is settled after VISITS visits; before, it is that of the
+    visits so far.
     """
 
     def __init__(self, gate: float):
         self.gate = gate
-        self.usual = 0.0
+        self.usual = self.strong = 0.0
         self._means: dict[int, tuple[Tensor, int]] = {}  # camera -> (3, h, w) mean gradient, visits
-        self._weights: dict[int, Tensor] = {}  # camera -> its weight by the means as they are now
+        self._pictures: dict[int, Tensor] = {}  # camera -> (1, 3, h, w) the source's, as coarse
+        self._colors: Tensor | None = None  # the colour model by the means as they are now
+        self._weights: dict[int, Tensor] = {}  # camera -> its weight, likewise
 
-    def add(self, camera: int, gradient: Tensor) -> None:
-        """Take in dLoss/dcolour (H, W, 3) of one visit, if there is a gate to hold it against."""
+    def add(self, camera: int, gradient: Tensor, picture: Tensor) -> None:
+        """Take in dLoss/dcolour (H, W, 3) of one visit, if there is a gate to hold it against.
+
+        picture: (H, W, 3) the source's in [0, 1].
+        """
         if self.gate == 0:
             return
         coarse = _coarse(gradient)[0]
         mean, visits = self._means.get(camera, (torch.zeros_like(coarse), 0))
-        if visits < VISITS:
-            self._means[camera] = (mean + (coarse - mean) / (visits + 1), visits + 1)
-            sizes = [m.square().sum(0).mean().sqrt() for m, _ in self._means.values()]
-            self.usual = float(torch.stack(sizes).mean())
-            self._weights.clear()
+        if visits == VISITS:
+            return
+        self._means[camera] = (mean + (coarse - mean) / (visits + 1), visits + 1)
+        self._pictures[camera] = _coarse(picture)
+        sizes = [_size(mean) for mean, _ in self._means.values()]
+        tiny = torch.finfo(torch.float32).tiny
+        self.usual = float(torch.stack([m.square().sum(0).mean().sqrt() for m, _ in self._means.values()]).mean())
+        self.strong = float(torch.stack([(s**3).sum() / (s**2).sum().clamp(min=tiny) for s in sizes]).mean())
+        self._colors = None
+        self._weights.clear()
 
     def weight(self, camera: int, picture: Tensor) -> Tensor:
         """(H, W) in [0, 1]: how much a pixel belongs to the edit; picture: (H, W, 3) the source's in [0, 1].
@@ -58,26 +73,50 @@ class EditedRegion:
             self._weights[camera] = self._drawn(camera, picture)
         return self._weights[camera]
 
+    def _mask(self, camera: int) -> Tensor:
+        """(1, 1, h, w) in [0, 1], by the gradients alone."""
+        size = _size(self._means[camera][0])
+        return (size / max(self.gate * self.strong, 1e-30)).clamp(max=1).square()
+
     def _drawn(self, camera: int, picture: Tensor) -> Tensor:
         height, width, _ = picture.shape
-        blurred = F.avg_pool2d(self._means[camera][0][None], 3, 1, 1, count_include_pad=False)
-        mask = (blurred.norm(dim=1, keepdim=True) / max(self.gate * self.usual, 1e-30)).clamp(max=1).square()
-        guide = _coarse(picture)
+        mask, guide = self._mask(camera), self._pictures[camera]
+        near = (_mean(mask, NEAR) / ENOUGH).clamp(max=1)
         model = _guided_by(guide)
         for _ in range(ROUNDS):
             slope, offset = model(mask)
             mask = ((slope * guide).sum(1, keepdim=True) + offset).clamp(0, 1)
         # The last round's coefficients for the picture in full; the last cell may reach over its edge.
-        fine = F.interpolate(torch.cat([slope, offset], 1), scale_factor=CELL, mode="bilinear", align_corners=False)
+        coarse = torch.cat([slope, offset, near], 1)
+        fine = F.interpolate(coarse, scale_factor=CELL, mode="bilinear", align_corners=False)
         fine = fine[0, :, :height, :width].permute(1, 2, 0)
-        mask = (fine[..., :3] * picture).sum(-1) + fine[..., 3]
-        return ((mask - LOW) / (HIGH - LOW)).clamp(0, 1)
+        drawn = (fine[..., :3] * picture).sum(-1) + fine[..., 3]
+        drawn = torch.lerp(drawn, self._by_color(picture), BY_COLOR)
+        return ((drawn - LOW) / (HIGH - LOW)).clamp(0, 1) * fine[..., 4]
+
+    def _by_color(self, picture: Tensor) -> Tensor:
+        """(H, W) in [0, 1]: the masks' mean where the views have a pixel's colour; (H, W, 3) in [0, 1]."""
+        if self._colors is None:
+            masks = torch.cat([self._mask(camera).flatten() for camera in self._means])
+            colors = torch.cat([self._pictures[camera].flatten(2)[0].T for camera in self._means])
+            r, g, b = (colors.clamp(0, 1) * (BINS - 1)).round().long().unbind(1)
+            index = (r * BINS + g) * BINS + b
+            count = torch.bincount(index, minlength=BINS**3)
+            total = torch.bincount(index, masks, minlength=BINS**3)
+            self._colors = ((total + FEW * masks.mean()) / (count + FEW)).view(1, 1, BINS, BINS, BINS).float()
+        points = picture.flip(-1).reshape(1, 1, 1, -1, 3) * 2 - 1  # the last axis comes first
+        found = F.grid_sample(self._colors, points, padding_mode="border", align_corners=True)
+        return F.avg_pool2d(found.view(1, 1, *picture.shape[:2]), 3, 1, 1, count_include_pad=False)[0, 0]
 
     def state(self) -> dict:
-        return {"usual": self.usual, "means": dict(self._means)}
+        return {
+            "usual": self.usual, "strong": self.strong, "means": dict(self._means), "pictures": dict(self._pictures)
+        }  # fmt: skip
 
     def load_state(self, state: dict) -> None:
-        self.usual, self._means = state["usual"], dict(state["means"])
+        self.usual, self.strong = state["usual"], state["strong"]
+        self._means, self._pictures = dict(state["means"]), dict(state["pictures"])
+        self._colors = None
         self._weights.clear()
 
 
@@ -86,9 +125,14 @@ def _coarse(image: Tensor) -> Tensor:
     return F.avg_pool2d(image.permute(2, 0, 1)[None], CELL, ceil_mode=True)
 
 
-def _mean(x: Tensor) -> Tensor:
-    """(1, c, h, w): means of the squares of 2 RADIUS + 1 cells around each, along one axis after the other."""
-    for size, padding in (((2 * RADIUS + 1, 1), (RADIUS, 0)), ((1, 2 * RADIUS + 1), (0, RADIUS))):
+def _size(mean: Tensor) -> Tensor:
+    """(3, h, w) mean gradients -> (1, 1, h, w) their length, a little smoothed."""
+    return F.avg_pool2d(mean[None], 3, 1, 1, count_include_pad=False).norm(dim=1, keepdim=True)
+
+
+def _mean(x: Tensor, radius: int = RADIUS) -> Tensor:
+    """(1, c, h, w): means of the squares of 2 radius + 1 cells around each, along one axis after the other."""
+    for size, padding in (((2 * radius + 1, 1), (radius, 0)), ((1, 2 * radius + 1), (0, radius))):
         x = F.avg_pool2d(x, size, 1, padding, count_include_pad=False)
     return x
 

@@ -21,7 +21,7 @@ def picture():
 
 def test_a_square_of_gradient_is_found_at_odd_sizes():
     region = EditedRegion(0.6)
-    region.add(5, square())
+    region.add(5, square(), picture())
     weight = region.weight(5, picture())
     assert weight.shape == (37, 50) and weight.min() == 0 and weight.max() == 1
     assert ((weight > 0.5) == square()[..., 0].bool()).float().mean() > 0.99
@@ -30,18 +30,52 @@ def test_a_square_of_gradient_is_found_at_odd_sizes():
 @pytest.mark.parametrize("grown", [-3, 3])
 def test_a_blob_is_drawn_to_the_edges_of_the_picture(grown):
     """Gradients reach beyond the subject, or not to its edge: the picture tells where it ends."""
-    region, true = EditedRegion(0.6), square()[..., 0].bool()
-    region.add(0, square(grown=grown))
-    blob = square(grown=grown)[..., 0].bool()
-    found, plain = (region.weight(0, p) > 0.5 for p in (picture(), torch.full((37, 50, 3), 0.5)))
+    true, blob = square()[..., 0].bool(), square(grown=grown)[..., 0].bool()
+    found = found_in(square(grown=grown), picture())
+    plain = found_in(square(grown=grown), torch.full((37, 50, 3), 0.5))
     wrong = [(mask != true).float().mean() for mask in (found, plain, blob)]
     assert wrong[0] < 0.6 * wrong[1] and wrong[0] < 0.6 * wrong[2]
 
 
+def found_in(gradient, colors, gate=0.6):
+    region = EditedRegion(gate)
+    region.add(0, gradient, colors)
+    return region.weight(0, colors) > 0.5
+
+
+def test_what_looks_alike_and_is_near_belongs_to_it_and_what_looks_else_does_not():
+    near, far, inner, body = (torch.zeros(160, 192, dtype=torch.bool) for _ in range(4))
+    body[20:100, 16:96] = True
+    near[40:80, 100:106] = True  # beside the square, as a handle is, with little gradient
+    far[130:160, 150:192] = True  # as red, but somewhere else
+    inner[44:76, 40:72] = True  # in the middle of the square, of another colour, with little gradient
+    gradient, colors = torch.zeros(160, 192, 3), torch.full((160, 192, 3), 0.4)
+    gradient[body & ~inner], gradient[near | inner] = 1.0, 0.1
+    colors[body | near | far] = torch.tensor([0.8, 0.1, 0.1])
+    colors[inner] = torch.tensor([0.9, 0.8, 0.1])
+    found = found_in(gradient, colors)
+    assert found[near].float().mean() > 0.95 and found[body & ~inner].float().mean() > 0.95
+    assert not found[far].any() and found[inner].float().mean() < 0.1
+    outside = ~(body | near | far)
+    assert found[outside].float().mean() < 0.02
+
+
+def test_colors_are_those_of_all_views():
+    # A view in which the gradient is weak on the right half of the square: other views tell that it belongs to it.
+    half = square()
+    half[:, 24:] *= 0.3
+    region = EditedRegion(0.6)
+    region.add(0, half, picture())
+    alone = (region.weight(0, picture()) > 0.5)[10:22, 26:34].float().mean()
+    for camera in range(1, 6):
+        region.add(camera, square(), picture())
+    assert (region.weight(0, picture()) > 0.5)[10:22, 26:34].float().mean() > max(0.9, alone)
+
+
 def test_without_a_gate_and_before_a_visit_everything_is_inside():
     region = EditedRegion(0.0)
-    region.add(0, square())
-    assert (region.weight(0, picture()) == 1).all() and region.state() == {"usual": 0.0, "means": {}}
+    region.add(0, square(), picture())
+    assert (region.weight(0, picture()) == 1).all() and region.state() == EditedRegion(0.6).state()
     assert (EditedRegion(0.6).weight(0, picture()) == 1).all()
 
 
@@ -50,7 +84,7 @@ def test_noise_averages_out_while_what_lasts_is_kept():
     region, first = EditedRegion(0.6), None
     for visit in range(VISITS):
         noise = 0.5 * torch.randn(10, 13, 3).repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)[:37, :50]
-        region.add(0, square() + noise)
+        region.add(0, square() + noise, picture())
         wrong = (region.weight(0, picture()) - square()[..., 0]).abs().mean()
         first = wrong if visit == 0 else first
     assert wrong < first
@@ -59,22 +93,22 @@ def test_noise_averages_out_while_what_lasts_is_kept():
 def test_a_camera_is_settled_after_its_first_visits_and_others_are_not():
     region = EditedRegion(0.5)
     for _ in range(VISITS):
-        region.add(0, square())
+        region.add(0, square(), picture())
     settled, usual = region.weight(0, picture()), region.usual
-    region.add(0, torch.ones(37, 50, 3))
+    region.add(0, torch.ones(37, 50, 3), picture())
     assert torch.equal(region.weight(0, picture()), settled) and region.usual == usual
-    region.add(1, square(size=3.0))
+    region.add(1, square(size=3.0), picture())
     assert region.usual == pytest.approx(2 * usual)
 
 
 def test_state_goes_through_a_file(tmp_path):
     region = EditedRegion(0.6)
-    region.add(0, square())
-    region.add(3, square(size=2.0))
+    region.add(0, square(), picture())
+    region.add(3, square(size=2.0), picture())
     torch.save(region.state(), tmp_path / "state.pt")
     again = EditedRegion(0.6)
     again.load_state(torch.load(tmp_path / "state.pt", weights_only=True))
     for r in (region, again):
-        r.add(3, torch.ones(37, 50, 3))
+        r.add(3, torch.ones(37, 50, 3), picture())
     assert again.usual == region.usual
     assert all(torch.equal(again.weight(k, picture()), region.weight(k, picture())) for k in (0, 3))

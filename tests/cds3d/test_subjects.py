@@ -183,16 +183,21 @@ def test_density_lr_zero_leaves_the_shape_alone_bit_for_bit(field, cameras, guid
 
 
 @pytest.mark.parametrize(
-    ("network_lr", "density_lr", "rates"),
-    [(0.1, 1.0, [0.02, 0.02, 0.002]), (0.5, 0.25, [0.02, 0.005, 0.01]), (0.1, 0.0, [0.02, 0.002])],
+    "shares",
+    [
+        {"color": 1.0, "density": 1.0, "network": 0.1},
+        {"color": 0.5, "density": 0.25, "network": 2.0},
+        {"color": 1.0, "density": 0.0, "network": 0.1},
+        {"color": 0.0, "density": 0.0, "network": 0.1},
+    ],
 )
-def test_rates_are_shares_of_the_colour_grids(field, cameras, network_lr, density_lr, rates):
-    subject = FieldViews(field, cameras, None, network_lr=network_lr, density_lr=density_lr, line_lr=0)
+def test_rates_are_shares_of_the_edits(field, cameras, shares):
+    subject = FieldViews(field, cameras, None, line_lr=0, **{f"{name}_lr": share for name, share in shares.items()})
     groups = subject.parameter_groups(0.02)
-    assert [g["lr"] for g in groups] == pytest.approx(rates)
+    names = [name for name, share in shares.items() if share > 0]
+    assert [g["lr"] for g in groups] == pytest.approx([0.02 * shares[name] for name in names])
     of = subject.target.parameter_groups()
-    names = ["color", "density", "network"] if density_lr else ["color", "network"]
-    assert all(p.requires_grad for name in names for p in of[name])
+    assert all(p.requires_grad == (name in names) for name in shares for p in of[name])
     for group, name in zip(groups, names, strict=True):
         assert [id(p) for p in group["params"]] == [id(p) for p in of[name]]
 
@@ -266,7 +271,7 @@ def test_a_gradient_that_is_not_finite_reaches_the_field_but_not_the_region(fiel
     subject = FieldViews(field, [cameras[0].resized(32, 16)], LinearGuidance(), gate=0.5, hold=10.0)
     latents(subject)
     subject.backward(torch.full((1, 3, 2, 4), torch.nan))
-    assert subject.state() == {"usual": 0.0, "means": {}}
+    assert subject.state() == EditedRegion(0.5).state()
     assert any(not torch.isfinite(p.grad).all() for p in subject.target.parameters() if p.grad is not None)
 
 
@@ -276,4 +281,4 @@ def test_without_a_gate_every_pixel_gets_the_gradient(field, cameras, right_is_e
         latents(subject)
         gradient = colors_gradient(subject, right_is_edited)
         assert gradient[:, :24].abs().max() == 0 and gradient[:, 24:].abs().min() > 0
-    assert subject.state() == {"usual": 0.0, "means": {}}
+    assert subject.state() == EditedRegion(0.5).state()

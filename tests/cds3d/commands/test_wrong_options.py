@@ -20,6 +20,7 @@ from checks import fails, files
         ("edit.lr=-0.1", ["edit.lr=-0.1"]),
         ("edit.lr=nan", ["edit.lr=nan"]),
         ("edit.lr_decay=0", ["lr_decay=0", "at most 1"]),
+        ("edit.color_lr=-1", ["edit.color_lr=-1"]),
         ("edit.density_lr=-1", ["edit.density_lr=-1"]),
         ("edit.network_lr=fast", ["edit.network_lr=fast"]),
         ("edit.width=-5", ["edit.width=-5"]),
@@ -53,6 +54,13 @@ def test_wrong_option_of_an_edit(tmp_path, capsys, edit_options, trained, option
     before = files(tmp_path)
     text = fails(capsys, "edit", *edit_options, option)
     assert all(part in text for part in said), text
+    assert files(tmp_path) == before
+
+
+def test_an_edit_that_changes_nothing(tmp_path, capsys, edit_options, trained):
+    before = files(tmp_path)
+    text = fails(capsys, "edit", *edit_options, "edit.color_lr=0", "edit.network_lr=0", "edit.density_lr=0")
+    assert "edit.color_lr, network_lr and density_lr are all 0" in text
     assert files(tmp_path) == before
 
 
