@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from cds3d.guidance import Guidance
-from cds3d.subjects.region import EditedRegion
+from cds3d.subjects.region import EditedRegion, dilated
 from tensorf.cameras import Camera
 from tensorf.field import Field
 from tensorf.visibility import View
 
 INSIDE = 0.05  # weight in the edited region from which on a pixel belongs to it at all
+MARGIN = 2  # pixels around it that are free to follow: an edge's colour is in part the subject's
 SHARE = 8  # one in so many of the rays outside is rendered in a step, to be held
 
 
@@ -33,6 +34,7 @@ class FieldViews:
     is inside) are the source's in the picture that is encoded, and do not get the objective's gradient, which there is
     a small and steady bias, but one towards the source's colour: `hold` times the difference, in units of what
     gradients usually are. Parameters are shared between places, so that without it the background follows the subject.
+    Pixels in the region's margin get neither: they show what becomes of them.
     seed: of the order in which cameras come.
     """
 
@@ -76,9 +78,9 @@ class FieldViews:
         self._index = self.camera_index(step)
         _, source_image, source_latent = self._view(self._index)
         # Outside the edited region the picture is the source's, and only some rays, others each time, are looked at.
-        edited = self.region.weight(self._index, source_image).flatten()
-        inside = (edited >= INSIDE).nonzero()[:, 0]
-        outside = (edited < INSIDE).nonzero()[int(torch.randint(SHARE, (1,))) :: SHARE, 0]
+        _, reach = self._edited(source_image)
+        inside = (reach >= INSIDE).nonzero()[:, 0]
+        outside = (reach < INSIDE).nonzero()[int(torch.randint(SHARE, (1,))) :: SHARE, 0]
         self._rays, self._inside = torch.cat([inside, outside]), len(inside)
         return source_latent
 
@@ -90,6 +92,11 @@ class FieldViews:
         self._image = image.view_as(source_image).requires_grad_()
         self._encoded = self.guidance.encode_image(_as_batch(self._image))
         return self._encoded.detach()
+
+    def _edited(self, source_image: Tensor) -> tuple[Tensor, Tensor]:
+        """(H * W,) each, in [0, 1]: how much the step's pixels belong to the edited region, and to it or its margin."""
+        weight = self.region.weight(self._index, source_image)
+        return weight.flatten(), dilated(weight, MARGIN).flatten()
 
     def _view(self, index: int) -> tuple[View, Tensor, Tensor]:
         """(samples, the source's render, its latent) of a camera."""
@@ -106,10 +113,10 @@ class FieldViews:
         if torch.isfinite(image_gradient).all():
             self.region.add(self._index, image_gradient, source_image)
         # With this visit's gradient, so that a first visit, too, is held to what it tells.
-        edited = self.region.weight(self._index, source_image).view(-1, 1)[self._rays]
+        weight, reach = (w[self._rays, None] for w in self._edited(source_image))
         back = self.hold * self.region.usual * (self._color.detach() - source_image.view(-1, 3)[self._rays])
         own = image_gradient.view(-1, 3)[self._rays]
-        mixed = torch.lerp(back, own, edited)
+        mixed = weight * own + (1 - reach) * back
         mixed[self._inside :] = SHARE * back[self._inside :]  # each stands for those that were left out
         self._color.backward(mixed)
 

@@ -24,6 +24,7 @@ BINS, FEW = 12, 5.0  # of the colour model: steps a channel, and cells of a colo
 BY_COLOR = 0.7  # share of the colour model in the region; the guided filter's is the rest
 NEAR, ENOUGH = 8, 0.15  # the mask's share of the cells so far around from which on a pixel is near it
 LOW, HIGH = 0.4, 0.6  # all is outside below, all inside above
+SPECK = 2  # pixels; what is no wider than twice that is left out
 
 
 class EditedRegion:
@@ -92,7 +93,8 @@ class EditedRegion:
         fine = fine[0, :, :height, :width].permute(1, 2, 0)
         drawn = (fine[..., :3] * picture).sum(-1) + fine[..., 3]
         drawn = torch.lerp(drawn, self._by_color(picture), BY_COLOR)
-        return ((drawn - LOW) / (HIGH - LOW)).clamp(0, 1) * fine[..., 4]
+        weight = ((drawn - LOW) / (HIGH - LOW)).clamp(0, 1) * fine[..., 4]
+        return dilated(-dilated(-weight, SPECK), SPECK)
 
     def _by_color(self, picture: Tensor) -> Tensor:
         """(H, W) in [0, 1]: the masks' mean where the views have a pixel's colour; (H, W, 3) in [0, 1]."""
@@ -118,6 +120,11 @@ class EditedRegion:
         self._means, self._pictures = dict(state["means"]), dict(state["pictures"])
         self._colors = None
         self._weights.clear()
+
+
+def dilated(weight: Tensor, radius: int) -> Tensor:
+    """(H, W): the largest of the square of 2 radius + 1 pixels around each."""
+    return F.max_pool2d(weight[None], 2 * radius + 1, 1, radius)[0]
 
 
 def _coarse(image: Tensor) -> Tensor:

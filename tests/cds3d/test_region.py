@@ -27,7 +27,7 @@ def test_a_square_of_gradient_is_found_at_odd_sizes():
     assert ((weight > 0.5) == square()[..., 0].bool()).float().mean() > 0.99
 
 
-@pytest.mark.parametrize("grown", [-3, 3])
+@pytest.mark.parametrize("grown", [-2, 3])
 def test_a_blob_is_drawn_to_the_edges_of_the_picture(grown):
     """Gradients reach beyond the subject, or not to its edge: the picture tells where it ends."""
     true, blob = square()[..., 0].bool(), square(grown=grown)[..., 0].bool()
@@ -58,6 +58,16 @@ def test_what_looks_alike_and_is_near_belongs_to_it_and_what_looks_else_does_not
     assert not found[far].any() and found[inner].float().mean() < 0.1
     outside = ~(body | near | far)
     assert found[outside].float().mean() < 0.02
+
+
+def test_specks_are_left_out():
+    gradient, red = torch.zeros(160, 192, 3), torch.zeros(160, 192, dtype=torch.bool)
+    gradient[8:68, 12:72] = 1.0
+    red[8:68, 12:72] = True
+    red[74:76, 30:32] = True  # near, but two pixels wide
+    red[74:82, 50:58] = True  # eight
+    found = found_in(gradient, torch.where(red[..., None], torch.tensor([0.8, 0.1, 0.1]), torch.tensor(0.4)))
+    assert not found[72:78, 28:34].any() and found[75:81, 51:57].all() and found[10:66, 14:70].all()
 
 
 def test_colors_are_those_of_all_views():

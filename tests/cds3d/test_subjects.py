@@ -250,19 +250,20 @@ def test_pixels_outside_the_edited_region_are_pulled_to_the_source(field, camera
         for p in subject.target.parameters():
             p.mul_(1.1)
     source, now = (View(field, camera).render(f) for f in (subject.source, subject.target))
-    assert (now - source)[:, :24].abs().max() > 1e-3  # or nothing would be tested
-    seen = torch.zeros(16, 24, dtype=torch.bool)
+    assert (now - source)[:, :22].abs().max() > 1e-3  # or nothing would be tested
+    seen = torch.zeros(16, 22, dtype=torch.bool)
     for _ in range(40):
         latents(subject)
-        # The editing picture: the source's outside, the target's inside.
-        assert torch.equal(subject._image[:, :24], source[:, :24])
-        torch.testing.assert_close(subject._image[:, 24:].detach(), now[:, 24:])
+        # The editing picture: the source's outside, the target's inside and in the margin of two pixels.
+        assert torch.equal(subject._image[:, :22], source[:, :22])
+        torch.testing.assert_close(subject._image[:, 22:].detach(), now[:, 22:])
         gradient = colors_gradient(subject, right_is_edited)
         assert torch.allclose(gradient[:, 24:], torch.full((16, 8, 3), unit), rtol=1e-4)
-        chosen = ~gradient[:, :24].isnan().any(-1)
+        assert (gradient[:, 22:24] == 0).all()
+        chosen = ~gradient[:, :22].isnan().any(-1)
         assert abs(float(chosen.float().mean()) - 1 / SHARE) < 0.02
-        expected = SHARE * 10 * usual * (now - source)[:, :24][chosen]
-        torch.testing.assert_close(gradient[:, :24][chosen], expected, rtol=1e-3, atol=1e-7)
+        expected = SHARE * 10 * usual * (now - source)[:, :22][chosen]
+        torch.testing.assert_close(gradient[:, :22][chosen], expected, rtol=1e-3, atol=1e-7)
         seen |= chosen
     assert seen.all()  # others each time
 
