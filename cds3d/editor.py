@@ -28,7 +28,7 @@ class EditConfig:
     """iterations; lr; optimizer: "adam" (fields and pixels) or "sgd" (latents).
 
     lr_decay: what is left of lr at the end, falling by the same factor each iteration; 1 holds it.
-    warmup: iterations over which lr rises, with their square; 0 starts at once.
+    warmup: share of the iterations over which lr rises, with their square; 0 starts at once.
     adam_floor: Adam's epsilon as a share of the root-mean-square gradient (`Editor._raise_floor`); 0 is plain Adam.
     """
 
@@ -36,19 +36,19 @@ class EditConfig:
     lr: float
     optimizer: str = "adam"
     lr_decay: float = 1.0
-    warmup: int = 0
+    warmup: float = 0.0
     adam_floor: float = 0.0
     seed: int = 0
 
     def __post_init__(self):
         if not 0 < self.lr_decay <= 1:
             raise ValueError(f"lr_decay={self.lr_decay} has to be above 0 and at most 1")
-        if self.warmup < 0:
-            raise ValueError(f"warmup={self.warmup} has to be 0 or more")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup={self.warmup} has to be at least 0 and below 1")
 
     def rate(self, iteration: int) -> float:
         """The share of lr that the step after so many iterations is made with."""
-        rise = min((iteration + 1) / self.warmup, 1) ** 2 if self.warmup else 1
+        rise = min((iteration + 1) / (self.warmup * self.iterations), 1) ** 2 if self.warmup else 1
         return rise * self.lr_decay ** (iteration / self.iterations)
 
 

@@ -30,11 +30,12 @@ class FeatureTap:
     @contextmanager
     def caught(self, kind: str | None) -> Iterator[list[Tensor]]:
         """kind: "self" or "cross": one (batch, C, h, w) map a layer of that kind, in order; None: nothing."""
-        self._now.kind, self._now.maps = kind, []
+        maps = []
+        self._now.kind, self._now.maps = kind, maps
         try:
-            yield self._now.maps
+            yield maps
         finally:
-            self._now.kind = None
+            self._now.kind = self._now.maps = None  # their graph is the caller's to drop
 
     def _remember_size(self, _module, args, kwargs) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]

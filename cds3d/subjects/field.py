@@ -117,7 +117,7 @@ class FieldViews:
         back = self.hold * self.region.usual * (self._color.detach() - source_image.view(-1, 3)[self._rays])
         own = image_gradient.view(-1, 3)[self._rays]
         mixed = weight * own + (1 - reach) * back
-        mixed[self._inside :] = SHARE * back[self._inside :]  # each stands for those that were left out
+        mixed[self._inside :] *= SHARE  # each stands for those that were left out
         self._color.backward(mixed)
 
     def after_step(self) -> None:
@@ -127,7 +127,7 @@ class FieldViews:
         return self.region.state()
 
     def load_state(self, state: dict) -> None:
-        self.region.load_state(state)
+        self.region.load_state(state, self.source.device)
 
 
 def _as_batch(image: Tensor) -> Tensor:

@@ -143,13 +143,13 @@ def test_the_rate_falls_to_its_share(guidance):
     assert torch.allclose(start - subject.parameter, torch.full_like(start, expected), rtol=1e-5)
 
 
-def test_the_rate_rises_with_the_square_of_the_iterations_of_the_warmup():
-    config = EditConfig(iterations=8, lr=1.0, lr_decay=0.5, warmup=4)
+def test_the_rate_rises_with_the_square_of_the_warmups_iterations():
+    config = EditConfig(iterations=8, lr=1.0, lr_decay=0.5, warmup=0.5)
     expected = [1 / 16, 4 / 16, 9 / 16, 1, 1, 1, 1, 1]
     assert [config.rate(i) for i in range(8)] == pytest.approx([e * 0.5 ** (i / 8) for i, e in enumerate(expected)])
     assert EditConfig(iterations=8, lr=1.0).rate(0) == 1
     with pytest.raises(ValueError, match="warmup"):
-        EditConfig(iterations=8, lr=1.0, warmup=-1)
+        EditConfig(iterations=8, lr=1.0, warmup=1.0)
 
 
 @pytest.mark.parametrize("decay", [0.0, -1.0, 1.5])

@@ -27,12 +27,12 @@ def test_a_square_of_gradient_is_found_at_odd_sizes():
     assert ((weight > 0.5) == square()[..., 0].bool()).float().mean() > 0.99
 
 
-@pytest.mark.parametrize("grown", [-2, 3])
-def test_a_blob_is_drawn_to_the_edges_of_the_picture(grown):
+@pytest.mark.parametrize(("grown", "gate"), [(-2, 0.5), (3, 0.75)])
+def test_a_blob_is_drawn_to_the_edges_of_the_picture(grown, gate):
     """Gradients reach beyond the subject, or not to its edge: the picture tells where it ends."""
     true, blob = square()[..., 0].bool(), square(grown=grown)[..., 0].bool()
-    found = found_in(square(grown=grown), picture())
-    plain = found_in(square(grown=grown), torch.full((37, 50, 3), 0.5))
+    found = found_in(square(grown=grown), picture(), gate)
+    plain = found_in(square(grown=grown), torch.full((37, 50, 3), 0.5), gate)
     wrong = [(mask != true).float().mean() for mask in (found, plain, blob)]
     assert wrong[0] < 0.6 * wrong[1] and wrong[0] < 0.6 * wrong[2]
 
@@ -70,16 +70,35 @@ def test_specks_are_left_out():
     assert not found[72:78, 28:34].any() and found[75:81, 51:57].all() and found[10:66, 14:70].all()
 
 
+@pytest.mark.parametrize("size", [24, 60, 100])
+def test_a_subject_of_the_backgrounds_colors_is_found_by_its_gradient(size):
+    gradient = torch.full((189, 252, 3), 0.05)
+    gradient[40 : 40 + size, 60 : 60 + size] = 1.0
+    found = found_in(gradient, torch.full((189, 252, 3), 0.5), gate=0.75)
+    assert found[44 : 36 + size, 64 : 56 + size].float().mean() > 0.95
+    assert found.float().mean() < 2.5 * size**2 / (189 * 252)
+
+
+@pytest.mark.parametrize("size", [12, 16, 20, 24])
+def test_a_small_subject_is_near_itself(size):
+    gradient = torch.full((189, 252, 3), 0.05)
+    colors = torch.full((189, 252, 3), 0.4)
+    gradient[40 : 40 + size, 60 : 60 + size] = 1.0
+    colors[40 : 40 + size, 60 : 60 + size] = torch.tensor([0.8, 0.1, 0.1])
+    found = found_in(gradient, colors, gate=0.75)
+    assert found[42 : 38 + size, 62 : 58 + size].float().mean() > 0.9
+
+
 def test_colors_are_those_of_all_views():
     # A view in which the gradient is weak on the right half of the square: other views tell that it belongs to it.
     half = square()
-    half[:, 24:] *= 0.3
+    half[:, 24:] *= 0.1
     region = EditedRegion(0.6)
     region.add(0, half, picture())
-    alone = (region.weight(0, picture()) > 0.5)[10:22, 26:34].float().mean()
+    assert (region.weight(0, picture()) > 0.5)[10:22, 26:34].float().mean() < 0.2
     for camera in range(1, 6):
         region.add(camera, square(), picture())
-    assert (region.weight(0, picture()) > 0.5)[10:22, 26:34].float().mean() > max(0.9, alone)
+    assert (region.weight(0, picture()) > 0.5)[10:22, 26:34].float().mean() > 0.9
 
 
 def test_without_a_gate_and_before_a_visit_everything_is_inside():
@@ -93,7 +112,7 @@ def test_noise_averages_out_while_what_lasts_is_kept():
     torch.manual_seed(0)
     region, first = EditedRegion(0.6), None
     for visit in range(VISITS):
-        noise = 0.5 * torch.randn(10, 13, 3).repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)[:37, :50]
+        noise = 0.8 * torch.randn(10, 13, 3).repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)[:37, :50]
         region.add(0, square() + noise, picture())
         wrong = (region.weight(0, picture()) - square()[..., 0]).abs().mean()
         first = wrong if visit == 0 else first
@@ -117,7 +136,7 @@ def test_state_goes_through_a_file(tmp_path):
     region.add(3, square(size=2.0), picture())
     torch.save(region.state(), tmp_path / "state.pt")
     again = EditedRegion(0.6)
-    again.load_state(torch.load(tmp_path / "state.pt", weights_only=True))
+    again.load_state(torch.load(tmp_path / "state.pt", weights_only=True), torch.device("cpu"))
     for r in (region, again):
         r.add(3, torch.ones(37, 50, 3), picture())
     assert again.usual == region.usual
