@@ -1,9 +1,11 @@
 """Guidance on a tiny Stable Diffusion of random weights: loading, latents, noise, features, and what a step costs."""
 
+import gc
 import math
 import subprocess
 import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -308,6 +310,15 @@ def test_nothing_is_caught_after_an_exception_or_from_another_thread(guidance):
     assert hooks_of(guidance.unet) == before  # no more with every forward
     assert [torch.equal(a, b) for a, b in zip(maps, wanted, strict=True)] == [True] * 4
     assert [len(f.result()[1]) for f in others] == [4, 0, 4, 1, 0, 4]
+
+
+def test_a_step_that_is_over_keeps_no_graph(guidance):
+    z = torch.randn(1, 4, 4, 4, requires_grad=True)
+    output, maps = guidance.predict(z, 10, guidance.encode_text("a dog"), "self")
+    graph = weakref.ref(maps[0])
+    del output, maps
+    gc.collect()
+    assert graph() is None
 
 
 # --- what a step costs

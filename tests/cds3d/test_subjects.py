@@ -268,6 +268,19 @@ def test_pixels_outside_the_edited_region_are_pulled_to_the_source(field, camera
     assert seen.all()  # others each time
 
 
+def test_a_resumed_region_is_the_one_that_was_saved(field, cameras, right_is_edited):
+    camera = cameras[0].resized(32, 16)
+    subjects = [FieldViews(field, [camera], LinearGuidance(), gate=0.5, hold=10.0) for _ in range(2)]
+    latents(subjects[0])
+    subjects[0].backward(right_is_edited)
+    subjects[1].load_state(subjects[0].state())
+    for subject in subjects:
+        torch.manual_seed(0)
+        latents(subject, 1)
+    assert torch.equal(subjects[0]._rays, subjects[1]._rays) and torch.equal(subjects[0]._image, subjects[1]._image)
+    assert subjects[0].region.usual == subjects[1].region.usual > 0
+
+
 def test_a_gradient_that_is_not_finite_reaches_the_field_but_not_the_region(field, cameras):
     subject = FieldViews(field, [cameras[0].resized(32, 16)], LinearGuidance(), gate=0.5, hold=10.0)
     latents(subject)
