@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import tensorf.runtime  # noqa: E402, F401  before torch
+import cds3d  # noqa: E402, F401  before torch
 
 # isort: split
 
