@@ -114,19 +114,19 @@ def product_gradient(plane, line, a, b, c, x, gradient, column, grad_plane, grad
         on = w * right
         for i in range(first, last):
             k = np.uint64(i)
-            to_plane = g[of + k * stride] * (q[on + k] + fw * (q[on + right + k] - q[on + k]))
-            gp[at + k] += w00 * to_plane
-            gp[at + right + k] += w01 * to_plane
-            gp[at + below + k] += w10 * to_plane
-            gp[at + below + right + k] += w11 * to_plane
-        if with_line:
-            for i in range(first, last):
-                k = np.uint64(i)
+            before, after = q[on + k], q[on + right + k]
+            to_plane = g[of + k * stride] * (before + fw * (after - before))
+            # The same in every pass: the compiler makes two loops of it.
+            if with_line:
                 upper = w00 * p[at + k] + w01 * p[at + right + k]
                 lower = w10 * p[at + below + k] + w11 * p[at + below + right + k]
                 to_line = g[of + k * stride] * (upper + lower)
                 gq[on + k] += (_ONE - fw) * to_line
                 gq[on + right + k] += fw * to_line
+            gp[at + k] += w00 * to_plane
+            gp[at + right + k] += w01 * to_plane
+            gp[at + below + k] += w10 * to_plane
+            gp[at + below + right + k] += w11 * to_plane
 
 
 @_exactly_compiled
