@@ -28,6 +28,7 @@ import cds3d  # noqa: E402, F401  before torch
 import torch  # noqa: E402
 from diffusers import UNet2DConditionModel  # noqa: E402
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0  # noqa: E402
+from diffusers.utils import logging as diffusers_logging  # noqa: E402
 
 from cds3d.guidance.guidance import Guidance  # noqa: E402
 from cds3d.guidance.loading import DTYPES, load_guidance  # noqa: E402
@@ -44,6 +45,7 @@ class Stub(torch.nn.Module):
 def random_sd(dtype: str, device: torch.device) -> Guidance:
     """Random weights in the U-Net of Stable Diffusion v1.4 (its published configuration)."""
     torch.manual_seed(0)
+    diffusers_logging.set_verbosity_error()  # it would warn of every cast
     unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     return Guidance(

@@ -1,14 +1,20 @@
-"""One edit of a shipped capture's field, by the command itself, with figures that only the world can give."""
+"""One edit of a capture's field, by the command itself, with figures that only the world can give.
+
+The captures are those that ship, and captures of held-out scenes, which are made when they are first asked for.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
+from tqdm import tqdm
 
 from cds3d.bench.figures import Truth, picture_figures
 from cds3d.commands.edit import edit_command
@@ -18,11 +24,28 @@ from cds3d.commands.videos import resized_to
 from cds3d.metrics.consistency import view_consistency
 from cds3d.metrics.depth import depth_error, true_depth
 from cds3d.options import pick_device
-from cds3d.pocket.capture import WorldCapture
+from cds3d.pocket.capture import WorldCapture, write_capture
 from cds3d.pocket.judge import Judge
+from cds3d.pocket.world import Attributes
 from tensorf.checkpoint import load_field
 from tensorf.errors import UserError
 from tensorf.render import render_view
+
+
+def held_out_capture(name: str, attributes: Attributes) -> Path:
+    """The folder outputs/captures/`name` with a capture of the scene, as many and as large views as those that ship.
+
+    UserError if it holds another scene's.
+    """
+    folder = Path("outputs") / "captures" / name
+    if (world := WorldCapture.read(folder)) is None:
+        begun = folder.with_name(f"{name}.begun")
+        shutil.rmtree(begun, ignore_errors=True)
+        write_capture(begun, attributes, progress=partial(tqdm, desc=str(folder), unit="view"))
+        begun.rename(folder)
+    elif world.attributes != attributes:
+        raise UserError(f"{folder} shows another scene than {attributes}: delete it, and outputs/{name}")
+    return folder
 
 
 def edit_field(config: DictConfig, judge: Judge) -> tuple[dict, dict[str, Tensor]]:

@@ -48,11 +48,12 @@ def proportion_interval(values: list[float]) -> tuple[float, float]:
 def summarise(runs: list[dict]) -> dict[str, dict[str, dict]]:
     """summary[task][objective]: the mean of each figure, its interval as <figure>_ci, the number of cases and of runs.
 
-    Several seeds of a case count as one: their mean. Fields have one case, so that their seeds are what varies.
+    Several seeds of a case count as one: their mean. Of a task of one case, the seeds are what varies.
     """
+    several = {run["task"] for run in runs if run["case"] > 0}
     grouped: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for run in runs:
-        unit = (run["task"], run["case"], run["seed"] if run["task"].startswith("field-") else None)
+        unit = (run["task"], run["case"], None if run["task"] in several else run["seed"])
         grouped[run.get("pool", run["task"])][run["objective"]][unit].append(run["figures"])
     return {
         task: {objective: _means(list(units.values())) for objective, units in by_objective.items()}

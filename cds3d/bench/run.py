@@ -2,6 +2,7 @@
 
     python scripts/bench_edits.py --quick
     python scripts/bench_edits.py --full
+    python scripts/bench_edits.py tasks=[] fields=[color,material] field_cases=4 output=outputs/bench/fields
     cds3d bench tasks=[color] cases=4 objectives=[dds,cds] options='["objective.weight=6"]' output=outputs/bench/heavy
 
 Stopped and started again with the same settings, it goes on from the runs that it finds.
@@ -26,9 +27,9 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from cds3d.bench import report
-from cds3d.bench.fields import edit_field
+from cds3d.bench.fields import edit_field, held_out_capture
 from cds3d.bench.images import bounds, edit_case
-from cds3d.bench.tasks import FIELD_TASKS, IMAGE_TASKS, cases
+from cds3d.bench.tasks import IMAGE_TASKS, SHIPPED_FIELDS, cases
 from cds3d.commands.videos import write_image
 from cds3d.editor import EditConfig
 from cds3d.guidance import Guidance, load_guidance
@@ -43,8 +44,13 @@ from tensorf.errors import UserError
 log = logging.getLogger("cds3d")
 
 _SIZES = {
-    "quick": {"tasks": ["color", "material", "cat-pig"], "cases": 2, "fields": []},
-    "full": {"tasks": list(IMAGE_TASKS), "cases": 12, "fields": list(FIELD_TASKS)},
+    "quick": {"tasks": ["color", "material", "cat-pig"], "cases": 2, "fields": [], "field_cases": 1},
+    "full": {
+        "tasks": list(IMAGE_TASKS),
+        "cases": 12,
+        "fields": [*SHIPPED_FIELDS, "color", "material", "cat-pig"],
+        "field_cases": 3,
+    },
 }
 _SHEET_ROWS = 6
 # Keys of edit.py that `options` may not set: they would falsify a run's label, or its place.
@@ -127,9 +133,13 @@ def _settings(config: DictConfig) -> dict:
     given = OmegaConf.to_object(config)
     settings = {k: v if given[k] is None else given[k] for k, v in _SIZES[config.size].items()}
     settings |= {k: given[k] for k in ("objectives", "seeds", "tuning", "options")}
-    for key in ("cases", "seeds"):
+    for key in ("cases", "field_cases", "seeds"):
         whole(OmegaConf.create(settings), key, least=1)
-    for key, known in (("tasks", IMAGE_TASKS), ("fields", FIELD_TASKS), ("objectives", ("sds", "dds", "cds"))):
+    for key, known in (
+        ("tasks", IMAGE_TASKS),
+        ("fields", {**SHIPPED_FIELDS, **IMAGE_TASKS}),
+        ("objectives", ("sds", "dds", "cds")),
+    ):
         values = settings[key]
         wrong = [v for v in values if v not in known] if isinstance(values, list) else [values]
         if wrong or len(set(values)) < len(values):
@@ -137,8 +147,8 @@ def _settings(config: DictConfig) -> dict:
             raise UserError(f"{key}: {what}; use a list of {', '.join(known)}, as in {key}=[{next(iter(known))}]")
     if not settings["objectives"] or not settings["tasks"] + settings["fields"]:
         raise UserError("tasks and fields, or objectives, are empty: there is nothing to do")
-    if settings["tuning"] and settings["fields"]:
-        raise UserError("tuning=true has no fields of its own: the shipped captures are those that are reported")
+    if settings["tuning"] and (shipped := [f for f in settings["fields"] if f in SHIPPED_FIELDS]):
+        raise UserError(f"tuning=true: fields has {shipped[0]}, a shipped capture, which is reported, not tuned on")
     pick_device(config.device)
     _check_options(settings["options"])
     load_judge()
@@ -197,9 +207,10 @@ def _plan(settings: dict, folder: Path, device: str) -> list[Run]:
             runs.append(Run("image", task, case, "bounds", 0, **common))
             for seed in range(settings["seeds"]):
                 runs += [Run("image", task, case, o, seed, **common) for o in settings["objectives"]]
-    for scene in settings["fields"]:
-        for seed in range(settings["seeds"]):
-            runs += [Run("field", f"field-{scene}", 0, o, seed, **common) for o in settings["objectives"]]
+    for field in settings["fields"]:
+        for case in range(1 if field in SHIPPED_FIELDS else settings["field_cases"]):
+            for seed in range(settings["seeds"]):
+                runs += [Run("field", f"field-{field}", case, o, seed, **common) for o in settings["objectives"]]
     return runs
 
 
@@ -246,18 +257,16 @@ def _one(run: Run) -> None:
     result = {"task": run.task, "case": run.case, "objective": run.objective, "seed": run.seed}
     result |= {"device": str(pick_device(run.device)), "threads": torch.get_num_threads()}
     if run.kind == "field":
-        scene = run.task.removeprefix("field-")
         folder = run.path.with_suffix("")
         unfinished = (folder / "state" / "state.pt").exists() and not (folder / "metrics.json").exists()
         options = [
             "video_frames=0",
             *options,
-            f"scene={scene}",
             f"output={folder}",
             f"resume={str(unfinished).lower()}",
         ]
-        config = load_config("edit", options)
-        config.tgt = FIELD_TASKS[scene]
+        config = _field_config(run, options)
+        result["prompts"] = [config.src, config.tgt]
         result["figures"], pictures = edit_field(config, load_judge())
     else:
         case = cases(run.task, run.case + 1, tuning=run.tuning)[run.case]
@@ -272,6 +281,21 @@ def _one(run: Run) -> None:
     for which, picture in pictures.items():
         write_image(run.picture(which), picture)
     write_text(run.path, json.dumps(result) + "\n")
+
+
+def _field_config(run: Run, options: list[str]) -> DictConfig:
+    """Of the edit of a shipped capture, or of one that is made here of a held-out scene."""
+    name = run.task.removeprefix("field-")
+    if name in SHIPPED_FIELDS:
+        config = load_config("edit", [*options, f"scene={name}"])
+        config.src, config.tgt = config.scene.prompt, SHIPPED_FIELDS[name]
+        return config
+    case = cases(name, run.case + 1, tuning=run.tuning)[run.case]
+    config = load_config("edit", options)
+    stretch = "tuning" if run.tuning else "held-out"
+    config.capture = str(held_out_capture(f"{stretch}-{name}-{run.case:03d}", case.source))
+    config.src, config.tgt = case.src, case.tgt
+    return config
 
 
 def _base(kind: str, objective: str) -> tuple[str, ...]:
@@ -303,8 +327,8 @@ def _sheets(runs: list[Run], folder: Path, objectives: list[str]) -> None:
         rows = []
         for case in sorted({r.case for r in mine})[:_SHEET_ROWS]:
             edits = [r for r in mine if r.case == case]
-            prompts = json.loads(edits[0].path.read_text()).get("prompts")
-            title = f'"{prompts[0]}" to "{prompts[1]}"' if prompts else FIELD_TASKS[task.removeprefix("field-")]
+            source, target = json.loads(edits[0].path.read_text())["prompts"]
+            title = f'"{source}" to "{target}"'
             pictures = [edits[0].picture("source"), edits[0].picture("truth"), *(r.picture("edit") for r in edits)]
             rows.append((title, pictures))
         report.contact_sheet(folder / f"{task}.png", rows, ["source", "true edit", *objectives])

@@ -62,7 +62,7 @@ IMAGE_TASKS = {
 }
 
 # Shipped captures and the prompts that they are edited towards.
-FIELD_TASKS = {"flower": "a red flower", "mug": "a blue mug", "cat": "a dog"}
+SHIPPED_FIELDS = {"flower": "a red flower", "mug": "a blue mug", "cat": "a dog"}
 
 
 def cases(task: str, count: int, *, tuning: bool = False) -> list[Case]:

@@ -2,13 +2,17 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 from checks import fails, load_script
 from fakes import TINY_FIELD, TINY_SCENE
 from PIL import Image
 
+from cds3d.bench import fields
+from cds3d.bench.tasks import cases
 from cds3d.cli import run_command
+from cds3d.pocket.capture import WorldCapture
 
 
 @pytest.fixture()
@@ -51,6 +55,28 @@ def test_bench_edits_fields_by_the_command(tmp_path, tiny_folder, capture_folder
     assert (tmp_path / "outputs" / "bench" / "edits" / "field-flower" / "000-cds-0" / "field.safetensors").exists()
 
 
+def test_bench_makes_captures_of_held_out_scenes(tmp_path, tiny_folder, capsys, monkeypatch):
+    monkeypatch.setattr(fields, "write_capture", partial(fields.write_capture, views=8, width=64, height=48))
+    options = [f"guidance.path={tiny_folder}", "edit.iterations=2", "edit.width=48", *TINY_SCENE, *TINY_FIELD]
+    quoted = ",".join(f'"{o}"' for o in options if not o.startswith("threads"))
+    bench = ["tasks=[]", "fields=[color]", "field_cases=2", "objectives=[dds]", "threads=1", f"options=[{quoted}]"]
+    assert run_command("bench", bench) == 0
+    result = json.loads((tmp_path / "outputs" / "bench" / "edits.json").read_text())
+    assert result["summary"]["field-color"]["dds"]["cases"] == 2
+    for case, held_out in zip(cases("color", 2), result["runs"], strict=True):
+        assert held_out["prompts"] == [case.src, case.tgt]
+        world = WorldCapture.read(tmp_path / "outputs" / "captures" / f"held-out-color-{held_out['case']:03d}")
+        assert world.attributes == case.source and world.edited(case.src, case.tgt) == case.target
+    assert run_command("bench", [*bench, "tuning=true", "output=tuning"]) == 0
+    tuned_on = json.loads((tmp_path / "tuning" / "edits.json").read_text())["runs"]
+    assert [r["prompts"] for r in tuned_on] == [[c.src, c.tgt] for c in cases("color", 2, tuning=True)]
+    # A capture of another scene in the place of ours is told, not used.
+    captures = tmp_path / "outputs" / "captures"
+    shutil.rmtree(captures / "held-out-color-000")
+    (captures / "tuning-color-000").rename(captures / "held-out-color-000")
+    assert "shows another scene" in fails(capsys, "bench", *bench, "output=again")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -67,7 +93,8 @@ def test_bench_edits_fields_by_the_command(tmp_path, tiny_folder, capture_folder
         (["objectives=[]"], "nothing to do"),
         (["tasks=[color,color]"], "a name comes twice"),
         (["overwrite=no"], "overwrite=no has to be true or false"),
-        (["tuning=true", "fields=[cat]"], "tuning=true has no fields"),
+        (["tuning=true", "fields=[color,cat]"], "fields has cat, a shipped capture"),
+        (["fields=[color]", "field_cases=0"], "field_cases=0 has to be"),
         (["options=[3]"], "3 is not of the form key=value"),
         (['options=["objective=dds"]'], "objective is the benchmark's own"),
         (['options=["edit.iterations=none"]'], "iterations=none has to be"),
