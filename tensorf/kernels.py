@@ -6,6 +6,8 @@ fp32; everywhere else plain torch does the same.
 
 planes (H, W, C) and lines (N, C), of two points or more along each axis, are C-contiguous; x (n, 3) lies in [-1, 1];
 a, b, c are the axes of the plane's columns, its rows, and of the line. Positions outside are clamped to the border.
+`many` is a tuple with an entry a channel: its length is part of its type, so that loops over channels, which are short,
+are compiled for as many as there are, without remainders.
 """
 
 from __future__ import annotations
@@ -55,9 +57,10 @@ def _corner(x, y, width, height, right, below):
 
 
 @_compiled
-def products(plane, line, a, b, c, x, out, column, start, stop):
+def products(plane, line, many, a, b, c, x, out, column, start, stop):
     """out[n, column + k] = plane_k(x_n) line_k(x_n) for samples start..stop."""
-    height, width, channels = plane.shape
+    channels = len(many)
+    height, width, _ = plane.shape
     length, total = line.shape[0], out.shape[1]
     p, q, o = plane.ravel(), line.ravel(), out.ravel()
     right, below = np.uint64(channels), np.uint64(width * channels)
@@ -74,9 +77,10 @@ def products(plane, line, a, b, c, x, out, column, start, stop):
 
 
 @_compiled
-def product_sum(plane, line, a, b, c, x, out, start, stop):
+def product_sum(plane, line, many, a, b, c, x, out, start, stop):
     """out[n] += sum over k of plane_k(x_n) line_k(x_n) for samples start..stop."""
-    height, width, channels = plane.shape
+    channels = len(many)
+    height, width, _ = plane.shape
     length = line.shape[0]
     p, q = plane.ravel(), line.ravel()
     right, below = np.uint64(channels), np.uint64(width * channels)
@@ -94,12 +98,13 @@ def product_sum(plane, line, a, b, c, x, out, start, stop):
 
 
 @_compiled
-def product_gradient(plane, line, a, b, c, x, gradient, column, grad_plane, grad_line, with_line, first, last):
-    """Add dL/dplane and, `with_line`, dL/dline of channels first..last, given dL/dproducts: gradient (n, total).
+def product_gradient(plane, line, a, b, c, x, gradient, column, grad_plane, grad_line, with_line, first, many):
+    """Add dL/dplane and, `with_line`, dL/dline of `count` channels from `first` on, given dL/dproducts: gradient (n, total).
 
     A gradient with one column belongs to the sum and is every channel's. One caller a channel: nothing is locked, and
     the result does not depend on how many callers there are.
     """
+    count = len(many)
     height, width, channels = plane.shape
     length, total = line.shape[0], gradient.shape[1]
     p, q, gp, gq, g = plane.ravel(), line.ravel(), grad_plane.ravel(), grad_line.ravel(), gradient.ravel()
@@ -112,8 +117,8 @@ def product_gradient(plane, line, a, b, c, x, gradient, column, grad_plane, grad
         at, w00, w01, w10, w11 = _corner(x[n, a], x[n, b], width, height, right, below)
         w, fw = _cell(x[n, c], length)
         on = w * right
-        for i in range(first, last):
-            k = np.uint64(i)
+        for i in range(count):
+            k = np.uint64(first + i)
             before, after = q[on + k], q[on + right + k]
             to_plane = g[of + k * stride] * (before + fw * (after - before))
             # The same in every pass: the compiler makes two loops of it.

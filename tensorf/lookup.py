@@ -122,9 +122,9 @@ def _forward(modes, points, out, summed: bool, start: int, stop: int) -> None:
     column = 0
     for (plane, line), axes in zip(modes, MODES):
         if summed:
-            kernels().product_sum(plane, line, *axes, points, out, start, stop)
+            kernels().product_sum(plane, line, (0,) * line.shape[1], *axes, points, out, start, stop)
         else:
-            kernels().products(plane, line, *axes, points, out, column, start, stop)
+            kernels().products(plane, line, (0,) * line.shape[1], *axes, points, out, column, start, stop)
         column += line.shape[1]
 
 
@@ -136,5 +136,7 @@ def _backward(modes, into, points, gradient, summed: bool, with_lines: bool, low
         first, last = max(low - column, 0), min(high - column, channels)
         if first < last:
             at = 0 if summed else column
-            kernels().product_gradient(plane, line, *axes, points, gradient, at, *grads, with_lines, first, last)
+            kernels().product_gradient(
+                plane, line, *axes, points, gradient, at, *grads, with_lines, first, (0,) * (last - first)
+            )
         column += channels
