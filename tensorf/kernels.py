@@ -99,10 +99,10 @@ def product_sum(plane, line, many, a, b, c, x, out, start, stop):
 
 @_compiled
 def product_gradient(plane, line, a, b, c, x, gradient, column, grad_plane, grad_line, with_line, first, many):
-    """Add dL/dplane and, `with_line`, dL/dline of `count` channels from `first` on, given dL/dproducts: gradient (n, total).
+    """Add dL/dplane and, `with_line`, dL/dline of as `many` channels from `first` on, given dL/dproducts.
 
-    A gradient with one column belongs to the sum and is every channel's. One caller a channel: nothing is locked, and
-    the result does not depend on how many callers there are.
+    gradient (n, total): with one column it belongs to the sum and is every channel's. One caller a channel: nothing is
+    locked, and the result does not depend on how many callers there are.
     """
     count = len(many)
     height, width, channels = plane.shape
