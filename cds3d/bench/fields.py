@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from cds3d.bench.figures import Truth, picture_figures
 from cds3d.commands.edit import edit_command
-from cds3d.commands.scenes import capture_root, load_scene
+from cds3d.commands.scenes import capture_root, load_scene, scene_name
 from cds3d.commands.train import source_folder
 from cds3d.commands.videos import resized_to
 from cds3d.metrics.consistency import view_consistency
@@ -57,7 +57,7 @@ def edit_field(config: DictConfig, judge: Judge) -> tuple[dict, dict[str, Tensor
     world = WorldCapture.read(capture_root(config))
     target = world.edited(str(config.src or config.scene.prompt), config.tgt) if world else None
     if target is None or not capture.test:
-        raise UserError(f'scene={config.scene.name} has no true edit towards "{config.tgt}", or no held-out view')
+        raise UserError(f'{scene_name(config)} has no true edit towards "{config.tgt}", or no held-out view')
     if not (folder / "metrics.json").exists():
         edit_command(config)
     metrics = json.loads((folder / "metrics.json").read_text())

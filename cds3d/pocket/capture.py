@@ -21,6 +21,7 @@ from tensorf.cameras import Camera
 from tensorf.errors import UserError
 
 SUPERSAMPLE = 2
+FILLERS = {"a", "an", "photo", "picture", "of"}  # words of a prompt that say nothing about what is seen
 CHANGED = 15  # a pixel belongs to the region that an edit changes if some channel differs by more than this, of 255
 
 
@@ -137,9 +138,10 @@ class WorldCapture:
     def edited(self, source_prompt: str, target_prompt: str) -> Attributes | None:
         """The attributes that the target prompt asks for, or None where the world has no such edit.
 
-        Only words that the source prompt does not have count: "a yellow flower" -> "a red flower" changes the colour.
+        Only words that the source prompt does not have count: "an orange flower" -> "a red flower" changes the colour.
         """
-        return self.attributes.towards([w for w in words(target_prompt) if w not in words(source_prompt)])
+        said = {*words(source_prompt), *FILLERS}
+        return self.attributes.towards([w for w in words(target_prompt) if w not in said])
 
     def view(self, name: str, attributes: Attributes, width: int, height: int) -> Render:
         """Photo `name` as it would be if the scene had these attributes, at any size."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from cds3d.pocket.capture import words
+from cds3d.pocket.capture import FILLERS, words
 from cds3d.pocket.world import COLORS, GROUNDS, MATERIALS, SPECIES
 
-_KNOWN = {"a", "an", "photo", "picture", "of", *SPECIES, *COLORS, *MATERIALS}
+_KNOWN = {*FILLERS, *SPECIES, *COLORS, *MATERIALS}
 _KNOWN |= {name for names in SPECIES.values() for name in names}
 _KNOWN |= {word for place in GROUNDS.values() for word in place.split()}
 

@@ -9,6 +9,7 @@ import torch
 from cds3d.bench import report
 from cds3d.bench.figures import Truth, picture_figures
 from cds3d.bench.tasks import IMAGE_TASKS, cases
+from cds3d.pocket.capture import WorldCapture
 from cds3d.pocket.judge import agrees, held_out_accuracy, labels, load_judge
 from cds3d.pocket.raycast import render
 from cds3d.pocket.training import HELD_OUT_SEED
@@ -23,8 +24,9 @@ def judge():
 @pytest.mark.parametrize("task", IMAGE_TASKS)
 def test_cases_are_edits_that_their_prompts_ask_for(task):
     for case in cases(task, 20):
-        words = [w for w in case.tgt.split() if w not in case.src.split() and w not in ("a", "an")]
-        assert case.source.towards(words) == case.target != case.source
+        capture = WorldCapture(case.source, {})
+        assert capture.edited(case.src, case.tgt) == case.target != case.source
+        assert capture.edited(case.src, f"A photo of {case.tgt}") == case.target
         assert case.source.seed == case.target.seed >= HELD_OUT_SEED
 
 
