@@ -155,7 +155,6 @@ def _edit_scene(config: DictConfig) -> Path:
         line_lr=config.edit.line_lr,
         gate=config.edit.gate,
         hold=config.edit.hold,
-        search=int(edit_config.warmup * edit_config.iterations) if config.edit.gate else 0,
         seed=config.seed,
     )
     editor = Editor(subject, guidance, objective, prompts, edit_config)

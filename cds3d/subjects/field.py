@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cds3d.guidance import Guidance
-from cds3d.subjects.region import VISITS, EditedRegion, dilated
+from cds3d.subjects.region import EditedRegion, dilated
 from tensorf.cameras import Camera
 from tensorf.field import Field
 from tensorf.visibility import View
@@ -35,8 +35,6 @@ class FieldViews:
     a small and steady bias, but one towards the source's colour: `hold` times the difference, in units of what
     gradients usually are. Parameters are shared between places, so that without it the background follows the subject.
     Pixels in the region's margin get neither: they show what becomes of them.
-    search: steps in which the region should be found. Of more cameras than come `region.VISITS` times in them, only so
-    many, spread evenly, come at first; the others once it is known how what is edited looks.
     seed: of the order in which cameras come.
     """
 
@@ -52,7 +50,6 @@ class FieldViews:
         line_lr: float = 1.0,
         gate: float = 0.0,
         hold: float = 0.0,
-        search: int = 0,
         seed: int = 0,
     ):
         self.source = source.requires_grad_(False)
@@ -62,8 +59,6 @@ class FieldViews:
         self.shares |= {f"{name}_lines": self.shares[name] * line_lr for name in ("color", "density")}
         self.region, self.hold, self.seed = EditedRegion(gate), hold, seed
         self._views: dict[int, tuple[View, Tensor, Tensor]] = {}
-        few = search // VISITS
-        self._first = torch.linspace(0, len(self.cameras) - 1, few).long().tolist() if few < len(self.cameras) else []
 
     def parameter_groups(self, lr: float) -> list[dict]:
         groups = self.target.parameter_groups()
@@ -74,15 +69,10 @@ class FieldViews:
         return [{"params": groups[name], "lr": rate} for name, rate in moved.items()]
 
     def camera_index(self, step: int) -> int:
-        """Every camera once in random order, then all again in another order; before, VISITS turns of the first few."""
-        searching = VISITS * len(self._first)
-        if step < searching:
-            among = self._first
-        else:
-            among, step = range(len(self.cameras)), step - searching
-        turn, place = divmod(step, len(among))
-        order = torch.randperm(len(among), generator=torch.Generator().manual_seed(self.seed * 7919 + turn))
-        return among[int(order[place])]
+        """Every camera once in random order, then all again in another order."""
+        turn, place = divmod(step, len(self.cameras))
+        order = torch.randperm(len(self.cameras), generator=torch.Generator().manual_seed(self.seed * 7919 + turn))
+        return int(order[place])
 
     def source_latent(self, step: int) -> Tensor:
         self._index = self.camera_index(step)

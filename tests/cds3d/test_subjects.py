@@ -10,7 +10,7 @@ from fakes import PROMPTS, FixedGradient, LinearGuidance
 from cds3d.editor import EditConfig, Editor
 from cds3d.subjects.field import SHARE, FieldViews
 from cds3d.subjects.image import LatentImage, PixelImage
-from cds3d.subjects.region import VISITS, EditedRegion
+from cds3d.subjects.region import EditedRegion
 from tensorf.captures import load_capture
 from tensorf.checkpoint import load_field
 from tensorf.visibility import View
@@ -136,18 +136,6 @@ def test_every_camera_comes_once_a_turn_in_a_reproducible_order(field, cameras):
     assert len({tuple(turn) for turn in turns}) > 1
     assert turns[2] == [again.camera_index(18 + i) for i in range(9)]  # no need to have seen the first turns
     assert turns[0] != [other.camera_index(i) for i in range(9)]
-
-
-def test_of_many_cameras_few_come_while_the_region_is_searched(field, cameras):
-    many = [cameras[0]] * 40
-    subject = FieldViews(field, many, None, search=31)
-    searching = [subject.camera_index(i) for i in range(30)]
-    assert sorted(set(searching)) == [0, 4, 8, 13, 17, 21, 26, 30, 34, 39]  # spread evenly
-    assert all(searching.count(i) == VISITS for i in set(searching))
-    assert sorted(subject.camera_index(i) for i in range(30, 70)) == list(range(40))
-    enough = FieldViews(field, many[:9], None, search=27)  # all of them come three times anyway
-    usual = FieldViews(field, many[:9], None)
-    assert [enough.camera_index(i) for i in range(40)] == [usual.camera_index(i) for i in range(40)]
 
 
 def test_latent_gradient_reaches_the_field_as_through_one_graph(field, cameras, guidance):
