@@ -79,7 +79,7 @@ def run_command(command: str, argv: list[str]) -> int:
         return 1
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            print(f"error: the disk is full ({error}): make room, then pass resume=true", file=sys.stderr)
+            print(f"error: the disk is full ({error}): make room, then {_onward(command)}", file=sys.stderr)
         else:
             print(f"error: {error}", file=sys.stderr)
         return 1
@@ -87,11 +87,15 @@ def run_command(command: str, argv: list[str]) -> int:
         if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
             print(
                 "error: out of memory: lower edit.width, scene.width or field.resolution, or use guidance.dtype=bf16, "
-                "with overwrite=true; or free memory elsewhere and go on from the last state with resume=true",
+                f"in a run of its own; or free memory elsewhere and {_onward(command)}",
                 file=sys.stderr,
             )
             return 1
         raise
+
+
+def _onward(command: str) -> str:
+    return "give the same command again" if command == "bench" else "go on from the last state with resume=true"
 
 
 def _parser(command: str) -> argparse.ArgumentParser:

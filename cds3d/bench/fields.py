@@ -32,20 +32,29 @@ from tensorf.errors import UserError
 from tensorf.render import render_view
 
 
-def held_out_capture(name: str, attributes: Attributes) -> Path:
-    """The folder outputs/captures/`name` with a capture of the scene, as many and as large views as those that ship.
+def held_out_capture(name: str) -> Path:
+    return Path("outputs") / "captures" / name
 
-    UserError if it holds another scene's.
-    """
-    folder = Path("outputs") / "captures" / name
-    if (world := WorldCapture.read(folder)) is None:
-        begun = folder.with_name(f"{name}.begun")
-        shutil.rmtree(begun, ignore_errors=True)
-        write_capture(begun, attributes, progress=partial(tqdm, desc=str(folder), unit="view"))
-        begun.rename(folder)
-    elif world.attributes != attributes:
-        raise UserError(f"{folder} shows another scene than {attributes}: delete it, and outputs/{name}")
-    return folder
+
+def check_held_out_capture(folder: Path, attributes: Attributes) -> bool:
+    """Whether the folder holds a capture of the scene; UserError if it holds anything else."""
+    if not folder.exists():
+        return False
+    try:
+        world = WorldCapture.read(folder)
+    except UserError:
+        world = None
+    if world is None or world.attributes != attributes:
+        raise UserError(f"{folder} holds no capture of {attributes}: delete it, and outputs/{folder.name}")
+    return True
+
+
+def make_held_out_capture(folder: Path, attributes: Attributes) -> None:
+    """As many and as large views as those that ship, all or nothing."""
+    begun = folder.with_name(f"{folder.name}.begun")
+    shutil.rmtree(begun, ignore_errors=True)
+    write_capture(begun, attributes, progress=partial(tqdm, desc=str(folder), unit="view"))
+    begun.rename(folder)
 
 
 def edit_field(config: DictConfig, judge: Judge) -> tuple[dict, dict[str, Tensor]]:

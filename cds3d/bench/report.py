@@ -56,15 +56,17 @@ def summarise(runs: list[dict]) -> dict[str, dict[str, dict]]:
         unit = (run["task"], run["case"], None if run["task"] in several else run["seed"])
         grouped[run.get("pool", run["task"])][run["objective"]][unit].append(run["figures"])
     return {
-        task: {objective: _means(list(units.values())) for objective, units in by_objective.items()}
+        task: {objective: _means(units) for objective, units in by_objective.items()}
         for task, by_objective in grouped.items()
     }
 
 
-def _means(units: list[list[dict]]) -> dict:
-    row: dict = {"cases": len(units), "runs": sum(len(unit) for unit in units)}
-    for key in units[0][0]:
-        values = [[f[key] for f in unit if not math.isnan(f[key])] for unit in units]
+def _means(units: dict[tuple, list[dict]]) -> dict:
+    """units: figures of the runs by (task, case, seed)."""
+    cases, runs = {unit[:2] for unit in units}, list(units.values())
+    row: dict = {"cases": len(cases), "runs": sum(len(unit) for unit in runs)}
+    for key in runs[0][0]:
+        values = [[f[key] for f in unit if not math.isnan(f[key])] for unit in runs]
         _put(row, key, [float(np.mean(v)) for v in values if v])
     return row
 

@@ -27,9 +27,9 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from cds3d.bench import report
-from cds3d.bench.fields import edit_field, held_out_capture
+from cds3d.bench.fields import check_held_out_capture, edit_field, held_out_capture, make_held_out_capture
 from cds3d.bench.images import bounds, edit_case
-from cds3d.bench.tasks import IMAGE_TASKS, SHIPPED_FIELDS, cases
+from cds3d.bench.tasks import IMAGE_TASKS, SHIPPED_FIELDS, Case, cases
 from cds3d.commands.videos import write_image
 from cds3d.editor import EditConfig
 from cds3d.guidance import Guidance, load_guidance
@@ -89,11 +89,18 @@ def bench_command(config: DictConfig) -> Path:
     settings, jobs = _settings(config), _jobs(config)
     output = Path(config.output)
     folder = output / "edits"
-    _claim(folder, settings, config.overwrite)
     runs = _plan(settings, folder, config.device)
-    _do([r for r in runs if r.kind == "image" and not r.path.exists()], jobs)
-    for run in tqdm([r for r in runs if r.kind == "field" and not r.path.exists()], desc="fields", unit="edit"):
-        _one(run)
+    for run in runs:
+        if run.kind == "field" and run.task.removeprefix("field-") in IMAGE_TASKS:
+            case, capture = _held_out(run)
+            check_held_out_capture(capture, case.source)
+    _claim(folder, settings, config.overwrite)
+    try:
+        _do([r for r in runs if r.kind == "image" and not r.path.exists()], jobs)
+        for run in tqdm([r for r in runs if r.kind == "field" and not r.path.exists()], desc="fields", unit="edit"):
+            _one(run)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("what is done is kept: the same command goes on from here") from None
     done = [json.loads(r.path.read_text()) for r in runs]
     edits = [d for d in done if d["objective"] != "bounds"]
     limits = {
@@ -283,6 +290,13 @@ def _one(run: Run) -> None:
     write_text(run.path, json.dumps(result) + "\n")
 
 
+def _held_out(run: Run) -> tuple[Case, Path]:
+    """What a field's run edits, and where the capture of it is, or will be."""
+    name, stretch = run.task.removeprefix("field-"), "tuning" if run.tuning else "held-out"
+    case = cases(name, run.case + 1, tuning=run.tuning)[run.case]
+    return case, held_out_capture(f"{stretch}-{name}-{run.case:03d}")
+
+
 def _field_config(run: Run, options: list[str]) -> DictConfig:
     """Of the edit of a shipped capture, or of one that is made here of a held-out scene."""
     name = run.task.removeprefix("field-")
@@ -290,10 +304,11 @@ def _field_config(run: Run, options: list[str]) -> DictConfig:
         config = load_config("edit", [*options, f"scene={name}"])
         config.src, config.tgt = config.scene.prompt, SHIPPED_FIELDS[name]
         return config
-    case = cases(name, run.case + 1, tuning=run.tuning)[run.case]
     config = load_config("edit", options)
-    stretch = "tuning" if run.tuning else "held-out"
-    config.capture = str(held_out_capture(f"{stretch}-{name}-{run.case:03d}", case.source))
+    case, folder = _held_out(run)
+    if not check_held_out_capture(folder, case.source):
+        make_held_out_capture(folder, case.source)
+    config.capture = str(folder)
     config.src, config.tgt = case.src, case.tgt
     return config
 

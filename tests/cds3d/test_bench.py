@@ -109,6 +109,11 @@ def test_summary_by_hand():
     assert (
         report.summarise(twice)["color"]["cds"]["runs"] == 3 and report.summarise(twice)["color"]["cds"]["cases"] == 2
     )
+    seeds = [
+        run("cds", [1, g], [40, 30]) | {"seed": k} for k, g in enumerate((3, 5))
+    ]  # of one case: they are what varies
+    alone = report.summarise(seeds)["color"]["cds"]
+    assert alone["cases"] == 1 and alone["runs"] == 2 and alone["edit_gain_db_ci"] == [4 - 12.71, 4 + 12.71]
     runs[0]["figures"]["edit_gain_db"] = math.nan
     assert report.summarise(runs)["color"]["cds"]["edit_gain_db"] == 5  # what has no value is left out
     assert report.curves(runs)["color"]["cds"][0]["kept_psnr_db"] == 40

@@ -74,7 +74,20 @@ def test_bench_makes_captures_of_held_out_scenes(tmp_path, tiny_folder, capsys, 
     captures = tmp_path / "outputs" / "captures"
     shutil.rmtree(captures / "held-out-color-000")
     (captures / "tuning-color-000").rename(captures / "held-out-color-000")
-    assert "shows another scene" in fails(capsys, "bench", *bench, "output=again")
+    assert "holds no capture of" in fails(capsys, "bench", *bench, "output=again")
+    (captures / "held-out-color-000" / "world.json").write_text("{")
+    assert "holds no capture of" in fails(capsys, "bench", *bench, "output=again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_an_interrupted_bench_tells_how_to_go_on(tmp_path, tiny_folder, capture_folder, capsys, monkeypatch):
+    def interrupted(run):
+        raise KeyboardInterrupt("at iteration 3; the same command with resume=true goes on")
+
+    monkeypatch.setattr("cds3d.bench.run._one", interrupted)
+    assert run_command("bench", ["tasks=[]", "fields=[flower]"]) == 130
+    told = capsys.readouterr().err
+    assert "the same command goes on" in told and "resume=true" not in told
 
 
 @pytest.mark.parametrize(
