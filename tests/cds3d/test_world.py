@@ -385,7 +385,9 @@ def test_a_capture_s_photos_are_the_world_s_views(folder):
     ("source", "target", "changes"),
     [
         ("a yellow flower", "a red flower", {"color": "red"}),
-        ("a yellow flower", "A photo, of a RED flower!", None),  # "photo" is no attribute
+        ("a yellow flower", "A photo, of a RED flower!", {"color": "red"}),  # what is no attribute says nothing
+        ("an orange flower", "a red flower", {"color": "red"}),
+        ("a yellow flower", "a shiny red flower", None),  # what the world does not know it cannot show
         ("a photo of a yellow flower", "a photo of a red flower", {"color": "red"}),
         ("a rose", "a tulip", {"species": "tulip"}),
         ("a rose", "a cat", {"species": "cat", "subject": "animal"}),
