@@ -87,7 +87,8 @@ def run_command(command: str, argv: list[str]) -> int:
         if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
             print(
                 "error: out of memory: lower edit.width, scene.width or field.resolution, or use guidance.dtype=bf16, "
-                f"in a run of its own; or free memory elsewhere and {_onward(command)}",
+                f"with {'another output=' if command == 'bench' else 'overwrite=true'}; or free memory elsewhere and "
+                f"{_onward(command)}",
                 file=sys.stderr,
             )
             return 1
