@@ -67,7 +67,7 @@ def plain_render(field: Field, rays: Rays, jitter: Tensor | None = None, near: f
     rate = torch.zeros(n, steps, device=device)
     # What occupancy has taken out was trained no further: it is evaluated, and then left out of the picture.
     occupied = field.occupancy.view(-1)[cell_index(field.occupancy.shape, x[inside])]
-    rate[inside] = field.opacity_rate(x[inside]) * occupied
+    rate[inside] = field.density(x[inside]) * dt * occupied
     alpha = 1 - torch.exp(-rate)
     clear = torch.cumprod(torch.cat([torch.ones(n, 1, device=device), 1 - alpha + 1e-10], 1), 1)[:, :-1]
     weights = alpha * clear

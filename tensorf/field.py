@@ -160,11 +160,15 @@ class Field(nn.Module):
         self.space = self.space.to(self.device)
         return self
 
-    def opacity_rate(self, x: Tensor) -> Tensor:
-        """x (n, 3) in [-1, 1] -> (n,) density x step x scale, >= 0; opacity of one step is 1 - exp(-rate)."""
+    @property
+    def step(self) -> float:
+        """Between samples of a ray, in its parameter t."""
+        return self.space.t_span / self.steps
+
+    def density(self, x: Tensor) -> Tensor:
+        """x (n, 3) in [-1, 1] -> (n,) >= 0; the opacity of a sample of length `step` is 1 - exp(-density step)."""
         raw = self.config.density_gain * self.density_grid.total(x) + self.config.density_shift
-        step = self.space.t_span / self.steps
-        return F.softplus(raw) * (step * self.space.density_scale)
+        return F.softplus(raw) * self.space.density_scale
 
     def color(self, x: Tensor, viewdirs: Tensor) -> Tensor:
         """x (n, 3) in [-1, 1], viewdirs (n, 3) unit -> (n, 3) in [0, 1]."""
@@ -204,7 +208,7 @@ class Field(nn.Module):
         spacing = (self.space.box[1] - self.space.box[0]) / (size - 1)
         corner = self.space.box[0]
         new_box = torch.stack([corner + low * spacing, corner + high * spacing])
-        step = self.space.t_span / self.steps
+        step = self.step
         for grid in (self.density_grid, self.color_grid):
             grid.crop(low.tolist(), high.tolist())
         self.space = self.space.with_box(new_box)

@@ -173,6 +173,69 @@ def march(occupancy, origin, direction, begin, end, dt, steps, counts, first, ra
             counts[r] = hits
 
 
+@_exactly_compiled
+def contracted_march(
+    occupancy, origin, direction, course, begin, end, dt, steps, counts, first, ray_out, t_out, x_out, step_out, start, stop
+):
+    """As `march`, through contracted space (`tensorf.contraction`).
+
+    origin, direction (rays, 3): u and d; course (rays, 3): enter, leave, reach. x_out is c(u) / 2; step_out the length
+    of a step dt at each sample, in c.
+    """
+    depth, height, width = occupancy.shape
+    cells = occupancy.ravel()
+    fill = t_out.shape[0] > 0
+    two, most = np.float32(2), np.float32(1 - 1e-4)
+    for r in range(start, stop):
+        hits = 0
+        ox, oy, oz = origin[r, 0], origin[r, 1], origin[r, 2]
+        dx, dy, dz = direction[r, 0], direction[r, 1], direction[r, 2]
+        enter, leave, reach = course[r, 0], course[r, 1], course[r, 2]
+        for i in range(steps):
+            t = begin[r] + np.float32(i) * dt
+            if t >= end[r]:
+                break
+            before = min(max(_ONE - t, _ZERO), most)
+            behind = min(max(t - _ONE - (leave - enter), _ZERO), most)
+            inside = max(min(t - _ONE, leave - enter), _ZERO)
+            s = enter + inside + reach * behind / (_ONE - behind) - reach * before / (_ONE - before)
+            ux, uy, uz = ox + s * dx, oy + s * dy, oz + s * dz
+            ax, ay, az = abs(ux), abs(uy), abs(uz)
+            n = max(max(ax, ay), max(az, _ONE))
+            k = _ONE / n
+            factor = (two - k) * k
+            x, y, z = factor * ux * _HALF, factor * uy * _HALF, factor * uz * _HALF
+            cx = min(np.int64((x + _ONE) * (_HALF * np.float32(width))), width - 1)
+            cy = min(np.int64((y + _ONE) * (_HALF * np.float32(height))), height - 1)
+            cz = min(np.int64((z + _ONE) * (_HALF * np.float32(depth))), depth - 1)
+            if cells[np.uint64((cz * height + cy) * width + cx)] == 0:
+                continue
+            if fill:
+                if hits == counts[r]:
+                    break
+                to = first[r] + hits
+                ray_out[to] = r
+                t_out[to] = t
+                x_out[to, 0], x_out[to, 1], x_out[to, 2] = x, y, z
+                growth = _ZERO  # of n
+                if n > _ONE:
+                    if ax == n:
+                        growth = dx if ux > _ZERO else -dx
+                    elif ay == n:
+                        growth = dy if uy > _ZERO else -dy
+                    else:
+                        growth = dz if uz > _ZERO else -dz
+                slope = two * k * k * (k - _ONE) * growth
+                mx, my, mz = factor * dx + slope * ux, factor * dy + slope * uy, factor * dz + slope * uz
+                rate = _ONE
+                if before + behind > _ZERO:
+                    rate = reach / ((_ONE - before - behind) * (_ONE - before - behind))
+                step_out[to] = np.sqrt(mx * mx + my * my + mz * mz) * rate * dt
+            hits += 1
+        if not fill:
+            counts[r] = hits
+
+
 @_compiled
 def representatives(weights, first, place, groups, out, start, stop):
     """out[i] = the sample that stands for sample i, for rays start..stop; see `quadrature.representatives`."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tensorf.contraction import Course, contract, speed
 from tensorf.lookup import compiled_for, in_parallel, kernels, spans
 
 _RAYS = 1024  # a task
@@ -20,13 +21,15 @@ _RAYS = 1024  # a task
 class Samples:
     """Packed samples, sorted by ray.
 
-    x (n, 3) in [-1, 1]; ray (n,) ascending; t (n,) ray parameters; first (rays,): index of each ray's first sample, for
-    a ray without any the next ray's (n, if it is the last).
+    x (n, 3) in [-1, 1]; ray (n,) ascending; t (n,) ray parameters; step (n,): length of the interval that a sample
+    stands for, in the space's units of density; first (rays,): index of each ray's first sample, for a ray without any
+    the next ray's (n, if it is the last).
     """
 
     x: Tensor
     ray: Tensor
     t: Tensor
+    step: Tensor
     first: Tensor
     rays: int
 
@@ -34,44 +37,76 @@ class Samples:
         """The samples `index` (m,) int64, ascending, of the same rays."""
         ray = self.ray[index]
         count = torch.bincount(ray, minlength=self.rays)
-        return Samples(self.x[index], ray, self.t[index], count.cumsum(0) - count, self.rays)
+        x, t, step = self.x[index], self.t[index], self.step[index]
+        return Samples(x, ray, t, step, count.cumsum(0) - count, self.rays)
 
 
 def occupied_samples(
-    occupancy: Tensor, origin: Tensor, direction: Tensor, begin: Tensor, end: Tensor, dt: float, steps: int
+    occupancy: Tensor,
+    origin: Tensor,
+    direction: Tensor,
+    begin: Tensor,
+    end: Tensor,
+    dt: float,
+    steps: int,
+    course: Course | None = None,
 ) -> Samples:
     """Of the positions t = begin + i dt < end, i < steps, on each ray those in occupied cells.
 
     occupancy (z, y, x) bool over [-1, 1]; origin, direction (rays, 3); begin, end (rays,). Outside nothing is occupied.
+    Without `course` the position at t is origin + t direction, and each step is dt long. With it, origin and direction
+    are those of `contraction`, positions are contracted and halved, and steps are measured in contracted space.
     """
     if compiled_for(origin):
-        return _compiled_march(occupancy, origin, direction, begin, end, dt, steps)
+        return _compiled_march(occupancy, origin, direction, begin, end, dt, steps, course)
     t = begin[:, None] + torch.arange(steps, device=begin.device) * dt
-    x = origin[:, None] + t[..., None] * direction[:, None]
+    if course is None:
+        x = origin[:, None] + t[..., None] * direction[:, None]
+    else:
+        course = course[:, None]
+        u = origin[:, None] + course.distance(t)[..., None] * direction[:, None]
+        x = contract(u) / 2
     inside = ((x.abs() <= 1).all(-1)) & (t < end[:, None])
     keep = inside & occupancy.view(-1)[cell_index(occupancy.shape, x.view(-1, 3))].view(t.shape)
     ray = keep.nonzero()[:, 0]
     count = keep.sum(1)
-    return Samples(x[keep], ray, t[keep], count.cumsum(0) - count, len(begin))
+    if course is None:
+        step = _constant(dt, len(ray), x)
+    else:
+        step = speed(u[keep], direction[ray]) * course.rate(t)[keep] * dt
+    return Samples(x[keep], ray, t[keep], step, count.cumsum(0) - count, len(begin))
 
 
-def _compiled_march(occupancy, origin, direction, begin, end, dt, steps) -> Samples:
+def _constant(value: float, count: int, like: Tensor) -> Tensor:
+    return like.new_full((1,), value).expand(count)
+
+
+def _compiled_march(occupancy, origin, direction, begin, end, dt, steps, course) -> Samples:
     rays = len(begin)
     arrays = [occupancy.contiguous().view(torch.uint8).numpy()]
-    arrays += [a.detach().contiguous().numpy() for a in (origin, direction, begin, end)]
+    arrays += [a.detach().contiguous().numpy() for a in (origin, direction)]
+    if course is not None:
+        arrays.append(torch.stack([course.enter, course.leave, course.reach], 1).numpy())
+    arrays += [a.detach().contiguous().numpy() for a in (begin, end)]
+    kernel = kernels().march if course is None else kernels().contracted_march
     count, first = np.zeros(rays, np.int64), np.zeros(rays, np.int64)
 
-    def run(ray, t, x) -> None:
-        settings = (np.float32(dt), steps, count, first, ray, t, x)
-        in_parallel([lambda s=span: kernels().march(*arrays, *settings, *s) for span in spans(rays, _RAYS)])
+    def run(ray, t, x, *step) -> None:
+        settings = (np.float32(dt), steps, count, first, ray, t, x, *step)
+        in_parallel([lambda s=span: kernel(*arrays, *settings, *s) for span in spans(rays, _RAYS)])
 
-    run(np.empty(0, np.int64), np.empty(0, np.float32), np.empty((0, 3), np.float32))
+    def empty(total: int):
+        numbers = [np.empty(total, np.float32)] * (course is not None)
+        return np.empty(total, np.int64), np.empty(total, np.float32), np.empty((total, 3), np.float32), *numbers
+
+    run(*empty(0))
     np.cumsum(count[:-1], out=first[1:])
     total = int(count.sum())
-    ray, t, x = np.empty(total, np.int64), np.empty(total, np.float32), np.empty((total, 3), np.float32)
+    found = empty(total)
     if total:
-        run(ray, t, x)
-    return Samples(*map(torch.from_numpy, (x, ray, t, first)), rays)
+        run(*found)
+    ray, t, x, *step = map(torch.from_numpy, found)
+    return Samples(x, ray, t, step[0] if step else _constant(dt, total, x), torch.from_numpy(first), rays)
 
 
 def cell_index(shape, x: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def measure(field: Field, rays: Rays, threshold: float, *, cells: int, dilate: i
         samples = march(field, rays[start : start + chunk])
         if len(samples.x) == 0:
             continue
-        weights = weights_of(field.opacity_rate(samples.x), samples)
+        weights = weights_of(field.density(samples.x) * samples.step, samples)
         peak.scatter_reduce_(0, cell_index(shape, samples.x), weights, "amax")
     grown = F.max_pool3d(peak.view(1, 1, *shape), 2 * dilate + 1, 1, dilate)[0, 0]
     # While all is still fog, nothing reaches the threshold: it must not be the end of everything.

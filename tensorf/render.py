@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tensorf.cameras import Camera
+from tensorf.contraction import Course
 from tensorf.field import Field
 from tensorf.occupancy import Samples, occupied_samples
 from tensorf.quadrature import representatives
@@ -25,11 +26,13 @@ def march(field: Field, rays: Rays, jitter: Tensor | None = None) -> Samples:
 
     jitter (rays,) in [0, 1): where in its interval every sample of a ray lies; None is the middle.
     """
-    dt = field.space.t_span / field.steps
-    begin = rays.t_near + (0.5 if jitter is None else jitter) * dt
-    origin = field.space.normalise(rays.origins)
-    direction = field.space.normalise(rays.origins + rays.directions) - origin
-    return occupied_samples(field.occupancy, origin, direction, begin, rays.t_far, dt, field.steps)
+    begin = rays.t_near + (0.5 if jitter is None else jitter) * field.step
+    if field.space.kind == "unbounded":
+        origin, direction, course = rays.origins, rays.directions, Course.of(rays.origins, rays.directions)
+    else:
+        origin, course = field.space.normalise(rays.origins), None
+        direction = field.space.normalise(rays.origins + rays.directions) - origin
+    return occupied_samples(field.occupancy, origin, direction, begin, rays.t_far, field.step, field.steps, course)
 
 
 def weights_of(rate: Tensor, samples: Samples) -> Tensor:
@@ -59,20 +62,21 @@ class Rendering:
     samples: Samples
 
 
-def render_rays(field: Field, rays: Rays, jitter: Tensor | None = None, near: float = 0.0) -> Rendering:
+def render_rays(field: Field, rays: Rays, jitter: Tensor | None = None, near: float = 0.0, colors: int = COLORS) -> Rendering:
     """Render a batch of rays at once; jitter as in `march`.
 
-    near: density gradients of samples at t < near are scaled by (t / near)^2 (Philip and Deschaintre, "Floaters No
+    near: density gradients of samples nearer than this to the camera, in world units, are scaled by (distance / near)^2
+    (Philip and Deschaintre, "Floaters No
     More", 2023): the space before a camera is densely sampled by it and seen by no other, and fills with floaters.
     """
     samples = march(field, rays, jitter)
-    rate = field.opacity_rate(samples.x)
+    rate = field.density(samples.x) * samples.step
     if near > 0 and rate.requires_grad:
-        share = (samples.t / near).clamp(max=1).square()
+        share = (field.space.distance(samples.t, rays, samples.ray) / near).clamp(max=1).square()
         rate = rate.detach() + share * (rate - rate.detach())  # the value is the same
     weights = weights_of(rate, samples)
     # The jitter, turned around, also moves the colours' places, so that thin samples all get their turn.
-    color, opacity = shade(field, samples, weights, rays.viewdirs, 0.5 if jitter is None else 1 - jitter)
+    color, opacity = shade(field, samples, weights, rays.viewdirs, 0.5 if jitter is None else 1 - jitter, colors)
     with torch.no_grad():
         zeros = torch.zeros(samples.rays, device=weights.device)
         t = zeros.index_add(0, samples.ray, weights * samples.t) / opacity.clamp(min=1e-6)
@@ -80,13 +84,13 @@ def render_rays(field: Field, rays: Rays, jitter: Tensor | None = None, near: fl
 
 
 def shade(
-    field: Field, samples: Samples, weights: Tensor, viewdirs: Tensor, place: Tensor | float = 0.5
+    field: Field, samples: Samples, weights: Tensor, viewdirs: Tensor, place: Tensor | float = 0.5, colors: int = COLORS
 ) -> tuple[Tensor, Tensor]:
     """(color (rays, 3), opacity (rays,)): the weighted sum of colours over the background.
 
     Colours are asked for about COLORS samples a ray, at most twice as many, which stand for the others (`quadrature`).
     """
-    which = representatives(weights, samples, COLORS, place)
+    which = representatives(weights, samples, colors, place)
     return composite(field, samples, torch.zeros_like(weights).index_add(0, which, weights), viewdirs)
 
 

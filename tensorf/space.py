@@ -1,11 +1,13 @@
 """Where a field lives: the map from a camera's pixels to rays in the field's own coordinates.
 
-Two kinds of space, one interface:
+Three kinds of space, one interface:
 
 - "ndc", for forward-facing captures. With (x, y, z) a point in the frame of the reference camera (z its depth), the
   field's coordinates are (x / z, y / z, 1 - 2 near / z): rays stay straight, and depth is linear in disparity, so that
   everything from the near plane to infinity fits in a box (NeRF, Mildenhall et al. 2020, appendix C).
-- "box", for captures that look around: world coordinates inside a bounding box; nothing is modelled outside.
+- "box", for objects cut out of their background: world coordinates inside a bounding box; nothing is modelled outside.
+- "unbounded", for all other captures: an inner box for what the cameras look at, and everything around it contracted
+  (`contraction.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tensorf.cameras import Camera
+from tensorf.contraction import SPAN, Course, contract
 from tensorf.errors import UserError
 
 _LEAST_FORWARD = 0.05  # cosine to the reference axis below which a ray cannot be treated in NDC
@@ -26,7 +29,8 @@ class Rays:
     """Rays in the field's coordinates: points are `origins + t * directions` for t_near <= t <= t_far.
 
     origins, directions, viewdirs: (rays, 3); t_near, t_far: (rays,). Steps of equal t are what opacity is measured
-    in. `viewdirs` are unit vectors in the world (box) or the reference camera's frame (ndc).
+    in. `viewdirs` are unit vectors in the world (box, unbounded) or the reference camera's frame (ndc). In unbounded
+    space positions are `origins + s * directions`, and t leads to s by `contraction.Course`.
     """
 
     origins: Tensor
@@ -51,7 +55,8 @@ class Rays:
 
 @dataclass(frozen=True)
 class Space:
-    """kind: "ndc" or "box". box: (2, 3) low and high corner in field coordinates. near, far: depths, world units.
+    """kind: "ndc", "box" or "unbounded". box: (2, 3) low and high corner in field coordinates, of unbounded space its
+    inner box in the world's. near, far: depths, world units.
 
     reference: (3, 4) pose of NDC's reference camera (camera to world); unused by "box". background: the colour behind
     everything, 0 (black) or 1 (white).
@@ -67,12 +72,19 @@ class Space:
     @property
     def density_scale(self) -> float:
         """Factor on (density x step): keeps useful densities near 1 to 10 whatever the unit of t."""
-        return 25.0 if self.kind == "box" else 100.0
+        return 100.0 if self.kind == "ndc" else 25.0
 
     @property
     def t_span(self) -> float:
-        """The longest stretch of t that a ray can have inside the box."""
+        """The longest stretch of t that a ray can have."""
+        if self.kind == "unbounded":
+            return SPAN
         return float((self.box[1] - self.box[0]).norm()) if self.kind == "box" else 1.0
+
+    @property
+    def extent(self) -> Tensor:
+        """(3,) of the box that grids fill: field coordinates, or, if unbounded, a cube's."""
+        return self.box[1] - self.box[0] if self.kind != "unbounded" else torch.ones_like(self.box[0])
 
     def with_box(self, box: Tensor) -> Space:
         return replace(self, box=box)
@@ -81,9 +93,10 @@ class Space:
         return replace(self, box=self.box.to(device), reference=self.reference.to(device))
 
     def normalise(self, points: Tensor) -> Tensor:
-        """Field coordinates (..., 3) -> [-1, 1] inside the box."""
+        """Field coordinates (..., 3) -> [-1, 1] inside the box; in unbounded space world coordinates, anywhere."""
         low, high = self.box[0], self.box[1]
-        return (points - low) * (2 / (high - low)) - 1
+        inside = (points - low) * (2 / (high - low)) - 1
+        return contract(inside) / 2 if self.kind == "unbounded" else inside
 
     def rays(self, camera: Camera) -> Rays:
         """All rays of a camera, row by row. UserError if NDC cannot hold them."""
@@ -91,7 +104,11 @@ class Space:
 
     def cast(self, origins: Tensor, directions: Tensor) -> Rays:
         """World-space rays (n, 3), directions of unit depth, in the field's coordinates. UserError as `rays`."""
-        return self._ndc_rays(origins, directions) if self.kind == "ndc" else self._box_rays(origins, directions)
+        if self.kind == "ndc":
+            return self._ndc_rays(origins, directions)
+        if self.kind == "box":
+            return self._box_rays(origins, directions)
+        return self._unbounded_rays(origins, directions)
 
     def _ndc_rays(self, origins: Tensor, directions: Tensor) -> Rays:
         rotation, center = self.reference[:, :3].to(origins), self.reference[:, 3].to(origins)
@@ -118,33 +135,69 @@ class Space:
         t_far = torch.minimum(leave, self.far * lengths)
         return Rays(origins, unit, unit, t_near, torch.maximum(t_far, t_near))
 
+    def _unbounded_rays(self, origins: Tensor, directions: Tensor) -> Rays:
+        lengths = directions.norm(dim=1)
+        unit = directions / lengths[:, None]
+        center, half = self.box.mean(0).to(origins), (self.box[1] - self.box[0]).to(origins) / 2
+        o, d = (origins - center) / half, unit / half
+        scale = self._unit(unit)
+        d = d * scale[:, None]
+        course = Course.of(o, d)
+        t_near = course.parameter(self.near * lengths / scale)
+        return Rays(o, d, unit, t_near, course.parameter(self.far * lengths / scale))
+
+    def _unit(self, viewdirs: Tensor) -> Tensor:
+        """(rays,) world units in one of s, the unbounded rays' distance."""
+        half = (self.box[1] - self.box[0]).to(viewdirs) / 2
+        return 1 / (viewdirs / half).abs().amax(1)
+
+    def distance(self, t: Tensor, rays: Rays, ray: Tensor) -> Tensor:
+        """t (n,) on the rays with index `ray` (n,) -> distances along them in world units; of NDC, which has none, t."""
+        if self.kind != "unbounded":
+            return t
+        course, scale = Course.of(rays.origins, rays.directions), self._unit(rays.viewdirs)
+        return course[ray].distance(t) * scale[ray]
+
+    def parameter(self, points: Tensor, rays: Rays) -> Tensor:
+        """Where t (rays,) reaches world points (rays, 3), one on each ray."""
+        if self.kind == "ndc":
+            depth = (points - self.reference[:, 3].to(points)) @ self.reference[:, 2].to(points)
+            return 1 - self.near / depth.clamp(min=self.near)
+        if self.kind == "box":
+            return (points - rays.origins).norm(dim=1)
+        center, half = self.box.mean(0).to(points), (self.box[1] - self.box[0]).to(points) / 2
+        s = ((points - center) / half - rays.origins).norm(dim=1) / rays.directions.norm(dim=1)
+        return Course.of(rays.origins, rays.directions).parameter(s)
+
     def depth(self, t: Tensor, rays: Rays) -> Tensor:
-        """Ray parameter (rays,) -> depth along the reference axis (ndc) or distance along the ray (box)."""
-        return t if self.kind == "box" else self.near / (1 - t).clamp(min=1e-3)
+        """Ray parameter (rays,) -> depth along the reference axis (ndc) or distance along the ray."""
+        if self.kind == "ndc":
+            return self.near / (1 - t).clamp(min=1e-3)
+        return self.distance(t, rays, torch.arange(len(rays), device=t.device))
 
     def points(self, camera: Camera, depth: Tensor) -> Tensor:
         """World points (H, W, 3) that a camera sees at these depths (H, W), counted as `depth` does."""
         origins, directions = (a.to(depth) for a in camera.pixel_rays())
         flat = depth.reshape(-1, 1)
-        if self.kind == "box":
-            steps = flat / directions.norm(dim=1, keepdim=True)
-        else:
+        if self.kind == "ndc":
             axis, center = self.reference[:, 2:3].to(depth), self.reference[:, 3].to(depth)
             steps = (flat - (origins - center) @ axis) / (directions @ axis)
+        else:
+            steps = flat / directions.norm(dim=1, keepdim=True)
         return (origins + steps * directions).view(*depth.shape, 3)
 
     def depth_of(self, camera: Camera, points: Tensor) -> Tensor:
         """The depth (...) at which a camera sees world points (..., 3), counted as `depth` does."""
-        if self.kind == "box":
-            return (points - camera.position.to(points)).norm(dim=-1)
-        return (points - self.reference[:, 3].to(points)) @ self.reference[:, 2].to(points)
+        if self.kind == "ndc":
+            return (points - self.reference[:, 3].to(points)) @ self.reference[:, 2].to(points)
+        return (points - camera.position.to(points)).norm(dim=-1)
 
 
 def space_of(capture) -> Space:
-    """The space for a `captures.Capture`: NDC around its mean camera, or its bounding box."""
+    """The space for a `captures.Capture`, of the kind that it names."""
     background = 1.0 if capture.background == "white" else 0.0
-    if not capture.forward_facing:
-        return Space("box", capture.box.clone(), capture.near, capture.far, capture.reference, background)
+    if capture.space != "ndc":
+        return Space(capture.space, capture.box.clone(), capture.near, capture.far, capture.reference, background)
     near = 0.75 * capture.near  # a margin, since bounds from sparse points cut into near surfaces
     space = Space("ndc", torch.zeros(2, 3), near, capture.far, capture.reference, background)
     return space.with_box(_ndc_box(space, capture.cameras))

@@ -17,7 +17,7 @@ from tensorf.errors import UserError
 from tensorf.field import Field, FieldConfig
 from tensorf.occupancy import Samples
 from tensorf.pruning import measure, occupied_box
-from tensorf.render import render_rays
+from tensorf.render import COLORS, march, render_rays, weights_of
 from tensorf.space import Space, space_of
 
 
@@ -38,6 +38,16 @@ class TrainConfig:
     lr_network: float = 1.5e-3
     lr_decay: float = 0.1
     resolution: int = 400
+    pixel_resolution: float = 0.8
+    depth_resolution: float = 0.33
+    sampling: float = 1.0
+    ndc_sampling: float = 0.45
+    fog_colors: int = 4
+    sightings: float = 0.0
+    sightings_until: float = 0.6
+    sightings_margin: float = 2.5
+    near_scale: float = 1.0
+    prune_thresholds: tuple[float, float] = (3e-3, 1e-2)
     stages: tuple[float, ...] = (0.3, 0.6, 1.0)
     upsample_at: tuple[float, ...] = (0.12, 0.35)
     prune_at: tuple[float, ...] = (0.2, 0.3, 0.4, 0.55, 0.75)
@@ -71,20 +81,33 @@ class PixelBatches:
         return self.space.cast(poses[:, :, 3].contiguous(), directions), self.images[view, v, u].float() / 255
 
 
-def grid_resolution(space: Space, longest: int) -> tuple[int, int, int]:
+def grid_resolution(space: Space, longest: int, depth: float) -> tuple[int, int, int]:
     """Grid points along x, y, z: cubic voxels in a box; in NDC square ones on the image and a third in depth."""
-    extent = (space.box[1] - space.box[0]).tolist()
+    extent = space.extent.tolist()
     if space.kind == "ndc":
         widest = max(extent[:2])
-        return (*(max(8, round(longest * e / widest)) for e in extent[:2]), max(8, round(longest / 3)))
+        return (*(max(8, round(longest * e / widest)) for e in extent[:2]), max(8, round(longest * depth)))
     return tuple(max(8, round(longest * e / max(extent))) for e in extent)
 
 
-def step_count(space: Space, longest: int) -> int:
+def step_count(space: Space, longest: int, config) -> int:
     """Samples on the longest ray: about one a voxel in a box; 0.45 of the image's grid points in NDC."""
     if space.kind == "ndc":
-        return max(16, round(0.45 * longest))
-    return max(16, round(space.t_span / float((space.box[1] - space.box[0]).max()) * longest))
+        return max(16, round(config.ndc_sampling * longest))
+    if space.kind == "unbounded":
+        return max(16, round(config.sampling * longest))
+    return max(16, round(config.sampling * space.t_span / float(space.extent.max()) * longest))
+
+
+def finest(capture, space, share):
+    cameras = [capture.cameras[i] for i in capture.train]
+    if space.kind == "ndc":
+        near = max(c.fx for c in cameras) * float(space.extent[:2].max())
+        return round(share * near)
+    if space.kind == "unbounded":
+        half = float((space.box[1] - space.box[0]).max()) / 2
+        return round(share * max(c.fx for c in cameras) * 4 * half)
+    return round(share * max(c.fx for c in cameras) * float(space.extent.max()))
 
 
 class Trainer:
@@ -94,11 +117,14 @@ class Trainer:
         self.capture, self.config, self.device, self.iteration = capture, config, device, 0
         space = space_of(capture)
         torch.manual_seed(config.seed)
-        longest = round(config.resolution * config.stages[0])
-        self.field = Field(field_config, space, grid_resolution(space, longest), step_count(space, longest)).to(device)
+        self.resolution = min(config.resolution, finest(capture, space, config.pixel_resolution))
+        longest = round(self.resolution * config.stages[0])
+        self.field = Field(
+            field_config, space, grid_resolution(space, longest, config.depth_resolution), step_count(space, longest, config)
+        ).to(device)
         self.pixels = PixelBatches(capture, self.field.space, device)
         # In a box, cameras stand inside or close by; in NDC nothing lies before the near plane.
-        self._near = float((space.box[1] - space.box[0]).max()) / 3 if space.kind == "box" else 0.0
+        self._near = {"box": float(space.extent.max()) / 3, "unbounded": config.near_scale, "ndc": 0.0}[space.kind]
         self.optimizer = self._new_optimizer()
 
     def _new_optimizer(self) -> torch.optim.Adam:
@@ -135,9 +161,12 @@ class Trainer:
         batch = config.batch if progress >= config.upsample_at[-1] else config.batch // 2
         rays, target = self.pixels.draw(batch, generator)
         jitter = torch.rand(batch, generator=generator, device=self.device)
-        rendering = render_rays(field, rays, jitter, near=self._near)
+        colors = config.fog_colors if progress < config.prune_at[0] else COLORS
+        rendering = render_rays(field, rays, jitter, near=self._near, colors=colors)
         error = (rendering.color - target).square().mean()
         loss = error + self._regulariser(rendering, progress)
+        if config.sightings and self.capture.sightings is not None and progress < config.sightings_until:
+            loss = loss + config.sightings * (1 - progress / config.sightings_until) * self._unseen(generator)
         self.optimizer.zero_grad()
         loss.backward()
         gradients = [p.grad.sum() for p in field.parameters() if p.grad is not None]
@@ -149,6 +178,23 @@ class Trainer:
         self.optimizer.step()
         self.iteration += 1
         return -10 * math.log10(max(error.item(), 1e-10))
+
+    def _unseen(self, generator):
+        """Mean over rays to known points of the weight that is not where the point is."""
+        views, points = self.capture.sightings
+        chosen = torch.randint(len(views), (self.config.batch // 4,), generator=generator, device=self.device)
+        view, point = views[chosen], points[chosen]
+        position = torch.stack([c.position for c in self.capture.cameras])[view]
+        axis = torch.stack([c.forward for c in self.capture.cameras])[view]
+        direction = point - position
+        direction = direction / (direction * axis).sum(1, keepdim=True).clamp(min=1e-3)
+        rays = self.pixels.space.cast(position, direction)
+        target = self.pixels.space.parameter(point, rays)
+        jitter = torch.rand(len(view), generator=generator, device=self.device)
+        samples = march(self.field, rays, jitter)
+        weights = weights_of(self.field.density(samples.x) * samples.step, samples)
+        there = (samples.t - target[samples.ray]).abs() < self.config.sightings_margin * self.field.step
+        return 1 - weights[there].sum() / len(view)
 
     def _regulariser(self, rendering, progress: float) -> Tensor:
         config, field = self.config, self.field
@@ -165,15 +211,17 @@ class Trainer:
         return total
 
     def _upsample(self, stage: int) -> None:
-        field, final = self.field, self.config.resolution
-        longest = round(final * self.config.stages[stage])
-        field.resample(grid_resolution(field.space, longest), step_count(field.space, longest))
+        field = self.field
+        longest = round(self.resolution * self.config.stages[stage])
+        field.resample(
+            grid_resolution(field.space, longest, self.config.depth_resolution), step_count(field.space, longest, self.config)
+        )
         self.optimizer = self._new_optimizer()
 
     def _prune(self, turns: list[int], generator: torch.Generator) -> None:
         """Measure occupancy, tolerantly at first: early surfaces are blurred and culling them cannot be undone."""
         progress = self.iteration / self.config.iterations
-        threshold = 3e-3 if progress < 0.25 else 1e-2
+        threshold = self.config.prune_thresholds[0 if progress < 0.25 else 1]
         rays, _ = self.pixels.draw(60_000, generator)
         self.field.occupancy = measure(self.field, rays, threshold, cells=_cells(self.field))
         if 1 in turns and self.field.space.kind == "box":

@@ -25,8 +25,8 @@ THIN = 1e-5  # samples with less weight are left out, in the knowledge that `res
 class View:
     """A camera's rays and the samples that stand for all; made from a field, rendered with any copy of it.
 
-    x, scale: (n, 3), (n,) each kept sample's position in [-1, 1], and the factor on its weight that makes it stand for
-    the others; count (rays,): how many each ray has. viewdirs: (rays, 3).
+    x, step, scale: (n, 3), (n,), (n,) each kept sample's position in [-1, 1], the length of its interval, and the
+    factor on its weight that makes it stand for the others; count (rays,): how many each ray has. viewdirs: (rays, 3).
     full: (H, W, 3) the render of the field it was made from with all samples.
     residue: (rays, 3) that less the render by the kept samples; not differentiable.
     """
@@ -36,17 +36,17 @@ class View:
         self.camera = camera
         rays = field.space.rays(camera).to(field.device)
         parts = [self._kept(field, rays[i : i + chunk]) for i in range(0, len(rays), chunk)]
-        self.x, self.scale, self.count, full = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        self.x, self.step, self.scale, self.count, full = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         self.viewdirs = rays.viewdirs
         self.residue = torch.zeros(len(self), 3, device=field.device)
         self.full = full.view(camera.height, camera.width, 3)
         self.residue = full - self.color(field)
 
     @staticmethod
-    def _kept(field: Field, rays) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(x, scale, count, full render) of some of the camera's rays."""
+    def _kept(field: Field, rays) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """(x, step, scale, count, full render) of some of the camera's rays."""
         samples = march(field, rays)
-        rate = field.opacity_rate(samples.x)
+        rate = field.density(samples.x) * samples.step
         weights = weights_of(rate, samples)
         full, _ = shade(field, samples, weights, rays.viewdirs)
         seen = (weights > THIN).nonzero()[:, 0]
@@ -55,7 +55,7 @@ class View:
         kept = (stands_for > 0).nonzero()[:, 0]
         few = samples.subset(kept)
         scale = stands_for[kept] / weights_of(rate[kept], few).clamp(min=torch.finfo(torch.float32).tiny)
-        return few.x, scale, torch.bincount(few.ray, minlength=len(rays)), full
+        return few.x, few.step, scale, torch.bincount(few.ray, minlength=len(rays)), full
 
     def __len__(self) -> int:
         """The number of rays."""
@@ -64,14 +64,14 @@ class View:
     def samples(self, index: Tensor | None = None) -> tuple[Samples, Tensor]:
         """Packed samples of all rays or of those in `index` (n,) int64, and the factor on each one's weight."""
         if index is None:
-            count, x, scale = self.count, self.x, self.scale
+            count, x, step, scale = self.count, self.x, self.step, self.scale
         else:
             count, begin = self.count[index], (self.count.cumsum(0) - self.count)[index]
         ray, first = torch.repeat_interleave(count), count.cumsum(0) - count
         if index is not None:
             at = torch.arange(len(ray), device=ray.device) + (begin - first)[ray]
-            x, scale = self.x[at], self.scale[at]
-        return Samples(x, ray, x.new_zeros(len(x)), first, len(count)), scale
+            x, step, scale = self.x[at], self.step[at], self.scale[at]
+        return Samples(x, ray, x.new_zeros(len(x)), step, first, len(count)), scale
 
     def color(self, field: Field, index: Tensor | None = None) -> Tensor:
         """(n, 3) colours of all rays or of those in `index` (n,) int64, differentiable in the field's parameters.
@@ -80,7 +80,7 @@ class View:
         """
         samples, scale = self.samples(index)
         viewdirs, residue = (a if index is None else a[index] for a in (self.viewdirs, self.residue))
-        weights = weights_of(field.opacity_rate(samples.x), samples) * scale
+        weights = weights_of(field.density(samples.x) * samples.step, samples) * scale
         # Where an edit thickens fog, what stands for it may come to more than everything: cut off above MOST, which
         # rounding does not reach.
         opacity = torch.zeros(samples.rays, device=weights.device).index_add(0, samples.ray, weights)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tensorf.cameras import Camera
-from tensorf.captures import llff
+from tensorf.captures import llff, matching
 from tensorf.captures.colmap import find_models, read_colmap
 from tensorf.captures.geometry import mean_pose, place, transformed
 from tensorf.captures.images import is_transparent, load_images
@@ -28,9 +28,9 @@ class Capture:
 
     name: the folder's name. cameras: n of them, all of one (width, height); images: (n, height, width, 3) uint8 RGB.
     train, test: disjoint indices; where the capture leaves views out of both, those were not loaded.
-    near, far: depths along the optical axis, world units. forward_facing: True for NDC, False for the bounded box.
-    background: "white" for photos with transparency, else "black". box: (2, 3) low and high corners, world units (for
-    forward-facing captures: NDC's). reference: (3, 4) pose of the mean camera, NDC's reference camera, right-handed.
+    near, far: depths along the optical axis, world units. space: "ndc", "box" or "unbounded" (`tensorf.space`).
+    background: "white" for photos with transparency, else "black". box: (2, 3) low and high corners, world units: of
+    the box or the inner box, or of NDC. reference: (3, 4) pose of the mean camera, NDC's reference camera, right-handed.
     world_from_capture: (4, 4) the similarity that took the capture's own coordinates to the world's.
     """
 
@@ -43,11 +43,16 @@ class Capture:
     test: list[int]
     near: float
     far: float
-    forward_facing: bool
+    space: str
     background: str
     box: Tensor
     reference: Tensor
     world_from_capture: Tensor
+    sightings: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def forward_facing(self) -> bool:
+        return self.space == "ndc"
 
 
 def load_capture(
@@ -56,6 +61,8 @@ def load_capture(
     width: int | None = None,
     space: str = "auto",
     bound: float | None = None,
+    order: str = "auto",
+    check: bool = True,
     test_every: int = 8,
     white_background: bool = True,
     show_progress: bool = False,
@@ -63,16 +70,19 @@ def load_capture(
     """Loads the capture in `root`, whatever its format.
 
     width: of the images in pixels, aspect kept; None or more than the photos have: the photos' own.
-    space: "auto" (decide by the cameras), "ndc" or "box". bound: half the box's side, where cameras stand at a mean
-    distance of 1. test_every: every so many views one is held out, unless the capture names its split; 0 for none.
+    space: "auto" (decide by the cameras), "ndc", "box" or "unbounded". bound: half the side of the box, or of the inner
+    box, where cameras stand at a mean distance of 1. order: of LLFF's photos, "auto" (the photos decide), "text" or
+    "number". check: match the photos, warn if they do not fit the poses, and place the scene by what they show.
+    test_every: every so many views one is held out, unless the capture names its split; 0 for none.
     white_background: transparency becomes white, else black. show_progress: count photos on stderr.
     Raises UserError for whatever is wrong with the capture or the options.
     """
     root = Path(root)
-    _check_options(width, space, bound, test_every)
-    listing = _read(root, width)
+    _check_options(width, space, bound, order, test_every)
+    listing = _read(root, width, order, check)
     transparent = is_transparent(listing.views[0].path)
-    placement = place(listing, space, bound, transparent)
+    points, seen_by = _points(listing, check)
+    placement = place(listing, space, bound, transparent, points)
     log.info("%s: %d views, %s", root, len(listing.views), placement.reason)
     train, test = _split(listing, test_every)
     images, lenses = load_images(listing.views, width, white_background, show_progress)
@@ -91,31 +101,59 @@ def load_capture(
         test=test,
         near=placement.near,
         far=placement.far,
-        forward_facing=placement.forward_facing,
+        space=placement.space,
         background="white" if transparent and white_background else "black",
         box=_tensor(placement.box),
         reference=_tensor(mean_pose(poses)),
         world_from_capture=_tensor(placement.world_from_capture),
+        sightings=_sightings(points, seen_by, placement.world_from_capture, train),
     )
 
 
-def _check_options(width: int | None, space: str, bound: float | None, test_every: int) -> None:
+def _sightings(points, seen_by, similarity, train):
+    if points is None or seen_by is None or len(points) == 0:
+        return None
+    points = points @ similarity[:3, :3].T + similarity[:3, 3]
+    points, views = np.repeat(points, 2, axis=0), seen_by.reshape(-1)
+    keep = np.isin(views, train)
+    return torch.from_numpy(views[keep]), _tensor(points[keep])
+
+
+def _points(listing: Listing, check: bool) -> np.ndarray | None:
+    """(n, 3) of the scene, in the capture's coordinates: the listing's own, or the photos' matches'."""
+    fit = matching.fit(listing.views) if check else None
+    if fit is not None and fit.unlikely:
+        log.warning(
+            "%s: photos and poses disagree: %d features matched between neighbouring photos lie %.1f pixels (median, at "
+            "%d wide) off where the poses put them; good poses give less than 2. Are the photos the ones that the poses "
+            "were estimated on, and in their order? Training on is of no use before that is settled",
+            listing.source, fit.matches, fit.residual, matching.LONGEST,
+        )  # fmt: skip
+        return listing.points, None
+    if fit is None:
+        return listing.points, None
+    return fit.points, fit.seen_by
+
+
+def _check_options(width: int | None, space: str, bound: float | None, order: str, test_every: int) -> None:
     if width is not None and width < 1:
         raise UserError(f"width={width} must be at least 1 pixel")
-    if space not in ("auto", "ndc", "box"):
-        raise UserError(f"space={space} is unknown; use auto, ndc or box")
+    if space not in ("auto", "ndc", "box", "unbounded"):
+        raise UserError(f"space={space} is unknown; use auto, ndc, box or unbounded")
+    if order not in ("auto", "text", "number"):
+        raise UserError(f"order={order} is unknown; use auto, text or number")
     if bound is not None and not bound > 0:
         raise UserError(f"bound={bound} must be positive")
     if test_every < 0:
         raise UserError(f"test_every={test_every} must not be negative; 0 holds no view out")
 
 
-def _read(root: Path, width: int | None) -> Listing:
+def _read(root: Path, width: int | None, order: str, check: bool) -> Listing:
     """The listing by the first format that `root` has a file of."""
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give the folder of a capture")
     if (root / llff.FILE_NAME).is_file():
-        return llff.read_llff(root, width)
+        return llff.read_llff(root, width, order, check)
     if is_transforms(root):
         return read_transforms(root)
     if find_models(root):

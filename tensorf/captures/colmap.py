@@ -64,7 +64,14 @@ def read_colmap(root: Path, width: int | None) -> Listing:
         else:
             views.append(View(image.name, path, pose, _lens(image, model)))
     report_missing(model.images_file, missing, len(model.images))
-    return Listing(model.images_file, views, _depth_range(np.concatenate(depths)))
+    points = model.points if len(model.points) >= _MINIMUM_POINTS else None
+    return Listing(model.images_file, views, _depth_range(np.concatenate(depths)), points)
+
+
+def model_poses(folders: list[Path]) -> dict[str, np.ndarray]:
+    """Name -> (3, 4) camera-to-world of all images in the largest of the models in `folders`."""
+    model = load_model(_largest(folders))
+    return {image.name: _pose(image, model.images_file) for image in model.images}
 
 
 def _largest(folders: list[Path]) -> Path:

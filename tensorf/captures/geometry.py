@@ -1,11 +1,11 @@
-"""Where a capture's cameras stand: the choice between NDC and a bounded box, and the normalised world of either.
+"""Where a capture's cameras stand: the choice of its space, and the normalised world that belongs to it.
 
 NumPy float64 throughout; poses are (n, 3, 4) OpenCV camera-to-world.
 
 - Forward-facing (NDC): the mean camera becomes the origin, looking along +z, and 0.75 of the nearest depth becomes 1,
   which is where NDC's near plane stands.
-- Bounded box: the point closest to all optical axes becomes the origin and the mean camera distance from it becomes 1.
-  The rotation stays, so that the capture's up remains up.
+- Bounded box and unbounded space: the point closest to all optical axes becomes the origin and the mean camera distance
+  from it becomes 1. The rotation stays, so that the capture's up remains up.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ _AXIS_LIMIT, _CORNER_LIMIT = 35.0, 75.0  # degrees off the mean axis within whic
 _NDC_LIMIT = 85.0  # degrees; NDC's coordinates run to infinity at 90
 _NEAR_MARGIN = 0.75  # of the nearest depth, as the LLFF code
 _NDC_BOX = ((-1.5, -1.67, -1.0), (1.5, 1.67, 1.0))
-_HALF_SIZE = 1.5  # of the box around an opaque capture: cameras at distance 1 and some background lie inside
+_HALF_SIZE = 1.5  # of a box around an opaque capture, if asked for: cameras at distance 1 and some background
+_INNER_HALF_SIZES = 0.3, 1.0  # of the inner box of unbounded space: the least, and the most, where no points are known
+_INNER_SHARE = 0.9  # of the scene's points that lie in the inner box, if it may be as large
+_ENDLESS = 1000.0  # far in unbounded space, in mean camera distances
 _OBJECT_HALF_SIZE = 1.5 / 4.03  # Blender's synthetic scenes: object within +-1.5, cameras 4.03 away
 _SMALLEST_NEAR = 0.05
 _FOCUS_CONDITION = 0.01  # of the axes' normal matrix; below it they are parallel to about 6 degrees
@@ -31,7 +34,7 @@ _FOCUS_CONDITION = 0.01  # of the axes' normal matrix; below it they are paralle
 class Placement:
     """The fields of Capture that placing decides, as arrays; `reason` is the line that tells why."""
 
-    forward_facing: bool
+    space: str
     reason: str
     world_from_capture: np.ndarray
     near: float
@@ -39,12 +42,15 @@ class Placement:
     box: np.ndarray
 
 
-def place(listing: Listing, space: str, bound: float | None, transparent: bool) -> Placement:
+def place(
+    listing: Listing, space: str, bound: float | None, transparent: bool, points: np.ndarray | None = None
+) -> Placement:
     """Chooses the space for the listed views and normalises the world (see the module's docstring).
 
-    space: "auto", "ndc" or "box". bound: half the box's side in normalised units, None for the default.
-    transparent: the photos show a cut-out object. Raises UserError where all cameras stand at one place and where
-    "ndc" is asked for a capture that looks back.
+    space: "auto", "ndc", "box" or "unbounded". bound: half the (inner) box's side in normalised units, None to let the
+    scene decide. transparent: the photos show a cut-out object. points: (n, 3) of the scene in the capture's
+    coordinates, if some are known. Raises UserError where all cameras stand at one place and where "ndc" is asked for a
+    capture that looks back.
     """
     poses = np.stack([view.pose for view in listing.views])
     centres = poses[:, :, 3]
@@ -54,20 +60,53 @@ def place(listing: Listing, space: str, bound: float | None, transparent: bool) 
             f"{listing.source}: all cameras are at the same place; the poses carry no parallax, estimate again"
         )
     lenses = [view.lens for view in listing.views]
-    depths = listing.depths or _guessed_depths(poses)
-    forward_facing, reason = _decide(poses, lenses, depths[0], transparent, space, listing)
-    if forward_facing:
+    seen = seen_depths(poses, lenses, points) if points is not None else np.empty(0)
+    depths = listing.depths or _depth_range(seen) or _guessed_depths(poses)
+    space, reason = _decide(poses, lenses, depths[0], transparent, space, listing)
+    if space == "ndc":
         scale = 1 / (_NEAR_MARGIN * depths[0])
         similarity = _similarity(scale, mean_pose(poses))
-        return Placement(True, reason, similarity, depths[0] * scale, depths[1] * scale, np.array(_NDC_BOX))
+        return Placement(space, reason, similarity, depths[0] * scale, depths[1] * scale, np.array(_NDC_BOX))
     origin = focus_point(poses, depths)
     scale = 1 / np.linalg.norm(centres - origin, axis=1).mean()
     similarity = _similarity(scale, np.concatenate([np.eye(3), origin[:, None]], axis=1))
+    if space == "unbounded":
+        half = bound or _inner_half_size(points, origin, scale)
+        near = max(_SMALLEST_NEAR, _NEAR_MARGIN * scale * float(np.quantile(seen, 0.002))) if len(seen) else 0.1
+        reason += f"; inner box of half size {half:.2f}, in mean camera distances"
+        return Placement(space, reason, similarity, near, _ENDLESS, np.array([[-half] * 3, [half] * 3]))
     half = bound or (_object_half_size(lenses) if transparent else _HALF_SIZE)
     box = np.array([[-half] * 3, [half] * 3])
     known = None if listing.depths is None else (listing.depths[0] * scale, listing.depths[1] * scale)
     near, far = _box_depths(transformed(poses, similarity), box, known)
-    return Placement(False, reason, similarity, near, far, box)
+    return Placement(space, reason, similarity, near, far, box)
+
+
+def seen_depths(poses: np.ndarray, lenses: list[Lens], points: np.ndarray) -> np.ndarray:
+    """(observations,) depths along the optical axes at which views have `points` (n, 3) in their picture."""
+    depths = []
+    for pose, lens in zip(poses, lenses, strict=True):
+        x, y, z = ((points - pose[:, 3]) @ pose[:, :3]).T
+        ahead = np.maximum(z, 1e-12)
+        u, v = x / ahead * lens.fx + lens.cx, y / ahead * lens.fy + lens.cy
+        depths.append(z[(z > 0) & (u > 0) & (u < lens.width) & (v > 0) & (v < lens.height)])
+    return np.concatenate(depths)
+
+
+def _depth_range(depths: np.ndarray) -> tuple[float, float] | None:
+    """(near, far) that leave out stray points; None where there are too few."""
+    if len(depths) < 200:
+        return None
+    near, far = np.quantile(depths, (0.005, 0.995))
+    return float(near), float(max(far, 2 * near))
+
+
+def _inner_half_size(points: np.ndarray | None, origin: np.ndarray, scale: float) -> float:
+    """Half the side of the cube around the origin that holds what most of the points show."""
+    least, most = _INNER_HALF_SIZES
+    if points is None or len(points) < 50:
+        return most
+    return float(np.quantile(np.abs(points - origin).max(1) * scale, _INNER_SHARE).clip(least, most))
 
 
 def mean_pose(poses: np.ndarray) -> np.ndarray:
@@ -127,31 +166,31 @@ def _guessed_depths(poses: np.ndarray) -> tuple[float, float]:
     return 1.5 * spread, 30 * spread
 
 
-def _decide(poses, lenses, near, transparent, space, listing) -> tuple[bool, str]:
-    """(forward-facing?, the reason as a line)."""
+def _decide(poses, lenses, near, transparent, space, listing) -> tuple[str, str]:
+    """(the space, the reason as a line)."""
     mean = mean_pose(poses)
     axes = _degrees_off(poses[:, :, 2], mean[:, 2])
     rays = np.stack([_corner_rays(lens) @ pose[:, :3].T for lens, pose in zip(lenses, poses, strict=True)])
     corners = _degrees_off(rays.reshape(-1, 3), mean[:, 2])
     ahead = ((poses[:, :, 3] - mean[:, 3]) @ mean[:, 2]).max()
-    if space == "box":
-        return False, "bounded box, as asked"
     if space == "ndc":
         if corners > _NDC_LIMIT:
             raise UserError(
                 f"{listing.source}: rays point up to {corners:.0f} degrees off the cameras' mean axis, which NDC "
-                "cannot hold; use space=box"
+                "cannot hold; use space=unbounded"
             )
-        return True, "forward-facing (NDC), as asked"
+        return space, "forward-facing (NDC), as asked"
+    if space != "auto":
+        return space, {"box": "bounded box, as asked", "unbounded": "unbounded, as asked"}[space]
     if transparent:
-        return False, "bounded box: the photos show an object cut out of its background"
+        return "box", "bounded box: the photos show an object cut out of its background"
     if axes > _AXIS_LIMIT:
-        return False, f"bounded box: cameras look up to {axes:.0f} degrees off their mean axis"
+        return "unbounded", f"unbounded: cameras look up to {axes:.0f} degrees off their mean axis"
     if corners > _CORNER_LIMIT:
-        return False, f"bounded box: image corners look up to {corners:.0f} degrees off the cameras' mean axis"
+        return "unbounded", f"unbounded: image corners look up to {corners:.0f} degrees off the cameras' mean axis"
     if ahead >= _NEAR_MARGIN * near:
-        return False, "bounded box: a camera stands ahead of the near plane"
-    return True, f"forward-facing (NDC): all cameras look within {axes:.0f} degrees of their mean axis"
+        return "unbounded", "unbounded: a camera stands ahead of the near plane"
+    return "ndc", f"forward-facing (NDC): all cameras look within {axes:.0f} degrees of their mean axis"
 
 
 def _degrees_off(directions: np.ndarray, axis: np.ndarray) -> float:

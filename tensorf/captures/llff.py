@@ -1,33 +1,45 @@
 """LLFF captures: `poses_bounds.npy` beside a folder of photos -> Listing.
 
 Each of the (n, 17) numbers' rows is a 3x5 matrix [R | t | (height, width, focal)], row by row, then the nearest and
-farthest depth. Columns of R are the camera's (down, right, back) axes. Rows follow the photos' names in order.
+farthest depth. Columns of R are the camera's (down, right, back) axes.
+
+Rows have no names. The LLFF tool writes them in the order of the photos' names as text, by which image10 comes before
+image2; captures made in another way follow the numbers. Where the two differ, a COLMAP model beside has the names, and
+if there is none, the photos decide: their matches fit the poses in one order only.
 """
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 
+from tensorf.captures.colmap import find_models, model_poses
 from tensorf.captures.images import IMAGE_SUFFIXES, choose_image_folder
+from tensorf.captures.matching import fit
 from tensorf.captures.views import MINIMUM_VIEWS, Lens, Listing, View, checked_lens, checked_pose, natural_key
 from tensorf.errors import UserError
 
+log = logging.getLogger("tensorf")
+
 FILE_NAME = "poses_bounds.npy"
+_SAME_TURN = 2.0  # degrees
+_MINIMUM_MATCHES = 60
 
 
-def read_llff(root: Path, width: int | None) -> Listing:
+def read_llff(root: Path, width: int | None, order: str = "auto", check: bool = True) -> Listing:
     """Lists the views of an LLFF folder, taking the photos from the folder that suits `width` (pixels) best.
 
-    The format has no principal point: it is the image's centre. Raises UserError for an unreadable or malformed
+    order: of the photos, "text", "number" or "auto" (see the module's docstring; without `check` photos are not matched,
+    and "text" is what "auto" falls back on). The format has no principal point: it is the image's centre. Raises UserError for an unreadable or malformed
     file, for as many photos as rows not being there, and for unusable poses, intrinsics or depths.
     """
     source = root / FILE_NAME
     rows = _load_rows(source)
     matrices, depths = rows[:, :15].reshape(-1, 3, 5), rows[:, 15:]
     folder = choose_image_folder(root, width)
-    photos = sorted((p for p in folder.iterdir() if _is_photo(p)), key=lambda p: natural_key(p.name))
+    photos = sorted((p for p in folder.iterdir() if _is_photo(p)), key=lambda p: p.name)
     if len(photos) != len(rows):
         raise UserError(
             f"{source} has {len(rows)} rows but {folder} holds {len(photos)} photos; "
@@ -35,13 +47,68 @@ def read_llff(root: Path, width: int | None) -> Listing:
         )
     if len(rows) < MINIMUM_VIEWS:
         raise UserError(f"{source} has {len(rows)} views; at least {MINIMUM_VIEWS} are needed")
-    views = []
-    for i, (photo, matrix) in enumerate(zip(photos, matrices, strict=True)):
-        pose = checked_pose(opencv_from_llff(matrix[:, :4]), source, f"row {i}")
+    poses, lenses = [], []
+    for i, matrix in enumerate(matrices):
+        poses.append(checked_pose(opencv_from_llff(matrix[:, :4]), source, f"row {i}"))
         height, full_width, focal = (float(x) for x in matrix[:, 4])
         lens = Lens(focal, focal, full_width / 2, height / 2, full_width, height)
-        views.append(View(photo.name, photo, pose, checked_lens(lens, source, f"row {i}")))
-    return Listing(source, views, _checked_depths(depths, source))
+        lenses.append(checked_lens(lens, source, f"row {i}"))
+    bounds = _checked_depths(depths, source)
+    numbered = sorted(photos, key=lambda p: natural_key(p.name))
+    orders = {"text": _views(photos, poses, lenses), "number": _views(numbered, poses, lenses)}
+    if order == "auto":
+        order = "text" if photos == numbered else _choose_order(root, orders, check)
+    return Listing(source, sorted(orders[order], key=lambda view: natural_key(view.name)), bounds)
+
+
+def _views(photos: list[Path], poses: list[np.ndarray], lenses: list[Lens]) -> list[View]:
+    return [View(photo.name, photo, pose, lens) for photo, pose, lens in zip(photos, poses, lenses, strict=True)]
+
+
+def _choose_order(root: Path, orders: dict[str, list[View]], check: bool) -> str:
+    """The key of `orders` whose photos belong to the poses, told in one line."""
+    words = {"text": "as text (1, 10, 2)", "number": "by their numbers (1, 2, 10)"}
+    turns = {name: _turns_from_model(root, views) for name, views in orders.items()}
+    if all(turn is not None for turn in turns.values()):
+        best = min(turns, key=turns.__getitem__)
+        if turns[best] < _SAME_TURN:
+            log.info("%s: photos sorted %s, as the names in the COLMAP model beside say", root, words[best])
+            return best
+    if not check:
+        log.info("%s: photos sorted %s, as the LLFF tool does; they were not compared", root, words["text"])
+        return "text"
+    fits = {name: fit(views) for name, views in orders.items()}
+    # A wrong order leaves few matches, which may fit by chance: without enough of them it has no say.
+    residuals = {name: f.residual for name, f in fits.items() if f.matches >= _MINIMUM_MATCHES}
+    if not residuals:
+        log.warning(
+            "%s: photos sorted %s, as the LLFF tool does; too few of their features match to tell whether the poses' "
+            "rows follow that or the numbers", root, words["text"],
+        )  # fmt: skip
+        return "text"
+    best = min(residuals, key=residuals.__getitem__)
+    told = ", ".join(f"{value:.1f} sorted {words[name]}" for name, value in residuals.items())
+    log.info("%s: photos sorted %s; their matches are off by (pixels, median) %s", root, words[best], told)
+    return best
+
+
+def _turns_from_model(root: Path, views: list[View]) -> float | None:
+    """Median angle in degrees between the turns from view to view of the poses, and of a COLMAP model of these names.
+
+    None where there is no model or it lacks one of the names. A turn does not depend on the world's axes.
+    """
+    models = find_models(root)
+    if not models:
+        return None
+    poses = {Path(name).stem: pose for name, pose in model_poses(models).items()}
+    stems = [view.path.stem for view in views]
+    if not set(stems) <= poses.keys():
+        return None
+    ours = np.stack([view.pose[:, :3] for view in views])
+    theirs = np.stack([poses[stem][:, :3] for stem in stems])
+    turns = (np.swapaxes(r[:-1], 1, 2) @ r[1:] for r in (ours, theirs))
+    difference = np.einsum("nij,nij->n", *turns)  # the trace of one turn's inverse and the other
+    return float(np.degrees(np.median(np.arccos(((difference - 1) / 2).clip(-1, 1)))))
 
 
 def opencv_from_llff(pose: np.ndarray) -> np.ndarray:

@@ -62,12 +62,14 @@ class Listing:
     """All views of a capture; every `path` exists.
 
     source: the file that the poses came from, for messages. depths: (near, far) of the scene along the optical axes in
-    the capture's units, None where the format does not tell.
+    the capture's units, None where the format does not tell. points: (n, 3) of the scene in the capture's coordinates,
+    likewise.
     """
 
     source: Path
     views: list[View]
     depths: tuple[float, float] | None = None
+    points: np.ndarray | None = None
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:

@@ -1,0 +1,195 @@
+"""Features matched between photos: do they fit the poses, and where are the scene's points?
+
+Used before a capture is trained (`check.py`, `llff.py`). SIFT features of small copies of a few photos are matched
+between views that stand close to each other. A match fits two poses if each of its points lies on the other's epipolar
+line (Hartley and Zisserman, "Multiple View Geometry", section 9.6). Matches that fit are triangulated.
+
+Poses are OpenCV camera-to-world, (3, 4), in the capture's own coordinates.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from tensorf.captures.images import image_size
+from tensorf.captures.views import Lens, View
+
+LONGEST = 640  # pixels of the small copies' longer side; residuals are counted in them
+FEATURES = 1000  # a photo, the strongest
+ANCHORS = 12  # views, evenly spread, that are matched with close ones
+_RATIO = 0.8  # of the distances to the best and the second match (Lowe 2004, section 7.1)
+_FEWEST = 12  # matches of a pair, below which the two views do not show the same
+_FITS = 2.0  # pixels; what is triangulated
+_ENOUGH, _WRONG = 100, 3.0  # matches and pixels; of a capture as a whole
+_PARALLAX = np.radians(0.7)  # between the two rays of a triangulated point
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Matches of two views `i` and `j`: first, second (n, 2) pinhole coordinates (x / z, y / z) in each camera."""
+
+    i: int
+    j: int
+    first: np.ndarray
+    second: np.ndarray
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well matches fit the poses.
+
+    residual: median Sampson distance of all matches, in pixels of a photo whose longer side has LONGEST. matches: how
+    many there are. pairs: how many pairs of views they come from. points: (n, 3) triangulated, in the poses'
+    coordinates; seen_by: (n, 2) the two views that show each.
+    """
+
+    residual: float
+    matches: int
+    pairs: int
+    points: np.ndarray
+    seen_by: np.ndarray
+
+    @property
+    def unlikely(self) -> bool:
+        """Whether the photos cannot be the poses': enough matches, and most of them off by pixels."""
+        return self.matches >= _ENOUGH and self.residual > _WRONG
+
+
+def fit(views: Sequence[View]) -> Fit:
+    """Matches a few pairs of close views and holds the matches against the views' poses and lenses."""
+    residuals, points, seen_by, pairs = [np.empty(0)], [np.empty((0, 3))], [np.empty((0, 2), dtype=int)], 0
+    chosen = _pairs(np.stack([view.pose for view in views]))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV releases the interpreter's lock
+        list(pool.map(_features, {views[k].path for pair in chosen for k in pair}))
+    for i, j in chosen:
+        matches = _match(i, j, views)
+        if matches is None:
+            continue
+        pairs += 1
+        distance = sampson_distance(matches, views[i].pose, views[j].pose)
+        lens = views[i].lens
+        pixels = distance * lens.fx * LONGEST / max(lens.width, lens.height)
+        residuals.append(pixels)
+        found = triangulate(matches, views[i].pose, views[j].pose)
+        sure = (pixels < _FITS) & np.isfinite(found).all(1)
+        points.append(found[sure])
+        seen_by.append(np.tile((i, j), (sure.sum(), 1)))
+    residuals = np.concatenate(residuals)
+    median = float(np.median(residuals)) if len(residuals) else float("nan")
+    return Fit(median, len(residuals), pairs, np.concatenate(points), np.concatenate(seen_by))
+
+
+def _pairs(poses: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs of views that should show the same: each anchor with the closest view and one a little farther away.
+
+    The closest one always overlaps, the farther one has the parallax that triangulation needs. Closeness is the
+    distance of the centres, in units of the cameras' spread, plus the angle between the optical axes in radians.
+    """
+    centres, axes = poses[:, :, 3], poses[:, :, 2]
+    spread = np.linalg.norm(centres - centres.mean(0), axis=1).mean()
+    pairs = set()
+    count = len(poses)
+    for i in np.unique(np.linspace(0, count - 1, min(ANCHORS, count)).round().astype(int)):
+        apart = np.linalg.norm(centres - centres[i], axis=1) / max(spread, 1e-12)
+        turned = np.arccos((axes @ axes[i]).clip(-1, 1))
+        order = np.argsort(apart + 2 * turned)
+        order = order[order != i]
+        for j in {int(order[0]), int(order[min(3, len(order) - 1)])}:
+            pairs.add((min(int(i), j), max(int(i), j)))
+    return sorted(pairs)
+
+
+def _match(i: int, j: int, views: Sequence[View]) -> Matches | None:
+    """Mutual nearest neighbours that pass the ratio test; None where there are few."""
+    (place_i, words_i), (place_j, words_j) = (_features(views[k].path) for k in (i, j))
+    if min(len(place_i), len(place_j)) < _FEWEST:
+        return None
+    similarity = words_i @ words_j.T  # of unit vectors: their distance is sqrt(2 - 2 similarity)
+    best = similarity.argmax(1)
+    back = similarity.argmax(0)
+    rows = np.arange(len(best))
+    top = similarity[rows, best]
+    similarity[rows, best] = -1
+    second = similarity.max(1)
+    mutual = back[best] == rows
+    keep = mutual & (2 - 2 * top < _RATIO**2 * (2 - 2 * second))
+    if keep.sum() < _FEWEST:
+        return None
+    first = _undistorted(place_i[keep], views[i].lens)
+    return Matches(i, j, first, _undistorted(place_j[best[keep]], views[j].lens))
+
+
+@lru_cache(maxsize=256)
+def _features(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(places (n, 2) as shares of the photo's width and height, RootSIFT descriptors (n, 128) of unit length).
+
+    RootSIFT: Arandjelovic and Zisserman, CVPR 2012.
+    """
+    nothing = np.empty((0, 2)), np.empty((0, 128), dtype=np.float32)
+    flags = cv2.IMREAD_REDUCED_GRAYSCALE_2 if max(image_size(path)) >= 2 * LONGEST else cv2.IMREAD_GRAYSCALE
+    picture = cv2.imread(str(path), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    if picture is None:
+        return nothing
+    scale = LONGEST / max(picture.shape)
+    if scale < 1:
+        height, width = (max(1, round(n * scale)) for n in picture.shape)
+        picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    height, width = picture.shape
+    keypoints, words = cv2.SIFT_create(nfeatures=FEATURES).detectAndCompute(picture, None)
+    if words is None:
+        return nothing
+    # OpenCV puts the first pixel's centre at 0.
+    places = (np.array([k.pt for k in keypoints]) + 0.5) / (width, height)
+    return places, np.sqrt(words / words.sum(1, keepdims=True).clip(1e-9)).astype(np.float32)
+
+
+def _undistorted(places: np.ndarray, lens: Lens) -> np.ndarray:
+    """Shares of the photo's width and height (n, 2) -> pinhole coordinates (x / z, y / z), (n, 2)."""
+    pixels = places * (lens.width, lens.height)
+    matrix = np.array([[lens.fx, 0, lens.cx], [0, lens.fy, lens.cy], [0, 0, 1]])
+    if not any(lens.distortion):
+        return (pixels - matrix[:2, 2]) / (lens.fx, lens.fy)
+    undistort = cv2.fisheye.undistortPoints if lens.fisheye else cv2.undistortPoints
+    return undistort(pixels[:, None], matrix, np.array(lens.distortion))[:, 0]
+
+
+def sampson_distance(matches: Matches, pose_i: np.ndarray, pose_j: np.ndarray) -> np.ndarray:
+    """(n,) first-order distance of each match from the epipolar geometry of two poses (3, 4), in focal lengths.
+
+    Hartley and Zisserman, equation 11.9, with the essential matrix in place of the fundamental one.
+    """
+    rotation = pose_j[:, :3].T @ pose_i[:, :3]
+    x, y, z = pose_j[:, :3].T @ (pose_i[:, 3] - pose_j[:, 3])
+    essential = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ rotation
+    a, b = (np.concatenate([p, np.ones((len(p), 1))], 1) for p in (matches.first, matches.second))
+    line_b, line_a = a @ essential.T, b @ essential
+    size = np.sqrt((line_a[:, :2] ** 2).sum(1) + (line_b[:, :2] ** 2).sum(1))
+    return np.abs((b * line_b).sum(1)) / size.clip(1e-12)
+
+
+def triangulate(matches: Matches, pose_i: np.ndarray, pose_j: np.ndarray) -> np.ndarray:
+    """(n, 3) the points halfway between the two rays where they are closest.
+
+    NaN where a point lies behind a camera or its rays are so nearly parallel that its depth is a guess.
+    """
+    rays = []
+    for places, pose in ((matches.first, pose_i), (matches.second, pose_j)):
+        local = np.concatenate([places, np.ones((len(places), 1))], 1)
+        rays.append((local / np.linalg.norm(local, axis=1, keepdims=True)) @ pose[:, :3].T)
+    a, b = rays
+    between = pose_j[:, 3] - pose_i[:, 3]
+    cosine = (a * b).sum(1)
+    sine = np.maximum(1 - cosine**2, 1e-12)
+    along_a = (a @ between - cosine * (b @ between)) / sine
+    along_b = (cosine * (a @ between) - b @ between) / sine
+    points = (pose_i[:, 3] + along_a[:, None] * a + pose_j[:, 3] + along_b[:, None] * b) / 2
+    sure = (along_a > 0) & (along_b > 0) & (sine > np.sin(_PARALLAX) ** 2)
+    return np.where(sure[:, None], points, np.nan)
