@@ -1,4 +1,4 @@
-"""From a configuration to a capture: shipped scenes by name; captures, photos and videos from anywhere by their path."""
+"""From a configuration to a capture: shipped scenes by name; captures, photos and videos from anywhere by path."""
 
 from __future__ import annotations
 
@@ -18,12 +18,21 @@ ESTIMATES = Path("outputs") / "captures"  # where captures are kept whose poses 
 def capture_root(config: DictConfig) -> Path:
     """The capture's folder. UserError that lists the scenes there are.
 
-    For photos without poses and for a video it is the folder that their estimate is in, or will be in once `load_scene`
-    has made it. In the first case `config.capture` becomes that folder, so that the run's config.yaml tells with which
-    poses its field was trained: render.py and later edits then need neither the photos nor pycolmap.
+    For photos without poses and for a video: the folder that their estimate is in, or will be in once `load_scene` has
+    made it.
+    """
+    return _find(config)[0]
+
+
+def _find(config: DictConfig) -> tuple[Path, Source | None]:
+    """(folder, source): the capture's folder, and what its poses have yet to be estimated from; None where they exist.
+
+    `config.capture` becomes the folder of a finished estimate, so that the run's config.yaml tells with which poses its
+    field is trained: render.py then needs neither the photos nor pycolmap. Tells (UserError) what can be told without
+    work.
     """
     if config.capture is not None:
-        return _estimate_of(config)[0]
+        return _find_capture(config)
     root = Path(config.scene.root) if config.scene.root else data_folder("scenes") / str(config.scene.name)
     if not root.is_dir():
         scenes = data_folder("scenes")
@@ -32,7 +41,7 @@ def capture_root(config: DictConfig) -> Path:
             f"scene {config.scene.name}: {root} does not exist; there are: {', '.join(there) or 'none'} "
             "(--capture DIR takes a capture from anywhere)"
         )
-    return root
+    return root, None
 
 
 def scene_name(config: DictConfig) -> str:
@@ -47,20 +56,14 @@ def load_scene(config: DictConfig) -> Capture:
         whole(config, "scene.width", least=16)
     if scene.bound is not None:
         positive(config, "scene.bound")
-    root = capture_root(config)
-    if config.capture is not None:
-        root, source = _estimate_of(config)
-        if source is not None:
-            estimate_capture(source, root, config.get("threads"), show_progress=True)
-            root = capture_root(config)
+    root, source = _find(config)
+    if source is not None:
+        estimate_capture(source, root, config.threads, show_progress=True)
+        config.capture = str(root)
     return load_capture(root, width=scene.width, space=scene.space, bound=scene.bound, test_every=scene.test_every)
 
 
-def _estimate_of(config: DictConfig) -> tuple[Path, Source | None]:
-    """(folder, source): where --capture's capture is, and what its poses have yet to be estimated from, if they have.
-
-    Tells (UserError) all that can be told about the source without work.
-    """
+def _find_capture(config: DictConfig) -> tuple[Path, Source | None]:
     path = Path(config.capture)
     if not path.exists():
         raise UserError(f"--capture {path}: no such folder or video")
@@ -73,5 +76,5 @@ def _estimate_of(config: DictConfig) -> tuple[Path, Source | None]:
     if finished:
         config.capture = str(folder)
         return folder, None
-    require_pycolmap()
+    require_pycolmap(source)
     return folder, source

@@ -38,14 +38,15 @@ _LEAST_BASELINE = 0.01  # largest distance between cameras over the median depth
 _SEED = 0
 
 
-def require_pycolmap() -> ModuleType:
-    """pycolmap. Raises UserError that says how to install it."""
+def require_pycolmap(source: Source) -> ModuleType:
+    """pycolmap. Raises UserError that names `source` and says how to install it."""
     try:
         import pycolmap
     except ImportError as error:
-        told = "" if isinstance(error, ModuleNotFoundError) else f" (it is there, but: {reason(error)})"
+        why = "which is not installed" if isinstance(error, ModuleNotFoundError) else f"which fails ({reason(error)})"
         raise UserError(
-            f'photos without poses need pycolmap to estimate them{told}: pip install "cds3d[colmap]"'
+            f"{source.path} has no poses, and to estimate them takes pycolmap, {why}: "
+            'pip install "cds3d[colmap]", in a checkout pip install ".[colmap]"'
         ) from error
     return pycolmap
 
@@ -55,12 +56,11 @@ def estimate_capture(source: Source, folder: Path, threads: int | None = None, s
 
     threads: at most, None for all cores. The same source gives the same poses. Images that cannot be registered are
     counted and left out. Raises UserError where pycolmap is missing, images cannot be read, or no trustworthy poses
-    are found.
+    are found. A process that is killed leaves a hidden folder `.<name>.<process>.part`, which nobody reads.
     """
-    colmap = require_pycolmap()
+    colmap = require_pycolmap(source)
     start = time.time()
-    partial = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)  # of an estimate that was killed
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")  # another process may be at the same source
     try:
         images = partial / "images"
         images.mkdir(parents=True)
@@ -79,13 +79,22 @@ def estimate_capture(source: Source, folder: Path, threads: int | None = None, s
         for leftover in (partial / "work", *(images / name for name in set(names) - registered)):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         write_record(source, partial, images=len(names), registered=len(registered), pycolmap=colmap.__version__)
-        os.rename(partial, folder)
+        _publish(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     log.info(
         "%s: poses of %d of %d images estimated in %.0f s, kept in %s",
         source.path, len(registered), len(names), time.time() - start, folder,
     )  # fmt: skip
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    try:
+        os.rename(partial, folder)
+    except OSError as error:
+        if not folder.exists():
+            raise
+        raise UserError(f"{folder} was made by another process meanwhile; give the same command again") from error
 
 
 def choose_pairs(count: int, ordered: bool) -> list[tuple[int, int]]:
@@ -225,7 +234,10 @@ class _Reconstruction:
                 token.cancel()
                 raise
             bar.update(min(done(), total) - bar.n)
-            return future.result()
+            try:
+                return future.result()
+            except (RuntimeError, ValueError) as error:  # what pybind makes of C++ exceptions
+                raise UserError(f"{self.images.parent}: pycolmap failed at the {stage}: {reason(error)}") from error
 
 
 def _checked(model: Any, source: Source, count: int) -> set[str]:
@@ -236,13 +248,15 @@ def _checked(model: Any, source: Source, count: int) -> set[str]:
         else "take more photos that overlap, sharp, from different places, of something that has texture"
     )
     if model is None:
-        raise UserError(f"{source.path}: no poses can be estimated, no two images overlap well enough; {advice}")
+        raise UserError(
+            f"{source.path}: no poses can be estimated, as images overlap too little or the camera only turns; {advice}"
+        )
     registered = [model.images[i] for i in model.reg_image_ids()]
     share = len(registered) / count
     if len(registered) < MINIMUM_VIEWS or share < _LEAST_SHARE:
         raise UserError(
             f"{source.path}: only {len(registered)} of {count} images could be registered, the others do not overlap "
-            f"with them; {advice}"
+            f"enough; {advice}"
         )
     if _baseline(model, registered) < _LEAST_BASELINE:
         raise UserError(f"{source.path}: the camera turns on the spot, which shows no depth; {advice}")

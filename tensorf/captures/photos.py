@@ -94,10 +94,13 @@ def _upright(path: Path, size: tuple[int, int]) -> Image.Image:
 
 
 def _names(photos: list[Path]) -> list[str]:
-    """A name for each copy: the photo's, as .jpg, without spaces (COLMAP's lists of pairs are split at them)."""
+    """A name for each copy: the photo's, as .jpg, with _ for all but letters, digits, . and -.
+
+    COLMAP's lists of pairs are split at spaces, and in them # begins a comment.
+    """
     names = []
     for photo in photos:
-        name = re.sub(r"\s", "_", photo.stem) + ".jpg"
+        name = re.sub(r"[^\w.-]", "_", photo.stem) + ".jpg"
         while name in names:  # a.png beside a.jpg
             name = "_" + name
         names.append(name)
@@ -107,4 +110,5 @@ def _names(photos: list[Path]) -> list[str]:
 def _refuse(unreadable: list[Path]) -> None:
     if unreadable:
         named = ", ".join(str(p) for p in unreadable[:5]) + (" and others" if len(unreadable) > 5 else "")
-        raise UserError(f"{len(unreadable)} photos cannot be read: {named}; replace or remove them")
+        count = "1 photo" if len(unreadable) == 1 else f"{len(unreadable)} photos"
+        raise UserError(f"{count} cannot be read: {named}; replace or remove what is named")

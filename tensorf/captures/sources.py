@@ -6,9 +6,9 @@
         estimate_capture(source, folder)                           # estimate.py
     capture = load_capture(folder)
 
-A finished folder holds `source.json`, which says what it was made from. Fields are trained in an estimate's own
-coordinates, and another estimate has others: an estimate is therefore never replaced. Where the photos changed, or
-other photos have the same name, the next free name is taken.
+A finished folder holds `source.json`, which says what it was made from. An estimate is never replaced, because fields
+are trained in its coordinates and another estimate has others. Where the photos changed, or other photos have the same
+name, the next free name is taken.
 """
 
 from __future__ import annotations
@@ -49,12 +49,14 @@ class Source:
         return self.path.stem if self.is_video else self.path.name
 
     def record(self) -> dict:
-        """What tells this source from others, and from itself after a change, as JSON can hold it."""
+        """Names, sizes in bytes and times of change of the files, and `frames`: other sources, and this one after a
+        change, have another record. It can be written as JSON. Where the files lie is left out: they may be moved.
+        """
         files = {}
         for path in (self.path,) if self.is_video else self.photos:
             status = path.stat()
             files[path.name] = [status.st_size, status.st_mtime_ns]
-        return {"source": str(self.path), "frames": self.frames, "files": files}
+        return {"frames": self.frames, "files": files}
 
 
 def find_source(path: Path, frames: int) -> Source | None:
@@ -65,7 +67,9 @@ def find_source(path: Path, frames: int) -> Source | None:
     path = Path(os.path.abspath(path))  # not resolved: a link's own name is the one that the user knows
     if path.is_file():
         if path.suffix.lower() not in VIDEO_SUFFIXES:
-            raise UserError(f"{path} is neither a folder nor a video ({', '.join(VIDEO_SUFFIXES)})")
+            raise UserError(
+                f"{path} is neither a folder nor a video; give a folder, or one of {', '.join(VIDEO_SUFFIXES)}"
+            )
         if frames < MINIMUM_VIEWS:
             raise UserError(f"frames={frames} must be at least {MINIMUM_VIEWS}")
         return Source(path, (), frames)
@@ -77,13 +81,13 @@ def find_source(path: Path, frames: int) -> Source | None:
     if not photos:
         raise UserError(
             f"{path} is no capture: found neither poses_bounds.npy, transforms.json, transforms_train.json nor "
-            "cameras.bin or cameras.txt in sparse/0, sparse or colmap/sparse/0, nor photos (JPEG, PNG, WebP or TIFF) "
-            "in it or in its images folder to estimate poses from"
+            "cameras.bin or cameras.txt in sparse/0, sparse or colmap/sparse/0, nor photos to estimate poses from, "
+            "in it or in its images folder; convert photos of other kinds, such as HEIC, to JPEG"
         )
     if len(photos) < MINIMUM_VIEWS:
         raise UserError(
-            f"{path} holds {len(photos)} photos and no poses: to estimate poses at least {MINIMUM_VIEWS} are needed, "
-            "better 30, which overlap"
+            f"{path} holds no poses and {len(photos)} photos: to estimate poses at least {MINIMUM_VIEWS} are needed, "
+            "better 30 that overlap"
         )
     return Source(path, tuple(photos), None)
 
@@ -111,14 +115,15 @@ def folder_of(source: Source, parent: Path) -> tuple[Path, bool]:
 
 
 def write_record(source: Source, folder: Path, **figures) -> None:
-    """source.json: the record, and figures of the estimate."""
-    (folder / RECORD).write_text(json.dumps({**source.record(), **figures}, indent=1) + "\n")
+    """source.json: the record, and for the reader where the files were, and figures of the estimate."""
+    told = {"source": str(source.path), **figures, **source.record()}
+    (folder / RECORD).write_text(json.dumps(told, indent=1) + "\n")
 
 
 def _recorded(folder: Path) -> dict | None:
-    """The record in `folder`, without figures; None where there is none that can be read."""
+    """The record in `folder`; None where there is none that can be read."""
     try:
         found = json.loads((folder / RECORD).read_text())
-        return {key: found[key] for key in ("source", "frames", "files")}
+        return {key: found[key] for key in ("frames", "files")}
     except (OSError, ValueError, KeyError, TypeError):
         return None
