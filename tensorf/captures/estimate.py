@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from tensorf.captures.frames import choose_frames
 from tensorf.captures.photos import copy_photos
-from tensorf.captures.sources import Source, write_record
+from tensorf.captures.sources import Source, folder_of, write_record
 from tensorf.captures.views import MINIMUM_VIEWS
 from tensorf.errors import UserError, reason
 
@@ -62,24 +62,27 @@ def estimate_capture(source: Source, folder: Path, threads: int | None = None, s
     start = time.time()
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")  # another process may be at the same source
     try:
-        images = partial / "images"
-        images.mkdir(parents=True)
+        images, work, sparse = partial / "images", partial / "work", partial / "sparse" / "0"
+        for made in (images, work, sparse):
+            made.mkdir(parents=True)
         if source.is_video:
             names = choose_frames(source.path, source.frames, images, show_progress)
         else:
             names = copy_photos(list(source.photos), images, show_progress)
         if len(names) < MINIMUM_VIEWS:
             raise UserError(f"{source.path}: {len(names)} images are left; at least {MINIMUM_VIEWS} are needed")
-        with _quiet(colmap):
-            model = _Reconstruction(colmap, partial, names, threads or -1, show_progress).run(source.is_video)
+        try:
+            with _quiet(colmap):
+                model = _Reconstruction(colmap, images, work, names, threads or -1, show_progress).run(source.is_video)
+        except (RuntimeError, ValueError) as error:  # what C++ exceptions become
+            raise UserError(f"{source.path}: pycolmap cannot estimate its poses ({reason(error)})") from error
         registered = _checked(model, source, len(names))
-        sparse = partial / "sparse" / "0"
-        sparse.mkdir(parents=True)
         model.write(sparse)
-        for leftover in (partial / "work", *(images / name for name in set(names) - registered)):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        shutil.rmtree(work)
+        for name in set(names) - registered:
+            (images / name).unlink()
         write_record(source, partial, images=len(names), registered=len(registered), pycolmap=colmap.__version__)
-        _publish(partial, folder)
+        _publish(partial, folder, source)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     log.info(
@@ -88,13 +91,13 @@ def estimate_capture(source: Source, folder: Path, threads: int | None = None, s
     )  # fmt: skip
 
 
-def _publish(partial: Path, folder: Path) -> None:
+def _publish(partial: Path, folder: Path, source: Source) -> None:
+    """Gives the finished estimate its name, unless another process has put one of the same source there meanwhile."""
     try:
         os.rename(partial, folder)
-    except OSError as error:
-        if not folder.exists():
+    except OSError:
+        if folder_of(source, folder.parent) != (folder, True):
             raise
-        raise UserError(f"{folder} was made by another process meanwhile; give the same command again") from error
 
 
 def choose_pairs(count: int, ordered: bool) -> list[tuple[int, int]]:
@@ -118,17 +121,18 @@ def choose_pairs(count: int, ordered: bool) -> list[tuple[int, int]]:
 
 
 class _Reconstruction:
-    """The stages of one estimate in `partial`: its `images`, and `work` for the database and the models."""
+    """The stages of one estimate of the images `names` in `images`. `work` takes the database and the models."""
 
-    def __init__(self, colmap: ModuleType, partial: Path, names: list[str], threads: int, show_progress: bool):
+    def __init__(
+        self, colmap: ModuleType, images: Path, work: Path, names: list[str], threads: int, show_progress: bool
+    ):
         self.colmap, self.names, self.threads, self.show_progress = colmap, names, threads, show_progress
-        self.images, self.work = partial / "images", partial / "work"
+        self.images, self.work = images, work
         self.database = self.work / "database.db"
         self.counts = None  # the database as we look into it while COLMAP fills it
 
     def run(self, ordered: bool) -> Any:
-        """The largest model, a pycolmap.Reconstruction; None where there is none. ordered: the images of a video."""
-        self.work.mkdir()
+        """The largest model, a pycolmap.Reconstruction; None where there is none. ordered: as a video's frames are."""
         # By COLMAP's own SQLite, opened before the stages: Python's copy of SQLite in the same process would take away
         # the other's locks, and that ends in a crash.
         self.counts = self.colmap.Database.open(self.database)
@@ -234,10 +238,7 @@ class _Reconstruction:
                 token.cancel()
                 raise
             bar.update(min(done(), total) - bar.n)
-            try:
-                return future.result()
-            except (RuntimeError, ValueError) as error:  # what pybind makes of C++ exceptions
-                raise UserError(f"{self.images.parent}: pycolmap failed at the {stage}: {reason(error)}") from error
+            return future.result()
 
 
 def _checked(model: Any, source: Source, count: int) -> set[str]:
