@@ -61,6 +61,7 @@ def estimate_capture(source: Source, folder: Path, threads: int | None = None, s
     colmap = require_pycolmap(source)
     start = time.time()
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")  # another process may be at the same source
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed process with the same number, as in containers
     try:
         images, work, sparse = partial / "images", partial / "work", partial / "sparse" / "0"
         for made in (images, work, sparse):
