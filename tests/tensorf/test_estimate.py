@@ -210,6 +210,7 @@ def test_poses_are_those_that_the_photos_were_made_with(estimated):
     (angles, distances), (true_angles, true_distances) = relative(poses_of(capture)), relative(poses_of(truth)[:10])
     assert np.abs(angles - true_angles).max() < 0.5
     assert np.abs(distances - true_distances).max() < 0.03
+    assert len({(camera.fx, camera.cx, camera.cy) for camera in capture.cameras}) == 1
     assert capture.cameras[0].fx == pytest.approx(truth.cameras[0].fx, rel=0.05)
 
 

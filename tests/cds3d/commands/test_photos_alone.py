@@ -54,6 +54,7 @@ def to_red(tiny_folder):
 
 def test_without_the_extra_one_line_names_it(tmp_path, inputs, capsys, monkeypatch, to_red):
     monkeypatch.setitem(sys.modules, "pycolmap", None)
+    monkeypatch.setattr(scenes, "estimate_capture", lambda *args, **kwargs: pytest.fail("told too late"))
     walk = inputs / "walk.mp4"
     walk.write_bytes(b"not even looked at")
     for source in (photos(inputs / "my photos", count=3), walk):
