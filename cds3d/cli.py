@@ -19,12 +19,12 @@ from tensorf.errors import UserError
 COMMANDS = ("train", "edit", "render", "bench")
 
 _FLAGS = {
-    "train": {"capture": "DIR|a capture from anywhere, in place of scene=NAME"},
+    "train": {"capture": "PATH|a capture, a folder of photos or a video from anywhere, in place of scene=NAME"},
     "edit": {
         "tgt": "TEXT|what the scene or image should become",
         "src": "TEXT|what it shows now (default: the scene's own prompt)",
         "image": "FILE|edit this image instead of a scene",
-        "capture": "DIR|a capture from anywhere, in place of scene=NAME",
+        "capture": "PATH|a capture, a folder of photos or a video from anywhere, in place of scene=NAME",
     },
     "render": {},
     "bench": {},

@@ -1,4 +1,4 @@
-"""From a configuration to a capture: shipped scenes by name, captures from anywhere by folder."""
+"""From a configuration to a capture: shipped scenes by name; captures, photos and videos from anywhere by path."""
 
 from __future__ import annotations
 
@@ -8,16 +8,31 @@ from omegaconf import DictConfig
 
 from cds3d.options import data_folder, positive, whole
 from tensorf.captures import Capture, load_capture
+from tensorf.captures.estimate import estimate_capture, require_pycolmap
+from tensorf.captures.sources import Source, find_source, folder_of
 from tensorf.errors import UserError
+
+ESTIMATES = Path("outputs") / "captures"  # where captures are kept whose poses were estimated
 
 
 def capture_root(config: DictConfig) -> Path:
-    """The capture's folder. UserError that lists the scenes there are."""
+    """The capture's folder. UserError that lists the scenes there are.
+
+    For photos without poses and for a video: the folder that their estimate is in, or will be in once `load_scene` has
+    made it.
+    """
+    return _find(config)[0]
+
+
+def _find(config: DictConfig) -> tuple[Path, Source | None]:
+    """(folder, source): the capture's folder, and what its poses have yet to be estimated from; None where they exist.
+
+    `config.capture` becomes the folder of a finished estimate, so that the run's config.yaml tells with which poses its
+    field is trained: render.py then needs neither the photos nor pycolmap. Tells (UserError) what can be told without
+    work.
+    """
     if config.capture is not None:
-        root = Path(config.capture)
-        if not root.is_dir():
-            raise UserError(f"--capture {root}: no such folder")
-        return root
+        return _find_capture(config)
     root = Path(config.scene.root) if config.scene.root else data_folder("scenes") / str(config.scene.name)
     if not root.is_dir():
         scenes = data_folder("scenes")
@@ -26,7 +41,7 @@ def capture_root(config: DictConfig) -> Path:
             f"scene {config.scene.name}: {root} does not exist; there are: {', '.join(there) or 'none'} "
             "(--capture DIR takes a capture from anywhere)"
         )
-    return root
+    return root, None
 
 
 def scene_name(config: DictConfig) -> str:
@@ -34,12 +49,32 @@ def scene_name(config: DictConfig) -> str:
 
 
 def load_scene(config: DictConfig) -> Capture:
+    """The capture; the poses of photos alone and of videos are estimated first, which takes minutes, once."""
     scene = config.scene
     whole(config, "scene.test_every")
     if scene.width is not None:
         whole(config, "scene.width", least=16)
     if scene.bound is not None:
         positive(config, "scene.bound")
-    return load_capture(
-        capture_root(config), width=scene.width, space=scene.space, bound=scene.bound, test_every=scene.test_every
-    )
+    root, source = _find(config)
+    if source is not None:
+        estimate_capture(source, root, config.threads, show_progress=True)
+        config.capture = str(root)
+    return load_capture(root, width=scene.width, space=scene.space, bound=scene.bound, test_every=scene.test_every)
+
+
+def _find_capture(config: DictConfig) -> tuple[Path, Source | None]:
+    path = Path(config.capture)
+    if not path.exists():
+        raise UserError(f"--capture {path}: no such folder or video")
+    if path.is_file():
+        whole(config, "scene.frames", least=3)
+    source = find_source(path, config.scene.get("frames"))
+    if source is None:
+        return path, None
+    folder, finished = folder_of(source, ESTIMATES)
+    if finished:
+        config.capture = str(folder)
+        return folder, None
+    require_pycolmap(source)
+    return folder, source

@@ -1,0 +1,129 @@
+"""What poses can be estimated from, photos alone or a video, and where the estimated capture is kept.
+
+    source = find_source(Path("some/photos"), frames=60)           # None: the folder has poses of its own
+    folder, finished = folder_of(source, Path("outputs/captures"))
+    if not finished:
+        estimate_capture(source, folder)                           # estimate.py
+    capture = load_capture(folder)
+
+A finished folder holds `source.json`, which says what it was made from. An estimate is never replaced, because fields
+are trained in its coordinates and another estimate has others. Where the photos changed, or other photos have the same
+name, the next free name is taken.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from tensorf.captures import llff
+from tensorf.captures.colmap import find_models
+from tensorf.captures.frames import VIDEO_SUFFIXES
+from tensorf.captures.photos import find_photos
+from tensorf.captures.transforms import is_transforms
+from tensorf.captures.views import MINIMUM_VIEWS
+from tensorf.errors import UserError
+
+RECORD = "source.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """path: absolute, a folder or a video. photos: the folder's, in natural order; none for a video.
+
+    frames: how many to take of a video; None for photos.
+    """
+
+    path: Path
+    photos: tuple[Path, ...]
+    frames: int | None
+
+    @property
+    def is_video(self) -> bool:
+        return self.frames is not None
+
+    @property
+    def name(self) -> str:
+        return self.path.stem if self.is_video else self.path.name
+
+    def record(self) -> dict:
+        """Names, sizes in bytes and times of change of the files, and `frames`: other sources, and this one after a
+        change, have another record. It can be written as JSON. Where the files lie is left out: they may be moved.
+        """
+        files = {}
+        for path in (self.path,) if self.is_video else self.photos:
+            status = path.stat()
+            files[path.name] = [status.st_size, status.st_mtime_ns]
+        return {"frames": self.frames, "files": files}
+
+
+def find_source(path: Path, frames: int) -> Source | None:
+    """The video, or the folder's photos; None where the folder holds poses, and is an ordinary capture.
+
+    frames: how many to take of a video. Raises UserError where there are neither poses nor photos, or too few photos.
+    """
+    path = Path(os.path.abspath(path))  # not resolved: a link's own name is the one that the user knows
+    if path.is_file():
+        if path.suffix.lower() not in VIDEO_SUFFIXES:
+            raise UserError(
+                f"{path} is neither a folder nor a video; give a folder, or one of {', '.join(VIDEO_SUFFIXES)}"
+            )
+        if frames < MINIMUM_VIEWS:
+            raise UserError(f"frames={frames} must be at least {MINIMUM_VIEWS}")
+        return Source(path, (), frames)
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist; give a folder or a video")
+    if has_poses(path):
+        return None
+    photos = find_photos(path)
+    if not photos:
+        raise UserError(
+            f"{path} is no capture: found neither poses_bounds.npy, transforms.json, transforms_train.json nor "
+            "cameras.bin or cameras.txt in sparse/0, sparse or colmap/sparse/0, nor photos to estimate poses from, "
+            "in it or in its images folder; convert photos of other kinds, such as HEIC, to JPEG"
+        )
+    if len(photos) < MINIMUM_VIEWS:
+        raise UserError(
+            f"{path} holds no poses and {len(photos)} photos: to estimate poses at least {MINIMUM_VIEWS} are needed, "
+            "better 30 that overlap"
+        )
+    return Source(path, tuple(photos), None)
+
+
+def has_poses(folder: Path) -> bool:
+    """True where the folder holds a pose file of a format that is read, be it a good one or not."""
+    return (folder / llff.FILE_NAME).is_file() or is_transforms(folder) or bool(find_models(folder))
+
+
+def folder_of(source: Source, parent: Path) -> tuple[Path, bool]:
+    """(folder, finished): where in `parent` the estimate of `source` is, or where it belongs.
+
+    That is `parent/<name>`, or `parent/<name>-2` and so on where another source, an earlier state of this one or
+    anything else has that name.
+    """
+    record = source.record()
+    number = 1
+    while True:
+        folder = parent / (source.name if number == 1 else f"{source.name}-{number}")
+        if not folder.exists():
+            return folder, False
+        if _recorded(folder) == record:
+            return folder, True
+        number += 1
+
+
+def write_record(source: Source, folder: Path, **figures) -> None:
+    """source.json: the record, and for the reader where the files were, and figures of the estimate."""
+    told = {"source": str(source.path), **figures, **source.record()}
+    (folder / RECORD).write_text(json.dumps(told, indent=1) + "\n")
+
+
+def _recorded(folder: Path) -> dict | None:
+    """The record in `folder`; None where there is none that can be read."""
+    try:
+        found = json.loads((folder / RECORD).read_text())
+        return {key: found[key] for key in ("frames", "files")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,197 @@
+"""Copies of photos, and the frames of videos: what poses are estimated from."""
+
+import logging
+import subprocess
+
+import cv2
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from PIL import Image
+
+from tensorf.captures import frames, photos
+from tensorf.captures.frames import choose_frames, sharpness
+from tensorf.captures.photos import copy_photos, find_photos
+from tensorf.errors import UserError
+
+
+def picture(width=40, height=30, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+def copied(tmp_path, folder):
+    (tmp_path / "copies").mkdir()
+    names = copy_photos(find_photos(folder), tmp_path / "copies")
+    assert sorted(names) == sorted(p.name for p in (tmp_path / "copies").iterdir())
+    return {name: Image.open(tmp_path / "copies" / name) for name in names}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "mine").mkdir()
+    return tmp_path / "mine"
+
+
+# --- photos
+
+
+def test_photos_are_found_in_natural_order_and_in_images_first(folder):
+    for name in ("10.jpg", "9.JPG", "._9.jpg"):
+        picture().save(folder / name, format="JPEG")
+    (folder / "notes.txt").write_text("no photo")
+    assert [p.name for p in find_photos(folder)] == ["9.JPG", "10.jpg"]
+    (folder / "images").mkdir()
+    assert [p.name for p in find_photos(folder)] == ["9.JPG", "10.jpg"]
+    picture().save(folder / "images" / "a.png")
+    assert [p.name for p in find_photos(folder)] == ["a.png"]
+
+
+def test_copies_are_upright(tmp_path, folder):
+    """Orientation 6: the stored first row is the picture's right side."""
+    stored = np.zeros((20, 40, 3), np.uint8)
+    stored[:10] = 250
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(stored).save(folder / "phone.jpg", exif=exif, quality=95)
+    copy = copied(tmp_path, folder)["phone.jpg"]
+    pixels = np.asarray(copy).astype(int)
+    assert copy.size == (20, 40) and copy.getexif().get(0x0112, 1) == 1
+    assert pixels[:, 15].min() > 200 and pixels[:, 5].max() < 50
+
+
+@pytest.mark.parametrize("size", [(2400, 1000), (1000, 2400)])
+def test_large_photos_are_reduced(tmp_path, folder, size):
+    picture(*size).save(folder / "large.jpg")
+    assert sorted(copied(tmp_path, folder)["large.jpg"].size) == [667, 1600]
+
+
+def test_names_become_safe_and_stay_apart(tmp_path, folder):
+    for name in ("#my photo.png", "_my_photo.jpg", "#my photo.jpg", "Blüte-1.5.jpeg"):
+        picture().save(folder / name)
+    names = sorted(copied(tmp_path, folder))
+    assert names == ["Blüte-1.5.jpg", "___my_photo.jpg", "__my_photo.jpg", "_my_photo.jpg"]
+
+
+def test_transparency_becomes_white(tmp_path, folder):
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(folder / "clear.png")
+    assert np.asarray(copied(tmp_path, folder)["clear.jpg"]).min() > 250
+
+
+def test_photos_of_other_sizes_are_counted_and_left_out(tmp_path, folder, caplog):
+    for i in range(3):
+        picture().save(folder / f"{i}.png")
+    picture(30, 40).save(folder / "upright.png")
+    with caplog.at_level(logging.WARNING):
+        assert sorted(copied(tmp_path, folder)) == ["0.jpg", "1.jpg", "2.jpg"]
+    assert "1 of 4 photos" in caplog.text and "40x30" in caplog.text and "upright.png" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"no image", None])
+def test_unreadable_photos_are_named(tmp_path, folder, content):
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        picture(400, 300).save(folder / name)
+    for name in ("b.jpg", "c.jpg"):
+        (folder / name).write_bytes(content or (folder / name).read_bytes()[:9000])  # a good header
+    with pytest.raises(UserError, match=r"2 photos cannot be read: \S*b\.jpg, \S*c\.jpg; replace"):
+        copied(tmp_path, folder)
+
+
+# --- videos
+
+
+def write_video(path, pictures, size=(64, 48), **options):
+    writer = imageio_ffmpeg.write_frames(str(path), size, fps=10, macro_block_size=2, quality=10, **options)
+    writer.send(None)
+    for pixels in pictures:
+        writer.send(np.ascontiguousarray(pixels))
+    writer.close()
+
+
+def moving(count, blurred=lambda i: False, size=(64, 48)):
+    """A window that slides over noise, out of focus where `blurred(i)`."""
+    width, height = size
+    noise = np.random.default_rng(1).integers(0, 255, (height // 2, width * 4, 3), dtype=np.uint8)
+    noise = cv2.resize(noise, (width * 8, height), interpolation=cv2.INTER_CUBIC)
+    for i in range(count):
+        view = noise[:, 3 * i : 3 * i + width]
+        yield cv2.GaussianBlur(view, (0, 0), 3) if blurred(i) else view
+
+
+def read(folder, name):
+    return np.asarray(Image.open(folder / name))
+
+
+def test_the_sharpest_frame_of_each_window_is_taken(tmp_path, folder):
+    sharp = [2, 9, 10, 19]  # one in each window of 5
+    write_video(tmp_path / "walk.mp4", moving(20, lambda i: i not in sharp))
+    assert choose_frames(tmp_path / "walk.mp4", 4, folder) == [f"{i:06d}.jpg" for i in sharp]
+    true = [view.astype(float) for view in moving(20)]
+    for i in sharp:
+        errors = [np.abs(read(folder, f"{i:06d}.jpg") - view).mean() for view in true]
+        assert np.argmin(errors) == i
+    true = next(moving(1))
+    assert sharpness(true) > 5 * sharpness(cv2.GaussianBlur(true, (0, 0), 3))
+
+
+def test_short_videos_give_all_frames(tmp_path, folder):
+    write_video(tmp_path / "short.mp4", moving(5))
+    assert len(choose_frames(tmp_path / "short.mp4", 60, folder)) == 5
+
+
+@pytest.mark.parametrize("promised", [0, 400, 12])
+def test_headers_that_are_wrong_about_the_length(tmp_path, folder, monkeypatch, promised):
+    write_video(tmp_path / "walk.mp4", moving(40))
+    monkeypatch.setattr(frames, "_expected_frames", lambda video: promised)
+    names = choose_frames(tmp_path / "walk.mp4", 10, folder)
+    assert names[-1] >= "000036.jpg" and 10 <= len(names) <= 40
+    assert sorted(names) == sorted(p.name for p in folder.iterdir())
+    if promised != 12:
+        assert len(names) == 10
+
+
+def test_videos_of_phones_are_upright(tmp_path, folder, caplog):
+    """Stored lying, with a mark that says how to turn it, as phones do; the reader's remarks stay off the screen."""
+    left_white = [np.pad(view[:, 32:], ((0, 0), (32, 0), (0, 0)), constant_values=255) for view in moving(6)]
+    write_video(tmp_path / "stored.mp4", left_white)
+    turned = tmp_path / "turned.mp4"
+    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-display_rotation", "90"]
+    subprocess.run([*ffmpeg, "-i", str(tmp_path / "stored.mp4"), "-c", "copy", str(turned)], check=True)
+    with caplog.at_level(logging.WARNING):
+        name = choose_frames(turned, 3, folder)[0]
+    pixels = read(folder, name)
+    assert pixels.shape == (64, 48, 3)
+    assert pixels[36:].mean() > 230 > pixels[:28].mean()  # a quarter turn to the left: the left side is below
+    assert caplog.text == ""
+
+
+def test_large_videos_are_reduced(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(frames, "_SCALE", frames._SCALE.replace(str(photos.LONGEST_SIDE), "32"))
+    write_video(tmp_path / "walk.mp4", moving(6))
+    assert read(folder, choose_frames(tmp_path / "walk.mp4", 3, folder)[0]).shape == (24, 32, 3)
+
+
+def test_videos_without_motion(tmp_path, folder):
+    """A camera's noise is no motion; two steps to the side are."""
+    generator, size = np.random.default_rng(0), (640, 480)
+    first, *_, last = (view.astype(float) for view in moving(3, size=size))
+    noisy = [np.clip(view + generator.normal(0, 6, view.shape), 0, 255).astype(np.uint8) for view in [first] * 8]
+    write_video(tmp_path / "tripod.mp4", noisy, size)
+    write_video(tmp_path / "walk.mp4", [*noisy, last.astype(np.uint8)], size)
+    assert len(choose_frames(tmp_path / "walk.mp4", 9, folder)) == 9
+    with pytest.raises(UserError, match=r"tripod\.mp4 shows no motion"):
+        choose_frames(tmp_path / "tripod.mp4", 4, folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"no video" * 100, "torn", "audio"])
+def test_unreadable_videos(tmp_path, folder, content):
+    path = tmp_path / "bad.mp4"
+    if content == "torn":
+        write_video(path, moving(20))
+        path.write_bytes(path.read_bytes()[:1500])
+    elif content == "audio":
+        ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error"]
+        subprocess.run([*ffmpeg, "-f", "lavfi", "-i", "sine=duration=1", str(path)], check=True)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"bad\.mp4 cannot be read as a video"):
+        choose_frames(path, 4, folder)

@@ -1,0 +1,135 @@
+"""What poses are estimated from, and where estimates are kept and found again."""
+
+import os
+import shutil
+
+import pytest
+
+from tensorf.captures.sources import find_source, folder_of, write_record
+from tensorf.errors import UserError
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "my photos"
+    folder.mkdir()
+    for i in range(4):
+        (folder / f"{i}.jpg").write_bytes(b"a photo")
+    return folder
+
+
+@pytest.fixture
+def video(tmp_path):
+    path = tmp_path / "a walk.MOV"
+    path.write_bytes(b"a video")
+    return path
+
+
+@pytest.fixture
+def kept(tmp_path):
+    return tmp_path / "captures"
+
+
+def finish(folder, source):
+    folder.mkdir(parents=True)
+    write_record(source, folder, registered=4)
+
+
+def test_photos_and_videos_are_sources(photos, video):
+    source = find_source(photos, 60)
+    assert (source.path, source.name, source.is_video) == (photos, "my photos", False)
+    assert [p.name for p in source.photos] == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+    source = find_source(video, 60)
+    assert (source.path, source.name, source.is_video, source.frames) == (video, "a walk", True, 60)
+
+
+def test_names_are_as_the_user_sees_them(photos, monkeypatch):
+    monkeypatch.chdir(photos)
+    assert find_source(os.curdir, 60).name == "my photos"
+    (photos.parent / "link").symlink_to(photos)
+    assert find_source(photos.parent / "link", 60).name == "link"
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["poses_bounds.npy", "transforms.json", "transforms_train.json", "sparse/0/cameras.bin", "sparse/cameras.txt"],
+)
+def test_folders_with_poses_are_no_sources(photos, file):
+    (photos / file).parent.mkdir(parents=True, exist_ok=True)
+    (photos / file).touch()
+    assert find_source(photos, 60) is None
+
+
+def test_what_is_neither(tmp_path, photos, video):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"notes\.txt is neither a folder nor a video; give .*\.mp4"):
+        find_source(tmp_path / "notes.txt", 60)
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        find_source(tmp_path / "nowhere", 60)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty is no capture: .*transforms.json.*HEIC"):
+        find_source(tmp_path / "empty", 60)
+    for i in (2, 3):
+        (photos / f"{i}.jpg").unlink()
+    with pytest.raises(UserError, match="my photos holds no poses and 2 photos: .* at least 3"):
+        find_source(photos, 60)
+    with pytest.raises(UserError, match="frames=2 must be at least 3"):
+        find_source(video, 2)
+
+
+def test_estimates_are_found_again_also_elsewhere(tmp_path, photos, kept):
+    source = find_source(photos, 60)
+    assert folder_of(source, kept) == (kept / "my photos", False)
+    finish(kept / "my photos", source)
+    assert folder_of(find_source(photos, 60), kept) == (kept / "my photos", True)
+    (tmp_path / "moved").mkdir()
+    shutil.move(kept, tmp_path / "moved")
+    shutil.move(photos, tmp_path / "moved")
+    moved = find_source(tmp_path / "moved" / "my photos", 60)
+    assert folder_of(moved, tmp_path / "moved" / "captures")[1]
+
+
+def touched(photos):
+    os.utime(photos / "1.jpg", ns=(0, 1))
+
+
+def longer(photos):
+    status = (photos / "1.jpg").stat()
+    (photos / "1.jpg").write_bytes(b"a larger photo")
+    os.utime(photos / "1.jpg", ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def renamed(photos):
+    (photos / "1.jpg").rename(photos / "9.jpg")
+
+
+def one_more(photos):
+    shutil.copy2(photos / "1.jpg", photos / "9.jpg")
+
+
+def one_less(photos):
+    (photos / "1.jpg").unlink()
+
+
+@pytest.mark.parametrize("change", [touched, longer, renamed, one_more, one_less])
+def test_changed_photos_get_a_folder_of_their_own(photos, kept, change):
+    finish(kept / "my photos", find_source(photos, 60))
+    change(photos)
+    changed = find_source(photos, 60)
+    assert folder_of(changed, kept) == (kept / "my photos-2", False)
+    finish(kept / "my photos-2", changed)
+    assert folder_of(changed, kept) == (kept / "my photos-2", True)
+
+
+def test_another_number_of_frames_is_another_estimate(video, kept):
+    finish(kept / "a walk", find_source(video, 60))
+    assert folder_of(find_source(video, 60), kept)[1]
+    assert folder_of(find_source(video, 30), kept) == (kept / "a walk-2", False)
+
+
+@pytest.mark.parametrize("record", [None, "", "[]", "{}", '{"frames": null}'])
+def test_folders_that_are_no_estimates_are_left_alone(photos, kept, record):
+    (kept / "my photos").mkdir(parents=True)
+    if record is not None:
+        (kept / "my photos" / "source.json").write_text(record)
+    assert folder_of(find_source(photos, 60), kept) == (kept / "my photos-2", False)
