@@ -97,10 +97,12 @@ def _decoded(path: Path) -> tuple[Image.Image, int]:
         return _decoded_by_opencv(path), 1
     with image:
         bits = _sample_bits(image)
-        turn = _orientation(image)  # loads PNGs, whose EXIF may come last
+        # Pillow turns TIFFs as it loads them; of PNGs the EXIF may come after the pixels.
+        before = _orientation(image) if image.format == "TIFF" else None
         image.load()
-        if image.format == "TIFF" and turn != _orientation(image):  # Pillow has turned it: back to how it is stored
-            image = _turned(image, _INVERSE.get(turn, turn))
+        turn = _orientation(image)
+        if before not in (None, turn):  # back to how it is stored
+            image, turn = _turned(image, _INVERSE.get(before, before)), before
         return _rgb(image, bits), turn
 
 
@@ -120,7 +122,7 @@ def _rgb(image: Image.Image, bits: int) -> Image.Image:
 def _deep_grey(image: Image.Image, bits: int) -> Image.Image:
     """Grey of more than 8 bits; Pillow's own conversion cuts at 255, and all but the darkest pixels become white."""
     grey, top = np.asarray(image).astype(np.int32), 2**bits - 1
-    if image.mode == "I":  # 32 bits; Pillow before 12 opens 16-bit PNGs like this
+    if image.mode == "I":  # 32 bits; older Pillow opens 16-bit PNGs like this
         top = 65535
     if grey.min() < 0 or grey.max() > top:
         raise ValueError(f"grey values of {grey.min()} to {grey.max()}, outside 0 to {top}")

@@ -340,6 +340,15 @@ def test_cut_off_files(tmp_path, name):
     assert "cannot be read" in refused(tmp_path / name)
 
 
+@pytest.mark.parametrize("at", [0.3, 0.6, 0.9])
+def test_pngs_with_a_damaged_byte(tmp_path, at):
+    Image.fromarray(RGB8).save(tmp_path / "a.png", compress_level=0)
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    data[int(at * len(data))] ^= 0xFF
+    (tmp_path / "a.png").write_bytes(data)
+    assert "cannot be read" in refused(tmp_path / "a.png")
+
+
 def test_missing_file(tmp_path):
     assert "cannot be read as an image (" in refused(tmp_path / "none.png")
 
