@@ -18,6 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 from tensorf.errors import UserError, reason
 
 _ROOT = Path(__file__).resolve().parents[1]
+_TEXT = ("src", "tgt", "image", "capture", "output", "run", "scene.name", "scene.root", "scene.prompt")  # or null
+_TEXT += ("guidance.path", "guidance.config")
 
 
 def data_folder(name: str) -> Path:
@@ -35,9 +37,24 @@ def load_config(command: str, options: list[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(data_folder("configs")), version_base="1.3"):
-            return compose(command, overrides=[_quoted(o) for o in options])
+            config = compose(command, overrides=[_quoted(o) for o in options])
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain(command, error)) from error
+    _check_text(command, config)
+    return config
+
+
+def _check_text(command: str, config: DictConfig) -> None:
+    """Make paths, names and prompts text, as numbers may be ones too; UserError for lists, mappings, true and false."""
+    for key in _TEXT:
+        value = OmegaConf.select(config, key)
+        if value is None:
+            if (command, key) in (("edit", "guidance.path"), ("bench", "output")):
+                raise UserError(f"{key}=null: a path has to be given")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            OmegaConf.update(config, key, str(value))
+        elif not isinstance(value, str):
+            raise UserError(f"{key}={value} has to be text")
 
 
 def _quoted(option: str) -> str:

@@ -39,6 +39,17 @@ class FieldConfig:
     density_shift: float = -4.5
     density_gain: float = 20.0
 
+    def __post_init__(self):
+        for name in ("density_components", "color_components"):
+            counts, least = getattr(self, name), 0 if self.decomposition == "cp" else 1
+            if len(counts) != 3 or min(counts) < least or sum(counts) < 1:
+                sums = " that add up to 1 or more" if least == 0 else ""
+                raise ValueError(f"{name}={list(counts)} has to be three whole numbers of at least {least}{sums}")
+        if len(self.frequencies) != 2 or min(self.frequencies) < 0:
+            raise ValueError(f"frequencies={list(self.frequencies)} has to be two whole numbers of at least 0")
+        if self.feature_dim < 3 or self.hidden < 1:
+            raise ValueError(f"feature_dim={self.feature_dim} has to be at least 3, hidden={self.hidden} at least 1")
+
 
 class VM(nn.Module):
     """Vector-matrix decomposition. planes[k]: (C_k, size of b, size of a); lines[k]: (C_k, size of c, 1)."""

@@ -148,7 +148,9 @@ def _settings(config: DictConfig) -> dict:
         ("objectives", ("sds", "dds", "cds")),
     ):
         values = settings[key]
-        wrong = [v for v in values if v not in known] if isinstance(values, list) else [values]
+        wrong = (
+            [v for v in values if not isinstance(v, str) or v not in known] if isinstance(values, list) else [values]
+        )
         if wrong or len(set(values)) < len(values):
             what = f"{wrong[0]} is unknown" if wrong else "a name comes twice"
             raise UserError(f"{key}: {what}; use a list of {', '.join(known)}, as in {key}=[{next(iter(known))}]")
@@ -163,6 +165,8 @@ def _settings(config: DictConfig) -> dict:
 
 
 def _check_options(options: list) -> None:
+    if not isinstance(options, list):
+        raise UserError(f"options={options} has to be a list of key=value, as in '[\"objective.weight=6\"]'")
     for option in options:
         key = str(option).split("=", 1)[0]
         if not isinstance(option, str) or "=" not in option:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 from tqdm import tqdm
 
 from cds3d.commands.scenes import capture_root, load_scene
@@ -26,6 +27,7 @@ from cds3d.runs import RunFolder, interrupts_between_steps, memory_mb, peak_memo
 from cds3d.subjects.field import FieldViews
 from cds3d.subjects.image import LatentImage, PixelImage
 from tensorf.captures import Capture
+from tensorf.captures.pictures import read_picture
 from tensorf.checkpoint import load_field, save_field
 from tensorf.errors import UserError
 from tensorf.render import render_view
@@ -286,19 +288,15 @@ def _edit_image(config: DictConfig) -> Path:
 
 
 def read_image(path: Path, width: int | None = None) -> torch.Tensor:
-    """(3, H, W) in [0, 1]; transparency on white; made smaller, aspect kept, if wider than `width` pixels."""
-    from PIL import Image, ImageOps
-
+    """(3, H, W) in [0, 1], upright by EXIF; transparency on white; made smaller if wider than `width` pixels."""
     if not path.is_file():
         raise UserError(f"--image {path}: no such file")
     try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file).convert("RGBA")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"--image {path} cannot be read ({error}): give a PNG or JPEG file") from error
+        picture = Image.fromarray(read_picture(path, white=True, upright=True))
+    except UserError as error:
+        raise UserError(f"--image {error}") from error
     if min(picture.size) < 16:
         raise UserError(f"--image {path} is {picture.width}x{picture.height}: at least 16x16 pixels are needed")
-    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     if width is not None and picture.width > width:
         picture = picture.resize((width, max(16, round(picture.height * width / picture.width))), Image.LANCZOS)
     return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).float() / 255

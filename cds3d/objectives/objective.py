@@ -82,8 +82,12 @@ class Objective:
             raise ValueError(f"features {self.features!r} are unknown; use self, cross or score")
         if self.weight < 0 or self.temperature <= 0:
             raise ValueError(f"weight={self.weight} has to be 0 or more, temperature={self.temperature} above 0")
-        if self.patches < 1 or not self.patch_sizes or min(self.patch_sizes) < 1:
-            raise ValueError(f"patches={self.patches} and patch_sizes={self.patch_sizes} have to be at least 1")
+        if self.patches < 1:
+            raise ValueError(f"patches={self.patches} has to be at least 1")
+        if not self.patch_sizes or min(self.patch_sizes) < 1:
+            raise ValueError(
+                f"patch_sizes={list(self.patch_sizes)} has to be a list of whole numbers of at least 1, as in [1,2]"
+            )
 
     def begin(self, model: Denoiser, z_src: Tensor, prompts: Prompts) -> Begun:
         """What of a step needs nothing but the source latent (1, C, h, w).

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tensorf.errors import UserError
+
 _EXCLUDED = -10.0  # a patch is not its own negative; before the division by the temperature
 
 
@@ -45,7 +47,8 @@ def contrastive_loss(
     pairs: (reference, target) features (C, h, w), one pair a layer. A patch of size p is the mean of p x p positions
     (average pooling); layers smaller than p are left out for that size. center: subtract the reference's mean over
     positions from both first. In a small model what all positions have in common is most of a feature: every cosine is
-    then near 1, the loss near the logarithm of the number of patches, and its gradient near nothing.
+    then near 1, the loss near the logarithm of the number of patches, and its gradient near nothing. Raises UserError
+    where every layer is smaller than every patch size.
     """
     total = None
     for reference, target in pairs:
@@ -59,5 +62,5 @@ def contrastive_loss(
             loss = patch_nce(ref, tgt, patches=patches, temperature=temperature).mean()
             total = loss if total is None else total + loss
     if total is None:
-        raise ValueError("no feature map is as large as any patch size")
+        raise UserError(f"objective.patch_sizes={list(patch_sizes)}: all are larger than every feature map; lower them")
     return total

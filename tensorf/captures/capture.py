@@ -14,7 +14,8 @@ from tensorf.cameras import Camera
 from tensorf.captures import llff, matching
 from tensorf.captures.colmap import find_models, read_colmap
 from tensorf.captures.geometry import mean_pose, place, transformed
-from tensorf.captures.images import is_transparent, load_images
+from tensorf.captures.images import load_images
+from tensorf.captures.pictures import is_transparent
 from tensorf.captures.transforms import is_transforms, read_transforms
 from tensorf.captures.views import Listing
 from tensorf.errors import UserError

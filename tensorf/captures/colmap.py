@@ -51,7 +51,7 @@ def read_colmap(root: Path, width: int | None) -> Listing:
     folder = _largest(find_models(root))
     model = load_model(folder)
     try:
-        photos = choose_image_folder(root, width)
+        photos = choose_image_folder(root, width, _calibrated_size(model))
     except UserError:
         photos = root
     views, missing, depths = [], [], []
@@ -83,6 +83,12 @@ def _largest(folders: list[Path]) -> Path:
     listed = ", ".join(f"{folder.name}: {count}" for folder, count in counts.items())
     log.info("%s is taken out of %d COLMAP models, it registers the most images (%s)", best, len(folders), listed)
     return best
+
+
+def _calibrated_size(model: Model) -> tuple[float, float] | None:
+    """(width, height) of the first camera; a capture's photos are all of one size."""
+    camera = next(iter(model.cameras.values()), None)
+    return None if camera is None else (camera.width, camera.height)
 
 
 def _pose(image: Registered, source: Path) -> np.ndarray:

@@ -1,6 +1,9 @@
 """Photos -> pinhole images of one size: composited, undistorted and resized, one photo at a time.
 
-EXIF orientation is ignored on purpose: COLMAP and LLFF estimate poses and intrinsics for the pixels as stored.
+Poses and intrinsics are mostly estimated on the pixels as stored, as COLMAP and LLFF do, so EXIF orientation is left
+alone where these pixels have the aspect of the intrinsics. Where only the turned photo has it (intrinsics for
+3000x4000, a photo stored as 4000x3000 that EXIF turns by 90 degrees), the turned photo is meant and taken. Where both
+have it, as with square photos and half turns, the photo is taken as stored; where neither has it, that is an error.
 """
 
 from __future__ import annotations
@@ -14,10 +17,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from tensorf.cameras import size_for_width
+from tensorf.captures.pictures import orientation, read_picture, stored_size
 from tensorf.captures.views import Lens, View
 from tensorf.errors import UserError
 
@@ -27,35 +30,44 @@ _RIM_WARNING = 0.1  # of an image; phones stay under 5%
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
-def choose_image_folder(root: Path, width: int | None) -> Path:
+def choose_image_folder(root: Path, width: int | None, calibrated: tuple[float, float] | None) -> Path:
     """The folder among `images`, `images_2`, `images_4`, ... with the narrowest photos of at least `width` pixels.
 
-    Without `width`, or where none is wide enough: the one with the widest. Raises UserError where none holds photos.
+    Without `width`, or where none is wide enough: the one with the widest. calibrated: as in `image_size`. Raises
+    UserError where none holds photos.
     """
     widths = {}
     for folder in sorted(p for p in root.iterdir() if p.is_dir() and re.fullmatch(r"images(_\d+)?", p.name)):
         first = next((p for p in sorted(folder.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES), None)
         if first is not None:
-            widths[folder] = image_size(first)[0]
+            widths[folder] = image_size(first, calibrated)[0]
     if not widths:
         raise UserError(f"{root} has no photos: looked for a folder images, images_2, images_4 or images_8 in it")
     enough = [folder for folder in widths if width is not None and widths[folder] >= width]
     return min(enough, key=widths.__getitem__) if enough else max(widths, key=widths.__getitem__)
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) from the file's header alone. Raises UserError where it is no image."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as an image; replace or remove it") from error
+def image_size(path: Path, calibrated: tuple[float, float] | None = None) -> tuple[int, int]:
+    """(width, height) that a photo is taken at, from the file's header alone. Raises UserError where it is no image.
+
+    calibrated: (width, height) of its intrinsics, which decide whether it is turned; without them it is not.
+    """
+    width, height = stored_size(path)
+    return (height, width) if _is_turned(path, calibrated) else (width, height)
 
 
-def is_transparent(path: Path) -> bool:
-    """True where the image has an alpha channel that hides something; an all-opaque one does not count."""
-    with _opened(path) as image:
-        return _has_alpha(image) and image.convert("RGBA").getchannel("A").getextrema()[0] < 255
+def _is_turned(path: Path, calibrated: tuple[float, float] | None) -> bool:
+    """True where the photo has the intrinsics' aspect only once it is turned as its EXIF orientation says."""
+    width, height = stored_size(path)
+    if calibrated is None or _same_aspect((width, height), calibrated):
+        return False
+    return _same_aspect((height, width), calibrated) and orientation(path) >= 5  # 5 to 8 swap the sides
+
+
+def _same_aspect(size: tuple[int, int], calibrated: tuple[float, float]) -> bool:
+    """True where the height is what the calibrated aspect makes of the width, within 1% and at least a pixel."""
+    expected = size[0] * calibrated[1]  # multiplied out, for calibrated sizes that are 0
+    return abs(expected - size[1] * calibrated[0]) <= max(0.01 * expected, calibrated[0])
 
 
 def load_images(
@@ -75,7 +87,8 @@ def load_images(
     lenses = []
     for i, view in enumerate(views):
         lens = _lens_at(view, native)
-        pixels = undistort(read_rgb(view.path, white), lens)
+        photo = read_picture(view.path, white=white, upright=_is_turned(view.path, view.lens.size))
+        pixels = undistort(photo, lens)
         images[i] = pixels if size == native else cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
         lens = lens.resized(*size)
         lenses.append(Lens(lens.fx, lens.fy, lens.cx, lens.cy, lens.width, lens.height))
@@ -84,16 +97,6 @@ def load_images(
     if show_progress:
         print(file=sys.stderr)
     return torch.from_numpy(images), lenses
-
-
-def read_rgb(path: Path, white: bool) -> np.ndarray:
-    """(height, width, 3) uint8, transparency composited on white or black. Raises UserError where unreadable."""
-    with _opened(path) as image:
-        if not _has_alpha(image):
-            return np.asarray(image.convert("RGB"))
-        rgba = image.convert("RGBA")
-    ground = Image.new("RGBA", rgba.size, (255, 255, 255, 255) if white else (0, 0, 0, 255))
-    return np.asarray(Image.alpha_composite(ground, rgba).convert("RGB"))
 
 
 def undistort(pixels: np.ndarray, lens: Lens) -> np.ndarray:
@@ -123,9 +126,9 @@ def _undistortion_map(lens: Lens) -> tuple[np.ndarray, np.ndarray]:
 
 def _common_size(views: list[View]) -> tuple[int, int]:
     """The (width, height) that all photos have."""
-    first = image_size(views[0].path)
+    first = image_size(views[0].path, views[0].lens.size)
     for view in views[1:]:
-        size = image_size(view.path)
+        size = image_size(view.path, view.lens.size)
         if size != first:
             raise UserError(
                 f"photos differ in size: {views[0].path} is {first[0]}x{first[1]}, {view.path} is "
@@ -137,24 +140,9 @@ def _common_size(views: list[View]) -> tuple[int, int]:
 def _lens_at(view: View, size: tuple[int, int]) -> Lens:
     """The view's lens at its photo's true size, which may be a resized copy of the one calibrated, never a crop."""
     width, height = size
-    expected = width * view.lens.height / view.lens.width
-    if abs(expected - height) > max(0.01 * expected, 1):
+    if not _same_aspect(size, view.lens.size):
         raise UserError(
             f"{view.path} is {width}x{height} but its intrinsics are for {view.lens.width:g}x{view.lens.height:g}, "
             "another aspect; use the photos that the poses were estimated on (not cropped, not rotated)"
         )
     return view.lens.resized(width, height)
-
-
-def _opened(path: Path) -> Image.Image:
-    """The decoded image; decoding here turns a cut-off file into a UserError too."""
-    try:
-        image = Image.open(path)
-        image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as an image; replace or remove it") from error
-    return image
-
-
-def _has_alpha(image: Image.Image) -> bool:
-    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info

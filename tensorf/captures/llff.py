@@ -38,7 +38,7 @@ def read_llff(root: Path, width: int | None, order: str = "auto", check: bool = 
     source = root / FILE_NAME
     rows = _load_rows(source)
     matrices, depths = rows[:, :15].reshape(-1, 3, 5), rows[:, 15:]
-    folder = choose_image_folder(root, width)
+    folder = choose_image_folder(root, width, _calibrated_size(matrices))
     photos = sorted((p for p in folder.iterdir() if _is_photo(p)), key=lambda p: p.name)
     if len(photos) != len(rows):
         raise UserError(
@@ -115,6 +115,11 @@ def opencv_from_llff(pose: np.ndarray) -> np.ndarray:
     """(..., 3, 4) from columns (down, right, back, t) to (right, down, forward, t)."""
     down, right, back, position = np.moveaxis(pose, -1, 0)
     return np.stack([right, down, -back, position], axis=-1)
+
+
+def _calibrated_size(matrices: np.ndarray) -> tuple[float, float] | None:
+    """(width, height) that the first of `matrices` (n, 3, 5) is for."""
+    return (float(matrices[0, 1, 4]), float(matrices[0, 0, 4])) if len(matrices) else None
 
 
 def _load_rows(source: Path) -> np.ndarray:

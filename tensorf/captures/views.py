@@ -38,6 +38,10 @@ class Lens:
     distortion: tuple[float, ...] = ()
     fisheye: bool = False
 
+    @property
+    def size(self) -> tuple[float, float]:
+        return self.width, self.height
+
     def resized(self, width: int, height: int) -> Lens:
         """The same lens at another image size, axis by axis. Distortion has no unit and stays."""
         sx, sy = width / self.width, height / self.height

@@ -11,6 +11,7 @@ from fakes import PROMPTS, LinearDenoiser
 from cds3d.objectives.objective import SCORE_SCALE, Objective, Prompts
 from cds3d.objectives.patchnce import contrastive_loss, patch_nce
 from cds3d.objectives.scores import classifier_free, dds_gradient, sds_gradient
+from tensorf.errors import UserError
 
 
 def test_classifier_free_by_hand_and_in_the_papers_form():
@@ -165,7 +166,7 @@ def test_layers_smaller_than_a_patch_are_left_out():
     small, large = (torch.randn(4, 1, 3), torch.randn(4, 1, 3)), (torch.randn(4, 4, 4), torch.randn(4, 4, 4))
     both = contrastive_loss([small, large], patch_sizes=(2,), patches=100)
     assert both.item() == pytest.approx(contrastive_loss([large], patch_sizes=(2,), patches=100).item())
-    with pytest.raises(ValueError, match="patch size"):
+    with pytest.raises(UserError, match=r"objective.patch_sizes=\[2\]: all are larger"):
         contrastive_loss([small], patch_sizes=(2,))
 
 

@@ -187,6 +187,105 @@ def test_llff_takes_the_smallest_folder_that_is_wide_enough(tmp_path, width, tak
     assert load_capture(tmp_path, width=width).cameras[0].width == taken
 
 
+# --- EXIF orientation: the pixels as stored, unless only the turned ones have the aspect of the intrinsics
+
+
+def write_turned_photo(path, turn, size=(12, 8)):
+    """A photo stored with its left half red and its right half blue, and an EXIF orientation (6: turn clockwise)."""
+    exif = Image.Exif()
+    exif[274] = turn
+    photo = Image.new("RGB", size, (255, 0, 0))
+    photo.paste((0, 0, 255), (size[0] // 2, 0, *size))
+    photo.save(path, exif=exif)
+
+
+def where_red_is(images):
+    """Which half of all `images` (n, h, w, 3) is red."""
+    halves = {"left": images[:, :, 0], "top": images[:, 0], "bottom": images[:, -1]}
+    halves = {name: half for name, half in halves.items() if (half[..., 0] == 255).all()}
+    assert len(halves) == 1
+    return next(iter(halves))
+
+
+@pytest.mark.parametrize(
+    ("turn", "stored", "calibrated", "red"),
+    [
+        (6, (12, 8), (8, 12), "top"),
+        (8, (12, 8), (8, 12), "bottom"),
+        (6, (12, 8), (16, 24), "top"),  # calibrated at another size
+        (6, (12, 8), (12, 8), "left"),
+        (6, (8, 8), (8, 8), "left"),
+        (2, (12, 8), (12, 8), "left"),
+        (3, (12, 8), (12, 8), "left"),
+    ],
+)
+def test_photos_are_turned_where_only_that_fits_the_intrinsics(tmp_path, turn, stored, calibrated, red):
+    write_llff(tmp_path, row_of_cameras(), hwf=(calibrated[1], calibrated[0], 10))
+    for i in range(4):
+        write_turned_photo(tmp_path / "images" / f"image{i + 1}.png", turn, stored)
+    capture = load_capture(tmp_path)
+    width, height = stored if red == "left" else stored[::-1]
+    assert capture.images.shape == (4, height, width, 3) and where_red_is(capture.images) == red
+    camera = capture.cameras[0]
+    assert (camera.width, camera.height, camera.cx, camera.cy) == (width, height, width / 2, height / 2)
+    assert camera.fx == pytest.approx(10 * width / calibrated[0])
+
+
+@pytest.mark.parametrize(("turn", "calibrated"), [(1, "8x12"), (3, "8x12"), (6, "8x8")])
+def test_photos_that_no_turn_makes_fit_are_refused(tmp_path, turn, calibrated):
+    width, height = map(int, calibrated.split("x"))
+    write_llff(tmp_path, row_of_cameras(), hwf=(height, width, 10))
+    for i in range(4):
+        write_turned_photo(tmp_path / "images" / f"image{i + 1}.png", turn)
+    expect_error(tmp_path, "image1.png is 12x8", calibrated, "not rotated")
+
+
+def test_turned_and_upright_photos_mix(tmp_path):
+    write_llff(tmp_path, row_of_cameras(), hwf=(12, 8, 10), size=(8, 12))
+    write_turned_photo(tmp_path / "images" / "image3.png", 6)
+    capture = load_capture(tmp_path)
+    assert capture.images.shape == (4, 12, 8, 3) and where_red_is(capture.images[2:3]) == "top"
+
+
+def write_turned_folders(root, names):
+    for folder, size in (("images", (24, 16)), ("images_2", (12, 8))):
+        (root / folder).mkdir(exist_ok=True)
+        for name in names:
+            write_turned_photo(root / folder / name, 6, size)
+
+
+@pytest.mark.parametrize("layout", ["llff", "colmap"])
+def test_a_folder_is_chosen_by_the_width_after_turning(tmp_path, layout):
+    if layout == "llff":
+        write_llff(tmp_path, row_of_cameras(), hwf=(24, 16, 20))
+        write_turned_folders(tmp_path, [f"image{i + 1}.png" for i in range(4)])
+    else:
+        write_colmap(tmp_path / "sparse", ".txt")
+        path = tmp_path / "sparse" / "cameras.txt"
+        path.write_text("7 PINHOLE 16 24 20 20 8 12\n")
+        write_turned_folders(tmp_path, [f"view{i + 1}.png" for i in range(3)])
+    # images_2 is stored 12 wide, but taken 8 wide.
+    assert [load_capture(tmp_path, width=w).cameras[0].width for w in (8, 10, 16)] == [8, 10, 16]
+    assert where_red_is(load_capture(tmp_path, width=8).images) == "top"
+
+
+def test_transforms_may_be_for_the_turned_photos(tmp_path):
+    write_transforms(tmp_path, ring(), fl_x=10.0, w=8.0, h=12.0)
+    for i in range(4):
+        write_turned_photo(tmp_path / "images" / f"{i}.png", 6)
+    assert where_red_is(load_capture(tmp_path).images) == "top"
+    edit_json(tmp_path / "transforms.json", lambda table: [table.pop(key) for key in ("w", "h")])
+    capture = load_capture(tmp_path)  # no size: the intrinsics are for what is stored
+    assert where_red_is(capture.images) == "left" and capture.cameras[0].cx == 6
+
+
+def test_sixteen_bit_grey_photos(tmp_path):
+    write_llff(tmp_path, row_of_cameras())
+    for i in range(4):
+        Image.fromarray(np.full((8, 12), 257 * 90, np.uint16)).save(tmp_path / "images" / f"image{i + 1}.png")
+    assert load_capture(tmp_path).images.unique().tolist() == [90]
+
+
 # --- transforms.json
 
 

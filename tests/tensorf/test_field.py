@@ -178,6 +178,26 @@ def test_unknown_names_are_refused(make_field):
         make_field(decoder="siren")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"density_components": ()},
+        {"color_components": (8, 8)},
+        {"color_components": (8, 8, 0)},
+        {"color_components": (0, 0, 0), "decomposition": "cp"},
+        {"color_components": (8, 8, -1), "decomposition": "cp"},
+        {"frequencies": ()},
+        {"frequencies": (0, -1)},
+        {"feature_dim": 2},
+        {"hidden": 0},
+    ],
+)
+def test_sizes_of_no_field_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        FieldConfig(**options)
+    FieldConfig(decomposition="cp", density_components=(0, 0, 1))  # CP adds them up
+
+
 def test_tcnn_without_tinycudann_names_both_remedies(make_field, monkeypatch):
     monkeypatch.setitem(sys.modules, "tinycudann", None)  # importing it fails, installed or not
     with pytest.raises(UserError) as caught:

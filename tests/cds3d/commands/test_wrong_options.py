@@ -4,6 +4,8 @@ import pytest
 import torch
 from checks import fails, files
 
+from cds3d.options import load_config
+
 
 @pytest.mark.parametrize(
     ("option", "said"),
@@ -31,6 +33,14 @@ from checks import fails, files
         ("objective.weight=-3", ["weight=-3"]),
         ("objective.features=mid", ["mid", "self, cross or score"]),
         ("objective.patch_sizes=[1,a]", ["patch_sizes=a"]),
+        ("objective.patch_sizes=[]", ["patch_sizes=[]", "whole numbers of at least 1"]),
+        ("objective.patch_sizes=null", ["patch_sizes=None", "whole number"]),
+        ("objective.patch_sizes=[[1,2]]", ["patch_sizes=[1, 2]", "whole number"]),
+        ("guidance.path=[a]", ["guidance.path=['a']", "text"]),
+        ("guidance.path=null", ["guidance.path=null", "path"]),
+        ("output=[]", ["output=[]", "text"]),
+        ("scene.root={a: 1}", ["scene.root={'a': 1}", "text"]),
+        ("image=[a]", ["image=['a']", "text"]),
         ("objective.t_max=1000", ["objective.t_min..t_max", "0..999"]),
         ("scene.width=abc", ["scene.width=abc"]),
         ("scene.width=-1", ["scene.width=-1"]),
@@ -72,6 +82,15 @@ def test_an_edit_that_changes_nothing(tmp_path, capsys, edit_options, trained):
         ("field.iterations=2.5", ["iterations=2.5", "whole number"]),
         ("field.decomposition=tucker", ["field.decomposition=tucker", "vm or cp"]),
         ("field.decoder=siren", ["field.decoder=siren", "mlp or tcnn"]),
+        ("field.density_components=[]", ["density_components=[]", "three whole numbers of at least 1"]),
+        ("field.color_components=[8,8]", ["color_components=[8, 8]", "three whole numbers"]),
+        ("field.color_components=[8,8,0]", ["color_components=[8, 8, 0]", "at least 1"]),
+        ("field.density_components=[8,4,a]", ["density_components=a", "whole number"]),
+        ("field.frequencies=[]", ["frequencies=[]", "two whole numbers"]),
+        ("field.frequencies=[1,-1]", ["frequencies=[1, -1]", "two whole numbers"]),
+        ("field.feature_dim=2", ["feature_dim=2", "at least 3"]),
+        ("field.hidden=0", ["hidden=0", "at least 1"]),
+        ("output=true", ["output=True", "text"]),
         ("field=big", ["field=big", "cp, default"]),
         ("edit.lr=1", ["unknown option edit.lr", "train"]),
     ],
@@ -102,6 +121,11 @@ def test_overwriting_waits_until_the_options_are_right(trained, train_options, c
     before = files(trained)
     fails(capsys, "train", *train_options, "overwrite=true", "field.lr_network=high")
     assert files(trained) == before
+
+
+def test_numbers_may_name_folders_and_scenes():
+    config = load_config("train", ["output=2024", "capture=7", "scene.name=1.5"])
+    assert (config.output, config.capture, config.scene.name) == ("2024", "7", "1.5")
 
 
 def test_no_gpu(capsys, edit_options, tmp_path):

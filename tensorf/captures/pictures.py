@@ -1,0 +1,234 @@
+"""One picture file -> 8-bit RGB as it is meant: the first step of captures, and of editing an image.
+
+Grey, palette, CMYK and 1-bit files, 16-bit and float samples, transparency and EXIF orientation are all dealt with
+here. Embedded colour profiles are not applied: COLMAP and other trainers do not apply them either.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+
+from tensorf.errors import UserError, reason
+
+# What Pillow raises on files that are damaged, cut off or no pictures.
+_DAMAGE = (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, struct.error)
+_ORIENTATION, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC = 274, 256, 257, 258, 262  # tags of TIFF and EXIF
+_TURNS = {  # EXIF orientation -> what makes the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_INVERSE = {6: 8, 8: 6}  # every other orientation undoes itself
+
+
+def stored_size(path: Path) -> tuple[int, int]:
+    """(width, height) of the pixels as stored, from the file's header alone. UserError where it is no picture."""
+    with _reading(path):
+        try:
+            with Image.open(path) as image:
+                return _stored_size(image)
+        except UnidentifiedImageError:
+            header = _tiff_header(path)
+            return header[_WIDTH], header[_HEIGHT]
+
+
+def orientation(path: Path) -> int:
+    """EXIF orientation, 1 (as stored) to 8; 1 too where there is none or it cannot be read. 5 to 8 swap the sides."""
+    try:
+        with Image.open(path) as image:
+            return _orientation(image)
+    except (*_DAMAGE, Image.DecompressionBombError):
+        return 1
+
+
+def is_transparent(path: Path) -> bool:
+    """True where the picture's transparency hides something; an alpha channel that is opaque throughout does not."""
+    with _reading(path):
+        image, _ = _decoded(path)
+        return image.mode == "RGBA" and image.getchannel("A").getextrema()[0] < 255
+
+
+def read_picture(path: Path, *, white: bool, upright: bool) -> np.ndarray:
+    """(height, width, 3) uint8 RGB. Raises UserError where the file cannot be read.
+
+    white: transparency is composited on white, else on black. upright: apply the EXIF orientation, else keep the
+    pixels as stored. 16-bit samples become value / 257; floats have to lie in [0, 1].
+    """
+    with _reading(path):
+        image, turn = _decoded(path)
+    if upright:
+        image = _turned(image, turn)
+    if image.mode == "RGBA":
+        ground = Image.new("RGBA", image.size, (255, 255, 255, 255) if white else (0, 0, 0, 255))
+        image = Image.alpha_composite(ground, image).convert("RGB")
+    return np.asarray(image)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns what decoders raise into one line that names the file and the remedy."""
+    try:
+        yield
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path} has too many pixels to be read safely; make it smaller or remove it") from error
+    except _DAMAGE as error:
+        why = "" if isinstance(error, UnidentifiedImageError) else f" ({reason(error)})"
+        raise UserError(
+            f"{path} cannot be read as an image{why}; save it again as an 8-bit PNG or JPEG, or remove it"
+        ) from error
+
+
+def _decoded(path: Path) -> tuple[Image.Image, int]:
+    """The picture as stored, mode RGB or (with transparency) RGBA, and its EXIF orientation."""
+    try:
+        image = Image.open(path)
+    except UnidentifiedImageError:
+        return _decoded_by_opencv(path), 1
+    with image:
+        bits = _sample_bits(image)
+        # Pillow turns TIFFs as it loads them; of PNGs the EXIF may come after the pixels.
+        before = _orientation(image) if image.format == "TIFF" else None
+        image.load()
+        turn = _orientation(image)
+        if before not in (None, turn):  # back to how it is stored
+            image, turn = _turned(image, _INVERSE.get(before, before)), before
+        return _rgb(image, bits), turn
+
+
+def _rgb(image: Image.Image, bits: int) -> Image.Image:
+    """`image`, any mode of Pillow's, whose file has `bits` a sample, as RGB or RGBA of 8 bits."""
+    if image.mode == "F":
+        return _eight_bit(_unit(np.asarray(image)))
+    if image.mode.startswith("I"):
+        return _deep_grey(image, bits)
+    key = image.info.get("transparency")
+    if key is not None and image.mode in ("L", "RGB"):
+        image.info["transparency"] = _eight_bit_key(key, bits)
+    has_alpha = image.mode in ("RGBA", "LA", "PA") or key is not None
+    return image.convert("RGBA" if has_alpha else "RGB")
+
+
+def _deep_grey(image: Image.Image, bits: int) -> Image.Image:
+    """Grey of more than 8 bits; Pillow's own conversion cuts at 255, and all but the darkest pixels become white."""
+    grey, top = np.asarray(image).astype(np.int32), 2**bits - 1
+    if image.mode == "I":  # 32 bits; older Pillow opens 16-bit PNGs like this
+        top = 65535
+    if grey.min() < 0 or grey.max() > top:
+        raise ValueError(f"grey values of {grey.min()} to {grey.max()}, outside 0 to {top}")
+    key = image.info.get("transparency")
+    shade = _shade(image, grey.astype(np.float32) / top)
+    if key is None:
+        return _eight_bit(shade)
+    return _eight_bit(np.stack([shade, shade, shade, grey != key], axis=-1))
+
+
+def _shade(image: Image.Image, grey: np.ndarray) -> np.ndarray:
+    """`grey` in [0, 1] with 0 as black; a TIFF may say that 0 is white."""
+    zero_is_white = image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0
+    return 1 - grey if zero_is_white else grey
+
+
+def _unit(samples: np.ndarray) -> np.ndarray:
+    """`samples` themselves. ValueError unless all lie in [0, 1]."""
+    low, high = float(samples.min()), float(samples.max())
+    if not (low >= 0 and high <= 1):  # NaN too
+        raise ValueError(f"float samples of {low:g} to {high:g}, outside 0 to 1")
+    return samples
+
+
+def _eight_bit(samples: np.ndarray) -> Image.Image:
+    """(h, w) grey, (h, w, 3) RGB or (h, w, 4) RGBA in [0, 1] -> RGB or RGBA."""
+    image = Image.fromarray(np.rint(samples * 255.0).astype(np.uint8))
+    return image if image.mode == "RGBA" else image.convert("RGB")
+
+
+def _eight_bit_key(key: int | tuple[int, ...], bits: int) -> int | tuple[int, ...]:
+    """The colour that a PNG calls transparent, from the file's `bits` a sample to the 8 that Pillow has decoded.
+
+    Of 16 bits Pillow keeps the upper 8, so colours that agree in those become transparent with it.
+    """
+    if isinstance(key, tuple):
+        return tuple(_eight_bit_key(k, bits) for k in key)
+    return key >> (bits - 8) if bits > 8 else key * 255 // (2**bits - 1)
+
+
+def _sample_bits(image: Image.Image) -> int:
+    """Bits a sample in the file; has to be asked before the image is loaded."""
+    if image.format == "TIFF":
+        return int(np.max(image.tag_v2.get(_BITS, 8)))
+    if image.format == "PNG" and image.tile:
+        mode = image.tile[0][3]  # such as "RGB;16B" or "L;2"
+        mode = mode if isinstance(mode, str) else mode[0]
+        return int(mode.partition(";")[2].rstrip("B") or 8)
+    return 16 if image.mode.startswith("I") else 8
+
+
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height as stored; of TIFFs Pillow's own are those of the picture turned upright."""
+    if image.format == "TIFF":
+        return image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]
+    return image.size
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except _DAMAGE:  # damaged EXIF; the pixels may be sound
+        return 1
+    return value if value in _TURNS else 1
+
+
+def _turned(image: Image.Image, turn: int) -> Image.Image:
+    return image.transpose(_TURNS[turn]) if turn in _TURNS else image
+
+
+# --- TIFFs that Pillow does not open, such as doubles and RGB floats: OpenCV reads them
+
+
+def _tiff_header(path: Path) -> TiffImagePlugin.ImageFileDirectory_v2:
+    """The tags of a TIFF. UnidentifiedImageError where the file is none."""
+    with path.open("rb") as file:
+        head = file.read(8)
+        if head[:4] not in (b"II*\0", b"MM\0*") or len(head) < 8:
+            raise UnidentifiedImageError(path)
+        tags = TiffImagePlugin.ImageFileDirectory_v2(head)
+        file.seek(tags.next)
+        tags.load(file)
+    width, height = tags[_WIDTH], tags[_HEIGHT]
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > 2 * limit:  # as Pillow: told before anything is decoded
+        raise Image.DecompressionBombError(f"{width}x{height} pixels")
+    return tags
+
+
+def _decoded_by_opencv(path: Path) -> Image.Image:
+    """A TIFF that Pillow cannot open, RGB or RGBA."""
+    tags = _tiff_header(path)
+    if tags.get(_ORIENTATION, 1) != 1:
+        raise ValueError("a TIFF of this kind is read only where it is stored upright")
+    try:
+        pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise ValueError("its kind of TIFF is not known") from error
+    if pixels is None or pixels.shape[:2] != (tags[_HEIGHT], tags[_WIDTH]):
+        raise ValueError("its kind of TIFF is not known")
+    if pixels.dtype in (np.uint8, np.uint16):
+        samples = pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
+    elif pixels.dtype.kind == "f":
+        samples = _unit(pixels)
+    else:
+        raise ValueError(f"its samples are {pixels.dtype}")
+    if samples.ndim == 3 and samples.shape[2] >= 3:
+        samples = samples[..., [2, 1, 0, 3][: samples.shape[2]]]  # OpenCV's BGR
+    return _eight_bit(np.ascontiguousarray(samples))

@@ -1,0 +1,47 @@
+"""The picture that --image names, as `read_image` hands it to an edit."""
+
+import numpy as np
+import pytest
+import torch
+from checks import fails, files
+from PIL import Image
+
+from cds3d.commands.edit import read_image
+
+GREY16 = np.linspace(0, 65535, 24 * 32).round().astype(np.uint16).reshape(24, 32)
+
+
+def test_sixteen_bit_grey_keeps_its_shades(tmp_path):
+    Image.fromarray(GREY16).save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
+    assert image.shape == (3, 24, 32) and image.dtype == torch.float32
+    truth = torch.from_numpy(GREY16 / 65535).float().expand(3, 24, 32)
+    torch.testing.assert_close(image, truth, atol=0.51 / 255, rtol=0)
+
+
+def test_a_picture_is_turned_upright(tmp_path):
+    stored = Image.new("RGB", (32, 24), "red")
+    stored.paste("blue", (16, 0, 32, 24))
+    exif = Image.Exif()
+    exif[274] = 6  # row 0 is on the right: turn clockwise
+    stored.save(tmp_path / "a.png", exif=exif)
+    image = read_image(tmp_path / "a.png")
+    assert image.shape == (3, 32, 24)
+    assert image[:, :16].flatten(1).unique(dim=1).flatten().tolist() == [1, 0, 0]
+    assert image[:, 16:].flatten(1).unique(dim=1).flatten().tolist() == [0, 0, 1]
+    assert read_image(tmp_path / "a.png", width=18).shape == (3, 24, 18)
+
+
+def test_transparency_is_white(tmp_path):
+    Image.new("RGBA", (32, 24), (255, 0, 0, 0)).save(tmp_path / "a.png")
+    assert (read_image(tmp_path / "a.png") == 1).all()
+
+
+@pytest.mark.parametrize("value", [2.0, float("nan")])
+def test_floats_of_another_range_are_told_in_one_line(tmp_path, capsys, image_options, value):
+    path = tmp_path / "a flower.tif"
+    Image.fromarray(np.full((24, 32), value, np.float32)).save(path)
+    options = [o.replace("a flower.png", "a flower.tif") for o in image_options]
+    text = fails(capsys, "edit", *options)
+    assert f"--image {path} cannot be read as an image (float samples of" in text and "8-bit PNG" in text
+    assert not any(name.startswith("outputs") for name in files(tmp_path))
