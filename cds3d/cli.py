@@ -58,11 +58,16 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(argv[0], argv[1:])
 
 
-def run_command(command: str, argv: list[str]) -> int:
-    """Parse and run, turning exceptions into messages."""
+def tell() -> None:
+    """Send the project's messages to stderr, and only the warnings of others."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("tensorf").setLevel(logging.INFO)
     logging.getLogger("cds3d").setLevel(logging.INFO)
+
+
+def run_command(command: str, argv: list[str]) -> int:
+    """Parse and run, turning exceptions into messages."""
+    tell()
     parser = _parser(command)
     args = parser.parse_intermixed_args(argv)  # flags and key=value in any order
     try:
@@ -170,7 +175,7 @@ def _run(command: str, args: argparse.Namespace) -> None:
         config[name] = value
     if command == "render" and args.run:
         config.run = args.run
-    _set_threads(config)
+    set_threads(config)
     runner: Callable = _import_command(command)
     runner(config)
 
@@ -193,7 +198,8 @@ def _import_command(command: str) -> Callable:
     return bench_command
 
 
-def _set_threads(config) -> None:
+def set_threads(config) -> None:
+    """As many CPU threads as `config.threads` says, or as there are cores."""
     import torch
 
     threads = config.threads

@@ -9,7 +9,7 @@ from cds3d.guidance import Guidance
 
 _PREPARE_MB = 220  # what a view's preparation, in chunks, needs for a while: measured
 _RAY_BYTES = 9000  # a ray of the view that is rendered and back-propagated, the gaps that it leaves behind: measured
-_VIEW_BYTES = 96  # a ray of a kept view: three samples, direction, residue, colour
+_VIEW_BYTES = 108  # a ray of a kept view: three samples, direction, residue, colour
 _MIB = 2**20
 
 

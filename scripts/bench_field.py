@@ -48,8 +48,9 @@ from tensorf.errors import UserError  # noqa: E402
 from tensorf.field import Field, FieldConfig  # noqa: E402
 from tensorf.occupancy import Samples, cell_index  # noqa: E402
 from tensorf.render import Rendering, render_view  # noqa: E402
+from tensorf.settings import TrainConfig  # noqa: E402
 from tensorf.space import Rays  # noqa: E402
-from tensorf.train import TrainConfig, Trainer  # noqa: E402
+from tensorf.train import Trainer  # noqa: E402
 from tensorf.visibility import View  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,12 +63,23 @@ def plain_render(field: Field, rays: Rays, jitter: Tensor | None = None, near: f
     dt = field.space.t_span / steps
     offset = torch.full((n,), 0.5, device=device) if jitter is None else jitter
     t = (rays.t_near + offset * dt)[:, None] + torch.arange(steps, device=device) * dt
-    x = field.space.normalise(rays.origins[:, None] + t[..., None] * rays.directions[:, None])
+    far = t  # along the ray, in its units
+    if field.space.kind == "unbounded":
+        index = torch.arange(n, device=device)
+        edges = [field.space.distance(t[:, k] + e * dt, rays, index) for k in range(steps) for e in (-0.5, 0, 0.5)]
+        low, far, high = torch.stack(edges, 1).view(n, steps, 3).unbind(-1)
+        half = field.space.box[1, 0] - field.space.box.mean(0)[0]
+        center = field.space.box.mean(0)
+        x = field.space.normalise(center + half * rays.origins[:, None] + far[..., None] * rays.viewdirs[:, None])
+        length = (high - low) / half
+    else:
+        x = field.space.normalise(rays.origins[:, None] + t[..., None] * rays.directions[:, None])
+        length = torch.full_like(t, dt)
     inside = (x.abs() <= 1).all(-1) & (t < rays.t_far[:, None])
     rate = torch.zeros(n, steps, device=device)
     # What occupancy has taken out was trained no further: it is evaluated, and then left out of the picture.
     occupied = field.occupancy.view(-1)[cell_index(field.occupancy.shape, x[inside])]
-    rate[inside] = field.density(x[inside]) * dt * occupied
+    rate[inside] = field.density(x[inside]) * length[inside] * occupied
     alpha = 1 - torch.exp(-rate)
     clear = torch.cumprod(torch.cat([torch.ones(n, 1, device=device), 1 - alpha + 1e-10], 1), 1)[:, :-1]
     weights = alpha * clear
@@ -78,7 +90,8 @@ def plain_render(field: Field, rays: Rays, jitter: Tensor | None = None, near: f
     total = (weights[..., None] * color).sum(1) + (1 - opacity)[:, None] * field.space.background
     depth = field.space.depth((weights * t).sum(1) / opacity.clamp(min=1e-6), rays)
     ray = torch.arange(n, device=device).repeat_interleave(steps)
-    samples = Samples(x.view(-1, 3), ray, t.reshape(-1), torch.arange(n, device=device) * steps, n)
+    first = torch.arange(n, device=device) * steps
+    samples = Samples(x.view(-1, 3), ray, t.reshape(-1), length.reshape(-1), first, n)
     return Rendering(total, opacity, depth, weights.reshape(-1), samples)
 
 

@@ -12,8 +12,9 @@ Along a ray u(s) = o + s d with max |d_k| = 1, samples are equidistant in a para
 - before `enter` the same backwards. A ray that misses the box has enter = leave where it is closest to the centre, and
   `reach` is n there; for all others reach is 1.
 
-So t lies in (0, 4): 1 before the box, at most 2 inside it, 1 behind it. A step of t is about as long in contracted
-space everywhere; `speed` says exactly how long.
+So t lies in (0, 4): 1 before the box, at most 2 inside it, 1 behind it. Samples are equidistant in t, which is about
+equidistant in contracted space. Opacity is measured along s: were it measured along t, thin fog would weigh as much
+before a camera as everything behind the scene, and training fills it in.
 """
 
 from __future__ import annotations
@@ -79,14 +80,3 @@ def contract(u: Tensor) -> Tensor:
     """(..., 3) -> (..., 3) in [-2, 2]."""
     n = u.abs().amax(-1, keepdim=True).clamp(min=1)
     return (2 - 1 / n) * u / n
-
-
-def speed(u: Tensor, directions: Tensor) -> Tensor:
-    """|dc / ds| of points u (..., 3) that move along `directions` (..., 3): (...)."""
-    n, axis = u.abs().max(-1, keepdim=True)
-    outside = n > 1
-    n = n.clamp(min=1)
-    growth = (directions * u.sign()).gather(-1, axis)
-    factor, slope = 2 / n - 1 / n.square(), -2 / n.square() + 2 / n**3
-    moved = factor * directions + torch.where(outside, slope * growth, torch.zeros_like(n)) * u
-    return moved.norm(dim=-1)

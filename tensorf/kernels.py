@@ -175,12 +175,27 @@ def march(occupancy, origin, direction, begin, end, dt, steps, counts, first, ra
 
 @_exactly_compiled
 def contracted_march(
-    occupancy, origin, direction, course, begin, end, dt, steps, counts, first, ray_out, t_out, x_out, step_out, start, stop
+    occupancy,
+    origin,
+    direction,
+    course,
+    begin,
+    end,
+    dt,
+    steps,
+    counts,
+    first,
+    ray_out,
+    t_out,
+    x_out,
+    step_out,
+    start,
+    stop,
 ):
     """As `march`, through contracted space (`tensorf.contraction`).
 
     origin, direction (rays, 3): u and d; course (rays, 3): enter, leave, reach. x_out is c(u) / 2; step_out the length
-    of a step dt at each sample, in c.
+    of a step dt at each sample, in s.
     """
     depth, height, width = occupancy.shape
     cells = occupancy.ravel()
@@ -217,20 +232,10 @@ def contracted_march(
                 ray_out[to] = r
                 t_out[to] = t
                 x_out[to, 0], x_out[to, 1], x_out[to, 2] = x, y, z
-                growth = _ZERO  # of n
-                if n > _ONE:
-                    if ax == n:
-                        growth = dx if ux > _ZERO else -dx
-                    elif ay == n:
-                        growth = dy if uy > _ZERO else -dy
-                    else:
-                        growth = dz if uz > _ZERO else -dz
-                slope = two * k * k * (k - _ONE) * growth
-                mx, my, mz = factor * dx + slope * ux, factor * dy + slope * uy, factor * dz + slope * uz
                 rate = _ONE
                 if before + behind > _ZERO:
                     rate = reach / ((_ONE - before - behind) * (_ONE - before - behind))
-                step_out[to] = np.sqrt(mx * mx + my * my + mz * mz) * rate * dt
+                step_out[to] = rate * dt
             hits += 1
         if not fill:
             counts[r] = hits

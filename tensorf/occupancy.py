@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tensorf.contraction import Course, contract, speed
+from tensorf.contraction import Course, contract
 from tensorf.lookup import compiled_for, in_parallel, kernels, spans
 
 _RAYS = 1024  # a task
@@ -55,7 +55,7 @@ def occupied_samples(
 
     occupancy (z, y, x) bool over [-1, 1]; origin, direction (rays, 3); begin, end (rays,). Outside nothing is occupied.
     Without `course` the position at t is origin + t direction, and each step is dt long. With it, origin and direction
-    are those of `contraction`, positions are contracted and halved, and steps are measured in contracted space.
+    are those of `contraction`, positions are contracted and halved, and steps are lengths of s.
     """
     if compiled_for(origin):
         return _compiled_march(occupancy, origin, direction, begin, end, dt, steps, course)
@@ -70,10 +70,7 @@ def occupied_samples(
     keep = inside & occupancy.view(-1)[cell_index(occupancy.shape, x.view(-1, 3))].view(t.shape)
     ray = keep.nonzero()[:, 0]
     count = keep.sum(1)
-    if course is None:
-        step = _constant(dt, len(ray), x)
-    else:
-        step = speed(u[keep], direction[ray]) * course.rate(t)[keep] * dt
+    step = _constant(dt, len(ray), x) if course is None else course.rate(t)[keep] * dt
     return Samples(x[keep], ray, t[keep], step, count.cumsum(0) - count, len(begin))
 
 

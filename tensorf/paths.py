@@ -13,6 +13,8 @@ from tensorf.cameras import Camera
 from tensorf.errors import UserError
 
 PATHS = ("spiral", "orbit", "interpolate")
+_GAP = math.radians(75)  # between cameras of an orbit, that a whole turn does not cross
+_NEARBY = 0.5  # radians
 
 
 def camera_path(kind: str, cameras: Sequence[Camera], frames: int, *, focus: float = 4.0) -> list[Camera]:
@@ -63,20 +65,42 @@ def _spiral(poses: Tensor, frames: int, focus: float) -> list[Tensor]:
 
 
 def _orbit(poses: Tensor, frames: int) -> list[Tensor]:
-    """One turn around the point that the cameras look at, at their mean distance and height."""
+    """Around the point that the cameras look at, at the distance and height of the cameras nearby.
+
+    One turn, if cameras stand all around; where they leave a wide gap, to and fro on the arc outside it, since nothing
+    is known of what they did not see.
+    """
     center, up = nearest_point(poses), F.normalize(-poses[:, :, 1].mean(0), dim=0)
     offsets = poses[:, :, 3] - center
-    height = (offsets @ up).mean()
-    flat = offsets - (offsets @ up)[:, None] * up
-    radius = flat.norm(dim=1).mean()
+    heights = offsets @ up
+    flat = offsets - heights[:, None] * up
+    radii = flat.norm(dim=1)
     first = F.normalize(flat[0], dim=0)
     second = torch.linalg.cross(up, first)
+    angles = torch.atan2(flat @ second, flat @ first)
+    begin, width = _covered_arc(angles)
     path = []
     for i in range(frames):
-        angle = 2 * math.pi * i / frames
+        if width is None:
+            angle = begin + 2 * math.pi * i / frames
+        else:
+            angle = begin + width * (1 - math.cos(2 * math.pi * i / frames)) / 2
+        near = torch.exp((torch.cos(angles - angle) - 1) / _NEARBY**2)  # of cameras, by their angle
+        near = near / near.sum().clamp(min=1e-20)
+        height, radius = (near * heights).sum(), (near * radii).sum()
         eye = center + height * up + radius * (math.cos(angle) * first + math.sin(angle) * second)
         path.append(look_at(eye, center, -up))
     return path
+
+
+def _covered_arc(angles: Tensor) -> tuple[float, float | None]:
+    """(begin, width) in radians of the arc outside the widest gap between `angles` (n,); no width if none is wide."""
+    ordered = angles.sort().values
+    gaps = torch.cat([ordered[1:], ordered[:1] + 2 * math.pi]) - ordered
+    widest = int(gaps.argmax())
+    if gaps[widest] < _GAP:
+        return float(angles[0]), None
+    return float(ordered[(widest + 1) % len(ordered)]), float(2 * math.pi - gaps[widest])
 
 
 def nearest_point(poses: Tensor) -> Tensor:

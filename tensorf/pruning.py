@@ -14,29 +14,35 @@ from tensorf.occupancy import cell_index
 from tensorf.render import march, weights_of
 from tensorf.space import Rays
 
-_FAINT = 0.25  # of the largest weight: what is above it counts, whatever the threshold
+_LOST = 0.005  # share of all weight that pruning may take away
 
 
 @torch.no_grad()
 def measure(field: Field, rays: Rays, threshold: float, *, cells: int, dilate: int = 1, chunk: int = 4096) -> Tensor:
     """(z, y, x) bool: cells where one of `rays` has a weight above `threshold`, grown by `dilate` cells.
 
-    A field whose largest weight is small is measured against a share of that instead.
+    Where that would take away more than a trace of all weight, the threshold is lowered: fog has small weights
+    everywhere, and to prune it tears holes into what later views see.
 
     cells: along the longest grid axis; the others in proportion to the field's resolution.
     """
     longest = max(field.resolution)
     shape = [max(4, round(cells * n / longest)) for n in reversed(field.resolution)]
-    peak = torch.zeros(shape[0] * shape[1] * shape[2], device=field.device)
+    peak, total = torch.zeros(2, shape[0] * shape[1] * shape[2], device=field.device)
     for start in range(0, len(rays), chunk):
         samples = march(field, rays[start : start + chunk])
         if len(samples.x) == 0:
             continue
         weights = weights_of(field.density(samples.x) * samples.step, samples)
-        peak.scatter_reduce_(0, cell_index(shape, samples.x), weights, "amax")
+        cell = cell_index(shape, samples.x)
+        peak.scatter_reduce_(0, cell, weights, "amax")
+        total.index_add_(0, cell, weights)
     grown = F.max_pool3d(peak.view(1, 1, *shape), 2 * dilate + 1, 1, dilate)[0, 0]
-    # While all is still fog, nothing reaches the threshold: it must not be the end of everything.
-    return grown > min(threshold, _FAINT * peak.max().item())
+    ordered, order = grown.flatten().sort()
+    lost = total[order].cumsum(0)
+    dispensable = int((lost <= _LOST * lost[-1]).sum())  # cells that may go, the faintest first
+    least = ordered[min(dispensable, len(ordered) - 1)].item()
+    return (grown > threshold) | (grown >= max(least, torch.finfo(grown.dtype).tiny))
 
 
 def occupied_box(field: Field) -> Tensor:

@@ -62,12 +62,12 @@ class Rendering:
     samples: Samples
 
 
-def render_rays(field: Field, rays: Rays, jitter: Tensor | None = None, near: float = 0.0, colors: int = COLORS) -> Rendering:
+def render_rays(field: Field, rays: Rays, jitter: Tensor | None = None, near: float = 0.0) -> Rendering:
     """Render a batch of rays at once; jitter as in `march`.
 
     near: density gradients of samples nearer than this to the camera, in world units, are scaled by (distance / near)^2
-    (Philip and Deschaintre, "Floaters No
-    More", 2023): the space before a camera is densely sampled by it and seen by no other, and fills with floaters.
+    (Philip and Deschaintre, "Floaters No More", 2023): the space before a camera is densely sampled by it and seen by
+    no other, and fills with floaters.
     """
     samples = march(field, rays, jitter)
     rate = field.density(samples.x) * samples.step
@@ -76,7 +76,7 @@ def render_rays(field: Field, rays: Rays, jitter: Tensor | None = None, near: fl
         rate = rate.detach() + share * (rate - rate.detach())  # the value is the same
     weights = weights_of(rate, samples)
     # The jitter, turned around, also moves the colours' places, so that thin samples all get their turn.
-    color, opacity = shade(field, samples, weights, rays.viewdirs, 0.5 if jitter is None else 1 - jitter, colors)
+    color, opacity = shade(field, samples, weights, rays.viewdirs, 0.5 if jitter is None else 1 - jitter)
     with torch.no_grad():
         zeros = torch.zeros(samples.rays, device=weights.device)
         t = zeros.index_add(0, samples.ray, weights * samples.t) / opacity.clamp(min=1e-6)
@@ -84,13 +84,13 @@ def render_rays(field: Field, rays: Rays, jitter: Tensor | None = None, near: fl
 
 
 def shade(
-    field: Field, samples: Samples, weights: Tensor, viewdirs: Tensor, place: Tensor | float = 0.5, colors: int = COLORS
+    field: Field, samples: Samples, weights: Tensor, viewdirs: Tensor, place: Tensor | float = 0.5
 ) -> tuple[Tensor, Tensor]:
     """(color (rays, 3), opacity (rays,)): the weighted sum of colours over the background.
 
     Colours are asked for about COLORS samples a ray, at most twice as many, which stand for the others (`quadrature`).
     """
-    which = representatives(weights, samples, colors, place)
+    which = representatives(weights, samples, COLORS, place)
     return composite(field, samples, torch.zeros_like(weights).index_add(0, which, weights), viewdirs)
 
 

@@ -116,7 +116,7 @@ class Space:
         viewdirs = torch.nn.functional.normalize(d, dim=1)
         if (viewdirs[:, 2] < _LEAST_FORWARD).any():
             raise UserError(
-                "the camera looks sideways or back from a forward-facing field: train it with scene.space=box"
+                "the camera looks sideways or back from a forward-facing field: train it with space=unbounded"
             )
         on_near = o + ((self.near - o[:, 2:]) / d[:, 2:]) * d  # the ray's point on the near plane
         start = torch.cat([on_near[:, :2] / self.near, -torch.ones_like(o[:, :1])], 1)
@@ -152,7 +152,7 @@ class Space:
         return 1 / (viewdirs / half).abs().amax(1)
 
     def distance(self, t: Tensor, rays: Rays, ray: Tensor) -> Tensor:
-        """t (n,) on the rays with index `ray` (n,) -> distances along them in world units; of NDC, which has none, t."""
+        """t (n,) on the rays with index `ray` (n,) -> distances along them, world units; in NDC, which has none, t."""
         if self.kind != "unbounded":
             return t
         course, scale = Course.of(rays.origins, rays.directions), self._unit(rays.viewdirs)
@@ -196,6 +196,9 @@ class Space:
 def space_of(capture) -> Space:
     """The space for a `captures.Capture`, of the kind that it names."""
     background = 1.0 if capture.background == "white" else 0.0
+    if capture.space == "unbounded":
+        # Something is seen along every ray. What little a ray misses is better filled with grey than with black.
+        background = float(capture.images[capture.train].float().mean() / 255)
     if capture.space != "ndc":
         return Space(capture.space, capture.box.clone(), capture.near, capture.far, capture.reference, background)
     near = 0.75 * capture.near  # a margin, since bounds from sparse points cut into near surfaces

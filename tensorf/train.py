@@ -7,7 +7,6 @@ measured by what rays see, a loss gathers the weights along each ray, and grids 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,54 +14,17 @@ from torch import Tensor
 from tensorf.captures import Capture
 from tensorf.errors import UserError
 from tensorf.field import Field, FieldConfig
-from tensorf.occupancy import Samples
+from tensorf.losses import away_from_points, distortion
 from tensorf.pruning import measure, occupied_box
-from tensorf.render import COLORS, march, render_rays, weights_of
+from tensorf.render import render_rays
+from tensorf.settings import TrainConfig, finest_resolution, grid_resolution, step_count
 from tensorf.space import Space, space_of
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """iterations; batch: rays a step, half as many before the last stage.
-
-    lr_grid, lr_network: Adam's rates, falling to `lr_decay` of them over the run.
-
-    resolution: grid points along the longest axis at the end (NDC depth gets a third); stages: shares of it;
-    upsample_at: when the next stage begins, as shares of the run. tv_density, tv_color, l1, distortion: weights of the
-    regularisers. prune_at: when occupancy is measured, as shares of the run.
-    """
-
-    iterations: int = 1200
-    batch: int = 3072
-    lr_grid: float = 0.02
-    lr_network: float = 1.5e-3
-    lr_decay: float = 0.1
-    resolution: int = 400
-    pixel_resolution: float = 0.8
-    depth_resolution: float = 0.33
-    sampling: float = 1.0
-    ndc_sampling: float = 0.45
-    fog_colors: int = 4
-    sightings: float = 0.0
-    sightings_until: float = 0.6
-    sightings_margin: float = 2.5
-    near_scale: float = 1.0
-    prune_thresholds: tuple[float, float] = (3e-3, 1e-2)
-    stages: tuple[float, ...] = (0.3, 0.6, 1.0)
-    upsample_at: tuple[float, ...] = (0.12, 0.35)
-    prune_at: tuple[float, ...] = (0.2, 0.3, 0.4, 0.55, 0.75)
-    tv_density: float = 0.004
-    tv_color: float = 0.02
-    l1: float = 0.0
-    distortion: float = 0.01
-    seed: int = 0
-
-
 class PixelBatches:
-    """Random pixels of a capture's training views, with their rays; nothing is stored but photos and cameras."""
+    """Random pixels of some of a capture's views, with their rays; nothing is stored but photos and cameras."""
 
-    def __init__(self, capture: Capture, space: Space, device: torch.device):
-        views = capture.train
+    def __init__(self, capture: Capture, views: list[int], space: Space, device: torch.device):
         cameras = [capture.cameras[i] for i in views]
         self.images = capture.images[views].to(device)
         self.poses = torch.stack([c.pose for c in cameras]).to(device)
@@ -81,35 +43,6 @@ class PixelBatches:
         return self.space.cast(poses[:, :, 3].contiguous(), directions), self.images[view, v, u].float() / 255
 
 
-def grid_resolution(space: Space, longest: int, depth: float) -> tuple[int, int, int]:
-    """Grid points along x, y, z: cubic voxels in a box; in NDC square ones on the image and a third in depth."""
-    extent = space.extent.tolist()
-    if space.kind == "ndc":
-        widest = max(extent[:2])
-        return (*(max(8, round(longest * e / widest)) for e in extent[:2]), max(8, round(longest * depth)))
-    return tuple(max(8, round(longest * e / max(extent))) for e in extent)
-
-
-def step_count(space: Space, longest: int, config) -> int:
-    """Samples on the longest ray: about one a voxel in a box; 0.45 of the image's grid points in NDC."""
-    if space.kind == "ndc":
-        return max(16, round(config.ndc_sampling * longest))
-    if space.kind == "unbounded":
-        return max(16, round(config.sampling * longest))
-    return max(16, round(config.sampling * space.t_span / float(space.extent.max()) * longest))
-
-
-def finest(capture, space, share):
-    cameras = [capture.cameras[i] for i in capture.train]
-    if space.kind == "ndc":
-        near = max(c.fx for c in cameras) * float(space.extent[:2].max())
-        return round(share * near)
-    if space.kind == "unbounded":
-        half = float((space.box[1] - space.box[0]).max()) / 2
-        return round(share * max(c.fx for c in cameras) * 4 * half)
-    return round(share * max(c.fx for c in cameras) * float(space.extent.max()))
-
-
 class Trainer:
     """One training run: `step()` until `iteration == config.iterations`. `state_dict` holds all that a resume needs."""
 
@@ -117,15 +50,26 @@ class Trainer:
         self.capture, self.config, self.device, self.iteration = capture, config, device, 0
         space = space_of(capture)
         torch.manual_seed(config.seed)
-        self.resolution = min(config.resolution, finest(capture, space, config.pixel_resolution))
-        longest = round(self.resolution * config.stages[0])
-        self.field = Field(
-            field_config, space, grid_resolution(space, longest, config.depth_resolution), step_count(space, longest, config)
-        ).to(device)
-        self.pixels = PixelBatches(capture, self.field.space, device)
+        self.resolution = min(config.resolution, finest_resolution(capture, space, config.points_per_pixel))
+        self.field = Field(field_config, space, *self._size(space, 0)).to(device)
+        self.pixels = PixelBatches(capture, capture.train, self.field.space, device)
+        self.held_out = PixelBatches(capture, capture.test, self.field.space, device) if capture.test else None
+        self._poses = torch.stack([c.pose for c in capture.cameras]).to(device)
+        sightings = capture.sightings if config.sightings else None
+        self._sightings = tuple(t.to(device) for t in sightings) if sightings and len(sightings[0]) else None
         # In a box, cameras stand inside or close by; in NDC nothing lies before the near plane.
-        self._near = {"box": float(space.extent.max()) / 3, "unbounded": config.near_scale, "ndc": 0.0}[space.kind]
+        self._near = {"box": float(space.extent.max()) / 3, "unbounded": 1.0, "ndc": 0.0}[space.kind]
         self.optimizer = self._new_optimizer()
+
+    def _size(self, space: Space, stage: int) -> tuple[tuple[int, int, int], int]:
+        """(grid resolution, samples on the longest ray) of a stage."""
+        longest = round(self.resolution * self.config.stages[stage])
+        resolution = grid_resolution(space, longest, self.config.depth_resolution)
+        return resolution, step_count(space, longest, self.config)
+
+    def final_size(self) -> tuple[tuple[int, int, int], int]:
+        """(grid resolution, samples on the longest ray) of the last stage."""
+        return self._size(self.field.space, len(self.config.stages) - 1)
 
     def _new_optimizer(self) -> torch.optim.Adam:
         groups = self.field.parameter_groups()
@@ -158,15 +102,15 @@ class Trainer:
         progress = self.iteration / config.iterations
         for group, base in zip(self.optimizer.param_groups, self._base_rates):
             group["lr"] = base * config.lr_decay**progress
-        batch = config.batch if progress >= config.upsample_at[-1] else config.batch // 2
+        last = not config.upsample_at or progress >= config.upsample_at[-1]
+        batch = config.batch if last else max(2, round(config.batch * config.early_batch))
         rays, target = self.pixels.draw(batch, generator)
         jitter = torch.rand(batch, generator=generator, device=self.device)
-        colors = config.fog_colors if progress < config.prune_at[0] else COLORS
-        rendering = render_rays(field, rays, jitter, near=self._near, colors=colors)
+        rendering = render_rays(field, rays, jitter, near=self._near)
         error = (rendering.color - target).square().mean()
         loss = error + self._regulariser(rendering, progress)
-        if config.sightings and self.capture.sightings is not None and progress < config.sightings_until:
-            loss = loss + config.sightings * (1 - progress / config.sightings_until) * self._unseen(generator)
+        if self._sightings is not None and progress < config.sightings_until:
+            loss = loss + config.sightings * (1 - progress / config.sightings_until) * self._unclear(generator)
         self.optimizer.zero_grad()
         loss.backward()
         gradients = [p.grad.sum() for p in field.parameters() if p.grad is not None]
@@ -179,27 +123,21 @@ class Trainer:
         self.iteration += 1
         return -10 * math.log10(max(error.item(), 1e-10))
 
-    def _unseen(self, generator):
-        """Mean over rays to known points of the weight that is not where the point is."""
-        views, points = self.capture.sightings
+    def _unclear(self, generator: torch.Generator) -> Tensor:
+        """`losses.away_from_points` for random matched points of the training photos."""
+        views, points = self._sightings
         chosen = torch.randint(len(views), (self.config.batch // 4,), generator=generator, device=self.device)
-        view, point = views[chosen], points[chosen]
-        position = torch.stack([c.position for c in self.capture.cameras])[view]
-        axis = torch.stack([c.forward for c in self.capture.cameras])[view]
-        direction = point - position
-        direction = direction / (direction * axis).sum(1, keepdim=True).clamp(min=1e-3)
-        rays = self.pixels.space.cast(position, direction)
-        target = self.pixels.space.parameter(point, rays)
-        jitter = torch.rand(len(view), generator=generator, device=self.device)
-        samples = march(self.field, rays, jitter)
-        weights = weights_of(self.field.density(samples.x) * samples.step, samples)
-        there = (samples.t - target[samples.ray]).abs() < self.config.sightings_margin * self.field.step
-        return 1 - weights[there].sum() / len(view)
+        point, pose = points[chosen], self._poses[views[chosen]]
+        away = point - pose[:, :, 3]
+        depth = (away * pose[:, :, 2]).sum(1, keepdim=True)
+        rays = self.pixels.space.cast(pose[:, :, 3].contiguous(), away / depth.clamp(min=1e-3))
+        jitter = torch.rand(len(point), generator=generator, device=self.device)
+        return away_from_points(self.field, rays, point, jitter)
 
     def _regulariser(self, rendering, progress: float) -> Tensor:
         config, field = self.config, self.field
         total = torch.zeros((), device=self.device)
-        if progress > config.prune_at[0]:
+        if config.distortion and progress > (config.prune_at or (0.2,))[0]:
             # Weak while surfaces are still being found, full at the end.
             scattered = distortion(rendering.weights, rendering.samples, field.space.t_span)
             total = total + progress**2 * config.distortion * scattered
@@ -211,11 +149,7 @@ class Trainer:
         return total
 
     def _upsample(self, stage: int) -> None:
-        field = self.field
-        longest = round(self.resolution * self.config.stages[stage])
-        field.resample(
-            grid_resolution(field.space, longest, self.config.depth_resolution), step_count(field.space, longest, self.config)
-        )
+        self.field.resample(*self._size(self.field.space, stage))
         self.optimizer = self._new_optimizer()
 
     def _prune(self, turns: list[int], generator: torch.Generator) -> None:
@@ -229,8 +163,23 @@ class Trainer:
 
     def _shrink(self) -> None:
         self.field.shrink(occupied_box(self.field))
-        self.pixels.space = self.field.space
+        self._moved()
         self.optimizer = self._new_optimizer()
+
+    def _moved(self) -> None:
+        """Let the batches' rays enter the field's box as it is now."""
+        for pixels in (self.pixels, self.held_out):
+            if pixels is not None:
+                pixels.space = self.field.space
+
+    @torch.no_grad()
+    def held_out_psnr(self, rays: int = 4096) -> float | None:
+        """PSNR in dB of random pixels of the held-out views; None where none is held out. Changes nothing."""
+        if self.held_out is None:
+            return None
+        batch, target = self.held_out.draw(rays, torch.Generator(self.device).manual_seed(self.config.seed))
+        error = (render_rays(self.field, batch).color.clamp(0, 1) - target).square().mean()
+        return -10 * math.log10(max(error.item(), 1e-10))
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -253,7 +202,7 @@ class Trainer:
         """Undo `state_dict`, on a trainer made with the same capture and configurations."""
         field = self.field
         field.space = field.space.with_box(state["box"].to(self.device))
-        self.pixels.space = field.space
+        self._moved()
         field.resample(tuple(state["resolution"]), state["steps"])
         field.occupancy = state["field"]["occupancy"].to(self.device)
         field.load_state_dict(state["field"])
@@ -265,31 +214,3 @@ class Trainer:
 def _cells(field: Field) -> int:
     """Occupancy cells along the longest axis: on a coarse grid fewer, or the gaps between samples count as empty."""
     return min(160, round(1.5 * max(field.resolution)))
-
-
-def distortion(weights: Tensor, samples: Samples, span: float) -> Tensor:
-    """Mean over rays of the sum over i and j of w_i w_j |t_i - t_j| / span; 0 if all weight is at one place.
-
-    Mip-NeRF 360 (Barron et al. 2022, equation 15), without its term within a sample's own interval. Fewer samples
-    matter afterwards, which is what rendering pays for. weights: (n,). span: the length that distances are shares of.
-    """
-    if len(weights) == 0:
-        return weights.sum()
-    with torch.no_grad():
-        w, t = weights.double(), samples.t.double() / span
-        last = torch.searchsorted(samples.ray, torch.arange(samples.rays, device=w.device), right=True) - 1
-        empty = last < samples.first
-        sums = []
-        for values in (w, w * t):
-            total = values.cumsum(0)
-            before = total - values
-            begin = before[samples.first.clamp(max=len(w) - 1)]
-            whole = torch.where(empty, 0.0, total[last.clamp(min=0)] - begin)[samples.ray]
-            sums.append((before - begin[samples.ray], whole))
-        (w_before, w_all), (wt_before, wt_all) = sums
-        w_after, wt_after = w_all - w_before - w, wt_all - wt_before - w * t
-        # What a sample's weight is multiplied with: its weighted distances to all others, once from either side.
-        distances = (t * w_before - wt_before) + (wt_after - t * w_after)
-    # The loss is quadratic in the weights: its gradient has a factor 2 that the distances, held fixed, do not give.
-    value = (weights * distances.float()).sum() / samples.rays
-    return value + (value - value.detach())

@@ -60,7 +60,18 @@ def load_scene(config: DictConfig) -> Capture:
     if source is not None:
         estimate_capture(source, root, config.threads, show_progress=True)
         config.capture = str(root)
-    return load_capture(root, width=scene.width, space=scene.space, bound=scene.bound, test_every=scene.test_every)
+    check = scene.get("check", True)  # runs of older versions have no such option
+    if not isinstance(check, bool):
+        raise UserError(f"scene.check={check} has to be true or false")
+    return load_capture(
+        root,
+        width=scene.width,
+        space=scene.space,
+        bound=scene.bound,
+        order=scene.get("order", "auto"),
+        check=check,
+        test_every=scene.test_every,
+    )
 
 
 def _find_capture(config: DictConfig) -> tuple[Path, Source | None]:

@@ -83,5 +83,13 @@ def colored_depth(depth: Tensor, low: float, high: float) -> Tensor:
     return grey[..., None].expand(*grey.shape, 3)
 
 
+def depth_range(depths: list[Tensor]) -> tuple[float, float]:
+    """(low, high) between which nearly all of these depth maps' pixels lie: what `colored_depth` is to show."""
+    every = torch.cat([d.flatten() for d in depths])
+    every = every[:: max(1, len(every) // 1_000_000)]  # quantile() takes no more than 16 million
+    low, high = every.quantile(torch.tensor([0.01, 0.99])).tolist()
+    return low, max(high, low * 1.001)
+
+
 def side_by_side(left: Tensor, right: Tensor) -> Tensor:
     return torch.cat([left, right], 1)

@@ -31,8 +31,10 @@ class Capture:
     train, test: disjoint indices; where the capture leaves views out of both, those were not loaded.
     near, far: depths along the optical axis, world units. space: "ndc", "box" or "unbounded" (`tensorf.space`).
     background: "white" for photos with transparency, else "black". box: (2, 3) low and high corners, world units: of
-    the box or the inner box, or of NDC. reference: (3, 4) pose of the mean camera, NDC's reference camera, right-handed.
+    the box or the inner box, or of NDC. reference: (3, 4) pose of the mean camera, NDC's reference, right-handed.
     world_from_capture: (4, 4) the similarity that took the capture's own coordinates to the world's.
+    sightings: (views (m,) int64, points (m, 3)), which training views show which points of the scene, world units, as
+    triangulated from matches of the photos; None where the photos were not checked or disagree with the poses.
     """
 
     name: str
@@ -82,7 +84,7 @@ def load_capture(
     _check_options(width, space, bound, order, test_every)
     listing = _read(root, width, order, check)
     transparent = is_transparent(listing.views[0].path)
-    points, seen_by = _points(listing, check)
+    points, seen_by = _matched_points(listing, check)
     placement = place(listing, space, bound, transparent, points)
     log.info("%s: %d views, %s", root, len(listing.views), placement.reason)
     train, test = _split(listing, test_every)
@@ -111,7 +113,10 @@ def load_capture(
     )
 
 
-def _sightings(points, seen_by, similarity, train):
+def _sightings(
+    points: np.ndarray | None, seen_by: np.ndarray | None, similarity: np.ndarray, train: list[int]
+) -> tuple[Tensor, Tensor] | None:
+    """`Capture.sightings` from points (n, 3) in the capture's coordinates and the two views (n, 2) that show each."""
     if points is None or seen_by is None or len(points) == 0:
         return None
     points = points @ similarity[:3, :3].T + similarity[:3, 3]
@@ -120,18 +125,22 @@ def _sightings(points, seen_by, similarity, train):
     return torch.from_numpy(views[keep]), _tensor(points[keep])
 
 
-def _points(listing: Listing, check: bool) -> np.ndarray | None:
-    """(n, 3) of the scene, in the capture's coordinates: the listing's own, or the photos' matches'."""
+def _matched_points(listing: Listing, check: bool) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """(points (n, 3) of the scene in the capture's coordinates, the two views (n, 2) that show each).
+
+    Those of the photos' matches; where these are not to be had, the listing's own, without views. Warns if photos and
+    poses disagree.
+    """
     fit = matching.fit(listing.views) if check else None
     if fit is not None and fit.unlikely:
         log.warning(
-            "%s: photos and poses disagree: %d features matched between neighbouring photos lie %.1f pixels (median, at "
-            "%d wide) off where the poses put them; good poses give less than 2. Are the photos the ones that the poses "
-            "were estimated on, and in their order? Training on is of no use before that is settled",
+            "%s: photos and poses disagree: %d features matched between neighbouring photos lie %.1f pixels (median, "
+            "at %d wide) off where the poses put them; good poses give less than 2. Are these the photos that the "
+            "poses were estimated on, in their order? Training is of no use before that is settled",
             listing.source, fit.matches, fit.residual, matching.LONGEST,
         )  # fmt: skip
         return listing.points, None
-    if fit is None:
+    if fit is None or len(fit.points) == 0:
         return listing.points, None
     return fit.points, fit.seen_by
 

@@ -31,9 +31,10 @@ _MINIMUM_MATCHES = 60
 def read_llff(root: Path, width: int | None, order: str = "auto", check: bool = True) -> Listing:
     """Lists the views of an LLFF folder, taking the photos from the folder that suits `width` (pixels) best.
 
-    order: of the photos, "text", "number" or "auto" (see the module's docstring; without `check` photos are not matched,
-    and "text" is what "auto" falls back on). The format has no principal point: it is the image's centre. Raises UserError for an unreadable or malformed
-    file, for as many photos as rows not being there, and for unusable poses, intrinsics or depths.
+    order: of the photos, "text", "number" or "auto" (see the module's docstring; without `check` photos are not
+    matched, and "auto" falls back on "text"). The format has no principal point: it is the image's centre. Raises
+    UserError for an unreadable or malformed file, where there are not as many photos as rows, and for unusable poses,
+    intrinsics or depths.
     """
     source = root / FILE_NAME
     rows = _load_rows(source)

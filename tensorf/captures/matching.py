@@ -1,6 +1,6 @@
 """Features matched between photos: do they fit the poses, and where are the scene's points?
 
-Used before a capture is trained (`check.py`, `llff.py`). SIFT features of small copies of a few photos are matched
+Used before a capture is trained (`capture.py`, `llff.py`). SIFT features of small copies of a few photos are matched
 between views that stand close to each other. A match fits two poses if each of its points lies on the other's epipolar
 line (Hartley and Zisserman, "Multiple View Geometry", section 9.6). Matches that fit are triangulated.
 
@@ -20,11 +20,12 @@ import cv2
 import numpy as np
 
 from tensorf.captures.images import image_size
+from tensorf.captures.pictures import stored_size
 from tensorf.captures.views import Lens, View
 
 LONGEST = 640  # pixels of the small copies' longer side; residuals are counted in them
 FEATURES = 1000  # a photo, the strongest
-ANCHORS = 12  # views, evenly spread, that are matched with close ones
+ANCHORS = 24  # views, evenly spread, that are matched with close ones
 _RATIO = 0.8  # of the distances to the best and the second match (Lowe 2004, section 7.1)
 _FEWEST = 12  # matches of a pair, below which the two views do not show the same
 _FITS = 2.0  # pixels; what is triangulated
@@ -68,7 +69,7 @@ def fit(views: Sequence[View]) -> Fit:
     residuals, points, seen_by, pairs = [np.empty(0)], [np.empty((0, 3))], [np.empty((0, 2), dtype=int)], 0
     chosen = _pairs(np.stack([view.pose for view in views]))
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV releases the interpreter's lock
-        list(pool.map(_features, {views[k].path for pair in chosen for k in pair}))
+        list(pool.map(_features_of, [views[k] for k in {k for pair in chosen for k in pair}]))
     for i, j in chosen:
         matches = _match(i, j, views)
         if matches is None:
@@ -109,7 +110,7 @@ def _pairs(poses: np.ndarray) -> list[tuple[int, int]]:
 
 def _match(i: int, j: int, views: Sequence[View]) -> Matches | None:
     """Mutual nearest neighbours that pass the ratio test; None where there are few."""
-    (place_i, words_i), (place_j, words_j) = (_features(views[k].path) for k in (i, j))
+    (place_i, words_i), (place_j, words_j) = (_features_of(views[k]) for k in (i, j))
     if min(len(place_i), len(place_j)) < _FEWEST:
         return None
     similarity = words_i @ words_j.T  # of unit vectors: their distance is sqrt(2 - 2 similarity)
@@ -127,15 +128,19 @@ def _match(i: int, j: int, views: Sequence[View]) -> Matches | None:
     return Matches(i, j, first, _undistorted(place_j[best[keep]], views[j].lens))
 
 
+def _features_of(view: View) -> tuple[np.ndarray, np.ndarray]:
+    return _features(view.path, image_size(view.path, view.lens.size) != stored_size(view.path))
+
+
 @lru_cache(maxsize=256)
-def _features(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _features(path: Path, upright: bool) -> tuple[np.ndarray, np.ndarray]:
     """(places (n, 2) as shares of the photo's width and height, RootSIFT descriptors (n, 128) of unit length).
 
-    RootSIFT: Arandjelovic and Zisserman, CVPR 2012.
+    upright: turn the photo as its EXIF orientation says. RootSIFT: Arandjelovic and Zisserman, CVPR 2012.
     """
     nothing = np.empty((0, 2)), np.empty((0, 128), dtype=np.float32)
-    flags = cv2.IMREAD_REDUCED_GRAYSCALE_2 if max(image_size(path)) >= 2 * LONGEST else cv2.IMREAD_GRAYSCALE
-    picture = cv2.imread(str(path), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    flags = cv2.IMREAD_REDUCED_GRAYSCALE_2 if max(stored_size(path)) >= 2 * LONGEST else cv2.IMREAD_GRAYSCALE
+    picture = cv2.imread(str(path), flags if upright else flags | cv2.IMREAD_IGNORE_ORIENTATION)
     if picture is None:
         return nothing
     scale = LONGEST / max(picture.shape)

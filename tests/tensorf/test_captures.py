@@ -443,8 +443,8 @@ def test_space_is_decided_by_where_cameras_look(tmp_path, caplog):
     write_llff(tmp_path, ring(8))
     with caplog.at_level(logging.INFO, "tensorf"):
         assert not load_capture(tmp_path).forward_facing
-    assert "bounded box: cameras look up to" in caplog.text
-    with pytest.raises(UserError, match="poses_bounds.npy.*space=box"):
+    assert "unbounded: cameras look up to" in caplog.text
+    with pytest.raises(UserError, match="poses_bounds.npy.*space=unbounded"):
         load_capture(tmp_path, space="ndc")
 
 
@@ -587,5 +587,5 @@ def test_can_agrees_between_llff_and_colmap(tmp_path):
     for a, b in zip(one.cameras, other.cameras, strict=True):
         torch.testing.assert_close(a.pose, turn @ b.pose, atol=1e-3, rtol=0)
         assert a.fx == pytest.approx(b.fx, rel=0.05)
-    with pytest.raises(UserError, match="space=box"):
+    with pytest.raises(UserError, match="space=unbounded"):
         load_capture(Path(REAL) / "can", width=45, space="ndc")

@@ -66,17 +66,17 @@ def test_opacity_rate_by_hand(make_field):
     field = make_field(steps=12, density_gain=3.0)
     fill(field.density_grid.parameters(), [0.5] * 6)  # 3 modes of 2 components, 0.25 each: 1.5; 3 x 1.5 - 3 = 1.5
     expected = math.log1p(math.exp(1.5)) * 25 * 2 * math.sqrt(3) / 12
-    assert field.opacity_rate(torch.rand(4, 3)).tolist() == pytest.approx([expected] * 4, rel=1e-5)
+    assert (field.density(torch.rand(4, 3)) * field.step).tolist() == pytest.approx([expected] * 4, rel=1e-5)
 
 
 @pytest.mark.parametrize("decomposition", ["vm", "cp"])
 def test_shapes_and_ranges(make_field, decomposition):
     field = make_field(decomposition)
     x = torch.rand(17, 3) * 2 - 1
-    rate, color = field.opacity_rate(x), field.color(x, F.normalize(torch.randn(17, 3), dim=1))
+    rate, color = field.density(x) * field.step, field.color(x, F.normalize(torch.randn(17, 3), dim=1))
     assert rate.shape == (17,) and (rate >= 0).all()
     assert color.shape == (17, 3) and (color > 0).all() and (color < 1).all()
-    assert field.color(x[:0], x[:0]).shape == (0, 3) and field.opacity_rate(x[:0]).shape == (0,)
+    assert field.color(x[:0], x[:0]).shape == (0, 3) and field.density(x[:0]).shape == (0,)
     assert field.density_grid.total_variation() > 0 and field.density_grid.l1() > 0
 
 
@@ -107,10 +107,10 @@ def corners():
 @pytest.mark.parametrize("decomposition", ["vm", "cp"])
 def test_resampling_keeps_values_at_the_corners(make_field, decomposition):
     field = make_field(decomposition, resolution=(5, 4, 3))
-    before = field.opacity_rate(corners()), field.color(corners(), F.normalize(corners(), dim=1))
+    before = field.density(corners()) * field.step, field.color(corners(), F.normalize(corners(), dim=1))
     field.resample((8, 9, 7), field.steps)
     assert field.resolution == (8, 9, 7)
-    after = field.opacity_rate(corners()), field.color(corners(), F.normalize(corners(), dim=1))
+    after = field.density(corners()) * field.step, field.color(corners(), F.normalize(corners(), dim=1))
     for a, b in zip(before, after):
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-5)
 
@@ -123,19 +123,19 @@ def test_resampling_keeps_a_linear_ramp_everywhere(make_field, decomposition):
             rows, columns = (torch.linspace(0, 1, n) for n in p.shape[1:])
             p.copy_((0.5 + rows[:, None] + 0.3 * columns).expand_as(p))
     x = torch.rand(200, 3) * 2 - 1
-    before = field.opacity_rate(x)
+    before = field.density(x) * field.step
     field.resample((9, 6, 11), 10)
-    assert torch.allclose(field.opacity_rate(x), before, rtol=1e-4)
+    assert torch.allclose(field.density(x) * field.step, before, rtol=1e-4)
     assert before.std() > 0.1 * before.mean()
     # Twice the steps are half as long each: so are the rates.
     field.resample((9, 6, 11), 20)
-    assert torch.allclose(field.opacity_rate(x), before / 2, rtol=1e-4)
+    assert torch.allclose(field.density(x) * field.step, before / 2, rtol=1e-4)
 
 
 def test_resampled_parameters_are_trainable(make_field):
     field = make_field()
     field.resample((8, 8, 8), 12)
-    field.opacity_rate(torch.zeros(1, 3)).sum().backward()
+    field.density(torch.zeros(1, 3)).sum().backward()
     assert all(p.is_leaf and p.requires_grad and p.grad is not None for p in field.density_grid.parameters())
 
 
@@ -150,7 +150,7 @@ def test_shrinking_keeps_what_is_inside(make_field, make_space, kind, decomposit
     points = target[0] + torch.rand(200, 3) * (target[1] - target[0])
     dirs = F.normalize(torch.randn(200, 3), dim=1)
     x = field.space.normalise(points)
-    rate, color, step = field.opacity_rate(x), field.color(x, dirs), field.space.t_span / field.steps
+    rate, color, step = field.density(x) * field.step, field.color(x, dirs), field.space.t_span / field.steps
     field.shrink(target)
     assert torch.allclose(field.space.box, torch.tensor([[-0.5, -1, 0], [0.75, 0.5, 0.5]]), atol=1e-6)
     assert field.resolution == (6, 7, 2)
@@ -158,7 +158,7 @@ def test_shrinking_keeps_what_is_inside(make_field, make_space, kind, decomposit
     x = field.space.normalise(points)
     new_step = field.space.t_span / field.steps
     assert new_step == pytest.approx(step, rel=0.5 / field.steps)  # a whole number of them
-    assert torch.allclose(field.opacity_rate(x), rate * new_step / step, rtol=1e-3)
+    assert torch.allclose(field.density(x) * field.step, rate * new_step / step, rtol=1e-3)
     assert torch.allclose(field.color(x, dirs), color, atol=1e-4)
 
 
@@ -230,7 +230,7 @@ def test_results_do_not_hang_on_the_number_of_threads(make_field, components):
         for threads in (1, 2):
             torch.set_num_threads(threads)
             field.zero_grad()
-            rate = field.opacity_rate(x)
+            rate = field.density(x) * field.step
             (rate.sum() + field.color(x, x).square().sum()).backward()
             results.append([rate.detach(), *(p.grad.clone() for p in field.parameters())])
     finally:
@@ -243,5 +243,5 @@ def test_config_defaults_are_a_field_that_starts_as_thin_fog(make_space):
     from tensorf.field import Field
 
     field = Field(FieldConfig(), make_space(), (16, 16, 16), 64)
-    rate = field.opacity_rate(torch.rand(100, 3) * 2 - 1)
+    rate = field.density(torch.rand(100, 3) * 2 - 1) * field.step
     assert 0.3 < rate.mean() * 64 < 2  # the longest ray meets something everywhere and is not stopped by it

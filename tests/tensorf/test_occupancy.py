@@ -6,6 +6,7 @@ import torch
 from tensorf.cameras import Camera
 from tensorf.occupancy import Samples, cell_index, occupied_samples
 from tensorf.pruning import measure, occupied_box
+from tensorf.render import render_rays
 from tensorf.space import Rays
 
 
@@ -146,7 +147,22 @@ def test_occupied_box_holds_the_measured_blob(walled):
 
 def test_subset_keeps_the_rays_and_where_their_samples_start():
     ray = torch.tensor([0, 0, 2, 2, 2])
-    samples = Samples(torch.arange(15.0).view(5, 3), ray, torch.arange(5.0), torch.tensor([0, 2, 2, 5]), 4)
+    samples = Samples(
+        torch.arange(15.0).view(5, 3), ray, torch.arange(5.0), torch.arange(5.0) + 10, torch.tensor([0, 2, 2, 5]), 4
+    )
     few = samples.subset(torch.tensor([1, 2, 4]))
     assert few.ray.tolist() == [0, 2, 2] and few.t.tolist() == [1, 2, 4] and few.rays == 4
     assert few.first.tolist() == [0, 1, 1, 3] and torch.equal(few.x, samples.x[[1, 2, 4]])
+
+
+def test_pruning_fog_takes_hardly_any_of_it_away(make_field, make_space, camera):
+    # Thin fog everywhere: each sample weighs less than the threshold, and together they are the picture.
+    field = make_field(space=make_space(), steps=200)
+    field.density = lambda x: torch.where(x[:, 0] > 0, 0.4, 1e-5)
+    rays = field.space.rays(camera.resized(36, 28))
+    before = render_rays(field, rays).opacity
+    field.occupancy = measure(field, rays, 1e-2, cells=16, dilate=0)
+    after = render_rays(field, rays).opacity
+    assert before.mean() > 0.2
+    assert (before - after).mean() < 0.01 * before.mean()
+    assert not field.occupancy[:, :, :7].any()  # where there is nothing to lose

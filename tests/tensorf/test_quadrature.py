@@ -11,7 +11,7 @@ from tensorf.quadrature import representatives
 def packed(ray, rays):
     ray = torch.as_tensor(ray)
     zeros = torch.zeros(len(ray))
-    return Samples(zeros[:, None].expand(-1, 3), ray, zeros, torch.searchsorted(ray, torch.arange(rays)), rays)
+    return Samples(zeros[:, None].expand(-1, 3), ray, zeros, zeros, torch.searchsorted(ray, torch.arange(rays)), rays)
 
 
 def test_thin_samples_are_gathered_in_groups_of_equal_weight():

@@ -13,7 +13,8 @@ def packed(counts):
     """Samples with `counts[i]` samples on ray i; positions and ray parameters are of no interest."""
     ray = torch.repeat_interleave(torch.tensor(counts))
     first = torch.searchsorted(ray, torch.arange(len(counts)))
-    return Samples(torch.zeros(len(ray), 3), ray, torch.zeros(len(ray)), first, len(counts))
+    zeros = torch.zeros(len(ray))
+    return Samples(torch.zeros(len(ray), 3), ray, zeros, zeros, first, len(counts))
 
 
 def slow_weights(rate, ray):
@@ -95,7 +96,7 @@ def test_rendering_equals_a_loop_over_rays(make_field, make_space, camera, decom
     out = render_rays(field, rays)
     samples = march(field, rays)
     with torch.no_grad():
-        weights = slow_weights(field.opacity_rate(samples.x), samples.ray)
+        weights = slow_weights(field.density(samples.x) * samples.step, samples.ray)
         colors = field.color(samples.x, rays.viewdirs[samples.ray]).double()
     for k in range(len(rays)):
         mine = samples.ray == k
@@ -128,7 +129,7 @@ def test_rays_past_the_box_are_background(make_field, make_space, camera, backgr
 def test_opacity_is_what_the_rates_absorb(make_field, make_space, camera):
     field, rays = make_field(), make_space().rays(camera)
     samples = march(field, rays)
-    total = torch.zeros(len(rays)).index_add(0, samples.ray, field.opacity_rate(samples.x))
+    total = torch.zeros(len(rays)).index_add(0, samples.ray, field.density(samples.x) * samples.step)
     assert torch.allclose(render_rays(field, rays).opacity, 1 - torch.exp(-total), atol=1e-5)
 
 
@@ -204,8 +205,8 @@ def test_near_samples_get_the_square_of_their_distance_as_a_share(make_field, ma
     field, rays = make_field(), make_space().rays(camera)
     samples = march(field, rays)
     rates = []
-    opacity_rate = field.opacity_rate
-    field.opacity_rate = lambda x: rates.append(opacity_rate(x)) or rates[-1]
+    density = field.density
+    field.density = lambda x: rates.append(density(x)) or rates[-1]
     gradients = []
     for near in (0.0, 3.0):
         out = render_rays(field, rays, near=near)

@@ -74,7 +74,7 @@ def test_ndc_view_directions_are_unit_and_in_the_reference_frame():
 
 @pytest.mark.parametrize("direction", [(1.0, 0, 0.01), (0.0, 0, -1), (0.0, 1, 0)])
 def test_sideways_camera_cannot_be_held_in_ndc(direction):
-    with pytest.raises(UserError, match="scene.space=box"):
+    with pytest.raises(UserError, match="space=unbounded"):
         ndc().cast(torch.zeros(2, 3), torch.tensor([(0.0, 0, 1), direction]))
 
 
@@ -141,7 +141,7 @@ def tiny_capture(cameras, **changes):
         test=[],
         near=1.0,
         far=20.0,
-        forward_facing=True,
+        space="ndc",
         background="black",
         box=torch.tensor([[-1.5, -1.5, -1.5], [1.5, 1.5, 1.5]]),
         reference=torch.eye(3, 4),
@@ -171,6 +171,6 @@ def test_space_of_a_forward_facing_capture_holds_all_rays(places):
 
 def test_space_of_other_captures_is_their_box():
     cameras = [Camera(pose_at([0.0, 0, -1]), 9.0, 9.0, 4.5, 3.5, 9, 7)]
-    space = space_of(tiny_capture(cameras, forward_facing=False, background="white"))
+    space = space_of(tiny_capture(cameras, space="box", background="white"))
     assert (space.kind, space.near, space.far, space.background) == ("box", 1.0, 20.0, 1.0)
     assert space.box.tolist() == [[-1.5] * 3, [1.5] * 3]

@@ -9,10 +9,12 @@ import torch
 from tensorf.captures import load_capture
 from tensorf.errors import UserError
 from tensorf.field import FieldConfig
+from tensorf.losses import away_from_points, distortion
 from tensorf.occupancy import Samples
 from tensorf.render import render_view
+from tensorf.settings import TrainConfig, finest_resolution, grid_resolution, step_count
 from tensorf.space import Space, space_of
-from tensorf.train import PixelBatches, TrainConfig, Trainer, distortion, grid_resolution, step_count
+from tensorf.train import PixelBatches, Trainer
 
 CPU = torch.device("cpu")
 FIELD = FieldConfig(density_components=(2, 1, 1), color_components=(4, 2, 2), feature_dim=6, hidden=16)
@@ -47,7 +49,7 @@ def test_a_forward_facing_capture_is_learnt(ndc_capture, decomposition, componen
     trainer.finish()
     after = photo_error(trainer.field, ndc_capture)
     assert after < 0.5 * before and after < 0.5 * bright(ndc_capture)
-    assert trainer.field.resolution == grid_resolution(trainer.field.space, 32)
+    assert trainer.field.resolution == grid_resolution(trainer.field.space, trainer.resolution)
     assert trainer.field.occupancy.numel() > 1
 
 
@@ -67,7 +69,7 @@ def test_pruning_a_coarse_field_has_no_holes(ndc_capture, box_capture, kind):
     # Cells finer than the steps along a ray would be empty for no other reason than that no sample fell into them;
     # a camera half a step ahead of one that was measured from would see the gaps.
     capture = ndc_capture if kind == "ndc" else box_capture
-    trainer = Trainer(capture, replace(FIELD, density_shift=-3.0), replace(SHORT, stages=(1.0,)), CPU)
+    trainer = Trainer(capture, replace(FIELD, density_shift=-3.0), replace(SHORT, stages=(1.0,), upsample_at=()), CPU)
     camera = capture.cameras[capture.train[2]]
     camera = camera.with_pose(torch.cat([camera.pose[:, :3], (camera.position + 0.045 * camera.forward)[:, None]], 1))
     before = render_view(trainer.field, camera)["opacity"]
@@ -117,7 +119,7 @@ def test_resuming_is_bit_for_bit(world_folder, kind, changes):
 
 
 def test_the_seed_decides_everything(ndc_capture):
-    config = replace(SHORT, iterations=4, batch=32, prune_at=(1.0,))
+    config = replace(SHORT, iterations=4, batch=32, prune_at=())
     runs = []
     for seed in (0, 0, 1):
         trainer = Trainer(ndc_capture, FIELD, replace(config, seed=seed), CPU)
@@ -136,7 +138,7 @@ def test_a_loss_that_is_not_finite_is_told(ndc_capture):
 
 def packed(ray, t, rays):
     ray, t = torch.tensor(ray), torch.tensor(t)
-    return Samples(torch.zeros(len(ray), 3), ray, t, torch.searchsorted(ray, torch.arange(rays)), rays)
+    return Samples(torch.zeros(len(ray), 3), ray, t, t, torch.searchsorted(ray, torch.arange(rays)), rays)
 
 
 def test_distortion_by_hand():
@@ -181,9 +183,108 @@ def test_grid_resolution_of_ndc_has_a_third_in_depth():
 
 def test_step_count():
     # Cube: the diagonal is sqrt(3) sides, one sample a voxel: 1.732 * 100. NDC: 0.45 * 100.
-    assert step_count(space("box", 2.0, 2, 2), 100) == 173
-    assert step_count(space("ndc", 2.0, 1.5, 2), 100) == 45
-    assert step_count(space("ndc", 2.0, 1.5, 2), 10) == step_count(space("box", 2.0, 2, 2), 5) == 16
+    config = TrainConfig(samples_per_voxel=1.0, ndc_samples=0.45)
+    assert step_count(space("box", 2.0, 2, 2), 100, config) == 173
+    assert step_count(space("ndc", 2.0, 1.5, 2), 100, config) == 45
+    assert step_count(space("unbounded", 2.0, 2, 2), 100, config) == 100
+    few = [step_count(space("ndc", 2.0, 1.5, 2), 10, config), step_count(space("box", 2.0, 2, 2), 5, config)]
+    assert few == [16, 16]
+    assert step_count(space("box", 2.0, 2, 2), 100, replace(config, samples_per_voxel=2.0)) == 346
+
+
+def test_grids_are_no_finer_than_the_photos(box_capture):
+    focal = max(c.fx for c in box_capture.cameras)
+    # A pixel at distance 1 is 1 / focal wide: a box of side 2 is 2 focal pixels.
+    assert finest_resolution(box_capture, space("box", 2.0, 1, 1), 0.5) == round(focal)
+    # Contracted space is twice as wide as its inner box.
+    assert finest_resolution(box_capture, space("unbounded", 2.0, 2, 2), 0.5) == round(2 * focal)
+    assert finest_resolution(box_capture, space("ndc", 3.0, 2, 9), 1.0) == round(3 * focal)
+    trainer = Trainer(box_capture, FIELD, replace(SHORT, resolution=10_000, points_per_pixel=0.2), CPU)
+    assert trainer.final_size()[0] == (finest_resolution(box_capture, trainer.field.space, 0.2),) * 3
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(iterations=0), dict(batch=1), dict(resolution=4), dict(seed=-1), dict(lr_grid=0.0),
+        dict(lr_network=float("nan")), dict(lr_decay=1.5), dict(early_batch=0.0), dict(tv_density=-1.0),
+        dict(distortion=float("inf")), dict(points_per_pixel=0.0), dict(stages=()), dict(stages=(0.5, 0.5, 1.0)),
+        dict(stages=(0.3, 0.6, 0.9)), dict(upsample_at=(0.1,)), dict(upsample_at=(0.4, 0.2)), dict(upsample_at=(0.0, 0.2)),
+        dict(prune_at=(0.5, 0.2)), dict(prune_at=(1.0,)), dict(prune_thresholds=(0.1,)), dict(sightings=-0.1),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_trained_with_are_named(wrong):
+    with pytest.raises(ValueError, match=f"^{next(iter(wrong))}="):
+        TrainConfig(**wrong)
+
+
+def test_lists_may_be_empty(ndc_capture):
+    config = replace(SHORT, iterations=4, stages=(1.0,), upsample_at=(), prune_at=(), distortion=0.01)
+    trainer = Trainer(ndc_capture, FIELD, config, CPU)
+    while trainer.iteration < 4:
+        trainer.step()
+    assert trainer.field.occupancy.all()
+
+
+def test_an_unbounded_capture_is_learnt(world_folder):
+    capture = load_capture(world_folder, space="unbounded", bound=0.6)
+    trainer = Trainer(capture, FIELD, SHORT, CPU)
+    before = photo_error(trainer.field, capture)
+    while trainer.iteration < 40:
+        trainer.step()
+    trainer.finish()
+    assert photo_error(trainer.field, capture) < 0.5 * before
+    assert torch.equal(trainer.field.space.box, space_of(capture).box)  # which does not shrink
+
+
+def test_held_out_pixels_are_compared(ndc_capture):
+    trainer = Trainer(ndc_capture, FIELD, SHORT, CPU)
+    view = ndc_capture.test[0]
+    photo = ndc_capture.images[view].float() / 255
+    color = render_view(trainer.field, ndc_capture.cameras[view])["color"].clamp(0, 1)
+    expected = -10 * (color - photo).square().mean().log10().item()
+    state = torch.get_rng_state()
+    assert len(ndc_capture.test) == 1 and trainer.held_out_psnr() == pytest.approx(expected, abs=0.3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert Trainer(replace(ndc_capture, test=[]), FIELD, SHORT, CPU).held_out_psnr() is None
+
+
+@pytest.mark.parametrize("kind", ["ndc", "box", "unbounded"])
+def test_rays_to_matched_points_are_kept_clear(world_folder, kind):
+    capture = load_capture(world_folder, space=kind)
+    field = Trainer(capture, FIELD, SHORT, CPU).field
+    camera = capture.cameras[capture.train[0]]
+    depth = 1.5 if kind == "ndc" else 1.0
+    point = (camera.position + depth * camera.forward).expand(5, 3)
+    rays = field.space.cast(camera.position.expand(5, 3).contiguous(), camera.forward.expand(5, 3))
+    jitter = torch.rand(5)
+    there = field.space.normalise(point[:1]) if kind != "ndc" else None
+    if there is None:
+        t = field.space.parameter(point[:1], rays[:1])
+        there = field.space.normalise(rays.origins[:1] + t * rays.directions[:1])
+    lies = lambda x: 1e4 * ((x - there).norm(dim=1) < 0.03)  # noqa: E731
+    field.resample(field.resolution, 100)
+    field.density = lies
+    assert away_from_points(field, rays, point, jitter) < 0.01
+    field.density = lambda x: torch.zeros(len(x))
+    assert away_from_points(field, rays, point, jitter) == 1
+    field.density = lambda x: torch.full((len(x),), 1e4)  # all of it right before the camera
+    assert away_from_points(field, rays, point, jitter) > 0.99
+
+
+def test_matched_points_are_trained_with(ndc_capture):
+    view = ndc_capture.train[0]
+    camera = ndc_capture.cameras[view]
+    points = (camera.position + 2 * camera.forward).expand(40, 3)
+    capture = replace(ndc_capture, sightings=(torch.full((40,), view), points))
+    runs = []
+    for weight in (0.0, 0.5):
+        trainer = Trainer(capture, FIELD, replace(SHORT, iterations=60, sightings=weight, sightings_until=1.0), CPU)
+        for _ in range(30):
+            trainer.step()
+        rays = trainer.field.space.cast(camera.position[None], camera.forward[None])
+        runs.append(away_from_points(trainer.field, rays, points[:1], torch.tensor([0.5])).item())
+    assert runs[1] < runs[0] - 0.1
 
 
 @pytest.mark.parametrize("kind", ["ndc", "box"])
@@ -193,7 +294,7 @@ def test_pixel_batches_pair_rays_with_their_pixels(ndc_capture, box_capture, kin
     images = torch.randint(0, 256, capture.images.shape, dtype=torch.uint8)  # every pixel another colour
     capture = replace(capture, images=images)
     where = space_of(capture)
-    rays, colors = PixelBatches(capture, where, CPU).draw(64, torch.Generator().manual_seed(0))
+    rays, colors = PixelBatches(capture, capture.train, where, CPU).draw(64, torch.Generator().manual_seed(0))
     assert len(rays) == 64 and colors.shape == (64, 3)
     all_rays = [where.rays(capture.cameras[i]) for i in capture.train]
     known = torch.cat([torch.cat([r.origins, r.directions], 1) for r in all_rays])

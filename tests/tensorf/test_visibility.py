@@ -53,7 +53,7 @@ def by_hand(view, field):
     colors, begin = [], 0
     for r, count in enumerate(view.count.tolist()):
         x, scale = view.x[begin : begin + count], view.scale[begin : begin + count]
-        alpha = 1 - torch.exp(-field.opacity_rate(x))
+        alpha = 1 - torch.exp(-field.density(x) * field.step)
         clear = torch.cat([torch.ones(1), torch.cumprod(1 - alpha, 0)[:-1]]) if count else alpha
         weights = alpha * clear * scale
         assert weights.sum() < 1 + 1e-5  # nothing to be scaled down

@@ -1,0 +1,48 @@
+"""Does a field show its capture? Figures that tell, and the likely cause where it does not."""
+
+from __future__ import annotations
+
+import torch
+
+from cds3d.metrics.psnr import psnr
+from tensorf.captures import Capture
+
+_BARELY = 2.0  # dB above the mean picture
+_APART = 4.0  # dB between photos that were trained on and held-out ones; good captures stay below 3
+
+
+def mean_picture_psnr(capture: Capture) -> float | None:
+    """Mean PSNR in dB of the mean of all training photos, taken for each held-out one; None where none is held out."""
+    if not capture.test:
+        return None
+    mean = torch.zeros(capture.images.shape[1:])
+    for i in capture.train:
+        mean += capture.images[i].float() / 255
+    mean /= len(capture.train)
+    values = [psnr(mean, capture.images[i].float() / 255) for i in capture.test]
+    return sum(values) / len(values)
+
+
+def diagnose(held_out: float | None, training: float, mean_picture: float | None, space: str) -> str | None:
+    """One line with the likely cause and a remedy, where the figures (PSNR in dB) are those of a failure; else None.
+
+    held_out: of photos left out of training; training: of photos trained on; mean_picture: `mean_picture_psnr`; space:
+    the capture's.
+    """
+    if held_out is None or mean_picture is None:
+        return None
+    boxed = "what lies outside the box is not modelled (scene.space=unbounded)" if space == "box" else None
+    if held_out < mean_picture + _BARELY:
+        causes = ["photos and poses do not belong together (another scene.order, or estimate the poses again)", boxed]
+        what = f"held-out PSNR is {held_out:.1f} dB, and the mean of all photos has {mean_picture:.1f} dB already"
+        return f"{what}: the field does not show the scene. Likely: {_either(causes)}"
+    if training - held_out > _APART:
+        causes = [boxed, "poses are off by more than a pixel", "the photos are too few, or differ in exposure"]
+        what = f"PSNR is {training:.1f} dB on photos trained on, {held_out:.1f} dB on held-out ones"
+        remedy = "more photos from more sides, with fixed exposure, help most"
+        return f"{what}: fog explains each photo by itself. Likely: {_either(causes)}; {remedy}"
+    return None
+
+
+def _either(causes: list[str | None]) -> str:
+    return ", or ".join(cause for cause in causes if cause)

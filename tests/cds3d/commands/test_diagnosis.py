@@ -1,0 +1,72 @@
+"""When a field does not show its capture, a line says so."""
+
+import pytest
+import torch
+
+from cds3d.commands.diagnosis import diagnose, mean_picture_psnr
+from cds3d.commands.train import field_options
+from cds3d.options import load_config
+from cds3d.pocket.capture import write_capture
+from cds3d.pocket.world import Attributes
+from tensorf.captures import load_capture
+from tensorf.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("held_out", "training", "mean", "space", "words"),
+    [
+        (24.0, 26.0, 14.0, "unbounded", None),
+        (24.0, 27.9, 14.0, "unbounded", None),
+        (20.0, 29.0, 14.0, "unbounded", ["29.0 dB", "20.0 dB", "fog"]),
+        (20.0, 29.0, 14.0, "box", ["fog", "scene.space=unbounded"]),
+        (15.0, 16.0, 14.0, "ndc", ["15.0 dB", "14.0 dB", "does not show", "scene.order"]),
+        (None, 29.0, None, "box", None),  # nothing was held out
+    ],
+)
+def test_figures_of_failure_are_told(held_out, training, mean, space, words):
+    line = diagnose(held_out, training, mean, space)
+    if words is None:
+        assert line is None
+    else:
+        assert "\n" not in line and all(word in line for word in words), line
+        assert ("scene.space" in line) is (space == "box")
+
+
+def test_the_mean_picture_by_hand(tmp_path):
+    write_capture(tmp_path, Attributes.sample(3), views=8, width=16, height=12)
+    capture = load_capture(tmp_path, check=False)
+    capture.images[capture.train] = torch.arange(7, dtype=torch.uint8)[:, None, None, None] * 10 + 20  # mean: 50
+    capture.images[capture.test] = 101
+    assert capture.test and mean_picture_psnr(capture) == pytest.approx(
+        -20 * torch.tensor(51 / 255).log10().item(), 1e-4
+    )
+
+
+@pytest.mark.parametrize("preset", ["default", "fast", "published", "cp"])
+@pytest.mark.parametrize("space", ["ndc", "box", "unbounded"])
+def test_every_preset_is_complete_in_every_space(preset, space):
+    field, training = field_options(load_config("train", [f"field={preset}"]), space)
+    assert training.iterations >= 400 and sum(field.density_components) > 0
+
+
+def test_published_is_vm_96_and_vm_192():
+    config = load_config("train", ["field=published"])
+    forward, _ = field_options(config, "ndc")
+    around, training = field_options(config, "unbounded")
+    assert sum(forward.density_components) + sum(forward.color_components) == 96
+    assert sum(around.density_components) + sum(around.color_components) == 192
+    assert (training.iterations, training.batch, training.resolution) == (30000, 4096, 300)
+
+
+def test_what_is_given_goes_before_the_preset():
+    config = load_config("train", ["field=published", "field.iterations=70", "field.resolution=50"])
+    _, training = field_options(config, "ndc")
+    assert (training.iterations, training.resolution, training.batch) == (70, 50, 4096)
+
+
+@pytest.mark.parametrize(
+    "option", ["field.prune_at=[0.5,0.2]", "field.stages=[]", "field.batch=1", "field.tv_color=-1"]
+)
+def test_wrong_settings_are_one_line(option):
+    with pytest.raises(UserError, match=option.split(".", 1)[1].split("=")[0]):
+        field_options(load_config("train", [option]), "box")

@@ -1,0 +1,169 @@
+"""The photos against the poses: a textured wall and a floor, photographed by cameras that are known."""
+
+import logging
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from tensorf.captures import load_capture
+from tensorf.captures.llff import read_llff
+from tensorf.captures.matching import Matches, fit, sampson_distance, triangulate
+from tensorf.captures.views import Lens, View
+from tensorf.errors import UserError
+
+SIZE, FOCAL = (320, 240), 300.0
+
+
+def texture(seed):
+    """(600, 600) of blobs of all sizes, which SIFT finds."""
+    generator = np.random.default_rng(seed)
+    image = np.zeros((600, 600))
+    for cells in (12, 30, 75, 150):
+        image += cv2.resize(generator.random((cells, cells)), (600, 600), interpolation=cv2.INTER_CUBIC)
+    return ((image - image.min()) / (image.max() - image.min()) * 255).astype(np.uint8)
+
+
+WALL, FLOOR = texture(0), texture(1)
+
+
+def photograph(pose):
+    """What a camera at this pose sees of a wall at z = 6 and a floor at y = 1 (y is down)."""
+    u, v = np.meshgrid(np.arange(SIZE[0]) + 0.5, np.arange(SIZE[1]) + 0.5)
+    local = np.stack([(u - SIZE[0] / 2) / FOCAL, (v - SIZE[1] / 2) / FOCAL, np.ones_like(u)], -1)
+    rays, eye = local @ pose[:, :3].T, pose[:, 3]
+    wall = (6 - eye[2]) / rays[..., 2]
+    floor = np.where(rays[..., 1] > 1e-3, (1 - eye[1]) / np.maximum(rays[..., 1], 1e-3), np.inf)
+    nearest = np.minimum(wall, floor)
+    x, y, z = np.moveaxis(eye + nearest[..., None] * rays, -1, 0)
+    place = lambda a: (a * 60 + 300).astype(np.float32)  # noqa: E731
+    seen = [
+        cv2.remap(t, place(x), place(b), cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+        for t, b in ((WALL, y), (FLOOR, z))
+    ]
+    return np.where(floor < wall, seen[1], seen[0])
+
+
+def poses(count=12):
+    """A row of cameras with rotations, heights and depths that change from one to the next."""
+    generator = np.random.default_rng(5)
+    result = []
+    for i in range(count):
+        turn, _ = cv2.Rodrigues(generator.normal(0, 0.08, 3))
+        position = np.array([0.25 * (i - count / 2), *generator.normal(0, 0.25, 2)])
+        result.append(np.concatenate([turn, position[:, None]], 1))
+    return result
+
+
+def write(root, rows, names):
+    """LLFF rows, and the photo of each under its name; wrong names make a wrong capture."""
+    (root / "images").mkdir(parents=True)
+    for pose, name in zip(rows, names, strict=True):
+        cv2.imwrite(str(root / "images" / name), photograph(pose))
+    numbers = []
+    for pose in rows:
+        right, down, forward = pose[:, 0], pose[:, 1], pose[:, 2]
+        matrix = np.stack([down, right, -forward, pose[:, 3], (SIZE[1], SIZE[0], FOCAL)], 1)
+        numbers.append([*matrix.reshape(-1), 2.0, 8.0])
+    np.save(root / "poses_bounds.npy", np.array(numbers))
+
+
+NAMES = [f"{i}.png" for i in range(1, 13)]  # as numbers; as text 1, 10, 11, 12, 2, ...
+
+
+def views(rows, root, names):
+    lens = Lens(FOCAL, FOCAL, SIZE[0] / 2, SIZE[1] / 2, *SIZE)
+    return [View(name, root / "images" / name, pose, lens) for name, pose in zip(names, rows, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory):
+    root = tmp_path_factory.mktemp("numbered")
+    write(root, poses(), NAMES)
+    return root
+
+
+@pytest.fixture(scope="module")
+def as_text(tmp_path_factory):
+    root = tmp_path_factory.mktemp("as_text")
+    write(root, poses(), sorted(NAMES))
+    return root
+
+
+def test_right_poses_fit_and_wrong_ones_do_not(numbered):
+    good = fit(views(poses(), numbered, NAMES))
+    assert good.residual < 1 and not good.unlikely and good.matches > 500 and good.pairs >= 10
+    bad = fit(views(poses(), numbered, sorted(NAMES)))
+    assert bad.residual > 5 and bad.unlikely
+
+
+def test_points_lie_on_what_was_photographed(numbered):
+    found = fit(views(poses(), numbered, NAMES))
+    off = np.minimum(np.abs(found.points[:, 2] - 6), np.abs(found.points[:, 1] - 1))
+    assert len(found.points) > 200 and np.median(off) < 0.1
+    assert found.seen_by.shape == (len(found.points), 2) and found.seen_by.max() == 11
+
+
+def test_sampson_distance_and_triangulation_by_hand():
+    # Two cameras a unit apart, looking along +z; a point 4 ahead, halfway between. The second match is off by 0.01 of a
+    # focal length across the epipolar lines, which are rows: half of that on either side, as a first-order distance.
+    left = np.concatenate([np.eye(3), [[-0.5], [0], [0]]], 1)
+    right = np.concatenate([np.eye(3), [[0.5], [0], [0]]], 1)
+    first, second = np.array([[0.125, 0.1], [0.125, 0.1]]), np.array([[-0.125, 0.1], [-0.125, 0.11]])
+    matches = Matches(0, 1, first, second)
+    assert sampson_distance(matches, left, right) == pytest.approx([0, 0.01 / np.sqrt(2)], abs=1e-9)
+    assert triangulate(matches, left, right)[0] == pytest.approx([0, 0.4, 4])
+    behind = Matches(0, 1, second[:1], first[:1])  # the rays part
+    assert np.isnan(triangulate(behind, left, right)).all()
+
+
+@pytest.mark.parametrize(("folder", "expected"), [("numbered", "by their numbers"), ("as_text", "as text")])
+def test_the_photos_decide_their_order(request, caplog, folder, expected):
+    root = request.getfixturevalue(folder)
+    with caplog.at_level(logging.INFO, "tensorf"):
+        capture = load_capture(root)
+    lines = [r.getMessage() for r in caplog.records if "photos sorted" in r.getMessage()]
+    assert len(lines) == 1 and f"photos sorted {expected}" in lines[0] and "pixels" in lines[0]
+    assert not any("disagree" in r.getMessage() for r in caplog.records)
+    assert capture.image_names == NAMES  # sorted naturally afterwards, whatever the rows' order
+    rows = poses() if folder == "numbered" else [poses()[sorted(NAMES).index(name)] for name in NAMES]
+    ours = np.stack([v.pose for v in read_llff(root, None).views])
+    assert np.allclose(ours, np.stack(rows), atol=1e-6)
+
+
+def test_the_order_may_be_said(numbered, caplog):
+    with caplog.at_level(logging.WARNING, "tensorf"):
+        load_capture(numbered, order="number")
+        assert not caplog.records
+        load_capture(numbered, order="text")
+    assert "photos and poses disagree" in caplog.text and "pixels" in caplog.text
+    caplog.clear()
+    load_capture(numbered, order="text", check=False)
+    assert not caplog.records
+    with pytest.raises(UserError, match="order=names is unknown"):
+        load_capture(numbered, order="names")
+
+
+def test_matched_points_come_with_the_capture(numbered):
+    capture = load_capture(numbered, space="box")
+    seen_by, points = capture.sightings
+    assert len(points) > 200 and set(seen_by.tolist()) <= set(capture.train)
+    similarity = capture.world_from_capture
+    back = (points - similarity[:3, 3]) @ torch.linalg.inv(similarity[:3, :3]).T
+    off = torch.minimum((back[:, 2] - 6).abs(), (back[:, 1] - 1).abs())
+    assert off.median() < 0.1
+    for view, point in list(zip(seen_by.tolist(), points))[:50]:
+        camera = capture.cameras[view]
+        x, y, z = (point - camera.position) @ camera.pose[:, :3]
+        assert z > 0 and 0 < camera.fx * x / z + camera.cx < SIZE[0] and 0 < camera.fy * y / z + camera.cy < SIZE[1]
+    assert load_capture(numbered, check=False).sightings is None
+
+
+def test_photos_without_features_are_no_evidence(tmp_path, caplog):
+    write(tmp_path, poses(), NAMES)
+    for name in NAMES:
+        cv2.imwrite(str(tmp_path / "images" / name), np.full((SIZE[1], SIZE[0]), 90, np.uint8))
+    with caplog.at_level(logging.INFO, "tensorf"):
+        assert load_capture(tmp_path).sightings is None
+    assert "too few of their features match" in caplog.text and "disagree" not in caplog.text
