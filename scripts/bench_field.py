@@ -3,9 +3,11 @@
 python scripts/bench_field.py                                  # all; needs outputs/flower/source (train_source.py)
 python scripts/bench_field.py --only views                     # or grids, training, edit
 python scripts/bench_field.py --only training --train-steps 300
+python scripts/bench_field.py --only training --captures my/garden my/flower
 
-Training is of two captures as small as TensoRF's authors' code can do on a CPU: an object seen from all sides (200x200,
-as the synthetic lego scene) and a forward-facing one (126x94). Ours is given more steps until it is as good.
+Training is of captures as small as TensoRF's authors' code can do on a CPU: an object seen from all sides (200x200, as
+the synthetic lego scene), a forward-facing one (126x94), and those of --captures, 126 pixels wide if they are
+forward-facing, else 200. Ours is given more steps until it is as good.
 
 The reference is the textbook: every step of every ray, tables read by `grid_sample`, a colour wherever the weight is
 above 1e-4, no space skipped. It holds the same tables, so both pictures have to agree. Its time for a view is that of
@@ -171,20 +173,32 @@ def bench_views(field: Field, camera, widths: list[int], reference_rays: int) ->
     }
 
 
-JOBS = {
-    "all sides, 200x200": dict(batch=1024, resolution=96, stages=(0.5, 0.75, 1.0)),
-    "forward-facing, 126x94": dict(batch=512, resolution=96, stages=(0.42, 0.7, 1.0)),
-}
+ALL_SIDES = dict(batch=1024, resolution=96, stages=(0.5, 0.75, 1.0))
+FORWARD_FACING = dict(batch=512, resolution=96, stages=(0.42, 0.7, 1.0))
 MORE_STEPS = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 3.0)
+
+
+def training_jobs(shipped: Path, folders: list[Path]) -> dict:
+    """Name -> capture of all that training is measured on."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_orbit(Path(folder), Attributes(2_000_102, "object", "chair", "red", "sky", "wooden"))
+        jobs = {"all sides, 200x200": load_capture(Path(folder), width=200)}
+    jobs["forward-facing, 126x94"] = load_capture(shipped, width=126)
+    for folder in folders:
+        capture = load_capture(folder, width=200)
+        capture = load_capture(folder, width=126) if capture.space == "ndc" else capture
+        size = f"{capture.cameras[0].width}x{capture.cameras[0].height}"
+        jobs[f"{folder.resolve().name}, {size}"] = capture
+    return jobs
 
 
 def bench_training(job: str, capture, device: torch.device, steps: int) -> list[dict]:
     """The reference trained for `steps`; ours for as many, then for more until its held-out PSNR is the reference's."""
-    rows = []
-    warm = Trainer(capture, FieldConfig(), TrainConfig(iterations=steps, **JOBS[job]), device)
+    rows, settings = [], FORWARD_FACING if capture.space == "ndc" else ALL_SIDES
+    warm = Trainer(capture, FieldConfig(), TrainConfig(iterations=steps, **settings), device)
     warm.step()  # compiles
     for name, factor in [("reference", 1.0), *(("ours", f) for f in MORE_STEPS)]:
-        config = TrainConfig(iterations=round(steps * factor), **JOBS[job])
+        config = TrainConfig(iterations=round(steps * factor), **settings)
         trainer = Trainer(capture, FieldConfig(), config, device)
 
         def train(trainer=trainer, config=config):
@@ -274,6 +288,7 @@ def main(argv=None) -> None:
     parser.add_argument("--only", choices=("views", "grids", "training", "edit"), help="one of the four parts")
     parser.add_argument("--run", type=Path, default=ROOT / "outputs/flower/source", help="of views and grids")
     parser.add_argument("--capture", type=Path, default=ROOT / "scenes/flower")
+    parser.add_argument("--captures", type=Path, nargs="+", default=[], metavar="FOLDER", help="more to train on")
     parser.add_argument("--widths", type=int, nargs="+", default=[126, 252, 504], help="of the views, pixels")
     parser.add_argument("--reference-rays", type=int, default=2048)
     parser.add_argument("--train-steps", type=int, default=1000, help="of the reference")
@@ -298,12 +313,10 @@ def main(argv=None) -> None:
         result["grids"] = bench_grids(field, camera)
         _print(result["grids"])
     if args.only in (None, "training"):
-        with tempfile.TemporaryDirectory() as folder:
-            write_orbit(Path(folder), Attributes(2_000_102, "object", "chair", "red", "sky", "wooden"))
-            captures = (load_capture(Path(folder), width=200), load_capture(args.capture, width=126))
-        rows = [bench_training(job, c, device, args.train_steps) for job, c in zip(JOBS, captures, strict=True)]
-        result["training"] = [row for several in rows for row in several]
-        speedups = {job: speedup(several) for job, several in zip(JOBS, rows, strict=True)}
+        jobs = training_jobs(args.capture, args.captures)
+        rows = {job: bench_training(job, capture, device, args.train_steps) for job, capture in jobs.items()}
+        result["training"] = [row for several in rows.values() for row in several]
+        speedups = {job: speedup(several) for job, several in rows.items()}
         result["train_speedups"] = speedups
         reached = [s for s in speedups.values() if s is not None]
         result["train_speedup_at_equal_psnr"] = min(reached) if len(reached) == len(speedups) else None
@@ -312,6 +325,9 @@ def main(argv=None) -> None:
     if args.only in (None, "edit"):
         result["edits"] = bench_edits(camera, device, args.edit_iterations)
         _print(result["edits"])
+        full = [row["seconds"] for row in result["edits"] if row["iterations"] == 400]
+        if full:
+            result["edit_400_iterations_seconds"] = full[0]
     args.json.parent.mkdir(parents=True, exist_ok=True)
     before = json.loads(args.json.read_text()) if args.only and args.json.exists() else {}  # the other parts'
     write_text(args.json, json.dumps(before | result, indent=2) + "\n")

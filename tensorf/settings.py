@@ -15,7 +15,8 @@ class TrainConfig:
     lr_grid, lr_network: Adam's rates, falling to `lr_decay` of them over the run.
 
     resolution: grid points along the longest axis at the end, at most; points_per_pixel: no more of them than that
-    for each pixel of the photos, where a pixel is projected to the middle of the scene; depth_resolution: grid points
+    for each pixel of the photos, projected to the middle of the scene (unbounded_points_per_pixel: in unbounded space,
+    whose grid has to hold all that is around as well); depth_resolution: grid points
     along NDC's depth, as a share of the others. stages: shares of the resolution, coarse to fine; upsample_at: when the
     next stage begins, as shares of the run.
     samples_per_voxel, ndc_samples: of the longest ray, per grid point of the longest axis: in a box or unbounded space,
@@ -37,6 +38,7 @@ class TrainConfig:
     lr_decay: float = 0.1
     resolution: int = 400
     points_per_pixel: float = 0.8
+    unbounded_points_per_pixel: float = 0.5
     depth_resolution: float = 0.33
     stages: tuple[float, ...] = (0.3, 0.6, 1.0)
     upsample_at: tuple[float, ...] = (0.12, 0.35)
@@ -44,7 +46,7 @@ class TrainConfig:
     ndc_samples: float = 0.45
     prune_at: tuple[float, ...] = (0.6, 0.8)
     prune_thresholds: tuple[float, float] = (3e-3, 1e-2)
-    tv_density: float = 0.001
+    tv_density: float = 0.01
     tv_color: float = 0.02
     l1: float = 0.0
     distortion: float = 0.0
@@ -56,7 +58,14 @@ class TrainConfig:
         for name, least in (("iterations", 1), ("batch", 2), ("resolution", 8), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least {least}")
-        for name in ("lr_grid", "lr_network", "points_per_pixel", "samples_per_voxel", "ndc_samples"):
+        for name in (
+            "lr_grid",
+            "lr_network",
+            "points_per_pixel",
+            "unbounded_points_per_pixel",
+            "samples_per_voxel",
+            "ndc_samples",
+        ):
             _require(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "a number above 0")
         for name in ("tv_density", "tv_color", "l1", "distortion", "sightings"):
             _require(name, getattr(self, name), 0 <= getattr(self, name) < math.inf, "a number, 0 or more")
@@ -102,7 +111,7 @@ def step_count(space: Space, longest: int, config: TrainConfig) -> int:
     return max(16, round(config.samples_per_voxel * span * longest))
 
 
-def finest_resolution(capture, space: Space, points_per_pixel: float) -> int:
+def finest_resolution(capture, space: Space, config: TrainConfig) -> int:
     """Grid points along the longest axis that are worth having for the training photos' pixels.
 
     A grid much finer than the photos explains each of them by itself. A pixel's footprint is taken where the cameras
@@ -110,7 +119,7 @@ def finest_resolution(capture, space: Space, points_per_pixel: float) -> int:
     """
     focal = max(capture.cameras[i].fx for i in capture.train)
     if space.kind == "unbounded":  # the inner box is half as wide as contracted space
-        extent = 2 * float((space.box[1] - space.box[0]).max())
-    else:
-        extent = float(space.extent[:2].max() if space.kind == "ndc" else space.extent.max())
-    return max(8, round(points_per_pixel * focal * extent))
+        across = 2 * float((space.box[1] - space.box[0]).max())
+        return max(8, round(config.unbounded_points_per_pixel * focal * across))
+    across = float(space.extent[:2].max() if space.kind == "ndc" else space.extent.max())
+    return max(8, round(config.points_per_pixel * focal * across))

@@ -50,7 +50,7 @@ class Trainer:
         self.capture, self.config, self.device, self.iteration = capture, config, device, 0
         space = space_of(capture)
         torch.manual_seed(config.seed)
-        self.resolution = min(config.resolution, finest_resolution(capture, space, config.points_per_pixel))
+        self.resolution = min(config.resolution, finest_resolution(capture, space, config))
         self.field = Field(field_config, space, *self._size(space, 0)).to(device)
         self.pixels = PixelBatches(capture, capture.train, self.field.space, device)
         self.held_out = PixelBatches(capture, capture.test, self.field.space, device) if capture.test else None
@@ -160,6 +160,8 @@ class Trainer:
         self.field.occupancy = measure(self.field, rays, threshold, cells=_cells(self.field))
         if 1 in turns and self.field.space.kind == "box":
             self._shrink()
+            rays, _ = self.pixels.draw(60_000, generator)
+            self.field.occupancy = measure(self.field, rays, threshold, cells=_cells(self.field))
 
     def _shrink(self) -> None:
         self.field.shrink(occupied_box(self.field))

@@ -14,7 +14,7 @@ from tensorf.cameras import Camera
 from tensorf.captures import llff, matching
 from tensorf.captures.colmap import find_models, read_colmap
 from tensorf.captures.geometry import mean_pose, place, transformed
-from tensorf.captures.images import load_images
+from tensorf.captures.images import flat_background, load_images
 from tensorf.captures.pictures import is_transparent
 from tensorf.captures.transforms import is_transforms, read_transforms
 from tensorf.captures.views import Listing
@@ -30,8 +30,9 @@ class Capture:
     name: the folder's name. cameras: n of them, all of one (width, height); images: (n, height, width, 3) uint8 RGB.
     train, test: disjoint indices; where the capture leaves views out of both, those were not loaded.
     near, far: depths along the optical axis, world units. space: "ndc", "box" or "unbounded" (`tensorf.space`).
-    background: "white" for photos with transparency, else "black". box: (2, 3) low and high corners, world units: of
-    the box or the inner box, or of NDC. reference: (3, 4) pose of the mean camera, NDC's reference, right-handed.
+    background: of an object cut out of it, "white" or "black"; for all other captures "black". box: (2, 3) low and
+    high corners, world units: of the box or the inner box, or of NDC. reference: (3, 4) pose of the mean camera, NDC's
+    reference camera, right-handed.
     world_from_capture: (4, 4) the similarity that took the capture's own coordinates to the world's.
     sightings: (views (m,) int64, points (m, 3)), which training views show which points of the scene, world units, as
     triangulated from matches of the photos; None where the photos were not checked or disagree with the poses.
@@ -85,10 +86,11 @@ def load_capture(
     listing = _read(root, width, order, check)
     transparent = is_transparent(listing.views[0].path)
     points, seen_by = _matched_points(listing, check)
-    placement = place(listing, space, bound, transparent, points)
-    log.info("%s: %d views, %s", root, len(listing.views), placement.reason)
     train, test = _split(listing, test_every)
     images, lenses = load_images(listing.views, width, white_background, show_progress)
+    background = ("white" if white_background else "black") if transparent else flat_background(images)
+    placement = place(listing, space, bound, background is not None, points)
+    log.info("%s: %d views, %s", root, len(listing.views), placement.reason)
     poses = transformed(np.stack([view.pose for view in listing.views]), placement.world_from_capture)
     cameras = [
         Camera(_tensor(pose), lens.fx, lens.fy, lens.cx, lens.cy, int(lens.width), int(lens.height))
@@ -105,7 +107,7 @@ def load_capture(
         near=placement.near,
         far=placement.far,
         space=placement.space,
-        background="white" if transparent and white_background else "black",
+        background=background or "black",
         box=_tensor(placement.box),
         reference=_tensor(mean_pose(poses)),
         world_from_capture=_tensor(placement.world_from_capture),

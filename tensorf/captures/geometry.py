@@ -43,14 +43,14 @@ class Placement:
 
 
 def place(
-    listing: Listing, space: str, bound: float | None, transparent: bool, points: np.ndarray | None = None
+    listing: Listing, space: str, bound: float | None, cut_out: bool, points: np.ndarray | None = None
 ) -> Placement:
     """Chooses the space for the listed views and normalises the world (see the module's docstring).
 
     space: "auto", "ndc", "box" or "unbounded". bound: half the (inner) box's side in normalised units, None to let the
-    scene decide. transparent: the photos show a cut-out object. points: (n, 3) of the scene in the capture's
-    coordinates, if some are known. Raises UserError where all cameras stand at one place and where "ndc" is asked for a
-    capture that looks back.
+    scene decide. cut_out: the photos show an object without its background. points: (n, 3) of the scene in the
+    capture's coordinates, if some are known. Raises UserError where all cameras stand at one place and where "ndc" is
+    asked for a capture that looks back.
     """
     poses = np.stack([view.pose for view in listing.views])
     centres = poses[:, :, 3]
@@ -62,7 +62,7 @@ def place(
     lenses = [view.lens for view in listing.views]
     seen = seen_depths(poses, lenses, points) if points is not None else np.empty(0)
     depths = listing.depths or _depth_range(seen) or _guessed_depths(poses)
-    space, reason = _decide(poses, lenses, depths[0], transparent, space, listing)
+    space, reason = _decide(poses, lenses, depths[0], cut_out, space, listing)
     if space == "ndc":
         scale = 1 / (_NEAR_MARGIN * depths[0])
         similarity = _similarity(scale, mean_pose(poses))
@@ -75,7 +75,7 @@ def place(
         near = max(_SMALLEST_NEAR, _NEAR_MARGIN * scale * float(np.quantile(seen, 0.002))) if len(seen) else 0.1
         reason += f"; inner box of half size {half:.2f}, in mean camera distances"
         return Placement(space, reason, similarity, near, _ENDLESS, np.array([[-half] * 3, [half] * 3]))
-    half = bound or (_object_half_size(lenses) if transparent else _HALF_SIZE)
+    half = bound or (_object_half_size(lenses) if cut_out else _HALF_SIZE)
     box = np.array([[-half] * 3, [half] * 3])
     known = None if listing.depths is None else (listing.depths[0] * scale, listing.depths[1] * scale)
     near, far = _box_depths(transformed(poses, similarity), box, known)
@@ -166,7 +166,7 @@ def _guessed_depths(poses: np.ndarray) -> tuple[float, float]:
     return 1.5 * spread, 30 * spread
 
 
-def _decide(poses, lenses, near, transparent, space, listing) -> tuple[str, str]:
+def _decide(poses, lenses, near, cut_out, space, listing) -> tuple[str, str]:
     """(the space, the reason as a line)."""
     mean = mean_pose(poses)
     axes = _degrees_off(poses[:, :, 2], mean[:, 2])
@@ -182,7 +182,7 @@ def _decide(poses, lenses, near, transparent, space, listing) -> tuple[str, str]
         return space, "forward-facing (NDC), as asked"
     if space != "auto":
         return space, {"box": "bounded box, as asked", "unbounded": "unbounded, as asked"}[space]
-    if transparent:
+    if cut_out:
         return "box", "bounded box: the photos show an object cut out of its background"
     if axes > _AXIS_LIMIT:
         return "unbounded", f"unbounded: cameras look up to {axes:.0f} degrees off their mean axis"

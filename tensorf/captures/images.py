@@ -26,6 +26,7 @@ from tensorf.errors import UserError
 
 log = logging.getLogger("tensorf")
 
+_RIM_SHARE, _PURE, _FLAT_SHARE = 0.03, 5, 0.95  # of the shorter side; of 255 levels; of the rim's pixels
 _RIM_WARNING = 0.1  # of an image; phones stay under 5%
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -97,6 +98,22 @@ def load_images(
     if show_progress:
         print(file=sys.stderr)
     return torch.from_numpy(images), lenses
+
+
+def flat_background(images: Tensor) -> str | None:
+    """ "white" or "black" where nearly all of the photos' rims are of that pure colour, else None.
+
+    images: (n, height, width, 3) uint8. Objects are often cut out of their background without transparency.
+    """
+    height, width = images.shape[1:3]
+    rim = max(1, round(_RIM_SHARE * min(height, width)))
+    strips = [images[:, :rim], images[:, -rim:], images[:, :, :rim], images[:, :, -rim:]]
+    pixels = torch.cat([strip.reshape(-1, 3) for strip in strips])
+    for name, level in (("white", 255), ("black", 0)):
+        is_level = lambda p, level=level: (p.int() - level).abs().amax(-1) <= _PURE  # noqa: E731
+        if is_level(pixels).float().mean() > _FLAT_SHARE and not is_level(images[0]).all():
+            return name
+    return None
 
 
 def undistort(pixels: np.ndarray, lens: Lens) -> np.ndarray:

@@ -38,4 +38,4 @@ def test_parts_of_a_field_edit(guidance):
     field = torch.nn.Linear(1024, 1024)
     parts = field_edit_mb(guidance, guidance.encode_text("a flower"), field, 10, 48, 64, True)
     assert parts["optimiser"] == pytest.approx(3 * parameter_mb(field))
-    assert parts["views"] == pytest.approx(10 * 48 * 64 * 96 / 2**20)
+    assert parts["views"] == pytest.approx(10 * 48 * 64 * 108 / 2**20)

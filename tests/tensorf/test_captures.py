@@ -312,13 +312,17 @@ def test_box_world_is_centred_with_cameras_at_distance_one(tmp_path):
     for pose in poses:
         pose[:, 3] += (5.0, -2.0, 7.0)
     write_transforms(tmp_path, poses)
-    capture = load_capture(tmp_path)
+    capture = load_capture(tmp_path, space="box")
     torch.testing.assert_close(moved(capture, (5.0, -2.0, 7.0)), torch.zeros(3).double(), atol=1e-5, rtol=0)
     assert [c.position.norm().item() for c in capture.cameras] == pytest.approx([1] * 6)
     torch.testing.assert_close(capture.cameras[2].pose[:, :3], torch.from_numpy(poses[2][:, :3]).float())
     assert capture.box.tolist() == [[-1.5] * 3, [1.5] * 3] and capture.near == pytest.approx(0.05)
     assert load_capture(tmp_path, bound=0.5).box.tolist() == [[-0.5] * 3, [0.5] * 3]
-    assert 0 < load_capture(tmp_path, bound=0.3).near < 1 < load_capture(tmp_path, bound=0.3).far < 2
+    small = load_capture(tmp_path, bound=0.3, space="box")
+    assert 0 < small.near < 1 < small.far < 2
+    around = load_capture(tmp_path)  # opaque, all around: unbounded, in the same world
+    assert around.space == "unbounded" and around.box.tolist() == [[-1.0] * 3, [1.0] * 3]
+    torch.testing.assert_close(around.world_from_capture, capture.world_from_capture)
 
 
 def test_opengl_axes_project_a_known_point(tmp_path):
@@ -434,6 +438,21 @@ def test_colmap_distortion_parameters_are_in_opencv_order(tmp_path):
     lens = read_colmap(tmp_path, None).views[0].lens
     assert lens == Lens(10, 10, 6, 4, 12, 8, (0.1, 0, 0, 0, 0))
     assert load_capture(tmp_path).cameras[0].fx == 5
+
+
+@pytest.mark.parametrize(("level", "name"), [(255, "white"), (0, "black"), (128, None)])
+def test_objects_on_a_pure_background_are_cut_out(tmp_path, level, name):
+    write_transforms(tmp_path, ring(4))
+    for path in (tmp_path / "images").iterdir():
+        photo = np.full((8, 12, 3), level, np.uint8)
+        photo[3:6, 4:9] = (200, 30, 40)
+        Image.fromarray(photo).save(path)
+    capture = load_capture(tmp_path)
+    assert capture.space == ("box" if name else "unbounded") and capture.background == (name or "black")
+    photo[:, :2] = (10, 90, 10)  # and something stands at the rim
+    for path in (tmp_path / "images").iterdir():
+        Image.fromarray(photo).save(path)
+    assert load_capture(tmp_path).space == "unbounded"
 
 
 # --- forward-facing or box

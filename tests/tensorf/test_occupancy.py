@@ -163,6 +163,6 @@ def test_pruning_fog_takes_hardly_any_of_it_away(make_field, make_space, camera)
     before = render_rays(field, rays).opacity
     field.occupancy = measure(field, rays, 1e-2, cells=16, dilate=0)
     after = render_rays(field, rays).opacity
-    assert before.mean() > 0.2
+    assert before.mean() > 0.15
     assert (before - after).mean() < 0.01 * before.mean()
     assert not field.occupancy[:, :, :7].any()  # where there is nothing to lose

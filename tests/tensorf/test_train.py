@@ -194,13 +194,15 @@ def test_step_count():
 
 def test_grids_are_no_finer_than_the_photos(box_capture):
     focal = max(c.fx for c in box_capture.cameras)
+    config = TrainConfig(points_per_pixel=0.5, unbounded_points_per_pixel=0.25)
     # A pixel at distance 1 is 1 / focal wide: a box of side 2 is 2 focal pixels.
-    assert finest_resolution(box_capture, space("box", 2.0, 1, 1), 0.5) == round(focal)
+    assert finest_resolution(box_capture, space("box", 2.0, 1, 1), config) == round(focal)
     # Contracted space is twice as wide as its inner box.
-    assert finest_resolution(box_capture, space("unbounded", 2.0, 2, 2), 0.5) == round(2 * focal)
-    assert finest_resolution(box_capture, space("ndc", 3.0, 2, 9), 1.0) == round(3 * focal)
-    trainer = Trainer(box_capture, FIELD, replace(SHORT, resolution=10_000, points_per_pixel=0.2), CPU)
-    assert trainer.final_size()[0] == (finest_resolution(box_capture, trainer.field.space, 0.2),) * 3
+    assert finest_resolution(box_capture, space("unbounded", 2.0, 2, 2), config) == round(focal)
+    assert finest_resolution(box_capture, space("ndc", 3.0, 2, 9), config) == round(1.5 * focal)
+    config = replace(SHORT, resolution=10_000, points_per_pixel=0.2)
+    trainer = Trainer(box_capture, FIELD, config, CPU)
+    assert trainer.final_size()[0] == (finest_resolution(box_capture, trainer.field.space, config),) * 3
 
 
 @pytest.mark.parametrize(
@@ -209,7 +211,7 @@ def test_grids_are_no_finer_than_the_photos(box_capture):
         dict(iterations=0), dict(batch=1), dict(resolution=4), dict(seed=-1), dict(lr_grid=0.0),
         dict(lr_network=float("nan")), dict(lr_decay=1.5), dict(early_batch=0.0), dict(tv_density=-1.0),
         dict(distortion=float("inf")), dict(points_per_pixel=0.0), dict(stages=()), dict(stages=(0.5, 0.5, 1.0)),
-        dict(stages=(0.3, 0.6, 0.9)), dict(upsample_at=(0.1,)), dict(upsample_at=(0.4, 0.2)), dict(upsample_at=(0.0, 0.2)),
+        dict(stages=(0.3, 0.6, 0.9)), dict(upsample_at=(0.1,)), dict(upsample_at=(0.4, 0.2)),
         dict(prune_at=(0.5, 0.2)), dict(prune_at=(1.0,)), dict(prune_thresholds=(0.1,)), dict(sightings=-0.1),
     ],
 )  # fmt: skip

@@ -44,7 +44,7 @@ from cds3d.options import load_config
         ("objective.t_max=1000", ["objective.t_min..t_max", "0..999"]),
         ("scene.width=abc", ["scene.width=abc"]),
         ("scene.width=-1", ["scene.width=-1"]),
-        ("scene.space=cube", ["space=cube", "auto, ndc or box"]),
+        ("scene.space=cube", ["space=cube", "auto, ndc, box or unbounded"]),
         ("scene.test_every=-2", ["test_every=-2"]),
         ("video_frames=-1", ["video_frames=-1"]),
         ("video_frames=1.5", ["video_frames=1.5"]),
@@ -77,8 +77,8 @@ def test_an_edit_that_changes_nothing(tmp_path, capsys, edit_options, trained):
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("field.batch=-1", ["field.batch=-1"]),
-        ("field.iterations=many", ["field.iterations=many"]),
+        ("field.batch=-1", ["batch=-1", "at least 2"]),
+        ("field.iterations=many", ["iterations=many", "whole number"]),
         ("field.iterations=2.5", ["iterations=2.5", "whole number"]),
         ("field.decomposition=tucker", ["field.decomposition=tucker", "vm or cp"]),
         ("field.decoder=siren", ["field.decoder=siren", "mlp or tcnn"]),
