@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from tensorf.space import Space
 
 
+# Around a cut-out object, empty space is known soon. What stands before a background that has to be found as well is fog
+# for long, and what is pruned too early is never found.
+PRUNE_AT = {"box": (0.2, 0.3, 0.5, 0.75), "ndc": (0.6, 0.8), "unbounded": (0.6, 0.8)}
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """iterations; batch: rays a step; early_batch: the share of it before the last stage.
@@ -22,7 +27,8 @@ class TrainConfig:
     samples_per_voxel, ndc_samples: of the longest ray, per grid point of the longest axis: in a box or unbounded space,
     and in NDC.
 
-    prune_at: when occupancy is measured, as shares of the run; () for never. prune_thresholds: the weight below which a
+    prune_at: when occupancy is measured, as shares of the run; () for never, None for `PRUNE_AT` of the capture's space.
+    prune_thresholds: the weight below which a
     cell is empty, before and after a quarter of the run. tv_density, tv_color, l1, distortion: weights of the
     regularisers. sightings: weight of the loss that keeps rays to matched points clear (`losses.away_from_points`); it
     fades out by `sightings_until`, a share of the run.
@@ -44,7 +50,7 @@ class TrainConfig:
     upsample_at: tuple[float, ...] = (0.12, 0.35)
     samples_per_voxel: float = 1.0
     ndc_samples: float = 0.45
-    prune_at: tuple[float, ...] = (0.6, 0.8)
+    prune_at: tuple[float, ...] | None = None
     prune_thresholds: tuple[float, float] = (3e-3, 1e-2)
     tv_density: float = 0.01
     tv_color: float = 0.02
@@ -75,7 +81,7 @@ class TrainConfig:
         fine = ascending and self.stages and self.stages[0] > 0 and self.stages[-1] == 1
         _require("stages", list(self.stages), fine, "shares that rise to 1, such as [0.3,0.6,1.0]")
         for name in ("upsample_at", "prune_at"):
-            shares = getattr(self, name)
+            shares = getattr(self, name) or ()
             fine = all(0 < a < 1 for a in shares) and all(a < b for a, b in zip(shares, shares[1:]))
             _require(name, list(shares), fine, "shares of the run between 0 and 1 that rise, or []")
         if len(self.upsample_at) != len(self.stages) - 1:

@@ -58,8 +58,8 @@ class Space:
     """kind: "ndc", "box" or "unbounded". box: (2, 3) low and high corner in field coordinates, of unbounded space its
     inner box in the world's. near, far: depths, world units.
 
-    reference: (3, 4) pose of NDC's reference camera (camera to world); unused by "box". background: the colour behind
-    everything, 0 (black) or 1 (white).
+    reference: (3, 4) pose of NDC's reference camera (camera to world); unused by others. background: the grey level
+    behind everything, 0 (black) to 1 (white).
     """
 
     kind: str
@@ -196,8 +196,9 @@ class Space:
 def space_of(capture) -> Space:
     """The space for a `captures.Capture`, of the kind that it names."""
     background = 1.0 if capture.background == "white" else 0.0
-    if capture.space == "unbounded":
-        # Something is seen along every ray. What little a ray misses is better filled with grey than with black.
+    if capture.space != "box":
+        # Something is seen along every ray. Grey behind it all tells what is dark from what is transparent, and fills
+        # what little a ray misses better than black.
         background = float(capture.images[capture.train].float().mean() / 255)
     if capture.space != "ndc":
         return Space(capture.space, capture.box.clone(), capture.near, capture.far, capture.reference, background)

@@ -17,7 +17,7 @@ from tensorf.field import Field, FieldConfig
 from tensorf.losses import away_from_points, distortion
 from tensorf.pruning import measure, occupied_box
 from tensorf.render import render_rays
-from tensorf.settings import TrainConfig, finest_resolution, grid_resolution, step_count
+from tensorf.settings import PRUNE_AT, TrainConfig, finest_resolution, grid_resolution, step_count
 from tensorf.space import Space, space_of
 
 
@@ -50,6 +50,7 @@ class Trainer:
         self.capture, self.config, self.device, self.iteration = capture, config, device, 0
         space = space_of(capture)
         torch.manual_seed(config.seed)
+        self.prune_at = PRUNE_AT[space.kind] if config.prune_at is None else config.prune_at
         self.resolution = min(config.resolution, finest_resolution(capture, space, config))
         self.field = Field(field_config, space, *self._size(space, 0)).to(device)
         self.pixels = PixelBatches(capture, capture.train, self.field.space, device)
@@ -97,7 +98,7 @@ class Trainer:
         generator = self._generator()
         if stages := self._at(config.upsample_at):
             self._upsample(stages[-1] + 1)
-        if turns := self._at(config.prune_at):
+        if turns := self._at(self.prune_at):
             self._prune(turns, generator)
         progress = self.iteration / config.iterations
         for group, base in zip(self.optimizer.param_groups, self._base_rates):
@@ -137,7 +138,7 @@ class Trainer:
     def _regulariser(self, rendering, progress: float) -> Tensor:
         config, field = self.config, self.field
         total = torch.zeros((), device=self.device)
-        if config.distortion and progress > (config.prune_at or (0.2,))[0]:
+        if config.distortion and progress > (self.prune_at or (0.2,))[0]:
             # Weak while surfaces are still being found, full at the end.
             scattered = distortion(rendering.weights, rendering.samples, field.space.t_span)
             total = total + progress**2 * config.distortion * scattered

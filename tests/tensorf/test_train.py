@@ -56,7 +56,7 @@ def test_a_forward_facing_capture_is_learnt(ndc_capture, decomposition, componen
 def test_a_capture_in_a_box_is_learnt(box_capture):
     # Nothing is dense yet when pruning starts, and the grid is coarse: pruning must not leave an empty field.
     config = replace(FIELD, density_gain=1.0)  # the slower it gets dense, the harder
-    trainer = Trainer(box_capture, config, replace(SHORT, prune_at=TrainConfig.prune_at), CPU)
+    trainer = Trainer(box_capture, config, replace(SHORT, prune_at=None), CPU)
     before = photo_error(trainer.field, box_capture)
     while trainer.iteration < 40:
         trainer.step()
@@ -318,3 +318,10 @@ def test_grids_go_on_training_after_a_box_that_could_not_shrink(ndc_capture):
     trainer._shrink()
     held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in trainer.field.parameters()}
+
+
+def test_space_decides_when_to_prune(ndc_capture, box_capture):
+    config = replace(SHORT, prune_at=None)
+    ndc, box = (Trainer(capture, FIELD, config, CPU).prune_at for capture in (ndc_capture, box_capture))
+    assert ndc[0] > 0.5 > box[0]
+    assert Trainer(box_capture, FIELD, replace(config, prune_at=(0.9,)), CPU).prune_at == (0.9,)
