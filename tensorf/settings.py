@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from tensorf.space import Space
 
-
-# Around a cut-out object, empty space is known soon. What stands before a background that has to be found as well is fog
-# for long, and what is pruned too early is never found.
+# Around a cut-out object, empty space is known soon. Where a background has to be found as well, all is fog for long, and
+# what is pruned too early is never found.
 PRUNE_AT = {"box": (0.2, 0.3, 0.5, 0.75), "ndc": (0.6, 0.8), "unbounded": (0.6, 0.8)}
 
 
@@ -27,10 +26,9 @@ class TrainConfig:
     samples_per_voxel, ndc_samples: of the longest ray, per grid point of the longest axis: in a box or unbounded space,
     and in NDC.
 
-    prune_at: when occupancy is measured, as shares of the run; () for never, None for `PRUNE_AT` of the capture's space.
-    prune_thresholds: the weight below which a
-    cell is empty, before and after a quarter of the run. tv_density, tv_color, l1, distortion: weights of the
-    regularisers. sightings: weight of the loss that keeps rays to matched points clear (`losses.away_from_points`); it
+    prune_at: when occupancy is measured, as shares of the run; () for never, None for the space's `PRUNE_AT`.
+    prune_thresholds: the weight below which a cell is empty, before and after a quarter of the run. tv_density,
+    tv_color, l1, distortion: weights of the regularisers. sightings: weight of the loss that keeps rays to matched points clear (`losses.away_from_points`); it
     fades out by `sightings_until`, a share of the run.
 
     Raises ValueError, which names the setting, for what cannot be trained with.
@@ -52,7 +50,7 @@ class TrainConfig:
     ndc_samples: float = 0.45
     prune_at: tuple[float, ...] | None = None
     prune_thresholds: tuple[float, float] = (3e-3, 1e-2)
-    tv_density: float = 0.01
+    tv_density: float = 0.003
     tv_color: float = 0.02
     l1: float = 0.0
     distortion: float = 0.0
