@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from tensorf.space import Space
 
-# Around a cut-out object, empty space is known soon. Where a background has to be found as well, all is fog for long, and
-# what is pruned too early is never found.
+# Around a cut-out object, empty space is known soon. Where a background has to be found as well, all is fog for long,
+# and what is pruned too early is never found.
 PRUNE_AT = {"box": (0.2, 0.3, 0.5, 0.75), "ndc": (0.6, 0.8), "unbounded": (0.6, 0.8)}
 
 
@@ -28,8 +28,8 @@ class TrainConfig:
 
     prune_at: when occupancy is measured, as shares of the run; () for never, None for the space's `PRUNE_AT`.
     prune_thresholds: the weight below which a cell is empty, before and after a quarter of the run. tv_density,
-    tv_color, l1, distortion: weights of the regularisers. sightings: weight of the loss that keeps rays to matched points clear (`losses.away_from_points`); it
-    fades out by `sightings_until`, a share of the run.
+    tv_color, l1, distortion: weights of the regularisers. sightings: weight of the loss that keeps rays to matched
+    points clear (`losses.away_from_points`); it fades out by `sightings_until`, a share of the run.
 
     Raises ValueError, which names the setting, for what cannot be trained with.
     """
