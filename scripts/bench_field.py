@@ -24,6 +24,7 @@ import platform
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -37,7 +38,7 @@ from torch import Tensor  # noqa: E402
 
 import tensorf.train as training  # noqa: E402
 from cds3d.commands.edit import edit_command  # noqa: E402
-from cds3d.commands.train import source_folder  # noqa: E402
+from cds3d.commands.train import field_options, source_folder  # noqa: E402
 from cds3d.metrics.psnr import psnr  # noqa: E402
 from cds3d.options import load_config  # noqa: E402
 from cds3d.pocket.capture import write_orbit  # noqa: E402
@@ -47,10 +48,9 @@ from tensorf import lookup  # noqa: E402
 from tensorf.captures import load_capture  # noqa: E402
 from tensorf.checkpoint import load_field  # noqa: E402
 from tensorf.errors import UserError  # noqa: E402
-from tensorf.field import Field, FieldConfig  # noqa: E402
+from tensorf.field import Field  # noqa: E402
 from tensorf.occupancy import Samples, cell_index  # noqa: E402
 from tensorf.render import Rendering, render_view  # noqa: E402
-from tensorf.settings import TrainConfig  # noqa: E402
 from tensorf.space import Rays  # noqa: E402
 from tensorf.train import Trainer  # noqa: E402
 from tensorf.visibility import View  # noqa: E402
@@ -195,11 +195,12 @@ def training_jobs(shipped: Path, folders: list[Path]) -> dict:
 def bench_training(job: str, capture, device: torch.device, steps: int) -> list[dict]:
     """The reference trained for `steps`; ours for as many, then for more until its held-out PSNR is the reference's."""
     rows, settings = [], FORWARD_FACING if capture.space == "ndc" else ALL_SIDES
-    warm = Trainer(capture, FieldConfig(), TrainConfig(iterations=steps, **settings), device)
+    field_config, defaults = field_options(load_config("train", []), capture.space)
+    warm = Trainer(capture, field_config, replace(defaults, iterations=steps, **settings), device)
     warm.step()  # compiles
     for name, factor in [("reference", 1.0), *(("ours", f) for f in MORE_STEPS)]:
-        config = TrainConfig(iterations=round(steps * factor), **settings)
-        trainer = Trainer(capture, FieldConfig(), config, device)
+        config = replace(defaults, iterations=round(steps * factor), **settings)
+        trainer = Trainer(capture, field_config, config, device)
 
         def train(trainer=trainer, config=config):
             while trainer.iteration < config.iterations:

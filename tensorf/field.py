@@ -37,7 +37,7 @@ class FieldConfig:
     hidden: int = 64
     frequencies: tuple[int, int] = (0, 0)
     density_shift: float = -4.5
-    density_gain: float = 20.0
+    density_gain: float = 2.0
 
     def __post_init__(self):
         for name in ("density_components", "color_components"):

@@ -58,6 +58,13 @@ def test_published_is_vm_96_and_vm_192():
     assert (training.iterations, training.batch, training.resolution) == (30000, 4096, 300)
 
 
+def test_the_space_decides_what_is_null():
+    gains = [field_options(load_config("train", []), space)[0].density_gain for space in ("ndc", "box", "unbounded")]
+    assert gains == [2, 8, 2]
+    config = load_config("train", ["field.density_gain=5"])
+    assert field_options(config, "box")[0].density_gain == 5
+
+
 def test_what_is_given_goes_before_the_preset():
     config = load_config("train", ["field=published", "field.iterations=70", "field.resolution=50"])
     _, training = field_options(config, "ndc")
