@@ -196,9 +196,9 @@ class Space:
 def space_of(capture) -> Space:
     """The space for a `captures.Capture`, of the kind that it names."""
     background = 1.0 if capture.background == "white" else 0.0
-    if capture.space != "box":
+    if capture.space == "unbounded":
         # Something is seen along every ray. Grey behind it all tells what is dark from what is transparent, and fills
-        # what little a ray misses better than black.
+        # what little a ray misses better than black. In NDC it was tried: dark fog gathered around what is near.
         background = float(capture.images[capture.train].float().mean() / 255)
     if capture.space != "ndc":
         return Space(capture.space, capture.box.clone(), capture.near, capture.far, capture.reference, background)
