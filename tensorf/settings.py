@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from tensorf.space import Space
 
-# Around a cut-out object, empty space is known soon. Where a background has to be found as well, all is fog for long,
-# and what is pruned too early is never found.
-PRUNE_AT = {"box": (0.2, 0.3, 0.5, 0.75), "ndc": (0.6, 0.8), "unbounded": (0.6, 0.8)}
+# Around a cut-out object, empty space is known soon. Where all that is around has to be found as well, all is fog for
+# long, and what is pruned too early is never found.
+PRUNE_AT = {"box": (0.2, 0.3, 0.5, 0.75), "ndc": (0.25, 0.4, 0.6, 0.8), "unbounded": (0.6, 0.8)}
 
 
 @dataclass(frozen=True)
