@@ -27,7 +27,7 @@ import torch  # noqa: E402
 from cds3d.cli import set_threads, tell  # noqa: E402
 from cds3d.commands.scenes import load_scene  # noqa: E402
 from cds3d.commands.train import train_command  # noqa: E402
-from cds3d.commands.videos import colored_depth, depth_range, write_image  # noqa: E402
+from cds3d.commands.videos import colored_depth, depth_range, seen_depth, write_image  # noqa: E402
 from cds3d.options import load_config  # noqa: E402
 from cds3d.runs import write_text  # noqa: E402
 from tensorf.checkpoint import load_field  # noqa: E402
@@ -53,7 +53,8 @@ def bench_capture(folder: Path, options: list[str], output: Path) -> dict:
     rows = []
     for i in (capture.test or capture.train)[:VIEWS]:
         rendered = render_view(field, capture.cameras[i])
-        depth = colored_depth(rendered["depth"], *depth_range([rendered["depth"]]))
+        depth = seen_depth(rendered)
+        depth = colored_depth(depth, *depth_range([depth]))
         rows.append(torch.cat([capture.images[i].float() / 255, rendered["color"].clamp(0, 1), depth], 1))
     write_image(output / f"{run.name}.png", torch.cat(rows))
     row = {key: metrics[key] for key in COLUMNS if key not in ("seconds", "space")}

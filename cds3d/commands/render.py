@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from cds3d.commands.scenes import load_scene
-from cds3d.commands.videos import colored_depth, depth_range, path_cameras, resized_to, write_video
+from cds3d.commands.videos import colored_depth, depth_range, path_cameras, resized_to, seen_depth, write_video
 from cds3d.options import pick_device, positive, whole
 from cds3d.runs import read_config
 from tensorf.checkpoint import load_field
@@ -42,7 +42,7 @@ def render_command(config: DictConfig) -> Path:
     rendered = [render_view(field, c) for c in tqdm(cameras, desc="render", unit="frame")]
     write_video(output, [r["color"].cpu() for r in rendered], config.fps)
     if config.depth:
-        depths = [r["depth"].cpu() for r in rendered]
+        depths = [seen_depth(r) for r in rendered]
         frames = [colored_depth(d, *depth_range(depths)) for d in depths]
         write_video(output.with_name(output.stem + "_depth.mp4"), frames, config.fps)
     log.info("%s: %d frames of %dx%d", output, len(cameras), cameras[0].width, cameras[0].height)

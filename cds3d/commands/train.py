@@ -17,6 +17,7 @@ from cds3d.commands.videos import (
     depth_range,
     frames_of,
     path_cameras,
+    seen_depth,
     side_by_side,
     write_image,
     write_video,
@@ -176,7 +177,7 @@ def evaluate(field: Field, capture: Capture, folder: Path) -> dict:
         values["ssim"].append(ssim(color, photo))
         if k < 4:
             write_image(folder / "views" / f"{k:02d}.png", side_by_side(photo, color))
-            depth = rendered["depth"].cpu()
+            depth = seen_depth(rendered)
             write_image(folder / "views" / f"{k:02d}_depth.png", colored_depth(depth, *depth_range([depth])))
     figures = {k: sum(v) / len(v) for k, v in values.items()}
     return figures | {"held_out_views": len(capture.test)}

@@ -83,9 +83,17 @@ def colored_depth(depth: Tensor, low: float, high: float) -> Tensor:
     return grey[..., None].expand(*grey.shape, 3)
 
 
+def seen_depth(rendered: dict[str, Tensor]) -> Tensor:
+    """(H, W) depth of what `render_view` gives, on the CPU; infinite where nothing opaque is seen."""
+    return rendered["depth"].masked_fill(rendered["opacity"] < 0.5, torch.inf).cpu()
+
+
 def depth_range(depths: list[Tensor]) -> tuple[float, float]:
-    """(low, high) between which nearly all of these depth maps' pixels lie: what `colored_depth` is to show."""
+    """(low, high) between which nearly all finite pixels of these depth maps lie: what `colored_depth` is to show."""
     every = torch.cat([d.flatten() for d in depths])
+    every = every[every.isfinite()]
+    if len(every) == 0:
+        return 1.0, 2.0
     every = every[:: max(1, len(every) // 1_000_000)]  # quantile() takes no more than 16 million
     low, high = every.quantile(torch.tensor([0.01, 0.99])).tolist()
     return low, max(high, low * 1.001)

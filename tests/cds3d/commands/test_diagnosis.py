@@ -5,6 +5,7 @@ import torch
 
 from cds3d.commands.diagnosis import diagnose, mean_picture_psnr
 from cds3d.commands.train import field_options
+from cds3d.commands.videos import colored_depth, depth_range, seen_depth
 from cds3d.options import load_config
 from cds3d.pocket.capture import write_capture
 from cds3d.pocket.world import Attributes
@@ -40,6 +41,16 @@ def test_the_mean_picture_by_hand(tmp_path):
     assert capture.test and mean_picture_psnr(capture) == pytest.approx(
         -20 * torch.tensor(51 / 255).log10().item(), 1e-4
     )
+
+
+def test_depth_maps_leave_out_what_is_not_seen():
+    depth, opacity = torch.tensor([[0.1, 2.0, 4.0]]), torch.tensor([[0.0, 0.9, 1.0]])
+    seen = seen_depth({"depth": depth, "opacity": opacity})
+    assert seen.tolist() == [[torch.inf, 2.0, 4.0]]
+    low, high = depth_range([seen])
+    assert (low, high) == pytest.approx((2.02, 3.98))
+    assert colored_depth(seen, low, high)[0, :, 0].tolist() == [0, 1, 0]  # near is white, far and nothing black
+    assert depth_range([seen[:, :1]]) == (1.0, 2.0)
 
 
 @pytest.mark.parametrize("preset", ["default", "fast", "published", "cp"])
