@@ -35,7 +35,7 @@ class Capture:
     reference camera, right-handed.
     world_from_capture: (4, 4) the similarity that took the capture's own coordinates to the world's.
     sightings: (views (m,) int64, points (m, 3)), which training views show which points of the scene, world units, as
-    triangulated from matches of the photos; None where the photos were not checked or disagree with the poses.
+    triangulated from matches of two of them; None where the photos were not checked or disagree with the poses.
     """
 
     name: str
@@ -121,10 +121,9 @@ def _sightings(
     """`Capture.sightings` from points (n, 3) in the capture's coordinates and the two views (n, 2) that show each."""
     if points is None or seen_by is None or len(points) == 0:
         return None
-    points = points @ similarity[:3, :3].T + similarity[:3, 3]
-    points, views = np.repeat(points, 2, axis=0), seen_by.reshape(-1)
-    keep = np.isin(views, train)
-    return torch.from_numpy(views[keep]), _tensor(points[keep])
+    trained = np.isin(seen_by, train).all(1)  # what a held-out photo tells is not trained with
+    points = points[trained] @ similarity[:3, :3].T + similarity[:3, 3]
+    return torch.from_numpy(seen_by[trained].reshape(-1)), _tensor(np.repeat(points, 2, axis=0))
 
 
 def _matched_points(listing: Listing, check: bool) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -101,7 +101,7 @@ def load_images(
 
 
 def flat_background(images: Tensor) -> str | None:
-    """ "white" or "black" where nearly all of the photos' rims are of that pure colour, else None.
+    """The colour, "white" or "black", that nearly all of the photos' rims purely have; None where there is none.
 
     images: (n, height, width, 3) uint8. Objects are often cut out of their background without transparency.
     """
