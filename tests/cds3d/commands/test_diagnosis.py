@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cds3d.commands import scenes
 from cds3d.commands.diagnosis import diagnose, mean_picture_psnr
 from cds3d.commands.train import field_options
 from cds3d.commands.videos import colored_depth, depth_range, seen_depth
@@ -88,3 +89,17 @@ def test_what_is_given_goes_before_the_preset():
 def test_wrong_settings_are_one_line(option):
     with pytest.raises(UserError, match=option.split(".", 1)[1].split("=")[0]):
         field_options(load_config("train", [option]), "box")
+
+
+def test_options_of_the_scene_reach_the_reader(tmp_path, monkeypatch):
+    write_capture(tmp_path / "photos", Attributes.sample(3), views=4, width=16, height=12)
+    given = ["scene.order=number", "scene.check=false", "scene.space=unbounded", "scene.bound=2", "scene.test_every=3"]
+    config = load_config("train", ["scene=capture", "scene.width=16", *given])
+    config.capture = str(tmp_path / "photos")
+    seen = {}
+    monkeypatch.setattr(scenes, "load_capture", lambda root, **options: seen.update(options))
+    scenes.load_scene(config)
+    assert seen == dict(width=16, space="unbounded", bound=2, order="number", check=False, test_every=3)
+    config.scene.check = "maybe"
+    with pytest.raises(UserError, match="scene.check=maybe"):
+        scenes.load_scene(config)
