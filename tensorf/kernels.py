@@ -135,6 +135,15 @@ def product_gradient(plane, line, a, b, c, x, gradient, column, grad_plane, grad
 
 
 @_exactly_compiled
+def _is_occupied(cells, depth, height, width, x, y, z):
+    """Whether the cell of a point in [-1, 1] is marked; cells: flat uint8, row by row of (z, y, x)."""
+    cx = min(np.int64((x + _ONE) * (_HALF * np.float32(width))), width - 1)
+    cy = min(np.int64((y + _ONE) * (_HALF * np.float32(height))), height - 1)
+    cz = min(np.int64((z + _ONE) * (_HALF * np.float32(depth))), depth - 1)
+    return cells[np.uint64((cz * height + cy) * width + cx)] != 0
+
+
+@_exactly_compiled
 def march(occupancy, origin, direction, begin, end, dt, steps, counts, first, ray_out, t_out, x_out, start, stop):
     """Samples of rays start..stop at t = begin + i dt < end (i < steps) whose cell is occupied.
 
@@ -156,10 +165,7 @@ def march(occupancy, origin, direction, begin, end, dt, steps, counts, first, ra
             x, y, z = ox + t * dx, oy + t * dy, oz + t * dz
             if not (abs(x) <= _ONE and abs(y) <= _ONE and abs(z) <= _ONE):
                 continue
-            cx = min(np.int64((x + _ONE) * (_HALF * np.float32(width))), width - 1)
-            cy = min(np.int64((y + _ONE) * (_HALF * np.float32(height))), height - 1)
-            cz = min(np.int64((z + _ONE) * (_HALF * np.float32(depth))), depth - 1)
-            if cells[np.uint64((cz * height + cy) * width + cx)] == 0:
+            if not _is_occupied(cells, depth, height, width, x, y, z):
                 continue
             if fill:
                 if hits == counts[r]:
@@ -220,10 +226,7 @@ def contracted_march(
             k = _ONE / n
             factor = (two - k) * k
             x, y, z = factor * ux * _HALF, factor * uy * _HALF, factor * uz * _HALF
-            cx = min(np.int64((x + _ONE) * (_HALF * np.float32(width))), width - 1)
-            cy = min(np.int64((y + _ONE) * (_HALF * np.float32(height))), height - 1)
-            cz = min(np.int64((z + _ONE) * (_HALF * np.float32(depth))), depth - 1)
-            if cells[np.uint64((cz * height + cy) * width + cx)] == 0:
+            if not _is_occupied(cells, depth, height, width, x, y, z):
                 continue
             if fill:
                 if hits == counts[r]:
