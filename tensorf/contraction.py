@@ -13,8 +13,8 @@ Along a ray u(s) = o + s d with max |d_k| = 1, samples are equidistant in a para
   `reach` is n there; for all others reach is 1.
 
 So t lies in (0, 4): 1 before the box, at most 2 inside it, 1 behind it. Samples are equidistant in t, which is about
-equidistant in contracted space. Opacity is measured along s: were it measured along t, thin fog would weigh as much
-before a camera as everything behind the scene, and training fills it in.
+equidistant in contracted space. Opacity is measured along s, not along t. Measured along t, fog right before a camera
+would be as cheap as a whole background, and training would explain each photo by such fog.
 """
 
 from __future__ import annotations

@@ -56,6 +56,7 @@ class Capture:
 
     @property
     def forward_facing(self) -> bool:
+        """Whether its space is NDC."""
         return self.space == "ndc"
 
 
