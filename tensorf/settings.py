@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from tensorf.space import Space
 
-# Around a cut-out object, training soon knows which space is empty. With a whole background to find, fog stays for long,
-# and a surface that is pruned too early never comes back.
+# Around a cut-out object, training soon knows which space is empty. With a whole background to find, fog stays for
+# long, and a surface that is pruned too early never comes back.
 PRUNE_AT = {"box": (0.2, 0.3, 0.5, 0.75), "ndc": (0.25, 0.4, 0.6, 0.8), "unbounded": (0.6, 0.8)}
 
 
@@ -18,11 +18,11 @@ class TrainConfig:
 
     lr_grid, lr_network: Adam's rates, falling to `lr_decay` of them over the run.
 
-    resolution: the most grid points along the longest axis at the end. points_per_pixel: the most grid points for each
-    pixel of the photos, at the distance where the cameras look; unbounded_points_per_pixel: the same in unbounded space.
-    depth_resolution: grid points along NDC's depth, as a share of those across. stages: shares of the resolution, coarse
-    to fine; upsample_at: when the next stage begins, as shares of the run. samples_per_voxel: samples on the longest ray
-    for each grid point along the longest axis; ndc_samples: the same in NDC.
+    resolution: the most grid points along the longest axis at the end. points_per_pixel: the most grid points for
+    each pixel of the photos, at the distance where the cameras look; unbounded_points_per_pixel: the same in unbounded
+    space. depth_resolution: grid points along NDC's depth, as a share of those across. stages: shares of the
+    resolution, coarse to fine; upsample_at: when the next stage begins, as shares of the run. samples_per_voxel:
+    samples on the longest ray for each grid point along the longest axis; ndc_samples: the same in NDC.
 
     prune_at: when occupancy is measured, as shares of the run; () for never, None for the space's `PRUNE_AT`.
     prune_thresholds: the weight below which a cell is empty, before and after a quarter of the run. tv_density,
