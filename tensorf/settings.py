@@ -9,7 +9,7 @@ from tensorf.space import Space
 
 # Around a cut-out object, training soon knows which space is empty. With a whole background to find, fog stays for
 # long, and a surface that is pruned too early never comes back.
-PRUNE_AT = {"box": (0.2, 0.3, 0.5, 0.75), "ndc": (0.25, 0.4, 0.6, 0.8), "unbounded": (0.6, 0.8)}
+PRUNE_AT = {"box": (0.2, 0.3, 0.5, 0.75), "ndc": (0.6, 0.8), "unbounded": (0.6, 0.8)}
 
 
 @dataclass(frozen=True)
