@@ -86,8 +86,8 @@ def load_capture(
     _check_options(width, space, bound, order, test_every)
     listing = _read(root, width, order, check)
     transparent = is_transparent(listing.views[0].path)
-    points, seen_by = _matched_points(listing, check)
     train, test = _split(listing, test_every)
+    points, seen_by = _matched_points(listing, train, check)
     images, lenses = load_images(listing.views, width, white_background, show_progress)
     background = ("white" if white_background else "black") if transparent else flat_background(images)
     placement = place(listing, space, bound, background is not None, points)
@@ -112,28 +112,27 @@ def load_capture(
         box=_tensor(placement.box),
         reference=_tensor(mean_pose(poses)),
         world_from_capture=_tensor(placement.world_from_capture),
-        sightings=_sightings(points, seen_by, placement.world_from_capture, train),
+        sightings=_sightings(points, seen_by, placement.world_from_capture),
     )
 
 
 def _sightings(
-    points: np.ndarray | None, seen_by: np.ndarray | None, similarity: np.ndarray, train: list[int]
+    points: np.ndarray | None, seen_by: np.ndarray | None, similarity: np.ndarray
 ) -> tuple[Tensor, Tensor] | None:
     """`Capture.sightings` from points (n, 3) in the capture's coordinates and the two views (n, 2) that show each."""
     if points is None or seen_by is None or len(points) == 0:
         return None
-    trained = np.isin(seen_by, train).all(1)  # what a held-out photo tells is not trained with
-    points = points[trained] @ similarity[:3, :3].T + similarity[:3, 3]
-    return torch.from_numpy(seen_by[trained].reshape(-1)), _tensor(np.repeat(points, 2, axis=0))
+    points = points @ similarity[:3, :3].T + similarity[:3, 3]
+    return torch.from_numpy(seen_by.reshape(-1)), _tensor(np.repeat(points, 2, axis=0))
 
 
-def _matched_points(listing: Listing, check: bool) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _matched_points(listing: Listing, train: list[int], check: bool) -> tuple[np.ndarray | None, np.ndarray | None]:
     """(points (n, 3) of the scene in the capture's coordinates, the two views (n, 2) that show each).
 
-    Those of the photos' matches; where these are not to be had, the listing's own, without views. Warns if photos and
-    poses disagree.
+    They come from matches of the training photos: what a held-out photo shows must not help the training. Where there
+    are no matches, they are the listing's own points, without views. Warns if photos and poses disagree.
     """
-    fit = matching.fit(listing.views) if check else None
+    fit = matching.fit([listing.views[i] for i in train]) if check and len(train) > 1 else None
     if fit is not None and fit.unlikely:
         log.warning(
             "%s: photos and poses disagree: %d features matched between neighbouring photos lie %.1f pixels (median, "
@@ -144,7 +143,7 @@ def _matched_points(listing: Listing, check: bool) -> tuple[np.ndarray | None, n
         return listing.points, None
     if fit is None or len(fit.points) == 0:
         return listing.points, None
-    return fit.points, fit.seen_by
+    return fit.points, np.array(train)[fit.seen_by]
 
 
 def _check_options(width: int | None, space: str, bound: float | None, order: str, test_every: int) -> None:

@@ -159,7 +159,7 @@ def test_matched_points_come_with_the_capture(numbered):
         assert z > 0 and 0 < camera.fx * x / z + camera.cx < SIZE[0] and 0 < camera.fy * y / z + camera.cy < SIZE[1]
     assert load_capture(numbered, check=False).sightings is None
     few = load_capture(numbered, space="box", test_every=2)  # neighbours of training photos are held out
-    assert len(few.sightings[1]) < len(points) and set(few.sightings[0].tolist()) <= set(few.train)
+    assert len(few.sightings[1]) > 200 and set(few.sightings[0].tolist()) <= set(few.train)
     pairs = few.sightings[0].view(-1, 2)  # the two photos of each point
     assert (pairs[:, 0] != pairs[:, 1]).all() and torch.equal(few.sightings[1][::2], few.sightings[1][1::2])
 
