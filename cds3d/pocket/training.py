@@ -28,11 +28,12 @@ from cds3d.pocket import model
 from cds3d.pocket.muon import Muon
 from cds3d.pocket.patch_codec import PatchCodec, write_into
 from cds3d.pocket.raycast import render
-from cds3d.pocket.world import Attributes, build_scene
+from cds3d.pocket.world import Attributes, Jitter, build_scene, close_camera
 from tensorf.errors import UserError
 
 WIDTH, HEIGHT = 256, 192
 CAPTION_STYLES = 4
+CLOSE_UPS = 0.4  # share of the training images that are taken from near: heads and petals are small otherwise
 HELD_OUT_SEED = 1_000_000  # seeds from here on are never trained on
 _CODEC_IMAGES = 600
 
@@ -56,8 +57,9 @@ class Plan:
 
 
 def render_image(seed: int) -> np.ndarray:
-    """(192, 256, 3) uint8: the world's image of this seed."""
-    return render(build_scene(Attributes.sample(seed), WIDTH, HEIGHT)).image
+    """(192, 256, 3) uint8: the training image of this seed; close-ups are `CLOSE_UPS` of all."""
+    scene, draw = build_scene(Attributes.sample_evenly(seed), WIDTH, HEIGHT), Jitter(seed)
+    return render(scene, close_camera(scene, draw) if draw("close-up") < CLOSE_UPS else None).image
 
 
 def claim_work(work: Path, start: Path | None) -> None:
@@ -67,7 +69,7 @@ def claim_work(work: Path, start: Path | None) -> None:
     """
     work.mkdir(parents=True, exist_ok=True)
     world = hashlib.sha256(render_image(0).tobytes())
-    world.update("".join(Attributes.sample(i).caption(0) for i in range(100)).encode())
+    world.update("".join(Attributes.sample_evenly(i).caption(0) for i in range(100)).encode())
     weights = hashlib.sha256()
     for file in sorted(start.rglob("*.safetensors")) if start else []:
         weights.update(file.read_bytes())
@@ -136,7 +138,7 @@ def as_input(images: np.ndarray) -> torch.Tensor:
 
 def caption_ids(tokenizer, count: int) -> torch.Tensor:
     """(count, CAPTION_STYLES, MAX_TOKENS) token ids of the captions of seeds 0..count-1."""
-    captions = [Attributes.sample(i).caption(style) for i in range(count) for style in range(CAPTION_STYLES)]
+    captions = [Attributes.sample_evenly(i).caption(style) for i in range(count) for style in range(CAPTION_STYLES)]
     ids = tokenizer(captions, padding="max_length", max_length=model.MAX_TOKENS, truncation=True).input_ids
     return torch.tensor(ids).view(count, CAPTION_STYLES, model.MAX_TOKENS)
 
@@ -223,7 +225,7 @@ def reconstruction_psnr(vae, count: int = 64) -> float:
     """Mean PSNR in dB of encode-decode over held-out renders."""
     values = []
     for seed in range(HELD_OUT_SEED, HELD_OUT_SEED + count):
-        x = as_input(render_image(seed)[None])
+        x = as_input(render(build_scene(Attributes.sample(seed), WIDTH, HEIGHT)).image[None])
         error = vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1) - x
         values.append(10 * math.log10(4 / error.square().mean().item()))
     return float(np.mean(values))

@@ -84,6 +84,19 @@ class Attributes:
             draw.choice("material", ("plastic", *MATERIALS)),  # half of them plastic: those come in eight colours
         )
 
+    @staticmethod
+    def sample_evenly(seed: int) -> Attributes:
+        """What pocket is trained on: as `sample`, with animals and objects seen more often than there.
+
+        The hard ones: an animal's face and an object's colour.
+        """
+        draw = Jitter(seed)
+        share, plastic = draw("subject"), draw("plastic") < 0.6
+        subject = "flower" if share < 0.33 else "animal" if share < 0.68 else "object"
+        material = "plastic" if plastic else draw.choice("material", MATERIALS[1:])
+        species, color = draw.choice("species", SPECIES[subject]), draw.choice("color", tuple(COLORS))
+        return Attributes(seed, subject, species, color, draw.choice("ground", tuple(GROUNDS)), material)
+
     @property
     def painted(self) -> bool:
         """Whether `color` shows."""
@@ -187,6 +200,21 @@ def build_scene(attributes: Attributes, width: int = 256, height: int = 192) -> 
     )
     scene.solids = _foliage(attributes.ground, draw) + solids
     return scene
+
+
+def close_camera(scene: Scene, draw: Jitter) -> Camera:
+    """A camera nearer to the scene's subject than its own: at an animal's head, a flower's petals or the whole object.
+
+    On the line from the subject to the scene's own camera, at 0.4 to 0.8 of its distance (0.6 to 0.8 if it has several parts).
+    """
+    own, parts = scene.camera, {solid.part for solid in scene.solids}
+    wanted = next(({name} for name in ("head", "petal") if name in parts), parts - {""})
+    centers = np.stack([solid.center for solid in scene.solids if solid.part in wanted])
+    middle = (centers.min(0) + centers.max(0)) / 2
+    shift = np.array([draw("close x", -0.12, 0.12), draw("close y", -0.12, 0.06), 0], F32)
+    eye = middle + draw("close", 0.4 if len(wanted) == 1 else 0.6, 0.8) * (own.position.numpy() - middle)
+    eye[1] = max(eye[1], 0.06)  # above the ground
+    return look_camera(eye, middle + shift, roll=draw("close roll", -0.05, 0.05), width=own.width, height=own.height)
 
 
 def orbit_camera(look_at, distance, *, yaw, pitch, roll=0.0, width=256, height=192) -> Camera:
