@@ -147,11 +147,21 @@ class _Help(argparse.Action):
             parser.epilog += "\ngroups (group=name):\n" + "\n".join(lines) + "\n"
             for group in used:
                 default = next(line.split(":")[1].strip() for line in text.splitlines() if f"- {group}:" in line)
-                body = (folder / group / f"{default}.yaml").read_text()
+                body = _inlined(folder / group / f"{default}.yaml")
                 indented = "\n".join("  " + line for line in body.splitlines())
                 parser.epilog += f"\n{group}.KEY=VALUE, as in {group}={default}:\n{indented}\n"
         parser.print_help()
         parser.exit()
+
+
+def _inlined(path) -> str:
+    """A configuration file's text, with the files that it is based on in place of its list of defaults."""
+    head, found, rest = path.read_text().partition("defaults:\n")
+    if not found:
+        return head
+    names, _, own = rest.partition("\n\n")
+    bases = [line.removeprefix("  - ") for line in names.splitlines()]
+    return head + "".join(_inlined(path.with_name(f"{b}.yaml")) for b in bases if b != "_self_") + own
 
 
 def _run(command: str, args: argparse.Namespace) -> None:

@@ -1,18 +1,17 @@
-"""The loop of an edit: subject -> latents -> objective -> gradient -> subject -> optimiser.
+"""The loop of an edit: a pair of latents -> the objective's gradient -> the subject's parameters -> a step of Adam.
 
-Knows no NeRF and no prompt. Each step draws its randomness from a stream of its own, so that a resumed run is, on a
-CPU, bit for bit the unbroken one.
+Knows no NeRF and no prompt's text. Each step draws its randomness from a stream of its own, so that a resumed run is,
+on a CPU, bit for bit the unbroken one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from cds3d.guidance import Guidance
+from cds3d.guidance.prior import Prior
 from cds3d.objectives.objective import Objective, Prompts
 from cds3d.subjects import Subject
 from tensorf.errors import UserError
@@ -30,21 +29,31 @@ class EditConfig:
     lr_decay: what is left of lr at the end, falling by the same factor each iteration; 1 holds it.
     warmup: share of the iterations over which lr rises, with their square; 0 starts at once.
     adam_floor: Adam's epsilon as a share of the root-mean-square gradient (`Editor._raise_floor`); 0 is plain Adam.
+
+    Raises ValueError for what makes no sense.
     """
 
     iterations: int
     lr: float
-    optimizer: str = "adam"
-    lr_decay: float = 1.0
-    warmup: float = 0.0
-    adam_floor: float = 0.0
-    seed: int = 0
+    optimizer: str
+    lr_decay: float
+    warmup: float
+    adam_floor: float
+    seed: int
 
     def __post_init__(self):
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer={self.optimizer} is unknown; use one of {', '.join(OPTIMIZERS)}")
+        if self.iterations < 1:
+            raise ValueError(f"iterations={self.iterations} has to be at least 1")
+        if self.lr <= 0:
+            raise ValueError(f"lr={self.lr} has to be a number above 0")
         if not 0 < self.lr_decay <= 1:
             raise ValueError(f"lr_decay={self.lr_decay} has to be above 0 and at most 1")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup={self.warmup} has to be at least 0 and below 1")
+        if self.adam_floor < 0:
+            raise ValueError(f"adam_floor={self.adam_floor} has to be 0 or more")
 
     def rate(self, iteration: int) -> float:
         """The share of lr that the step after so many iterations is made with."""
@@ -53,14 +62,10 @@ class EditConfig:
 
 
 class Editor:
-    """`run` edits `subject` until `iteration == config.iterations`; `state_dict` holds all that a resume needs."""
+    """`step()` until `iteration == config.iterations` edits `subject`; `state_dict` holds all that a resume needs."""
 
-    def __init__(
-        self, subject: Subject, guidance: Guidance, objective: Objective, prompts: Prompts, config: EditConfig
-    ):
-        if config.optimizer not in OPTIMIZERS:
-            raise UserError(f"edit.optimizer={config.optimizer} is unknown; use one of {', '.join(OPTIMIZERS)}")
-        self.subject, self.guidance, self.objective = subject, guidance, objective
+    def __init__(self, subject: Subject, prior: Prior, objective: Objective, prompts: Prompts, config: EditConfig):
+        self.subject, self.prior, self.objective = subject, prior, objective
         self.prompts, self.config, self.iteration = prompts, config, 0
         self.optimizer = OPTIMIZERS[config.optimizer](subject.parameter_groups(config.lr))
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -68,13 +73,16 @@ class Editor:
     def step(self) -> dict:
         """One iteration; returns its figures. UserError, with the parameters untouched, if a gradient is not finite."""
         torch.manual_seed(self.config.seed * 1_000_003 + self.iteration)
-        begun = self.objective.begin(self.guidance, self.subject.source_latent(self.iteration), self.prompts)
-        gradient, figures = self.objective.gradient(self.guidance, self.subject.target_latent(), begun, self.prompts)
+        pair = self.subject.pair(self.iteration)
+        draw = self.objective.draw(pair.source, self.iteration / self.config.iterations)
+        step = self.objective.gradient(self.prior, pair, self.prompts, draw)
         self.optimizer.zero_grad()
-        if torch.isfinite(gradient).all():
-            self.subject.backward(gradient)
-        squares = self._mean_squares()
-        if not (torch.isfinite(gradient).all() and all(math.isfinite(s) for s in squares)):
+        finite = bool(torch.isfinite(step.gradient).all())
+        if finite:
+            image_gradient = pair.backward(step.gradient)
+            squares = self._mean_squares()
+            finite = bool(torch.isfinite(image_gradient).all()) and all(math.isfinite(s) for s in squares)
+        if not finite:
             raise UserError(
                 f"the gradient is no longer finite at iteration {self.iteration}: lower edit.lr "
                 f"(now {self.config.lr}), guidance.scale or objective.weight, or use guidance.dtype=fp32, and go on "
@@ -84,9 +92,9 @@ class Editor:
             self._raise_floor(group, square)
             group["lr"] = rate * self.config.rate(self.iteration)
         self.optimizer.step()
-        self.subject.after_step()
+        self.subject.observe(pair, image_gradient)
         self.iteration += 1
-        return figures
+        return step.figures
 
     def _mean_squares(self) -> list[float]:
         """Of each group's gradients, as they are now."""
@@ -111,11 +119,6 @@ class Editor:
         group["second_moment"] = decay * group.get("second_moment", 0.0) + (1 - decay) * mean_square
         unbiased = group["second_moment"] / (1 - decay ** (self.iteration + 1))
         group["eps"] = max(group["eps"], self.config.adam_floor * unbiased**0.5)
-
-    def run(self, each: Callable[[dict], None] = lambda figures: None) -> None:
-        """Iterate to the end; `each` gets every step's figures."""
-        while self.iteration < self.config.iterations:
-            each(self.step())
 
     def state_dict(self) -> dict:
         parameters = [p.detach() for group in self.optimizer.param_groups for p in group["params"]]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cds3d.guidance import Guidance
+from cds3d.guidance.prior import Prior, Query
+from cds3d.guidance.text import Prompt
 
 _PREPARE_MB = 220  # what a view's preparation, in chunks, needs for a while: measured
 _RAY_BYTES = 9000  # a ray of the view that is rendered and back-propagated, the gaps that it leaves behind: measured
@@ -17,19 +18,19 @@ def parameter_mb(module: torch.nn.Module) -> float:
     return sum(p.numel() * p.element_size() for p in module.parameters()) / _MIB
 
 
-def step_mb(guidance: Guidance, text: Tensor, height: int, width: int, contrast: bool) -> float:
-    """What the backward passes of one step keep: of the U-Net if a contrastive term goes through it, and of the VAE.
+def step_mb(prior: Prior, prompt: Prompt, height: int, width: int, through_unet: bool) -> float:
+    """What the backward passes of one step keep: of the VAE, and of the U-Net if the objective goes back through it.
 
     height, width: pixels. Runs both networks once on zeros, and counts what autograd saves.
     """
     with torch.enable_grad():
-        image = torch.zeros(1, 3, height, width, device=guidance.device, requires_grad=True)
-        encoder = _saved_mb(lambda: guidance.encode_image(image), guidance.vae)
-        if not contrast:
+        image = torch.zeros(1, 3, height, width, device=prior.device, requires_grad=True)
+        encoder = _saved_mb(lambda: prior.encode_image(image), prior.vae)
+        if not through_unet:
             return encoder
-        z = torch.zeros(1, guidance.unet.config.in_channels, height // 8, width // 8, device=guidance.device)
-        z.requires_grad_()
-        return encoder + _saved_mb(lambda: guidance.predict(z, 500, text, "self"), guidance.unet)
+        z = torch.zeros(1, prior.unet.config.in_channels, height // 8, width // 8, device=prior.device)
+        query = prior.submit(Query(z.requires_grad_(), 500, prompt, "self", grad=True))
+        return encoder + _saved_mb(lambda: prior.gather(query), prior.unet)
 
 
 def _saved_mb(forward, *networks: torch.nn.Module) -> float:
@@ -50,12 +51,12 @@ def _saved_mb(forward, *networks: torch.nn.Module) -> float:
 
 
 def field_edit_mb(
-    guidance: Guidance, text: Tensor, field: torch.nn.Module, views: int, height: int, width: int, contrast: bool
+    prior: Prior, prompt: Prompt, field: torch.nn.Module, views: int, height: int, width: int, through_unet: bool
 ) -> dict[str, float]:
     """MB that an edit of a loaded field with a loaded model adds to what is there, by what they are for."""
     return {
         "optimiser": 3 * parameter_mb(field),  # gradient and Adam's two moments
         "views": views * height * width * _VIEW_BYTES / _MIB,
         "rendering": _PREPARE_MB + height * width * _RAY_BYTES / _MIB,
-        "networks": step_mb(guidance, text, height, width, contrast),
+        "networks": step_mb(prior, prompt, height, width, through_unet),
     }

@@ -68,9 +68,9 @@ def _quoted(option: str) -> str:
 
 
 def groups() -> dict[str, list[str]]:
-    """Option groups and the names that each can be set to."""
+    """Option groups and the names that each can be set to. Files that begin with "_" are what others share."""
     folder = data_folder("configs")
-    return {g.name: sorted(f.stem for f in g.glob("*.yaml")) for g in sorted(folder.iterdir()) if g.is_dir()}
+    return {g.name: sorted(f.stem for f in g.glob("[!_]*.yaml")) for g in sorted(folder.iterdir()) if g.is_dir()}
 
 
 def _check_groups(command: str, options: list[str]) -> None:
@@ -88,8 +88,12 @@ def _explain(command: str, error: Exception) -> str:
     return f"cannot read the options: {reason(error.__cause__ or error)}"
 
 
-def build(kind: type, config: Mapping, **more):
-    """A dataclass from the keys of `config` that it has, types checked: UserError names the key that is wrong."""
+def build(kind: type, config: Mapping, *, group: str = "", **more):
+    """A dataclass from the keys of `config` that it has, types checked: UserError names the option that is wrong.
+
+    group: of the configuration, whose options `config` holds, as in "edit" for edit.lr.
+    """
+    prefix = f"{group}." if group else ""
     hints = typing.get_type_hints(kind)
     values = dict(more)
     for option in fields(kind):
@@ -97,13 +101,13 @@ def build(kind: type, config: Mapping, **more):
             continue
         if option.name not in config:
             if option.default is MISSING:
-                raise UserError(f"{option.name} is missing from the configuration")
+                raise UserError(f"{prefix}{option.name} is missing from the configuration")
             continue
-        values[option.name] = _checked(option.name, config[option.name], hints[option.name])
+        values[option.name] = _checked(prefix + option.name, config[option.name], hints[option.name])
     try:
         return kind(**values)
     except ValueError as error:
-        raise UserError(str(error)) from error
+        raise UserError(f"{prefix}{error}") from error
 
 
 def _checked(name: str, value, hint):

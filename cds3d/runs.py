@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import resource
 import shutil
@@ -24,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cds3d.options import pick_device
 from tensorf.errors import UserError, reason
+from tensorf.files import atomic, write_text
 
 # What a resume may change: where and how it runs, and what the message about a gradient that is no longer finite
 # asks to be lowered.
@@ -106,14 +106,11 @@ class RunFolder:
             raise UserError(message) from error
 
     def save_state(self, state: dict) -> None:
-        partial = self.state_path.with_suffix(".part")
         try:
-            torch.save({**state, "seconds": self.seconds}, partial)
-            os.replace(partial, self.state_path)
+            with atomic(self.state_path) as partial:
+                torch.save({**state, "seconds": self.seconds}, partial)
         except RuntimeError as error:  # torch's zip writer turns a full disk into this
             raise OSError(28, f"cannot write {self.state_path}: {error}") from error
-        finally:
-            partial.unlink(missing_ok=True)
 
     def logger(self):
         """A TensorBoard writer into logs/."""
@@ -202,15 +199,6 @@ def memory_mb() -> float:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
     except OSError:
         return peak_memory_mb()
-
-
-def write_text(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".part")
-    try:
-        partial.write_text(text)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _flat(tree, prefix: str = "") -> dict:

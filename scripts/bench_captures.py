@@ -29,9 +29,9 @@ from cds3d.commands.scenes import load_scene  # noqa: E402
 from cds3d.commands.train import train_command  # noqa: E402
 from cds3d.commands.videos import colored_depth, depth_range, seen_depth, write_image  # noqa: E402
 from cds3d.options import load_config  # noqa: E402
-from cds3d.runs import write_text  # noqa: E402
 from tensorf.checkpoint import load_field  # noqa: E402
 from tensorf.errors import UserError  # noqa: E402
+from tensorf.files import write_text  # noqa: E402
 from tensorf.render import render_view  # noqa: E402
 
 COLUMNS = ("psnr_db", "train_psnr_db", "ssim", "seconds", "space")

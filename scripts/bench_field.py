@@ -41,14 +41,15 @@ from cds3d.commands.edit import edit_command  # noqa: E402
 from cds3d.commands.train import field_options, source_folder  # noqa: E402
 from cds3d.metrics.psnr import psnr  # noqa: E402
 from cds3d.options import load_config  # noqa: E402
-from cds3d.pocket.capture import write_orbit  # noqa: E402
-from cds3d.pocket.world import Attributes  # noqa: E402
-from cds3d.runs import peak_memory_mb, reset_peak_memory, write_text  # noqa: E402
+from cds3d.pocket.world.capture import write_orbit  # noqa: E402
+from cds3d.pocket.world.scenes import Attributes  # noqa: E402
+from cds3d.runs import peak_memory_mb, reset_peak_memory  # noqa: E402
 from tensorf import lookup  # noqa: E402
 from tensorf.captures import load_capture  # noqa: E402
 from tensorf.checkpoint import load_field  # noqa: E402
 from tensorf.errors import UserError  # noqa: E402
 from tensorf.field import Field  # noqa: E402
+from tensorf.files import write_text  # noqa: E402
 from tensorf.occupancy import Samples, cell_index  # noqa: E402
 from tensorf.render import Rendering, render_view  # noqa: E402
 from tensorf.space import Rays  # noqa: E402

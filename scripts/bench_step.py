@@ -26,16 +26,16 @@ import cds3d  # noqa: E402, F401  before torch
 # isort: split
 
 import torch  # noqa: E402
+from cds3d.guidance.guidance import Guidance  # noqa: E402
+from cds3d.objectives.scores import classifier_free, dds_gradient  # noqa: E402
 from diffusers import UNet2DConditionModel  # noqa: E402
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0  # noqa: E402
 from diffusers.utils import logging as diffusers_logging  # noqa: E402
 
-from cds3d.guidance.guidance import Guidance  # noqa: E402
 from cds3d.guidance.loading import DTYPES, load_guidance  # noqa: E402
 from cds3d.objectives.objective import SCORE_SCALE, Objective, Prompts  # noqa: E402
 from cds3d.objectives.patchnce import contrastive_loss  # noqa: E402
-from cds3d.objectives.scores import classifier_free, dds_gradient  # noqa: E402
-from cds3d.runs import write_text  # noqa: E402
+from tensorf.files import write_text  # noqa: E402
 
 
 class Stub(torch.nn.Module):

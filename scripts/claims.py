@@ -36,8 +36,8 @@ from cds3d.guidance import load_guidance  # noqa: E402
 from cds3d.objectives.objective import Objective, Prompts  # noqa: E402
 from cds3d.objectives.patchnce import contrastive_loss  # noqa: E402
 from cds3d.options import build, load_config, pick_device  # noqa: E402
-from cds3d.pocket.raycast import render  # noqa: E402
-from cds3d.pocket.world import build_scene  # noqa: E402
+from cds3d.pocket.world.raycast import render  # noqa: E402
+from cds3d.pocket.world.scenes import build_scene  # noqa: E402
 from tensorf.errors import UserError  # noqa: E402
 
 CATS = ["cat-dog", "cat-cow", "cat-pig"]

@@ -26,9 +26,9 @@ import cds3d  # noqa: E402, F401  (sets the thread policy before torch starts)
 # isort: split
 import torch  # noqa: E402
 
-from cds3d.pocket import judge, model, samples, training  # noqa: E402
-from cds3d.runs import write_text  # noqa: E402
+from cds3d.pocket.model import judge, networks, samples, training  # noqa: E402
 from tensorf.errors import UserError  # noqa: E402
+from tensorf.files import write_text  # noqa: E402
 
 STAGES = ("render", "decoder", "unet", "export", "judge", "samples")
 JUDGE_SEED = training.HELD_OUT_SEED + 100_000
@@ -43,7 +43,7 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--channels", type=int, nargs="+", default=[32, 64, 128], help="U-Net widths (32 64 128)")
     parser.add_argument("--start", type=Path, help="a pipeline folder of this architecture whose weights to begin from")
     parser.add_argument("--work", type=Path, default=Path("outputs/pocket"), help="images, latents, checkpoints")
-    parser.add_argument("--output", type=Path, default=model.WEIGHTS, help="the pipeline folder to write")
+    parser.add_argument("--output", type=Path, default=networks.WEIGHTS, help="the pipeline folder to write")
     parser.add_argument("--stage", choices=STAGES, help="only this one (default: all, in order)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -79,7 +79,7 @@ def main(argv=None) -> None:
     if "export" in stages:
         psnr = training.reconstruction_psnr(vae)
         parts = dict(vae=vae, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer)
-        model.save_pipeline(args.output, **parts)
+        networks.save_pipeline(args.output, **parts)
         hardware = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} CPU"
         report = dict(
             command="python scripts/train_pocket.py " + " ".join(argv if argv is not None else sys.argv[1:]),

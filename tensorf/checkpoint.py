@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,12 +12,14 @@ from safetensors.torch import save
 
 from tensorf.errors import UserError, reason
 from tensorf.field import Field, FieldConfig
+from tensorf.files import atomic
 from tensorf.space import Space
 
+KIND = "tensorf"
 FORMAT = "cds3d-field-2"  # 1 had no diffuse colour in its decoder
 
 
-def save_field(field: Field, path: Path) -> None:
+def save_tensorf(field: Field, path: Path) -> None:
     """Write atomically: a stopped save leaves the old file or none."""
     space = field.space
     header = {
@@ -36,13 +37,8 @@ def save_field(field: Field, path: Path) -> None:
     }
     tensors = {k: v.detach().cpu().contiguous() for k, v in field.state_dict().items()}
     tensors["occupancy"] = tensors["occupancy"].to(torch.uint8)
-    partial = path.with_name(path.name + ".part")
-    try:
-        partial.write_bytes(_sorted(save(tensors, {"format": FORMAT, "field": json.dumps(header)})))
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with atomic(path) as partial:
+        partial.write_bytes(_sorted(save(tensors, {"format": FORMAT, "kind": KIND, "field": json.dumps(header)})))
 
 
 def _sorted(file: bytes) -> bytes:
@@ -53,10 +49,22 @@ def _sorted(file: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + file[8 + length :]
 
 
-def load_field(path: Path, device: torch.device | str = "cpu") -> Field:
-    """Read what `save_field` wrote. UserError if the file is missing, damaged or something else."""
+def read_kind(path: Path) -> str:
+    """The kind of field that a file's header names; files without one are TensoRF's, or for its loader to refuse.
+
+    UserError if there is no file.
+    """
     if not path.is_file():
-        raise UserError(f"{path} does not exist: train the field first (python train_source.py)")
+        raise UserError(f"{path} does not exist: train the field first")
+    try:
+        with safe_open(path, "pt", device="cpu") as file:
+            return (file.metadata() or {}).get("kind", KIND)
+    except (SafetensorError, OSError):
+        return KIND
+
+
+def load_tensorf(path: Path, device: torch.device | str = "cpu") -> Field:
+    """Read what `save_tensorf` wrote. UserError if the file is missing, damaged or something else."""
     try:
         with safe_open(path, "pt", device="cpu") as file:
             metadata = file.metadata() or {}

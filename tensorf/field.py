@@ -7,11 +7,13 @@ vector), equation 6 (density is the sum over components; colour is decoded from 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tensorf.cameras import Camera
 from tensorf.errors import UserError
 from tensorf.lookup import MODES, bilinear, grid_points_first, plane_line_products
 from tensorf.shading import build_decoder
@@ -29,15 +31,15 @@ class FieldConfig:
     to become opaque, and stay fog on a budget of hundreds.
     """
 
-    decomposition: str = "vm"
-    density_components: tuple[int, ...] = (8, 4, 4)
-    color_components: tuple[int, ...] = (24, 8, 8)
-    decoder: str = "mlp"
-    feature_dim: int = 27
-    hidden: int = 64
-    frequencies: tuple[int, int] = (0, 0)
-    density_shift: float = -4.5
-    density_gain: float = 2.0
+    decomposition: str
+    density_components: tuple[int, ...]
+    color_components: tuple[int, ...]
+    decoder: str
+    feature_dim: int
+    hidden: int
+    frequencies: tuple[int, int]
+    density_shift: float
+    density_gain: float
 
     def __post_init__(self):
         for name in ("density_components", "color_components"):
@@ -153,7 +155,7 @@ class Field(nn.Module):
         super().__init__()
         kinds = {"vm": VM, "cp": CP}
         if config.decomposition not in kinds:
-            raise UserError(f"field.decomposition={config.decomposition} is unknown; use vm or cp")
+            raise UserError(f"decomposition={config.decomposition} is unknown; use vm or cp")
         grid = kinds[config.decomposition]
         self.config, self.space, self.resolution, self.steps = config, space, tuple(resolution), steps
         self.density_grid = grid(config.density_components, self.resolution)
@@ -175,6 +177,24 @@ class Field(nn.Module):
     def step(self) -> float:
         """Between samples of a ray, in its parameter t."""
         return self.space.t_span / self.steps
+
+    def render(self, camera: Camera) -> dict[str, Tensor]:
+        """A whole view without gradients: color (H, W, 3), opacity (H, W), depth (H, W)."""
+        from tensorf.render import render_view  # the renderer imports this file
+
+        return render_view(self, camera)
+
+    def view(self, camera: Camera):
+        """The camera's rays, prepared for rendering copies of this field again and again (`visibility.View`)."""
+        from tensorf.visibility import View
+
+        return View(self, camera)
+
+    def save(self, path: Path) -> None:
+        """Write the field to a safetensors file (`checkpoint.save_tensorf`)."""
+        from tensorf.checkpoint import save_tensorf
+
+        save_tensorf(self, path)
 
     def density(self, x: Tensor) -> Tensor:
         """x (n, 3) in [-1, 1] -> (n,) >= 0; the opacity of a sample of length `step` is 1 - exp(-density step)."""

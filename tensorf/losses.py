@@ -7,10 +7,9 @@ from torch import Tensor
 
 from tensorf.field import Field
 from tensorf.occupancy import Samples
+from tensorf.packed import exclusive_sum, ray_sum
 from tensorf.render import march, weights_of
 from tensorf.space import Rays
-
-_MARGIN = 2.5  # steps around a matched point
 
 
 def distortion(weights: Tensor, samples: Samples, span: float) -> Tensor:
@@ -23,16 +22,8 @@ def distortion(weights: Tensor, samples: Samples, span: float) -> Tensor:
         return weights.sum()
     with torch.no_grad():
         w, t = weights.double(), samples.t.double() / span
-        last = torch.searchsorted(samples.ray, torch.arange(samples.rays, device=w.device), right=True) - 1
-        empty = last < samples.first
-        sums = []
-        for values in (w, w * t):
-            total = values.cumsum(0)
-            before = total - values
-            begin = before[samples.first.clamp(max=len(w) - 1)]
-            whole = torch.where(empty, 0.0, total[last.clamp(min=0)] - begin)[samples.ray]
-            sums.append((before - begin[samples.ray], whole))
-        (w_before, w_all), (wt_before, wt_all) = sums
+        w_before, wt_before = exclusive_sum(w, samples), exclusive_sum(w * t, samples)
+        w_all, wt_all = ray_sum(w, samples)[samples.ray], ray_sum(w * t, samples)[samples.ray]
         w_after, wt_after = w_all - w_before - w, wt_all - wt_before - w * t
         # What a sample's weight is multiplied with: its weighted distances to all others, once from either side.
         distances = (t * w_before - wt_before) + (wt_after - t * w_after)
@@ -41,10 +32,11 @@ def distortion(weights: Tensor, samples: Samples, span: float) -> Tensor:
     return value + (value - value.detach())
 
 
-def away_from_points(field: Field, rays: Rays, points: Tensor, jitter: Tensor) -> Tensor:
+def away_from_points(field: Field, rays: Rays, points: Tensor, jitter: Tensor, margin: float) -> Tensor:
     """Mean over rays of the weight that is not where a matched point is, in [0, 1].
 
-    rays: through `points` (rays, 3), world units, each triangulated from two photos; jitter (rays,) in [0, 1). Where
+    rays: through `points` (rays, 3), world units, each triangulated from two photos; jitter (rays,) in [0, 1).
+    margin: steps around a point within which weight counts as there. Where
     the points are few and fog is cheap, each photo is otherwise explained by fog right before its own camera. In the
     manner of DS-NeRF (Deng et al., CVPR 2022) and of the line-of-sight loss of Urban Radiance Fields (Rematas et al.,
     CVPR 2022).
@@ -52,5 +44,5 @@ def away_from_points(field: Field, rays: Rays, points: Tensor, jitter: Tensor) -
     place = field.space.parameter(points, rays)
     samples = march(field, rays, jitter)
     weights = weights_of(field.density(samples.x) * samples.step, samples)
-    there = (samples.t - place[samples.ray]).abs() < _MARGIN * field.step
+    there = (samples.t - place[samples.ray]).abs() < margin * field.step
     return 1 - weights[there].sum() / len(rays)

@@ -14,14 +14,14 @@ from tensorf.occupancy import cell_index
 from tensorf.render import march, weights_of
 from tensorf.space import Rays
 
-_LOST = 0.005  # share of all weight that pruning may take away
-
 
 @torch.no_grad()
-def measure(field: Field, rays: Rays, threshold: float, *, cells: int, dilate: int = 1, chunk: int = 4096) -> Tensor:
+def measure(
+    field: Field, rays: Rays, threshold: float, *, cells: int, most: float, dilate: int = 1, chunk: int = 4096
+) -> Tensor:
     """(z, y, x) bool: cells where one of `rays` has a weight above `threshold`, grown by `dilate` cells.
 
-    Where that would take away more than a trace of all weight, the threshold is lowered: fog has small weights
+    Where that would take away more than the share `most` of all weight, the threshold is lowered: fog has small weights
     everywhere, and to prune it tears holes into what later views see.
 
     cells: along the longest grid axis; the others in proportion to the field's resolution.
@@ -40,7 +40,7 @@ def measure(field: Field, rays: Rays, threshold: float, *, cells: int, dilate: i
     grown = F.max_pool3d(peak.view(1, 1, *shape), 2 * dilate + 1, 1, dilate)[0, 0]
     ordered, order = grown.flatten().sort()
     lost = total[order].cumsum(0)
-    dispensable = int((lost <= _LOST * lost[-1]).sum())  # cells that may go, the faintest first
+    dispensable = int((lost <= most * lost[-1]).sum())  # cells that may go, the faintest first
     least = ordered[min(dispensable, len(ordered) - 1)].item()
     return (grown > threshold) | (grown >= max(least, torch.finfo(grown.dtype).tiny))
 

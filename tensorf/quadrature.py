@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tensorf.lookup import compiled_for, in_parallel, kernels, spans
 from tensorf.occupancy import Samples
+from tensorf.packed import exclusive_sum, ray_sum
 
 _RAYS = 1024  # a task
 
@@ -30,15 +31,13 @@ def representatives(weights: Tensor, samples: Samples, groups: int, place: Tenso
     if compiled_for(weights):
         return _compiled(weights, samples, groups, place)
     ray = samples.ray
-    total = torch.zeros(samples.rays, device=weights.device).index_add_(0, ray, weights)
+    total = ray_sum(weights, samples)
     heavy = weights * groups >= total[ray]
     light = torch.where(heavy, 0.0, weights)
-    rest = torch.zeros_like(total).index_add_(0, ray, light)
+    rest = ray_sum(light, samples)
     share = light.double() / rest.double().clamp(min=1e-300)[ray]
     # One growing number for the whole batch: the ray's index plus the share of its thin weight so far, below 1.
-    until = share.cumsum(0)
-    begin = (until - share)[samples.first.clamp(max=n - 1)]
-    until = (until - begin[ray]).clamp(0, 1 - 1e-7)
+    until = (exclusive_sum(share, samples) + share).clamp(0, 1 - 1e-7)
     group = ((until - share / 2).clamp(min=0) * groups).floor()
     offset = place[ray] if isinstance(place, Tensor) else place
     wanted = ray + ((group + offset) / groups).clamp(max=1 - 2e-7)

@@ -15,6 +15,7 @@ from tensorf.cameras import Camera
 from tensorf.contraction import Course
 from tensorf.field import Field
 from tensorf.occupancy import Samples, occupied_samples
+from tensorf.packed import exclusive_sum, ray_sum
 from tensorf.quadrature import representatives
 from tensorf.space import Rays
 
@@ -38,14 +39,10 @@ def march(field: Field, rays: Rays, jitter: Tensor | None = None) -> Samples:
 def weights_of(rate: Tensor, samples: Samples) -> Tensor:
     """Compositing weights (n,) from rates (n,): w_i = (1 - exp(-r_i)) exp(-sum of r_j before i on the same ray).
 
-    NeRF (Mildenhall et al. 2020), equation 3. The sum runs over all packed samples in float64 and each ray's start is
-    subtracted, which is exact enough for millions of samples and needs no loop over rays.
+    NeRF (Mildenhall et al. 2020), equation 3.
     """
-    total = rate.double().cumsum(0)
-    before = total - rate
-    start = before[samples.first.clamp(max=max(len(rate) - 1, 0))] if len(rate) else before
-    depth = (before - start[samples.ray]).float()
-    return torch.exp(-depth) * -torch.expm1(-rate)
+    optical_depth = exclusive_sum(rate, samples).float()
+    return torch.exp(-optical_depth) * -torch.expm1(-rate)
 
 
 @dataclass(frozen=True)
@@ -78,8 +75,7 @@ def render_rays(field: Field, rays: Rays, jitter: Tensor | None = None, near: fl
     # The jitter, turned around, also moves the colours' places, so that thin samples all get their turn.
     color, opacity = shade(field, samples, weights, rays.viewdirs, 0.5 if jitter is None else 1 - jitter)
     with torch.no_grad():
-        zeros = torch.zeros(samples.rays, device=weights.device)
-        t = zeros.index_add(0, samples.ray, weights * samples.t) / opacity.clamp(min=1e-6)
+        t = ray_sum(weights * samples.t, samples) / opacity.clamp(min=1e-6)
     return Rendering(color, opacity, field.space.depth(t, rays), weights, samples)
 
 
@@ -100,7 +96,7 @@ def composite(field: Field, samples: Samples, weights: Tensor, viewdirs: Tensor)
     ray = samples.ray[seen]
     color = field.color(samples.x[seen], viewdirs[ray])
     total = torch.zeros(samples.rays, 3, device=weights.device).index_add(0, ray, weights[seen, None] * color)
-    opacity = torch.zeros(samples.rays, device=weights.device).index_add(0, samples.ray, weights)
+    opacity = ray_sum(weights, samples)
     return total + (1 - opacity)[:, None] * field.space.background, opacity
 
 

@@ -7,10 +7,6 @@ from dataclasses import dataclass
 
 from tensorf.space import Space
 
-# Around a cut-out object, training soon knows which space is empty. With a whole background to find, fog stays for
-# long, and a surface that is pruned too early never comes back.
-PRUNE_AT = {"box": (0.2, 0.3, 0.5, 0.75), "ndc": (0.6, 0.8), "unbounded": (0.6, 0.8)}
-
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -24,40 +20,61 @@ class TrainConfig:
     resolution, coarse to fine; upsample_at: when the next stage begins, as shares of the run. samples_per_voxel:
     samples on the longest ray for each grid point along the longest axis; ndc_samples: the same in NDC.
 
-    prune_at: when occupancy is measured, as shares of the run; () for never, None for the space's `PRUNE_AT`.
-    prune_thresholds: the weight below which a cell is empty, before and after a quarter of the run. tv_density,
-    tv_color, l1, distortion: weights of the regularisers. sightings: weight of the loss that keeps rays to matched
-    points clear (`losses.away_from_points`); it fades out by `sightings_until`, a share of the run.
+    prune_at: when occupancy is measured, as shares of the run; () for never. prune_thresholds: the weight below which a
+    cell is empty, before and after `prune_tolerant` of the run; final_threshold: the same at the end. prune_most: the
+    share of all weight that pruning may take away. prune_rays, final_rays: rays that occupancy is measured with.
+    occupancy_cells: the most cells along the longest axis; cells_per_point: cells for each grid point.
+
+    tv_density, tv_color, l1, distortion: weights of the regularisers. sightings: weight of the loss that keeps rays to
+    matched points clear (`losses.away_from_points`); it fades out by `sightings_until`, a share of the run.
+    sightings_batch: rays of it, as a share of `batch`; sightings_margin: steps around a point that are not clear.
 
     Raises ValueError, which names the setting, for what cannot be trained with.
     """
 
-    iterations: int = 1200
-    batch: int = 2048
-    early_batch: float = 0.5
-    lr_grid: float = 0.02
-    lr_network: float = 1.5e-3
-    lr_decay: float = 0.1
-    resolution: int = 400
-    points_per_pixel: float = 0.8
-    unbounded_points_per_pixel: float = 0.5
-    depth_resolution: float = 0.33
-    stages: tuple[float, ...] = (0.3, 0.6, 1.0)
-    upsample_at: tuple[float, ...] = (0.12, 0.35)
-    samples_per_voxel: float = 1.0
-    ndc_samples: float = 0.45
-    prune_at: tuple[float, ...] | None = None
-    prune_thresholds: tuple[float, float] = (3e-3, 1e-2)
-    tv_density: float = 0.003
-    tv_color: float = 0.02
-    l1: float = 0.0
-    distortion: float = 0.0
-    sightings: float = 0.03
-    sightings_until: float = 0.6
-    seed: int = 0
+    iterations: int
+    batch: int
+    early_batch: float
+    lr_grid: float
+    lr_network: float
+    lr_decay: float
+    resolution: int
+    points_per_pixel: float
+    unbounded_points_per_pixel: float
+    depth_resolution: float
+    stages: tuple[float, ...]
+    upsample_at: tuple[float, ...]
+    samples_per_voxel: float
+    ndc_samples: float
+    prune_at: tuple[float, ...]
+    prune_thresholds: tuple[float, float]
+    prune_tolerant: float
+    final_threshold: float
+    prune_most: float
+    prune_rays: int
+    final_rays: int
+    occupancy_cells: int
+    cells_per_point: float
+    tv_density: float
+    tv_color: float
+    l1: float
+    distortion: float
+    sightings: float
+    sightings_until: float
+    sightings_batch: float
+    sightings_margin: float
+    seed: int
 
     def __post_init__(self):
-        for name, least in (("iterations", 1), ("batch", 2), ("resolution", 8), ("seed", 0)):
+        for name, least in (
+            ("iterations", 1),
+            ("batch", 2),
+            ("resolution", 8),
+            ("seed", 0),
+            ("prune_rays", 1),
+            ("final_rays", 1),
+            ("occupancy_cells", 4),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least {least}")
         for name in (
@@ -67,17 +84,19 @@ class TrainConfig:
             "unbounded_points_per_pixel",
             "samples_per_voxel",
             "ndc_samples",
+            "cells_per_point",
+            "sightings_margin",
         ):
             _require(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "a number above 0")
         for name in ("tv_density", "tv_color", "l1", "distortion", "sightings"):
             _require(name, getattr(self, name), 0 <= getattr(self, name) < math.inf, "a number, 0 or more")
-        for name in ("early_batch", "lr_decay", "depth_resolution", "sightings_until"):
+        for name in ("early_batch", "lr_decay", "depth_resolution", "sightings_until", "sightings_batch"):
             _require(name, getattr(self, name), 0 < getattr(self, name) <= 1, "above 0 and at most 1")
         ascending = all(a < b for a, b in zip(self.stages, self.stages[1:]))
         fine = ascending and self.stages and self.stages[0] > 0 and self.stages[-1] == 1
         _require("stages", list(self.stages), fine, "shares that rise to 1, such as [0.3,0.6,1.0]")
         for name in ("upsample_at", "prune_at"):
-            shares = getattr(self, name) or ()
+            shares = getattr(self, name)
             fine = all(0 < a < 1 for a in shares) and all(a < b for a, b in zip(shares, shares[1:]))
             _require(name, list(shares), fine, "shares of the run between 0 and 1 that rise, or []")
         if len(self.upsample_at) != len(self.stages) - 1:
@@ -86,6 +105,8 @@ class TrainConfig:
             )
         fine = len(self.prune_thresholds) == 2 and all(0 < a < 1 for a in self.prune_thresholds)
         _require("prune_thresholds", list(self.prune_thresholds), fine, "two numbers between 0 and 1")
+        for name in ("final_threshold", "prune_most", "prune_tolerant"):
+            _require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "at least 0 and below 1")
 
 
 def _require(name: str, value, fine, what: str) -> None:
@@ -93,7 +114,7 @@ def _require(name: str, value, fine, what: str) -> None:
         raise ValueError(f"{name}={value} has to be {what}")
 
 
-def grid_resolution(space: Space, longest: int, depth: float = 0.33) -> tuple[int, int, int]:
+def grid_resolution(space: Space, longest: int, depth: float) -> tuple[int, int, int]:
     """Grid points along x, y, z, `longest` along the longest axis.
 
     Cubic voxels; in NDC square ones on the image, and `depth` as many points along the depth.

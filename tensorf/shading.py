@@ -19,7 +19,7 @@ def build_decoder(kind: str, feature_dim: int, hidden: int, frequencies: tuple[i
         return MLPDecoder(feature_dim, hidden, frequencies)
     if kind == "tcnn":
         return TcnnDecoder(feature_dim, hidden, frequencies)
-    raise UserError(f"field.decoder={kind} is unknown; use mlp or tcnn")
+    raise UserError(f"decoder={kind} is unknown; use mlp or tcnn")
 
 
 def encode(x: Tensor, frequencies: int) -> Tensor:
@@ -61,11 +61,11 @@ class TcnnDecoder(nn.Module):
             import tinycudann
         except (ImportError, OSError) as error:
             raise UserError(
-                "field.decoder=tcnn needs tinycudann, which is not installed (see github.com/NVlabs/tiny-cuda-nn); "
-                "field.decoder=mlp needs nothing"
+                "decoder=tcnn needs tinycudann, which is not installed (see github.com/NVlabs/tiny-cuda-nn); "
+                "decoder=mlp needs nothing"
             ) from error
         if not torch.cuda.is_available():
-            raise UserError("field.decoder=tcnn needs a CUDA device; use field.decoder=mlp here")
+            raise UserError("decoder=tcnn needs a CUDA device; use decoder=mlp here")
         self.frequencies = frequencies
         width = feature_dim * (1 + 2 * frequencies[0]) + 3 * (1 + 2 * frequencies[1])
         self.network = tinycudann.Network(

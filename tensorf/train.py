@@ -17,7 +17,7 @@ from tensorf.field import Field, FieldConfig
 from tensorf.losses import away_from_points, distortion
 from tensorf.pruning import measure, occupied_box
 from tensorf.render import render_rays
-from tensorf.settings import PRUNE_AT, TrainConfig, finest_resolution, grid_resolution, step_count
+from tensorf.settings import TrainConfig, finest_resolution, grid_resolution, step_count
 from tensorf.space import Space, space_of
 
 
@@ -50,7 +50,6 @@ class Trainer:
         self.capture, self.config, self.device, self.iteration = capture, config, device, 0
         space = space_of(capture)
         torch.manual_seed(config.seed)
-        self.prune_at = PRUNE_AT[space.kind] if config.prune_at is None else config.prune_at
         self.resolution = min(config.resolution, finest_resolution(capture, space, config))
         self.field = Field(field_config, space, *self._size(space, 0)).to(device)
         self.pixels = PixelBatches(capture, capture.train, self.field.space, device)
@@ -98,7 +97,7 @@ class Trainer:
         generator = self._generator()
         if stages := self._at(config.upsample_at):
             self._upsample(stages[-1] + 1)
-        if turns := self._at(self.prune_at):
+        if turns := self._at(config.prune_at):
             self._prune(turns, generator)
         progress = self.iteration / config.iterations
         for group, base in zip(self.optimizer.param_groups, self._base_rates):
@@ -117,7 +116,7 @@ class Trainer:
         gradients = [p.grad.sum() for p in field.parameters() if p.grad is not None]
         if not torch.isfinite(torch.stack([loss.detach(), *gradients])).all():
             raise UserError(
-                f"the loss is no longer finite at iteration {self.iteration}: lower field.lr_grid "
+                f"the loss is no longer finite at iteration {self.iteration}: lower lr_grid "
                 f"(now {config.lr_grid}) or check the capture's poses"
             )
         self.optimizer.step()
@@ -127,18 +126,23 @@ class Trainer:
     def _unclear(self, generator: torch.Generator) -> Tensor:
         """`losses.away_from_points` for random matched points of the training photos."""
         views, points = self._sightings
-        chosen = torch.randint(len(views), (self.config.batch // 4,), generator=generator, device=self.device)
+        chosen = torch.randint(
+            len(views),
+            (max(1, round(self.config.batch * self.config.sightings_batch)),),
+            generator=generator,
+            device=self.device,
+        )
         point, pose = points[chosen], self._poses[views[chosen]]
         away = point - pose[:, :, 3]
         depth = (away * pose[:, :, 2]).sum(1, keepdim=True)
         rays = self.pixels.space.cast(pose[:, :, 3].contiguous(), away / depth.clamp(min=1e-3))
         jitter = torch.rand(len(point), generator=generator, device=self.device)
-        return away_from_points(self.field, rays, point, jitter)
+        return away_from_points(self.field, rays, point, jitter, self.config.sightings_margin)
 
     def _regulariser(self, rendering, progress: float) -> Tensor:
         config, field = self.config, self.field
         total = torch.zeros((), device=self.device)
-        if config.distortion and progress > (self.prune_at or (0.2,))[0]:
+        if config.distortion and progress > (config.prune_at or (0.2,))[0]:
             # Weak while surfaces are still being found, full at the end.
             scattered = distortion(rendering.weights, rendering.samples, field.space.t_span)
             total = total + progress**2 * config.distortion * scattered
@@ -155,14 +159,19 @@ class Trainer:
 
     def _prune(self, turns: list[int], generator: torch.Generator) -> None:
         """Measure occupancy, tolerantly at first: early surfaces are blurred and culling them cannot be undone."""
-        progress = self.iteration / self.config.iterations
-        threshold = self.config.prune_thresholds[0 if progress < 0.25 else 1]
-        rays, _ = self.pixels.draw(60_000, generator)
-        self.field.occupancy = measure(self.field, rays, threshold, cells=_cells(self.field))
+        config, progress = self.config, self.iteration / self.config.iterations
+        threshold = config.prune_thresholds[0 if progress < config.prune_tolerant else 1]
+        self._measure(threshold, config.prune_rays, generator)
         if 1 in turns and self.field.space.kind == "box":
             self._shrink()
-            rays, _ = self.pixels.draw(60_000, generator)
-            self.field.occupancy = measure(self.field, rays, threshold, cells=_cells(self.field))
+            self._measure(threshold, config.prune_rays, generator)
+
+    def _measure(self, threshold: float, count: int, generator: torch.Generator) -> None:
+        """Measure occupancy by `count` rays. Coarse grids get few cells: gaps between samples would count as empty."""
+        config, field = self.config, self.field
+        rays, _ = self.pixels.draw(count, generator)
+        cells = min(config.occupancy_cells, round(config.cells_per_point * max(field.resolution)))
+        field.occupancy = measure(field, rays, threshold, cells=cells, most=config.prune_most)
 
     def _shrink(self) -> None:
         self.field.shrink(occupied_box(self.field))
@@ -188,8 +197,7 @@ class Trainer:
     def finish(self) -> None:
         """Leave a final occupancy, from many more rays, for whoever renders the field."""
         generator = torch.Generator(self.device).manual_seed(self.config.seed)
-        rays, _ = self.pixels.draw(300_000, generator)
-        self.field.occupancy = measure(self.field, rays, 3e-3, cells=_cells(self.field))
+        self._measure(self.config.final_threshold, self.config.final_rays, generator)
 
     def state_dict(self) -> dict:
         return {
@@ -212,8 +220,3 @@ class Trainer:
         self.optimizer = self._new_optimizer()
         self.optimizer.load_state_dict(state["optimizer"])
         self.iteration = state["iteration"]
-
-
-def _cells(field: Field) -> int:
-    """Occupancy cells along the longest axis: on a coarse grid fewer, or the gaps between samples count as empty."""
-    return min(160, round(1.5 * max(field.resolution)))

@@ -14,6 +14,7 @@ from torch import Tensor
 from tensorf.cameras import Camera
 from tensorf.field import Field
 from tensorf.occupancy import Samples
+from tensorf.packed import ray_sum
 from tensorf.quadrature import representatives
 from tensorf.render import composite, march, shade, weights_of
 
@@ -83,7 +84,7 @@ class View:
         weights = weights_of(field.density(samples.x) * samples.step, samples) * scale
         # Where an edit thickens fog, what stands for it may come to more than everything: cut off above MOST, which
         # rounding does not reach.
-        opacity = torch.zeros(samples.rays, device=weights.device).index_add(0, samples.ray, weights)
+        opacity = ray_sum(weights, samples)
         weights = weights / (opacity / MOST).clamp(min=1)[samples.ray]
         return composite(field, samples, weights, viewdirs)[0] + residue
 

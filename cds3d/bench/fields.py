@@ -6,30 +6,22 @@ The captures are those that ship, and captures of held-out scenes, which are mad
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from functools import partial
 from pathlib import Path
 
-import numpy as np
+import imageio.v3 as iio
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
-from cds3d.bench.figures import Truth, picture_figures
 from cds3d.commands.edit import edit_command
 from cds3d.commands.scenes import capture_root, load_scene, scene_name
-from cds3d.commands.train import source_folder
-from cds3d.commands.videos import resized_to
-from cds3d.metrics.consistency import view_consistency
-from cds3d.metrics.depth import depth_error, true_depth
-from cds3d.options import pick_device
-from cds3d.pocket.capture import WorldCapture, write_capture
-from cds3d.pocket.judge import Judge
-from cds3d.pocket.world import Attributes
-from tensorf.checkpoint import load_field
+from cds3d.pocket.world.capture import WorldCapture, write_capture
+from cds3d.pocket.world.scenes import Attributes
 from tensorf.errors import UserError
-from tensorf.render import render_view
 
 
 def held_out_capture(name: str) -> Path:
@@ -57,52 +49,29 @@ def make_held_out_capture(folder: Path, attributes: Attributes) -> None:
     begun.rename(folder)
 
 
-def edit_field(config: DictConfig, judge: Judge) -> tuple[dict, dict[str, Tensor]]:
-    """Run `edit_command` on `config` (configs/edit.yaml), unless its folder holds the finished run, and judge it.
+# Figures of an edit's metrics.json, under the benchmark's own names.
+_FIGURES = ("edit_truth_psnr_db", "edit_gain_db", "edit_truth_ssim", "kept_psnr_db", "structure", "depth_error")
+_FIGURES += ("view_consistency_db", "accuracy")
+
+
+def edit_field(config: DictConfig) -> tuple[dict, dict[str, Tensor]]:
+    """Run `edit_command` on `config` (configs/edit.yaml), unless its folder holds the finished run, and read it.
 
     Returns figures, means over the held-out cameras, and pictures (H, W, 3) of the first of them.
     """
     folder, capture = Path(config.output), load_scene(config)
     world = WorldCapture.read(capture_root(config))
-    target = world.edited(str(config.src or config.scene.prompt), config.tgt) if world else None
-    if target is None or not capture.test:
+    if not world or not world.edited(str(config.src or config.scene.prompt), config.tgt) or not capture.test:
         raise UserError(f'{scene_name(config)} has no true edit towards "{config.tgt}", or no held-out view')
     if not (folder / "metrics.json").exists():
         edit_command(config)
     metrics = json.loads((folder / "metrics.json").read_text())
-    device = pick_device(config.device)
-    source, edited = (load_field(f / "field.safetensors", device) for f in (source_folder(config), folder))
-    cameras = [resized_to(capture.cameras[i], config.edit.width) for i in capture.test]
-    before, after = (
-        [{k: v.cpu() for k, v in render_view(field, c).items()} for c in cameras] for field in (source, edited)
-    )
-    rows, first = [], {}
-    for k, (i, camera) in enumerate(zip(capture.test, cameras)):
-        name = Path(capture.image_names[i]).stem
-        was, now = (world.view(name, a, camera.width, camera.height) for a in (world.attributes, target))
-        truth = Truth.of(was, now)
-        row = picture_figures(after[k]["color"], before[k]["color"], truth, judge, target)
-        depth = true_depth(capture, edited.space, camera, now.depth)
-        row["depth_error"] = depth_error(after[k]["depth"], depth, torch.from_numpy(now.subject))
-        rows.append(row)
-        if not first:
-            first = {"source": before[k]["color"], "truth": truth.image, "edit": after[k]["color"]}
-    figures = {key: float(np.nanmean([row[key] for row in rows])) for key in rows[0]}
-    # Neighbours on a path through the held-out cameras, nearest first, see much of the same.
-    order = _path(torch.stack([c.position for c in cameras]))
-    figures["view_consistency_db"] = view_consistency(
-        edited.space, [cameras[i] for i in order], [after[i] for i in order]
-    )
-    figures["seconds"] = metrics["edit_seconds"]
-    figures["peak_memory_mb"] = metrics["edit_peak_memory_mb"]
-    return figures, first
+    figures = {key: metrics.get(key, math.nan) for key in _FIGURES}
+    figures |= {"seconds": metrics["edit_seconds"], "peak_memory_mb": metrics["edit_peak_memory_mb"]}
+    source, edit = _picture(folder / "views" / "00.png").chunk(2, 1)
+    return figures, {"source": source, "truth": _picture(folder / "views" / "00_truth.png"), "edit": edit}
 
 
-def _path(positions: Tensor) -> list[int]:
-    """A walk from the first of n positions (n, 3), always on to the nearest not yet seen."""
-    order, left = [0], set(range(1, len(positions)))
-    while left:
-        here = positions[order[-1]]
-        order.append(min(left, key=lambda i: float((positions[i] - here).norm())))
-        left.remove(order[-1])
-    return order
+def _picture(path: Path) -> Tensor:
+    """(H, W, 3) in [0, 1]."""
+    return torch.from_numpy(iio.imread(path)).float() / 255

@@ -9,15 +9,16 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from cds3d.bench.figures import Truth, picture_figures
 from cds3d.bench.tasks import Case
+from cds3d.commands.preparing import build_objective
 from cds3d.editor import EditConfig, Editor
-from cds3d.guidance import Guidance
-from cds3d.objectives.objective import Objective, Prompts
+from cds3d.guidance.prior import Prior
+from cds3d.metrics.truth import Truth, picture_figures
+from cds3d.objectives.objective import Prompts
 from cds3d.options import build
-from cds3d.pocket.judge import Judge
-from cds3d.pocket.raycast import render
-from cds3d.pocket.world import build_scene
+from cds3d.pocket.model.judge import Judge, agrees, labels
+from cds3d.pocket.world.raycast import render
+from cds3d.pocket.world.scenes import Attributes, build_scene
 from cds3d.runs import peak_memory_mb, reset_peak_memory
 from cds3d.subjects.image import LatentImage
 
@@ -25,9 +26,7 @@ WIDTH, HEIGHT = 256, 192
 STAGES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)  # shares of the run at which figures are taken
 
 
-def edit_case(
-    case: Case, config: DictConfig, guidance: Guidance, judge: Judge
-) -> tuple[dict, list[dict], dict[str, Tensor]]:
+def edit_case(case: Case, config: DictConfig, prior: Prior, judge: Judge) -> tuple[dict, list[dict], dict[str, Tensor]]:
     """Run the edit that `config` (configs/edit.yaml with edit=latent) describes on a case's image.
 
     Returns the final figures with seconds, those of each stage with its iteration, and pictures (H, W, 3).
@@ -35,10 +34,10 @@ def edit_case(
     before, after = (render(build_scene(a, WIDTH, HEIGHT)) for a in (case.source, case.target))
     truth = Truth.of(before, after)
     reset_peak_memory()
-    subject = LatentImage(torch.from_numpy(before.image).permute(2, 0, 1).float() / 255, guidance)
-    prompts = Prompts(*(guidance.encode_text(text) for text in ("", case.src, case.tgt)))
-    objective = build(Objective, config.objective, scale=float(config.guidance.scale))
-    editor = Editor(subject, guidance, objective, prompts, build(EditConfig, config.edit, seed=config.seed))
+    subject = LatentImage(torch.from_numpy(before.image).permute(2, 0, 1).float() / 255, prior)
+    prompts = Prompts.of(prior, case.src, case.tgt)
+    edit_config = build(EditConfig, config.edit, group="edit", seed=config.seed)
+    editor = Editor(subject, prior, build_objective(config), prompts, edit_config)
     source = subject.image().permute(1, 2, 0)  # decoded: what the VAE loses is nobody's edit
     stages, spent = [], 0.0
     for share in STAGES:
@@ -47,21 +46,27 @@ def edit_case(
             editor.step()
         spent += time.perf_counter() - start
         edited = subject.image().permute(1, 2, 0)
-        stages.append({"iteration": editor.iteration, **picture_figures(edited, source, truth, judge, case.target)})
+        stages.append({"iteration": editor.iteration, **_figures(edited, source, truth, judge, case.target)})
     final = {k: v for k, v in stages[-1].items() if k != "iteration"}
     final |= {"seconds": spent, "peak_memory_mb": peak_memory_mb()}
     return final, stages, {"source": source, "truth": truth.image, "edit": edited}
 
 
-def bounds(case: Case, guidance: Guidance, judge: Judge) -> dict[str, dict[str, float]]:
+def bounds(case: Case, prior: Prior, judge: Judge) -> dict[str, dict[str, float]]:
     """What doing nothing scores, and what the true edit scores once it has gone through the VAE."""
     before, after = (render(build_scene(a, WIDTH, HEIGHT)) for a in (case.source, case.target))
     truth = Truth.of(before, after)
     source, ceiling = (
-        LatentImage(torch.from_numpy(r.image).permute(2, 0, 1).float() / 255, guidance).image().permute(1, 2, 0)
+        LatentImage(torch.from_numpy(r.image).permute(2, 0, 1).float() / 255, prior).image().permute(1, 2, 0)
         for r in (before, after)
     )
     return {
-        name: picture_figures(image, source, truth, judge, case.target)
+        name: _figures(image, source, truth, judge, case.target)
         for name, image in (("unedited", source), ("truth", ceiling))
     }
+
+
+def _figures(edited: Tensor, source: Tensor, truth: Truth, judge: Judge, target: Attributes) -> dict[str, float]:
+    """`picture_figures`, and accuracy: 1 if the judge sees the target's species, colour and material, else 0."""
+    seen = agrees(judge, edited.permute(2, 0, 1)[None], labels(target))
+    return picture_figures(edited, source, truth) | {"accuracy": float(seen[0])}

@@ -30,16 +30,16 @@ from cds3d.bench import report
 from cds3d.bench.fields import check_held_out_capture, edit_field, held_out_capture, make_held_out_capture
 from cds3d.bench.images import bounds, edit_case
 from cds3d.bench.tasks import IMAGE_TASKS, SHIPPED_FIELDS, Case, cases
+from cds3d.commands.preparing import build_objective
 from cds3d.commands.videos import write_image
 from cds3d.editor import EditConfig
-from cds3d.guidance import Guidance, load_guidance
-from cds3d.objectives.objective import Objective
+from cds3d.guidance import Prior, load_prior
 from cds3d.options import build, groups, load_config, pick_device, whole
-from cds3d.pocket.judge import FILE as JUDGE
-from cds3d.pocket.judge import Judge, load_judge
+from cds3d.pocket.model.judge import FILE as JUDGE
+from cds3d.pocket.model.judge import Judge, load_judge
 from cds3d.pocket.weights_path import WEIGHTS
-from cds3d.runs import write_text
 from tensorf.errors import UserError
+from tensorf.files import write_text
 
 log = logging.getLogger("cds3d")
 
@@ -145,7 +145,7 @@ def _settings(config: DictConfig) -> dict:
     for key, known in (
         ("tasks", IMAGE_TASKS),
         ("fields", {**SHIPPED_FIELDS, **IMAGE_TASKS}),
-        ("objectives", ("sds", "dds", "cds")),
+        ("objectives", groups()["objective"]),
     ):
         values = settings[key]
         wrong = (
@@ -184,8 +184,8 @@ def _fingerprint(settings: dict) -> str:
         for kind in [k for k, names in (("image", "tasks"), ("field", "fields")) if settings[names]]:
             base = _base(kind, objective)
             config = load_config("edit", [*base, *_fitting(tuple(settings["options"]), base)])
-            build(Objective, config.objective, scale=float(config.guidance.scale))
-            build(EditConfig, config.edit, seed=0)
+            build_objective(config)
+            build(EditConfig, config.edit, group="edit", seed=0)
             digest.update(OmegaConf.to_yaml(config, resolve=True).encode())
             models.add(WEIGHTS if config.guidance.path == "pocket" else Path(str(config.guidance.path)))
     for model in sorted(models):
@@ -256,8 +256,8 @@ def _do(runs: list[Run], jobs: int) -> None:
 
 
 @lru_cache(maxsize=1)
-def _models(path: str, dtype: str, config: str | None, device: str) -> tuple[Guidance, Judge]:
-    return load_guidance(path, dtype=dtype, device=pick_device(device), config=config), load_judge()
+def _models(path: str, dtype: str, config: str | None, device: str) -> tuple[Prior, Judge]:
+    return load_prior(path, dtype=dtype, device=pick_device(device), config=config), load_judge()
 
 
 def _one(run: Run) -> None:
@@ -278,16 +278,16 @@ def _one(run: Run) -> None:
         ]
         config = _field_config(run, options)
         result["prompts"] = [config.src, config.tgt]
-        result["figures"], pictures = edit_field(config, load_judge())
+        result["figures"], pictures = edit_field(config)
     else:
         case = cases(run.task, run.case + 1, tuning=run.tuning)[run.case]
         config = load_config("edit", options)
-        guidance, judge = _models(config.guidance.path, config.guidance.dtype, config.guidance.config, run.device)
+        prior, judge = _models(config.guidance.path, config.guidance.dtype, config.guidance.config, run.device)
         result["prompts"] = [case.src, case.tgt]
         if run.objective == "bounds":
-            result["figures"], pictures = bounds(case, guidance, judge), {}
+            result["figures"], pictures = bounds(case, prior, judge), {}
         else:
-            result["figures"], result["stages"], pictures = edit_case(case, config, guidance, judge)
+            result["figures"], result["stages"], pictures = edit_case(case, config, prior, judge)
     run.path.parent.mkdir(parents=True, exist_ok=True)
     for which, picture in pictures.items():
         write_image(run.picture(which), picture)
@@ -325,8 +325,16 @@ def _base(kind: str, objective: str) -> tuple[str, ...]:
 def _keys(base: tuple[str, ...]) -> frozenset[str]:
     """Dotted keys and groups of edit.py's configuration with these options."""
     config = load_config("edit", list(base))
-    nested = {f"{k}.{inner}" for k, v in config.items() if OmegaConf.is_dict(v) for inner in v}
-    return frozenset({*map(str, config), *nested, *groups()})
+    return frozenset({*_dotted(OmegaConf.to_container(config)), *groups()})
+
+
+def _dotted(tree: dict, prefix: str = "") -> list[str]:
+    """All keys of nested mappings, as in "edit" and "edit.lr"."""
+    keys = []
+    for key, value in tree.items():
+        keys.append(f"{prefix}{key}")
+        keys += _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else []
+    return keys
 
 
 def _known(option: str, base: tuple[str, ...]) -> bool:

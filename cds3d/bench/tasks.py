@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cds3d.pocket.world import ANIMALS, COLORS, FLOWERS, OBJECTS, Attributes, Jitter, article
+from cds3d.pocket.world.scenes import ANIMALS, COLORS, FLOWERS, OBJECTS, Attributes, Jitter, article
 
 # Seeds that nothing was trained on. Settings are tuned on the first stretch and judged on the second.
 TUNING_SEED, JUDGING_SEED = 3_000_000, 4_000_000

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from cds3d.commands.diagnosis import diagnose, mean_picture_psnr
+from cds3d.commands.driving import drive
 from cds3d.commands.scenes import capture_root, load_scene, scene_name
 from cds3d.commands.videos import (
     colored_depth,
@@ -25,11 +26,10 @@ from cds3d.commands.videos import (
 from cds3d.metrics.psnr import psnr
 from cds3d.metrics.ssim import ssim
 from cds3d.options import build, pick_device, whole
-from cds3d.runs import RunFolder, interrupts_between_steps
+from cds3d.runs import RunFolder
 from tensorf.captures import Capture
-from tensorf.checkpoint import save_field
-from tensorf.field import Field, FieldConfig
-from tensorf.render import render_view
+from tensorf.field import FieldConfig
+from tensorf.renderable import Renderable
 from tensorf.settings import TrainConfig
 from tensorf.train import Trainer
 
@@ -57,13 +57,10 @@ def train_command(config: DictConfig) -> Path:
     trainer = Trainer(capture, *field_options(config, capture.space), device)
     _tell_cost(trainer)
     run.begin()
-    if (state := run.load_state()) is not None:
-        trainer.load_state_dict(state)
-        log.info("resumed at iteration %d", trainer.iteration)
-    mean_picture = mean_picture_psnr(capture)
-    warned = _optimise(trainer, run, config.save_every, mean_picture)
+    watch = _Watch(trainer, mean_picture_psnr(capture))
+    drive(trainer, trainer.config.iterations, run, save_every=config.save_every, label="train", each=watch)
     trainer.finish()
-    save_field(trainer.field, run.path / "field.safetensors")
+    trainer.field.save(run.path / "field.safetensors")
     training_seconds = run.seconds
     metrics = evaluate(trainer.field, capture, run.path)
     if config.video_frames:
@@ -79,8 +76,8 @@ def train_command(config: DictConfig) -> Path:
     which = "held-out" if capture.test else "training"
     log.info("%s: %s PSNR %.2f dB, SSIM %.3f", run.path, which, metrics["psnr_db"], metrics["ssim"])
     held_out = metrics["psnr_db"] if capture.test else None
-    problem = diagnose(held_out, metrics["train_psnr_db"], mean_picture, capture.space)
-    if problem is not None and not warned:
+    problem = diagnose(held_out, metrics["train_psnr_db"], watch.mean_picture, capture.space)
+    if problem is not None and not watch.warned:
         log.warning("%s", problem)
     return run.path
 
@@ -93,7 +90,7 @@ def field_options(config: DictConfig, space: str) -> tuple[FieldConfig, TrainCon
     options = dict(config.field)
     choices = options.pop("by_space", None) or {}
     options |= {k: v for k, v in (choices.get(space) or {}).items() if options.get(k) is None}
-    return build(FieldConfig, options), build(TrainConfig, options, seed=config.seed)
+    return build(FieldConfig, options, group="field"), build(TrainConfig, options, group="field", seed=config.seed)
 
 
 def _tell_cost(trainer: Trainer) -> None:
@@ -112,54 +109,40 @@ def _tell_cost(trainer: Trainer) -> None:
     )  # fmt: skip
 
 
-def _optimise(trainer: Trainer, run: RunFolder, save_every: int, mean_picture: float | None) -> bool:
-    """Run the trainer to its end with a progress bar; keep the state on Ctrl-C, and as it goes.
+class _Watch:
+    """Logs a training, and warns once, halfway or later, if held-out pixels say that it goes wrong."""
 
-    Halfway, and later, warns once if held-out pixels say that it goes wrong. Returns whether it has warned.
-    """
-    writer, smooth, held_out, warned = run.logger(), None, None, False
-    total = trainer.config.iterations
-    look_every = max(1, total // 12)
-    bar = tqdm(total=total, initial=trainer.iteration, desc="train", unit="step")
-    try:
-        with interrupts_between_steps() as check:
-            while trainer.iteration < total:
-                value = trainer.step()
-                smooth = value if smooth is None else 0.95 * smooth + 0.05 * value
-                bar.update()
-                if trainer.iteration % 10 == 0:
-                    figures = {"psnr": f"{smooth:.2f} dB"}
-                    if held_out is not None:
-                        figures["held_out"] = f"{held_out:.2f} dB"
-                    bar.set_postfix(figures, refresh=False)
-                    writer.add_scalar("train/psnr_db", value, trainer.iteration)
-                if trainer.iteration % look_every == 0:
-                    held_out = trainer.held_out_psnr()
-                    if held_out is not None:
-                        writer.add_scalar("held_out/psnr_db", held_out, trainer.iteration)
-                    late = trainer.iteration >= total / 2 and trainer.iteration >= 300
-                    problem = diagnose(held_out, smooth, mean_picture, trainer.field.space.kind) if late else None
-                    if problem is not None and not warned:
-                        bar.clear()
-                        log.warning("at iteration %d, %s", trainer.iteration, problem)
-                        warned = True
-                if trainer.iteration % save_every == 0:
-                    run.save_state(trainer.state_dict())
-                check()
-    except KeyboardInterrupt:
-        run.save_state(trainer.state_dict())
-        raise KeyboardInterrupt(
-            f"at iteration {trainer.iteration}; the state is kept: the same command with resume=true goes on"
-        ) from None
-    finally:
-        bar.close()
-        writer.close()
-    run.save_state(trainer.state_dict())
-    return warned
+    def __init__(self, trainer: Trainer, mean_picture: float | None):
+        self.trainer, self.mean_picture = trainer, mean_picture
+        self.smooth: float | None = None
+        self.held_out: float | None = None
+        self.warned = False
+
+    def __call__(self, psnr_db: float, bar, writer) -> None:
+        trainer, total = self.trainer, self.trainer.config.iterations
+        self.smooth = psnr_db if self.smooth is None else 0.95 * self.smooth + 0.05 * psnr_db
+        if trainer.iteration % 10 == 0:
+            figures = {"psnr": f"{self.smooth:.2f} dB"}
+            if self.held_out is not None:
+                figures["held_out"] = f"{self.held_out:.2f} dB"
+            bar.set_postfix(figures, refresh=False)
+            writer.add_scalar("train/psnr_db", psnr_db, trainer.iteration)
+        if trainer.iteration % max(1, total // 12) == 0:
+            self.held_out = trainer.held_out_psnr()
+            if self.held_out is not None:
+                writer.add_scalar("held_out/psnr_db", self.held_out, trainer.iteration)
+            late = trainer.iteration >= total / 2 and trainer.iteration >= 300
+            problem = (
+                diagnose(self.held_out, self.smooth, self.mean_picture, trainer.field.space.kind) if late else None
+            )
+            if problem is not None and not self.warned:
+                bar.clear()
+                log.warning("at iteration %d, %s", trainer.iteration, problem)
+                self.warned = True
 
 
 @torch.no_grad()
-def evaluate(field: Field, capture: Capture, folder: Path) -> dict:
+def evaluate(field: Renderable, capture: Capture, folder: Path) -> dict:
     """Render the held-out views (the training ones if none is held out) into views/ and compare with the photos.
 
     `train_psnr_db` is the mean of at most six training views, evenly spread.
@@ -167,10 +150,10 @@ def evaluate(field: Field, capture: Capture, folder: Path) -> dict:
     indices = capture.test or capture.train
     values = {"psnr_db": [], "ssim": [], "train_psnr_db": []}
     for i in capture.train[:: math.ceil(len(capture.train) / 6)]:
-        color = render_view(field, capture.cameras[i])["color"].cpu().clamp(0, 1)
+        color = field.render(capture.cameras[i])["color"].cpu().clamp(0, 1)
         values["train_psnr_db"].append(psnr(color, capture.images[i].float() / 255))
     for k, i in enumerate(tqdm(indices, desc="held-out views", unit="view")):
-        rendered = render_view(field, capture.cameras[i])
+        rendered = field.render(capture.cameras[i])
         photo = capture.images[i].float() / 255
         color = rendered["color"].cpu().clamp(0, 1)
         values["psnr_db"].append(psnr(color, photo))

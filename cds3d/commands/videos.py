@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,9 +14,9 @@ from tqdm import tqdm
 from tensorf.cameras import Camera, size_for_width
 from tensorf.captures import Capture
 from tensorf.errors import UserError
-from tensorf.field import Field
+from tensorf.files import atomic
 from tensorf.paths import camera_path
-from tensorf.render import render_view
+from tensorf.renderable import Renderable
 
 
 def to_uint8(image: Tensor) -> np.ndarray:
@@ -26,26 +25,15 @@ def to_uint8(image: Tensor) -> np.ndarray:
 
 
 def write_image(path: Path, image: Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name("." + path.name)
-    try:
+    with atomic(path) as partial:
         iio.imwrite(partial, to_uint8(image))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_video(path: Path, frames: Iterable[Tensor], fps: int) -> None:
     """H.264 in mp4, atomically; odd sizes get a repeated last row or column, since the format has none."""
-    partial = path.with_name("." + path.stem + ".part.mp4")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with iio.imopen(partial, "w", plugin="FFMPEG") as file:
-            images = [np.pad(to_uint8(f), [(0, f.shape[0] % 2), (0, f.shape[1] % 2), (0, 0)], "edge") for f in frames]
-            file.write(np.stack(images), codec="libx264", fps=fps, macro_block_size=1, output_params=["-crf", "17"])
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic(path) as partial, iio.imopen(partial, "w", plugin="FFMPEG") as file:
+        images = [np.pad(to_uint8(f), [(0, f.shape[0] % 2), (0, f.shape[1] % 2), (0, 0)], "edge") for f in frames]
+        file.write(np.stack(images), codec="libx264", fps=fps, macro_block_size=1, output_params=["-crf", "17"])
 
 
 def path_cameras(capture: Capture, kind: str, frames: int, width: int | None) -> list[Camera]:
@@ -70,9 +58,9 @@ def _focus(capture: Capture) -> float:
     return 1 / (0.25 / (capture.near * 0.9) + 0.75 / (capture.far * 5)) if capture.forward_facing else 1.0
 
 
-def frames_of(field: Field, cameras: list[Camera], label: str) -> list[Tensor]:
+def frames_of(field: Renderable, cameras: list[Camera], label: str) -> list[Tensor]:
     """Colour frames (H, W, 3), with a progress bar."""
-    return [render_view(field, c)["color"].cpu() for c in tqdm(cameras, desc=label, unit="frame")]
+    return [field.render(c)["color"].cpu() for c in tqdm(cameras, desc=label, unit="frame")]
 
 
 def colored_depth(depth: Tensor, low: float, high: float) -> Tensor:
@@ -84,7 +72,7 @@ def colored_depth(depth: Tensor, low: float, high: float) -> Tensor:
 
 
 def seen_depth(rendered: dict[str, Tensor]) -> Tensor:
-    """(H, W) depth of what `render_view` gives, on the CPU; infinite where nothing opaque is seen."""
+    """(H, W) depth of what `Renderable.render` gives, on the CPU; infinite where nothing opaque is seen."""
     return rendered["depth"].masked_fill(rendered["opacity"] < 0.5, torch.inf).cpu()
 
 

@@ -1,6 +1,7 @@
-"""A Stable-Diffusion-class model as an edit sees it: load, text, image to latent and back, noise, features."""
+"""A Stable-Diffusion-class model as an edit sees it: load, embed, encode and decode, answer queries."""
 
-from cds3d.guidance.guidance import Guidance
-from cds3d.guidance.loading import load_guidance
+from cds3d.guidance.loading import load_prior
+from cds3d.guidance.prior import Pending, Prediction, Prior, Query
+from cds3d.guidance.text import Prompt
 
-__all__ = ["Guidance", "load_guidance"]
+__all__ = ["Pending", "Prediction", "Prior", "Prompt", "Query", "load_prior"]

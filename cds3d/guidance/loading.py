@@ -1,4 +1,4 @@
-"""Loading guidance: the shipped pocket, a hub id, a local folder, or a single safetensors file."""
+"""Loading the prior: the shipped pocket, a hub id, a local folder, or a single safetensors file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from diffusers import StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from cds3d.guidance.guidance import Guidance
+from cds3d.guidance.prior import Prior
+from cds3d.guidance.text import ClipText
 from cds3d.pocket.weights_path import WEIGHTS
 from tensorf.errors import UserError, reason
 
@@ -20,7 +21,7 @@ log = logging.getLogger("cds3d")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load_guidance(path: str, *, dtype: str = "fp32", device: torch.device, config: str | None = None) -> Guidance:
+def load_prior(path: str, *, dtype: str = "fp32", device: torch.device, config: str | None = None) -> Prior:
     """path: "pocket", a hub id such as "CompVis/stable-diffusion-v1-4", a diffusers folder, or a .safetensors file.
 
     dtype: "fp32", "bf16" or "fp16" of the networks' insides. config: hub id or folder whose configuration files a
@@ -44,11 +45,10 @@ def load_guidance(path: str, *, dtype: str = "fp32", device: torch.device, confi
     prediction = pipeline.scheduler.config.prediction_type
     if prediction not in ("epsilon", "v_prediction"):
         raise UserError(f"{path}: its scheduler predicts {prediction!r}; only epsilon and v_prediction are supported")
-    return Guidance(
+    return Prior(
         unet=pipeline.unet,
         vae=pipeline.vae,
-        text_encoder=pipeline.text_encoder,
-        tokenizer=pipeline.tokenizer,
+        text=ClipText(pipeline.tokenizer, pipeline.text_encoder),
         alphas=pipeline.scheduler.alphas_cumprod,
         prediction=prediction,
         device=device,

@@ -2,37 +2,70 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
+import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from cds3d.metrics.edges import edge_f1
 from cds3d.metrics.psnr import psnr
+from cds3d.metrics.ssim import ssim_map
+
+CHANGED = 15  # a pixel belongs to the region that an edit changes if some channel differs by more than this, of 255
+_MARGIN = 6  # pixels around the subject in which edges are compared
 
 
 @dataclass(frozen=True)
-class TrueEdit:
-    """One camera: `image` (H, W, 3) in [0, 1] after the true edit; `changed` (H, W) bool, where it differs."""
+class Truth:
+    """One view of the world before and after the true edit.
+
+    image (H, W, 3) in [0, 1] after it; changed (H, W) bool, where it differs from before; subject (H, W) bool, what
+    is of the subject before or after, and a margin.
+    """
 
     image: Tensor
     changed: Tensor
+    subject: Tensor
+
+    @staticmethod
+    def of(before, after) -> Truth:
+        """before, after: renders with `image` (H, W, 3) uint8 and `subject` (H, W) bool, as `raycast.Render`."""
+        either = torch.from_numpy(before.subject | after.subject)
+        size = 2 * _MARGIN + 1
+        subject = F.max_pool2d(either[None, None].float(), size, 1, _MARGIN)[0, 0] > 0
+        changed = torch.from_numpy(changed_region(before.image, after.image))
+        return Truth(torch.from_numpy(after.image).float() / 255, changed, subject)
 
 
-def edit_figures(source: list[Tensor], edited: list[Tensor], truth: list[TrueEdit]) -> dict[str, float]:
-    """Means over cameras, all images (H, W, 3) in [0, 1]; cameras that do not see the change are left out of the gain.
+def changed_region(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """(H, W) bool: where two (H, W, 3) uint8 renders differ visibly."""
+    return np.abs(before.astype(np.int16) - after).max(-1) > CHANGED
 
-    edit_truth_psnr_db: edit against truth inside the changed region. edit_gain_db: that, less the unedited source's.
-    kept_psnr_db: edit against the source's own renders outside it.
+
+def picture_figures(edited: Tensor, source: Tensor, truth: Truth) -> dict[str, float]:
+    """Figures of one picture; edited, source: (H, W, 3) in [0, 1]. A figure of a region without a pixel is nan.
+
+    edit_truth_psnr_db, edit_truth_ssim: edit against truth inside the changed region. edit_gain_db: the PSNR, less the
+    source's. kept_psnr_db: edit against source outside it. structure: edge F1 against the truth around the subject.
     """
-    reached, gain, kept = [], [], []
-    for before, after, true in zip(source, edited, truth, strict=True):
-        if true.changed.any():
-            reached.append(psnr(after, true.image, true.changed))
-            gain.append(reached[-1] - psnr(before, true.image, true.changed))
-        kept.append(psnr(after, before, ~true.changed))
-    figures = {"edit_truth_psnr_db": _mean(reached), "edit_gain_db": _mean(gain), "kept_psnr_db": _mean(kept)}
-    return {k: v for k, v in figures.items() if not math.isnan(v)}
+    changed = truth.changed
+    reached = psnr(edited, truth.image, changed)
+    return {
+        "edit_truth_psnr_db": reached,
+        "edit_gain_db": reached - psnr(source, truth.image, changed),
+        "edit_truth_ssim": float(ssim_map(edited, truth.image)[changed].mean()),
+        "kept_psnr_db": psnr(edited, source, ~changed),
+        "structure": edge_f1(edited, truth.image, truth.subject),
+    }
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
+def mean_figures(rows: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of each figure over the rows in which it is a number; figures that are nowhere one are left out."""
+    means = {}
+    for key in rows[0] if rows else ():
+        values = [row[key] for row in rows if row[key] == row[key]]
+        if values:
+            means[key] = float(np.mean(values))
+    return means

@@ -1,4 +1,4 @@
-"""What is edited. A subject gives pairs of latents, takes a latent's gradient back to its parameters, and is saved."""
+"""What is edited. A subject gives a pair of latents each step, learns from the step, and is saved."""
 
 from __future__ import annotations
 
@@ -7,22 +7,34 @@ from typing import Protocol
 from torch import Tensor
 
 
+class Pair(Protocol):
+    """One step: its source and target, and whatever it draws at random, fixed when the pair is made.
+
+    source: the source's latent (1, C, h, w), detached.
+    """
+
+    source: Tensor
+
+    def target(self) -> Tensor:
+        """The target's latent (1, C, h, w), detached. It is computed, and its graph kept, when first asked for."""
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        """Add dLoss/dlatent (1, C, h, w) of the target to the parameters' gradients; call it once.
+
+        Returns dLoss/dimage as `Subject.observe` takes it.
+        """
+
+
 class Subject(Protocol):
-    """`editor.Editor` knows subjects by these seven alone."""
+    """`editor.Editor` knows subjects by these five alone."""
 
     def parameter_groups(self, lr: float) -> list[dict]:
         """What to optimise, as an optimiser's parameter groups."""
 
-    def source_latent(self, step: int) -> Tensor:
-        """The source's latent (1, C, h, w) in this step. All that a step draws at random is drawn here."""
+    def pair(self, step: int) -> Pair:
+        """The pair of this step. All that a step draws at random, but t and noise, is drawn here."""
 
-    def target_latent(self) -> Tensor:
-        """The target's latent (1, C, h, w) in the step that `source_latent` began, detached; its graph is kept."""
-
-    def backward(self, gradient: Tensor) -> None:
-        """Add dLoss/dlatent (1, C, h, w) of the step's target latent to the parameters' gradients."""
-
-    def after_step(self) -> None:
+    def observe(self, pair: Pair, image_gradient: Tensor) -> None:
         """Called once the optimiser has moved the parameters."""
 
     def state(self) -> dict:

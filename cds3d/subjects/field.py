@@ -1,72 +1,171 @@
 """A radiance field as a subject: paired views of a frozen source field and a trainable copy of it.
 
-The source's render and latent of a camera, and the samples that both fields are rendered with, are made once.
+The source's render and latent of a camera, and the samples that both fields are rendered with, are made once a camera.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cds3d.guidance import Guidance
-from cds3d.subjects.region import EditedRegion, dilated
+from cds3d.guidance.prior import Prior
+from cds3d.subjects.region import EditedRegion, RegionConfig, dilated
 from tensorf.cameras import Camera
-from tensorf.field import Field
-from tensorf.visibility import View
+from tensorf.renderable import FastView, Renderable
 
-INSIDE = 0.05  # weight in the edited region from which on a pixel belongs to it at all
-MARGIN = 2  # pixels around it that are free to follow: an edge's colour is in part the subject's
-SHARE = 8  # one in so many of the rays outside is rendered in a step, to be held
+
+@dataclass(frozen=True)
+class FieldRates:
+    """Learning rates, as shares of the edit's; 0 freezes what it is of.
+
+    color_lr, network_lr, density_lr: of the colour grids, the colour network and the density grids. The network gives
+    all that looks alike a new look at once, also where the gradient says little; grids change one place apart from
+    others. line_lr: the rate of VM's lines as a share of their planes': a point of a line belongs to a whole slice of
+    the scene, so whatever moves it shows everywhere.
+    """
+
+    color_lr: float
+    network_lr: float
+    density_lr: float
+    line_lr: float
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if value < 0:
+                raise ValueError(f"{name}={value} has to be 0 or more")
+        if not any((self.color_lr, self.network_lr, self.density_lr)):
+            raise ValueError("color_lr, network_lr and density_lr are all 0: nothing would change")
+
+    def of(self, group: str) -> float:
+        """The share of a group of `Renderable.parameter_groups`."""
+        kind = group.removesuffix("_lines")
+        share = {"color": self.color_lr, "network": self.network_lr, "density": self.density_lr}[kind]
+        return share * self.line_lr if group != kind else share
+
+
+@dataclass(frozen=True)
+class Preservation:
+    """How pixels outside the region are kept (`FieldPair.backward`).
+
+    preservation: weight of the pull towards the source's colour, in root-mean-square gradients a unit of colour.
+    margin: width of the band around the region that is neither edited nor pulled, as a share of the view's width: an
+    edge's colour is in part the subject's. inside: weight in the region from which on a pixel belongs to it.
+    ray_share: of the rays outside, the share that each step renders.
+    """
+
+    preservation: float
+    margin: float
+    inside: float
+    ray_share: float
+
+    def __post_init__(self):
+        if self.preservation < 0 or self.margin < 0:
+            raise ValueError(f"preservation={self.preservation} and margin={self.margin} have to be 0 or more")
+        if not 0 < self.inside < 1:
+            raise ValueError(f"inside={self.inside} has to be between 0 and 1")
+        if not 0 < self.ray_share <= 1:
+            raise ValueError(f"ray_share={self.ray_share} has to be above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class SourceView:
+    """What is made once a camera: the prepared view, the source's image (H, W, 3), its latent (1, C, h, w)."""
+
+    view: FastView
+    image: Tensor
+    latent: Tensor
+
+
+class FieldPair:
+    """One camera's views of source and target, with the rays of this step and the region as it is now.
+
+    weight, reach: (H * W,) in [0, 1], how much each pixel belongs to the region, and to the region or its margin. All
+    rays in reach are rendered, and of the others one in `stride`, others each time: outside the region the picture is
+    the source's.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        target: Renderable,
+        camera: int,
+        source: SourceView,
+        weight: Tensor,
+        reach: Tensor,
+        inside: float,
+        stride: int,
+        pull: float,
+    ):
+        self.source, self.camera = source.latent, camera
+        self._prior, self._field, self._made = prior, target, source
+        self._weight, self._reach, self._stride, self._pull = weight, reach, stride, pull
+        within = (reach >= inside).nonzero()[:, 0]
+        outside = (reach < inside).nonzero()[int(torch.randint(stride, (1,))) :: stride, 0]
+        self._rays, self._within = torch.cat([within, outside]), len(within)
+        self._encoded: Tensor | None = None
+
+    def target(self) -> Tensor:
+        if self._encoded is None:
+            self._color = self._made.view.color(self._field, self._rays)
+            within, picture = self._rays[: self._within], self._made.image
+            image = picture.view(-1, 3).index_copy(0, within, self._color[: self._within].detach())
+            self._image = image.view_as(picture).requires_grad_()
+            self._encoded = self._prior.encode_image(_as_batch(self._image))
+        return self._encoded.detach()
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        """Pixels of the region get the objective's gradient; pixels outside are pulled back to the source's colour.
+
+        Places share parameters, so without the pull the background follows the subject. The objective's gradient is no
+        use outside: there it is a small and steady bias, also towards the source's colour. Pixels of the margin get
+        neither.
+        """
+        self.target()
+        (image_gradient,) = torch.autograd.grad(self._encoded, self._image, gradient)
+        weight, reach = (w[self._rays, None] for w in (self._weight, self._reach))
+        back = self._pull * (self._color.detach() - self._made.image.view(-1, 3)[self._rays])
+        mixed = weight * image_gradient.view(-1, 3)[self._rays] + (1 - reach) * back
+        mixed[self._within :] *= self._stride  # each stands for those that were left out
+        self._color.backward(mixed)
+        return image_gradient
 
 
 class FieldViews:
     """source: the field to edit, left alone. cameras: the views to edit through, at the editing size.
 
-    color_lr, network_lr, density_lr: learning rates of the colour grids, the colour network and the density grids, as
-    shares of the edit's; 0 freezes them. The network gives all that looks alike a new look at once, also where the
-    gradient says little; grids change one place apart from others. line_lr: the rate of VM's lines as a share of their
-    planes': a line's point belongs to a whole slice of the scene, so that what moves it shows everywhere.
-
-    gate, hold: pixels outside the region where the edit is at work (`EditedRegion`, which `gate` bounds; 0: everything
-    is inside) are the source's in the picture that is encoded, and do not get the objective's gradient, which there is
-    a small and steady bias, but one towards the source's colour: `hold` times the difference, in units of what
-    gradients usually are. Parameters are shared between places, so that without it the background follows the subject.
-    Pixels in the region's margin get neither: they show what becomes of them.
     seed: of the order in which cameras come.
     """
 
     def __init__(
         self,
-        source: Field,
+        source: Renderable,
         cameras: Sequence[Camera],
-        guidance: Guidance,
-        *,
-        color_lr: float = 1.0,
-        network_lr: float = 0.1,
-        density_lr: float = 1.0,
-        line_lr: float = 1.0,
-        gate: float = 0.0,
-        hold: float = 0.0,
+        prior: Prior,
+        rates: FieldRates,
+        region: RegionConfig,
+        preservation: Preservation,
         seed: int = 0,
     ):
         self.source = source.requires_grad_(False)
         self.target = copy.deepcopy(source).requires_grad_(True)
-        self.cameras, self.guidance = list(cameras), guidance
-        self.shares = {"color": color_lr, "density": density_lr, "network": network_lr}
-        self.shares |= {f"{name}_lines": self.shares[name] * line_lr for name in ("color", "density")}
-        self.region, self.hold, self.seed = EditedRegion(gate), hold, seed
-        self._views: dict[int, tuple[View, Tensor, Tensor]] = {}
+        self.cameras, self.prior, self.rates, self.seed = list(cameras), prior, rates, seed
+        self.region, self.preservation = EditedRegion(region), preservation
+        self._views: dict[int, SourceView] = {}
 
     def parameter_groups(self, lr: float) -> list[dict]:
-        groups = self.target.parameter_groups()
-        for name, share in self.shares.items():
-            for p in groups[name]:
+        """Groups in an order of their own, whatever the field's: it is part of a resumed optimiser's state."""
+        groups, moved = self.target.parameter_groups(), []
+        for name in ("color", "density", "network", "color_lines", "density_lines"):
+            share, parameters = self.rates.of(name), groups.get(name, [])
+            for p in parameters:
                 p.requires_grad_(share > 0)
-        moved = {name: lr * share for name, share in self.shares.items() if share > 0 and groups[name]}
-        return [{"params": groups[name], "lr": rate} for name, rate in moved.items()]
+            if share > 0 and parameters:
+                moved.append({"params": parameters, "lr": lr * share})
+        return moved
 
     def camera_index(self, step: int) -> int:
         """Every camera once in random order, then all again in another order."""
@@ -74,54 +173,33 @@ class FieldViews:
         order = torch.randperm(len(self.cameras), generator=torch.Generator().manual_seed(self.seed * 7919 + turn))
         return int(order[place])
 
-    def source_latent(self, step: int) -> Tensor:
-        self._index = self.camera_index(step)
-        _, source_image, source_latent = self._view(self._index)
-        # Outside the edited region the picture is the source's, and only some rays, others each time, are looked at.
-        _, reach = self._edited(source_image)
-        inside = (reach >= INSIDE).nonzero()[:, 0]
-        outside = (reach < INSIDE).nonzero()[int(torch.randint(SHARE, (1,))) :: SHARE, 0]
-        self._rays, self._inside = torch.cat([inside, outside]), len(inside)
-        return source_latent
+    def pair(self, step: int) -> FieldPair:
+        camera, kept = self.camera_index(step), self.preservation
+        source = self._source_view(camera)
+        weight = self.region.weight(camera, source.image)
+        margin = round(kept.margin * source.image.shape[1])
+        return FieldPair(
+            self.prior,
+            self.target,
+            camera,
+            source,
+            weight.flatten(),
+            dilated(weight, margin).flatten(),
+            kept.inside,
+            max(1, round(1 / kept.ray_share)),
+            kept.preservation * self.region.usual,
+        )
 
-    def target_latent(self) -> Tensor:
-        view, source_image, _ = self._view(self._index)
-        self._color = view.color(self.target, self._rays)
-        inside = self._rays[: self._inside]
-        image = source_image.view(-1, 3).index_copy(0, inside, self._color[: self._inside].detach())
-        self._image = image.view_as(source_image).requires_grad_()
-        self._encoded = self.guidance.encode_image(_as_batch(self._image))
-        return self._encoded.detach()
-
-    def _edited(self, source_image: Tensor) -> tuple[Tensor, Tensor]:
-        """(H * W,) each, in [0, 1]: how much the step's pixels belong to the edited region, and to it or its margin."""
-        weight = self.region.weight(self._index, source_image)
-        return weight.flatten(), dilated(weight, MARGIN).flatten()
-
-    def _view(self, index: int) -> tuple[View, Tensor, Tensor]:
-        """(samples, the source's render, its latent) of a camera."""
-        if index not in self._views:
-            view = View(self.source, self.cameras[index])
+    def _source_view(self, camera: int) -> SourceView:
+        if camera not in self._views:
+            view = self.source.view(self.cameras[camera])
             with torch.no_grad():
-                self._views[index] = (view, view.full, self.guidance.encode_image(_as_batch(view.full)))
-        return self._views[index]
+                self._views[camera] = SourceView(view, view.full, self.prior.encode_image(_as_batch(view.full)))
+        return self._views[camera]
 
-    def backward(self, gradient: Tensor) -> None:
-        (image_gradient,) = torch.autograd.grad(self._encoded, self._image, gradient)
-        # What is not finite goes on to the editor, which stops: the region, which is saved, must not take it in.
-        source_image = self._view(self._index)[1]
-        if torch.isfinite(image_gradient).all():
-            self.region.add(self._index, image_gradient, source_image)
-        # With this visit's gradient, so that a first visit, too, is held to what it tells.
-        weight, reach = (w[self._rays, None] for w in self._edited(source_image))
-        back = self.hold * self.region.usual * (self._color.detach() - source_image.view(-1, 3)[self._rays])
-        own = image_gradient.view(-1, 3)[self._rays]
-        mixed = weight * own + (1 - reach) * back
-        mixed[self._inside :] *= SHARE  # each stands for those that were left out
-        self._color.backward(mixed)
-
-    def after_step(self) -> None:
-        pass
+    def observe(self, pair: FieldPair, image_gradient: Tensor) -> None:
+        """Let the region learn from the step's gradient."""
+        self.region.add(pair.camera, image_gradient, self._source_view(pair.camera).image)
 
     def state(self) -> dict:
         return self.region.state()

@@ -6,9 +6,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cds3d.guidance import Guidance
+from cds3d.guidance.prior import Prior
 
 _CELL = 8  # pixels a latent element
+
+
+class LatentPair:
+    """The latent itself is the parameter: there is no graph to go back through."""
+
+    def __init__(self, source: Tensor, parameter: nn.Parameter):
+        self.source, self._parameter = source, parameter
+
+    def target(self) -> Tensor:
+        return self._parameter.detach()
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        before = self._parameter.grad
+        self._parameter.grad = gradient.clone() if before is None else before + gradient
+        return gradient
 
 
 class LatentImage:
@@ -17,27 +32,21 @@ class LatentImage:
     image: (3, H, W) in [0, 1], any size: it is padded to whole latent cells by repeating its border.
     """
 
-    def __init__(self, image: Tensor, guidance: Guidance):
-        self.guidance, self.size = guidance, tuple(image.shape[1:])
+    def __init__(self, image: Tensor, prior: Prior):
+        self.prior, self.size = prior, tuple(image.shape[1:])
         height, width = self.size
         padded = F.pad(image[None], (0, -width % _CELL, 0, -height % _CELL), mode="replicate")
         with torch.no_grad():
-            self.source = guidance.encode_image(padded)
+            self.source = prior.encode_image(padded)
         self.parameter = nn.Parameter(self.source.clone())
 
     def parameter_groups(self, lr: float) -> list[dict]:
         return [{"params": [self.parameter], "lr": lr}]
 
-    def source_latent(self, step: int) -> Tensor:
-        return self.source
+    def pair(self, step: int) -> LatentPair:
+        return LatentPair(self.source, self.parameter)
 
-    def target_latent(self) -> Tensor:
-        return self.parameter.detach()
-
-    def backward(self, gradient: Tensor) -> None:
-        self.parameter.grad = gradient.clone()
-
-    def after_step(self) -> None:
+    def observe(self, pair: LatentPair, image_gradient: Tensor) -> None:
         pass
 
     def state(self) -> dict:
@@ -48,7 +57,25 @@ class LatentImage:
 
     def image(self) -> Tensor:
         """(3, H, W) in [0, 1], the decoded latent, cut to the source's size."""
-        return self.guidance.decode_image(self.parameter.detach())[0, :, : self.size[0], : self.size[1]].cpu()
+        return self.prior.decode_image(self.parameter.detach())[0, :, : self.size[0], : self.size[1]].cpu()
+
+
+class PixelPair:
+    """An image seen through the encoder, moved by `shift` (rows, columns) pixels against the latent's grid."""
+
+    def __init__(self, prior: Prior, parameter: nn.Parameter, source: Tensor, shift: tuple[int, int]):
+        self.source, self._prior, self._parameter, self._shift = source, prior, parameter, shift
+        self._encoded: Tensor | None = None
+
+    def target(self) -> Tensor:
+        if self._encoded is None:
+            self._encoded = self._prior.encode_image(shifted(self._parameter, *self._shift))
+        return self._encoded.detach()
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        self.target()
+        self._encoded.backward(gradient)
+        return self._parameter.grad
 
 
 class PixelImage:
@@ -57,38 +84,24 @@ class PixelImage:
     Without the shift the latent's 8-pixel grid shows in the result. Texture too fine for the encoder survives.
     """
 
-    def __init__(self, image: Tensor, guidance: Guidance):
-        self.guidance = guidance
-        self.source = image[None].to(guidance.device)
+    def __init__(self, image: Tensor, prior: Prior):
+        self.prior = prior
+        self.source = image[None].to(prior.device)
         self.parameter = nn.Parameter(self.source.clone())
         self._sources: dict[tuple[int, int], Tensor] = {}
 
     def parameter_groups(self, lr: float) -> list[dict]:
         return [{"params": [self.parameter], "lr": lr}]
 
-    def source_latent(self, step: int) -> Tensor:
-        self._shift = top, left = tuple(torch.randint(0, _CELL, (2,)).tolist())
-        if self._shift not in self._sources:
+    def pair(self, step: int) -> PixelPair:
+        shift = tuple(torch.randint(0, _CELL, (2,)).tolist())
+        if shift not in self._sources:
             with torch.no_grad():
-                self._sources[self._shift] = self.guidance.encode_image(self._window(self.source, top, left))
-        return self._sources[self._shift]
-
-    def target_latent(self) -> Tensor:
-        self._encoded = self.guidance.encode_image(self._window(self.parameter, *self._shift))
-        return self._encoded.detach()
-
-    @staticmethod
-    def _window(image: Tensor, top: int, left: int) -> Tensor:
-        """The image moved by (top, left) pixels against the latent's grid, in whole cells, the border repeated."""
-        height, width = image.shape[2:]
-        down, right = -(height + top) % _CELL, -(width + left) % _CELL
-        return F.pad(image, (left, right, top, down), mode="replicate")
-
-    def backward(self, gradient: Tensor) -> None:
-        self._encoded.backward(gradient)
+                self._sources[shift] = self.prior.encode_image(shifted(self.source, *shift))
+        return PixelPair(self.prior, self.parameter, self._sources[shift], shift)
 
     @torch.no_grad()
-    def after_step(self) -> None:
+    def observe(self, pair: PixelPair, image_gradient: Tensor) -> None:
         self.parameter.clamp_(0, 1)
 
     def state(self) -> dict:
@@ -100,3 +113,10 @@ class PixelImage:
     def image(self) -> Tensor:
         """(3, H, W) in [0, 1]."""
         return self.parameter.detach()[0].cpu()
+
+
+def shifted(image: Tensor, top: int, left: int) -> Tensor:
+    """(1, 3, H, W) moved by (top, left) pixels against the latent's grid, in whole cells, the border repeated."""
+    height, width = image.shape[2:]
+    down, right = -(height + top) % _CELL, -(width + left) % _CELL
+    return F.pad(image, (left, right, top, down), mode="replicate")

@@ -11,9 +11,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from cds3d.cli import run_command
 from cds3d.guidance import Guidance, load_guidance
-from cds3d.pocket.capture import write_capture
-from cds3d.pocket.model import MAX_TOKENS, build_tokenizer
-from cds3d.pocket.world import Attributes
+from cds3d.pocket.model.networks import MAX_TOKENS, build_tokenizer
+from cds3d.pocket.world.capture import write_capture
+from cds3d.pocket.world.scenes import Attributes
 
 TEXT_WIDTH = 32
 SCALING = 0.5  # of the latents; not 1, so that leaving it out is noticed

@@ -5,15 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from cds3d.bench.figures import Truth, picture_figures
 
 from cds3d.bench import report
-from cds3d.bench.figures import Truth, picture_figures
 from cds3d.bench.tasks import IMAGE_TASKS, cases
-from cds3d.pocket.capture import WorldCapture
-from cds3d.pocket.judge import agrees, held_out_accuracy, labels, load_judge
-from cds3d.pocket.raycast import render
-from cds3d.pocket.training import HELD_OUT_SEED
-from cds3d.pocket.world import Attributes, build_scene
+from cds3d.pocket.model.judge import agrees, held_out_accuracy, labels, load_judge
+from cds3d.pocket.model.training import HELD_OUT_SEED
+from cds3d.pocket.world.capture import WorldCapture
+from cds3d.pocket.world.raycast import render
+from cds3d.pocket.world.scenes import Attributes, build_scene
 
 
 @pytest.fixture(scope="module")

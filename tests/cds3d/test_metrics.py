@@ -11,7 +11,7 @@ from cds3d.metrics.edges import edge_f1, edges
 from cds3d.metrics.psnr import psnr
 from cds3d.metrics.ssim import ssim, ssim_map
 from cds3d.metrics.truth import TrueEdit, edit_figures
-from cds3d.pocket.world import look_camera
+from cds3d.pocket.world.scenes import look_camera
 from tensorf.space import Space
 
 

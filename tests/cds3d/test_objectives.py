@@ -6,11 +6,11 @@ from itertools import permutations
 import pytest
 import torch
 import torch.nn.functional as F
+from cds3d.objectives.scores import classifier_free, dds_gradient, sds_gradient
 from fakes import PROMPTS, LinearDenoiser
 
 from cds3d.objectives.objective import SCORE_SCALE, Objective, Prompts
 from cds3d.objectives.patchnce import contrastive_loss, patch_nce
-from cds3d.objectives.scores import classifier_free, dds_gradient, sds_gradient
 from tensorf.errors import UserError
 
 

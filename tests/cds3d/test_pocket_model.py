@@ -11,14 +11,14 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from cds3d.guidance import load_guidance
-from cds3d.pocket import model, samples, training
-from cds3d.pocket.capture import words
-from cds3d.pocket.judge import load_judge
-from cds3d.pocket.muon import Muon, orthogonalise
-from cds3d.pocket.patch_codec import PatchCodec, write_into
-from cds3d.pocket.raycast import render
-from cds3d.pocket.vocabulary import unknown_words
-from cds3d.pocket.world import Attributes, build_scene
+from cds3d.pocket.model import networks, samples, training
+from cds3d.pocket.model.judge import load_judge
+from cds3d.pocket.model.muon import Muon, orthogonalise
+from cds3d.pocket.model.patch_codec import PatchCodec, write_into
+from cds3d.pocket.world.capture import words
+from cds3d.pocket.world.raycast import render
+from cds3d.pocket.world.scenes import Attributes, build_scene
+from cds3d.pocket.world.vocabulary import unknown_words
 from tensorf.errors import UserError
 
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ def codec(images):
 @pytest.fixture(scope="module")
 def vae(codec):
     torch.manual_seed(0)
-    vae = model.build_vae()
+    vae = networks.build_vae()
     write_into(vae, codec)
     return vae.eval()
 
@@ -112,11 +112,11 @@ def test_the_codec_keeps_the_world_s_images(vae, images):
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    return model.build_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    return networks.build_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def test_every_word_of_the_world_is_one_token(tokenizer):
-    known = set(model.WORDS)
+    known = set(networks.WORDS)
     for seed in range(60):
         for style in range(4):
             known.update(words(Attributes.sample(seed).caption(style)))
@@ -134,7 +134,7 @@ def test_captions_fit_and_come_back(tokenizer):
         caption = Attributes.sample(seed).caption(1)
         ids = tokenizer(caption).input_ids
         assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
-        assert len(ids) == len(caption.split()) + 2 <= model.MAX_TOKENS
+        assert len(ids) == len(caption.split()) + 2 <= networks.MAX_TOKENS
         assert tokenizer.decode(ids, skip_special_tokens=True).strip() == caption
     assert tokenizer("An Orange Flower").input_ids == tokenizer("an orange flower").input_ids
 
@@ -146,7 +146,7 @@ def test_unknown_words_are_spelled(tokenizer):
 
 def test_caption_ids_are_of_the_captions(tokenizer):
     ids = training.caption_ids(tokenizer, 3)
-    assert ids.shape == (3, training.CAPTION_STYLES, model.MAX_TOKENS)
+    assert ids.shape == (3, training.CAPTION_STYLES, networks.MAX_TOKENS)
     assert tokenizer.decode(ids[2, 1], skip_special_tokens=True).strip() == Attributes.sample(2).caption(1)
 
 
@@ -277,7 +277,7 @@ def test_trained_pipeline_is_a_plain_stable_diffusion(trained):
 def test_trained_pipeline_is_guidance(trained):
     guidance = load_guidance(str(trained / "out"), device=CPU)
     assert guidance.alphas.shape == (1000,)
-    assert guidance.encode_text("a red flower").shape == (1, model.MAX_TOKENS, model.TEXT_WIDTH)
+    assert guidance.encode_text("a red flower").shape == (1, networks.MAX_TOKENS, networks.TEXT_WIDTH)
     assert guidance.encode_image(torch.rand(1, 3, 45, 60)).shape == (1, 4, 5, 7)
 
 
@@ -324,11 +324,11 @@ def test_training_begins_from_an_older_pipeline(trained, tmp_path, one_thread):
     # An older vocabulary: the same words in another order, and one that is no longer there.
     old, start = StableDiffusionPipeline.from_pretrained(trained / "out", safety_checker=None), tmp_path / "old"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "WORDS", ["zebra", *reversed(model.WORDS)])
-        tokenizer = model.build_tokenizer(tmp_path / "tokenizer")
-    text_encoder = model.build_text_encoder(tokenizer)
+        patch.setattr(networks, "WORDS", ["zebra", *reversed(networks.WORDS)])
+        tokenizer = networks.build_tokenizer(tmp_path / "tokenizer")
+    text_encoder = networks.build_text_encoder(tokenizer)
     parts = dict(vae=old.vae, unet=old.unet, text_encoder=text_encoder, tokenizer=tokenizer)
-    model.save_pipeline(start, **parts)
+    networks.save_pipeline(start, **parts)
     plan = training.Plan(unet_steps=0)
     unet, text, words_now, _ = training.train_unet(tmp_path, torch.zeros(1, 2, 4, 8, 8), plan, "cpu", start)
     for a, b in zip(unet.parameters(), old.unet.parameters()):
@@ -373,6 +373,6 @@ def test_unet_training_resumes_bit_for_bit(tmp_path, one_thread):
             unet, text, _, _ = training.train_unet(work, latents, training.Plan(unet_steps=steps, **plan), "cpu")
         results[name] = [*unet.parameters(), *text.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(*results.values()))
-    untrained = model.build_unet(plan["channels"])
+    untrained = networks.build_unet(plan["channels"])
     assert untrained.conv_out.weight.eq(0).all() and results["unbroken"][0].isfinite().all()
     assert not unet.conv_out.weight.eq(0).all()

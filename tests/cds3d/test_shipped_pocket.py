@@ -8,10 +8,10 @@ from cds3d.guidance import load_guidance
 from cds3d.metrics.truth import TrueEdit, edit_figures
 from cds3d.objectives.objective import Objective, Prompts
 from cds3d.options import build, load_config
-from cds3d.pocket.capture import changed_region
-from cds3d.pocket.raycast import render
 from cds3d.pocket.weights_path import WEIGHTS
-from cds3d.pocket.world import Attributes, build_scene
+from cds3d.pocket.world.capture import changed_region
+from cds3d.pocket.world.raycast import render
+from cds3d.pocket.world.scenes import Attributes, build_scene
 from cds3d.subjects.image import LatentImage
 
 pytestmark = pytest.mark.skipif(not (WEIGHTS / "model_index.json").exists(), reason="pocket's weights are not there")

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from cds3d.pocket.capture import WorldCapture, changed_region, words, write_capture, write_orbit
-from cds3d.pocket.modelling import box, cone, cylinder, ellipsoid
-from cds3d.pocket.raycast import PARTS, render
-from cds3d.pocket.world import (
+from cds3d.pocket.world.capture import WorldCapture, changed_region, words, write_capture, write_orbit
+from cds3d.pocket.world.modelling import box, cone, cylinder, ellipsoid
+from cds3d.pocket.world.raycast import PARTS, render
+from cds3d.pocket.world.scenes import (
     ANIMALS,
     COLORS,
     FLOWERS,

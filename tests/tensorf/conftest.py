@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from cds3d.pocket.capture import write_capture
-from cds3d.pocket.world import Attributes
+from cds3d.pocket.world.capture import write_capture
+from cds3d.pocket.world.scenes import Attributes
 from tensorf.cameras import Camera
 from tensorf.captures import load_capture
 from tensorf.field import Field, FieldConfig

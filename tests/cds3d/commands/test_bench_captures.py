@@ -12,8 +12,8 @@ from fakes import TINY_FIELD
 
 from cds3d.commands.train import train_command
 from cds3d.options import load_config
-from cds3d.pocket.capture import write_capture
-from cds3d.pocket.world import Attributes
+from cds3d.pocket.world.capture import write_capture
+from cds3d.pocket.world.scenes import Attributes
 from tensorf.errors import UserError
 
 OPTIONS = [*TINY_FIELD, "threads=1"]

@@ -12,7 +12,7 @@ from PIL import Image
 from cds3d.bench import fields
 from cds3d.bench.tasks import cases
 from cds3d.cli import run_command
-from cds3d.pocket.capture import WorldCapture
+from cds3d.pocket.world.capture import WorldCapture
 
 
 @pytest.fixture()

@@ -8,8 +8,8 @@ from cds3d.commands.diagnosis import diagnose, mean_picture_psnr
 from cds3d.commands.train import field_options
 from cds3d.commands.videos import colored_depth, depth_range, seen_depth
 from cds3d.options import load_config
-from cds3d.pocket.capture import write_capture
-from cds3d.pocket.world import Attributes
+from cds3d.pocket.world.capture import write_capture
+from cds3d.pocket.world.scenes import Attributes
 from tensorf.captures import load_capture
 from tensorf.errors import UserError
 

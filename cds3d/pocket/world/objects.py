@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from cds3d.pocket.modelling import UP, box, cylinder, ellipsoid, limb, rotation
-from cds3d.pocket.raycast import F32, Solid
+from cds3d.pocket.world.modelling import UP, box, cylinder, ellipsoid, limb, rotation
+from cds3d.pocket.world.raycast import F32, Solid
 
 _DARK = np.array([0.10, 0.08, 0.07], F32)
 _WOOD = np.array([0.62, 0.40, 0.20], F32)

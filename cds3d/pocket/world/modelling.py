@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cds3d.pocket.raycast import F32, Solid
+from cds3d.pocket.world.raycast import F32, Solid
 
 UP = np.array([0, 1, 0], F32)
 

@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import multiprocessing
-import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -24,12 +23,13 @@ from torch import nn
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from cds3d.pocket import model
-from cds3d.pocket.muon import Muon
-from cds3d.pocket.patch_codec import PatchCodec, write_into
-from cds3d.pocket.raycast import render
-from cds3d.pocket.world import Attributes, Jitter, build_scene, close_camera
+from cds3d.pocket.model import networks
+from cds3d.pocket.model.muon import Muon
+from cds3d.pocket.model.patch_codec import PatchCodec, write_into
+from cds3d.pocket.world.raycast import render
+from cds3d.pocket.world.scenes import Attributes, Jitter, build_scene, close_camera
 from tensorf.errors import UserError
+from tensorf.files import atomic, write_text
 
 WIDTH, HEIGHT = 256, 192
 CAPTION_STYLES = 4
@@ -139,8 +139,8 @@ def as_input(images: np.ndarray) -> torch.Tensor:
 def caption_ids(tokenizer, count: int) -> torch.Tensor:
     """(count, CAPTION_STYLES, MAX_TOKENS) token ids of the captions of seeds 0..count-1."""
     captions = [Attributes.sample_evenly(i).caption(style) for i in range(count) for style in range(CAPTION_STYLES)]
-    ids = tokenizer(captions, padding="max_length", max_length=model.MAX_TOKENS, truncation=True).input_ids
-    return torch.tensor(ids).view(count, CAPTION_STYLES, model.MAX_TOKENS)
+    ids = tokenizer(captions, padding="max_length", max_length=networks.MAX_TOKENS, truncation=True).input_ids
+    return torch.tensor(ids).view(count, CAPTION_STYLES, networks.MAX_TOKENS)
 
 
 def _vae_of(start: Path) -> AutoencoderKL:
@@ -184,7 +184,7 @@ def train_decoder(
     """Train the VAE's decoder behind the frozen, constructed encoder, on 128x128 crops. Returns (vae, seconds)."""
     torch.manual_seed(plan.seed)
     if start is None:
-        vae = model.build_vae()
+        vae = networks.build_vae()
         write_into(vae, codec)
     else:
         vae = _vae_of(start)
@@ -235,13 +235,15 @@ def train_unet(work: Path, latents: torch.Tensor, plan: Plan, device: str, start
     """Train U-Net and text encoder together on noise prediction. Returns (unet, text_encoder, tokenizer, seconds)."""
     torch.set_flush_denormal(True)  # zero-initialised branches start with numbers that are slow to compute with
     torch.manual_seed(plan.seed)
-    tokenizer = model.build_tokenizer(work / "tokenizer")
-    unet, text_encoder = model.build_unet(plan.channels), model.build_text_encoder(tokenizer)
+    tokenizer = networks.build_tokenizer(work / "tokenizer")
+    unet, text_encoder = networks.build_unet(plan.channels), networks.build_text_encoder(tokenizer)
     if start is not None:
         _begin_from(start, unet, text_encoder, tokenizer)
     unet, text_encoder = unet.to(device, memory_format=torch.channels_last), text_encoder.to(device)
     ids = caption_ids(tokenizer, len(latents)).to(device)
-    no_caption = torch.tensor(tokenizer("", padding="max_length", max_length=model.MAX_TOKENS).input_ids, device=device)
+    no_caption = torch.tensor(
+        tokenizer("", padding="max_length", max_length=networks.MAX_TOKENS).input_ids, device=device
+    )
     named = [("unet." + n, p) for n, p in unet.named_parameters()]
     named += [("text." + n, p) for n, p in text_encoder.named_parameters()]
     parameters = [p for _, p in named]
@@ -254,7 +256,7 @@ def train_unet(work: Path, latents: torch.Tensor, plan: Plan, device: str, start
             p.copy_(saved)
         optimizer.load_state_dict(progress.state["optimizer"])
         first = progress.state["step"]
-    alphas = model.build_scheduler().alphas_cumprod.to(device)
+    alphas = networks.build_scheduler().alphas_cumprod.to(device)
     latents, smooth = latents.to(device), None
     bar = tqdm(range(first, plan.unet_steps), initial=first, total=plan.unet_steps, desc="unet", unit="step")
     for step in bar:
@@ -294,12 +296,9 @@ def _cosine(step: int, steps: int, *, flat: float) -> float:
 
 
 def _save(path: Path, state) -> None:
-    partial = path.with_suffix(".part")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    with atomic(path) as partial:
+        torch.save(state, partial)
 
 
 def _write_json(path: Path, value) -> None:
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, path)
+    write_text(path, json.dumps(value, indent=2) + "\n")

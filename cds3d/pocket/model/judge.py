@@ -6,7 +6,6 @@ the diffusion model never saw (`scripts/train_pocket.py --stage judge`).
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cds3d.pocket.raycast import render
 from cds3d.pocket.weights_path import WEIGHTS
-from cds3d.pocket.world import COLORS, MATERIALS, SPECIES, Attributes, build_scene
+from cds3d.pocket.world.raycast import render
+from cds3d.pocket.world.scenes import COLORS, MATERIALS, SPECIES, Attributes, build_scene
 from tensorf.errors import UserError, reason
+from tensorf.files import atomic
 
 FILE = WEIGHTS / "judge.safetensors"
 NAMES = {
@@ -135,6 +135,5 @@ def _disturbed(x: Tensor) -> Tensor:
 
 
 def save_judge(judge: Judge, path: Path = FILE) -> None:
-    partial = path.with_suffix(".part")
-    save_file({k: v.contiguous() for k, v in judge.state_dict().items()}, partial)
-    os.replace(partial, path)
+    with atomic(path) as partial:
+        save_file({k: v.contiguous() for k, v in judge.state_dict().items()}, partial)

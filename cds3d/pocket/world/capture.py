@@ -15,14 +15,13 @@ import imageio.v3 as iio
 import numpy as np
 import torch
 
-from cds3d.pocket.raycast import Render, render
-from cds3d.pocket.world import Attributes, build_scene, look_camera
+from cds3d.pocket.world.raycast import Render, render
+from cds3d.pocket.world.scenes import Attributes, build_scene, look_camera
 from tensorf.cameras import Camera
 from tensorf.errors import UserError
 
 SUPERSAMPLE = 2
 FILLERS = {"a", "an", "photo", "picture", "of"}  # words of a prompt that say nothing about what is seen
-CHANGED = 15  # a pixel belongs to the region that an edit changes if some channel differs by more than this, of 255
 
 
 def capture_cameras(attributes: Attributes, views: int, width: int, height: int) -> list[Camera]:
@@ -152,8 +151,3 @@ class WorldCapture:
 def words(prompt: str) -> list[str]:
     """Lower-case words without punctuation."""
     return [w for w in "".join(c.lower() if c.isalpha() else " " for c in prompt).split() if w]
-
-
-def changed_region(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """(H, W) bool: where two (H, W, 3) uint8 renders differ visibly."""
-    return np.abs(before.astype(np.int16) - after).max(-1) > CHANGED

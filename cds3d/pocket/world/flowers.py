@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from cds3d.pocket.modelling import ellipsoid, frame_along, limb, rotation
-from cds3d.pocket.raycast import F32, Solid
+from cds3d.pocket.world.modelling import ellipsoid, frame_along, limb, rotation
+from cds3d.pocket.world.raycast import F32, Solid
 
 
 def build(species: str, color, base: np.ndarray, size: float, draw) -> tuple[list[Solid], np.ndarray]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cds3d.pocket.capture import FILLERS, words
-from cds3d.pocket.world import COLORS, GROUNDS, MATERIALS, SPECIES
+from cds3d.pocket.world.capture import FILLERS, words
+from cds3d.pocket.world.scenes import COLORS, GROUNDS, MATERIALS, SPECIES
 
 _KNOWN = {*FILLERS, *SPECIES, *COLORS, *MATERIALS}
 _KNOWN |= {name for names in SPECIES.values() for name in names}

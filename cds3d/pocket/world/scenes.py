@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from cds3d.pocket import animals, flowers, objects
-from cds3d.pocket.raycast import F32, Ground, Scene, Solid
+from cds3d.pocket.world import animals, flowers, objects
+from cds3d.pocket.world.raycast import F32, Ground, Scene, Solid
 from tensorf.cameras import Camera
 
 FLOWERS = ("daisy", "tulip", "sunflower", "rose")
@@ -205,7 +205,8 @@ def build_scene(attributes: Attributes, width: int = 256, height: int = 192) -> 
 def close_camera(scene: Scene, draw: Jitter) -> Camera:
     """A camera nearer to the scene's subject than its own: at an animal's head, a flower's petals or the whole object.
 
-    On the line from the subject to the scene's own camera, at 0.4 to 0.8 of its distance (0.6 to 0.8 if it has several parts).
+    On the line from the subject to the scene's own camera, at 0.4 to 0.8 of its distance (0.6 to 0.8 for what has
+    several parts).
     """
     own, parts = scene.camera, {solid.part for solid in scene.solids}
     wanted = next(({name} for name in ("head", "petal") if name in parts), parts - {""})

@@ -10,9 +10,9 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from cds3d.pocket.judge import agrees, held_out_accuracy, labels, load_judge
-from cds3d.pocket.training import HEIGHT, HELD_OUT_SEED, WIDTH
-from cds3d.pocket.world import COLORS, GROUNDS, MATERIALS, SPECIES, Attributes, article
+from cds3d.pocket.model.judge import agrees, held_out_accuracy, labels, load_judge
+from cds3d.pocket.model.training import HEIGHT, HELD_OUT_SEED, WIDTH
+from cds3d.pocket.world.scenes import COLORS, GROUNDS, MATERIALS, SPECIES, Attributes, article
 
 _COLUMNS = 6
 _UNSEEN = range(HELD_OUT_SEED + 200_000, HELD_OUT_SEED + 200_300)  # of the judge too

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cds3d.pocket.modelling import UP, cone, ellipsoid, frame_along, limb, rotation
-from cds3d.pocket.raycast import F32, Solid
+from cds3d.pocket.world.modelling import UP, cone, ellipsoid, frame_along, limb, rotation
+from cds3d.pocket.world.raycast import F32, Solid
 
 BLACK = (0.05, 0.04, 0.04)
 

@@ -1,0 +1,66 @@
+"""The loop around a training or an edit: progress bar, log, states as it goes, Ctrl-C, resume."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from cds3d.runs import RunFolder, interrupts_between_steps
+from tensorf.errors import UserError
+
+log = logging.getLogger("cds3d")
+
+
+class Work(Protocol):
+    """What can be driven: `tensorf.train.Trainer`, `cds3d.editor.Editor`."""
+
+    iteration: int
+
+    def step(self) -> Any:
+        """One iteration; what it returns goes to `each`."""
+
+    def state_dict(self) -> dict: ...
+
+    def load_state_dict(self, state: dict) -> None: ...
+
+
+def drive(
+    work: Work, iterations: int, run: RunFolder, *, save_every: int, label: str, each: Callable[[Any, tqdm, Any], None]
+) -> float:
+    """Run `work` to its last iteration, from the run's state if there is one; returns the seconds an iteration.
+
+    each: called after every step with what it returned, the progress bar and the TensorBoard writer. The state is kept
+    every `save_every` iterations, at the end, on Ctrl-C, and when a step raises UserError, which leaves the work as it
+    was before.
+    """
+    if (state := run.load_state()) is not None:
+        work.load_state_dict(state)
+        log.info("resumed at iteration %d", work.iteration)
+    begun, before, writer = work.iteration, run.seconds, run.logger()
+    try:
+        with (
+            tqdm(total=iterations, initial=begun, desc=label, unit="step") as bar,
+            interrupts_between_steps() as check,
+        ):
+            while work.iteration < iterations:
+                result = work.step()
+                bar.update()
+                each(result, bar, writer)
+                if work.iteration % save_every == 0:
+                    run.save_state(work.state_dict())
+                check()
+    except KeyboardInterrupt:
+        run.save_state(work.state_dict())
+        raise KeyboardInterrupt(
+            f"at iteration {work.iteration}; the state is kept: the same command with resume=true goes on"
+        ) from None
+    except UserError:
+        run.save_state(work.state_dict())
+        raise
+    finally:
+        writer.close()
+    run.save_state(work.state_dict())
+    return (run.seconds - before) / max(1, iterations - begun)

@@ -1,0 +1,119 @@
+"""The evaluation of an edited field over held-out cameras: what `edit.py` writes and the benchmark reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from cds3d.commands.videos import resized_to, side_by_side, write_image
+from cds3d.metrics.consistency import view_consistency
+from cds3d.metrics.depth import depth_error, true_depth
+from cds3d.metrics.psnr import psnr
+from cds3d.metrics.truth import Truth, mean_figures, picture_figures
+from tensorf.cameras import Camera
+from tensorf.captures import Capture
+from tensorf.renderable import Renderable
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Views of source and edit from the same cameras, the held-out ones, or the training ones where none is held out.
+
+    before, after: what `Renderable.render` gives, on the CPU. names: stems of the photos' files.
+    """
+
+    cameras: list[Camera]
+    names: list[str]
+    before: list[dict[str, Tensor]]
+    after: list[dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class KnownTruth:
+    """The true edit from each held-out camera: pictures, depths (H, W) as `Space.depth` counts them, subjects (H, W)
+    bool after it. accuracy: 1 where the judge sees the target in the edited picture, else 0.
+    """
+
+    views: list[Truth]
+    depths: list[Tensor] = field(default_factory=list)
+    subjects: list[Tensor] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)
+
+
+@torch.no_grad()
+def held_out_views(source: Renderable, edited: Renderable, capture: Capture, width: int) -> HeldOut:
+    """Render both fields, `width` pixels wide."""
+    indices = capture.test or capture.train
+    cameras = [resized_to(capture.cameras[i], width) for i in indices]
+    renders = [
+        [{k: v.cpu() for k, v in f.render(c).items()} for c in tqdm(cameras, desc=f"{label} views", unit="view")]
+        for label, f in (("source", source), ("edited", edited))
+    ]
+    return HeldOut(cameras, [Path(capture.image_names[i]).stem for i in indices], *renders)
+
+
+def known_truth(root: Path, capture: Capture, edited: Renderable, views: HeldOut, src: str, tgt: str):
+    """A `KnownTruth`, or None where nobody knows what the true edit is: real captures, and other worlds' prompts."""
+    if not (root / "world.json").exists():
+        return None
+    from cds3d.pocket.model.judge import agrees, labels, load_judge  # photographs need no world
+    from cds3d.pocket.world.capture import WorldCapture
+
+    world = WorldCapture.read(root)
+    target = world.edited(src, tgt)
+    if target is None:
+        return None
+    judge, truth = load_judge(), KnownTruth([])
+    for name, camera, after in zip(views.names, views.cameras, views.after):
+        was, now = (world.view(name, a, camera.width, camera.height) for a in (world.attributes, target))
+        truth.views.append(Truth.of(was, now))
+        truth.depths.append(true_depth(capture, edited.space, camera, now.depth))
+        truth.subjects.append(torch.from_numpy(now.subject))
+        seen = agrees(judge, after["color"].permute(2, 0, 1)[None], labels(target))
+        truth.accuracy.append(float(seen[0]))
+    return truth
+
+
+def edit_figures(edited: Renderable, views: HeldOut, truth: KnownTruth | None) -> dict[str, float]:
+    """Means over the held-out cameras.
+
+    psnr_to_source_db, view_consistency_db (none where views do not overlap); with a known truth also the figures of
+    `picture_figures`, depth_error and accuracy.
+    """
+    pairs = [(a["color"], b["color"]) for a, b in zip(views.after, views.before, strict=True)]
+    figures = {"psnr_to_source_db": sum(psnr(*pair) for pair in pairs) / len(pairs)}
+    # Neighbours on a path through the held-out cameras, nearest first, see much of the same.
+    order = nearest_first(torch.stack([c.position for c in views.cameras]))
+    consistency = view_consistency(edited.space, [views.cameras[i] for i in order], [views.after[i] for i in order])
+    rows = [{"view_consistency_db": consistency}]
+    figures |= mean_figures(rows)
+    if truth is None:
+        return figures
+    rows = []
+    for k, (after, before) in enumerate(pairs):
+        row = picture_figures(after, before, truth.views[k])
+        row["depth_error"] = depth_error(views.after[k]["depth"], truth.depths[k], truth.subjects[k])
+        rows.append(row | {"accuracy": truth.accuracy[k]})
+    return figures | mean_figures(rows)
+
+
+def write_views(folder: Path, views: HeldOut, truth: KnownTruth | None) -> None:
+    """views/NN.png, source left and edit right, and views/NN_truth.png where the truth is known."""
+    for k, (before, after) in enumerate(zip(views.before, views.after, strict=True)):
+        write_image(folder / f"{k:02d}.png", side_by_side(before["color"], after["color"]))
+        if truth is not None:
+            write_image(folder / f"{k:02d}_truth.png", truth.views[k].image)
+
+
+def nearest_first(positions: Tensor) -> list[int]:
+    """A walk from the first of n positions (n, 3), always on to the nearest not yet seen."""
+    order, left = [0], set(range(1, len(positions)))
+    while left:
+        here = positions[order[-1]]
+        order.append(min(left, key=lambda i: float((positions[i] - here).norm())))
+        left.remove(order[-1])
+    return order

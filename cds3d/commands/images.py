@@ -1,0 +1,75 @@
+"""`edit.py --image`: one picture edited towards a prompt, by optimising its latent or its pixels."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+from torch import Tensor
+
+from cds3d.commands.driving import drive
+from cds3d.commands.preparing import log_step, output_folder, prepare
+from cds3d.commands.videos import side_by_side, write_image
+from cds3d.editor import EditConfig, Editor
+from cds3d.metrics.psnr import psnr
+from cds3d.options import build, pick_device, whole
+from cds3d.runs import RunFolder
+from cds3d.subjects.image import LatentImage, PixelImage
+from tensorf.captures.pictures import read_picture
+from tensorf.errors import UserError
+
+log = logging.getLogger("cds3d")
+
+_PARAMETERS = {"latent": LatentImage, "pixels": PixelImage}
+
+
+def edit_image(config: DictConfig) -> Path:
+    """Edit the picture `config.image` and return the run folder."""
+    device, path = pick_device(config.device), Path(config.image)
+    if config.edit.get("parameter") not in _PARAMETERS:
+        raise UserError("an image is edited with edit=latent or edit=pixels")
+    if config.guidance.image_width is not None:
+        whole(config, "guidance.image_width", least=16)
+    image = read_image(path, config.guidance.image_width)
+    edit_config = build(EditConfig, config.edit, group="edit", seed=config.seed)
+    run = RunFolder(output_folder(config, Path("outputs") / "images" / path.stem), config)
+    prior, objective, prompts = prepare(config, device)
+    if config.guidance.path == "pocket":
+        log.warning("guidance=pocket knows only its own procedural world: photographs need guidance=sd14 or another")
+    subject = _PARAMETERS[config.edit.parameter](image, prior)
+    editor = Editor(subject, prior, objective, prompts, edit_config)
+    run.begin()
+    seconds = drive(
+        editor, edit_config.iterations, run, save_every=config.save_every, label="edit", each=log_step(editor)
+    )
+    figures = {"iterations": editor.iteration, "seconds_per_iteration": seconds}
+    finish_image(run, image, subject.image(), figures | {"edit_seconds": seconds * editor.iteration})
+    return run.path
+
+
+def finish_image(run: RunFolder, source: Tensor, edited: Tensor, figures: dict) -> None:
+    """Write edited.png, comparison.png and metrics.json. source, edited: (3, H, W) in [0, 1]."""
+    before, after = (x.permute(1, 2, 0) for x in (source, edited))
+    write_image(run.path / "edited.png", after)
+    write_image(run.path / "comparison.png", side_by_side(before, after))
+    run.finish({"psnr_to_source_db": psnr(after, before), **figures})
+    log.info("%s: done", run.path / "edited.png")
+
+
+def read_image(path: Path, width: int | None = None) -> torch.Tensor:
+    """(3, H, W) in [0, 1], upright by EXIF; transparency on white; made smaller if wider than `width` pixels."""
+    if not path.is_file():
+        raise UserError(f"--image {path}: no such file")
+    try:
+        picture = Image.fromarray(read_picture(path, white=True, upright=True))
+    except UserError as error:
+        raise UserError(f"--image {error}") from error
+    if min(picture.size) < 16:
+        raise UserError(f"--image {path} is {picture.width}x{picture.height}: at least 16x16 pixels are needed")
+    if width is not None and picture.width > width:
+        picture = picture.resize((width, max(16, round(picture.height * width / picture.width))), Image.LANCZOS)
+    return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).float() / 255

@@ -1,0 +1,76 @@
+"""What edits of scenes and of images have in common before they begin: prompts, prior, objective, run folder."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from cds3d.editor import Editor
+from cds3d.guidance import Prior, load_prior
+from cds3d.objectives import OBJECTIVES
+from cds3d.objectives.objective import Objective, Prompts
+from cds3d.options import build
+from cds3d.runs import slug
+from tensorf.errors import UserError
+
+log = logging.getLogger("cds3d")
+
+
+def check_prompts(config: DictConfig) -> None:
+    """Fill in the source prompt; UserError for prompts that cannot make an edit."""
+    if config.tgt is None or not str(config.tgt).strip():
+        raise UserError('--tgt is empty: say what it should become, as in --tgt "a red flower"')
+    if config.src is None and config.image is None:
+        config.src = config.scene.prompt
+    if config.src is None or not str(config.src).strip():
+        raise UserError('--src is missing: say what is there now, as in --src "a yellow flower"')
+    config.src, config.tgt = str(config.src).strip(), str(config.tgt).strip()
+    if config.src.lower() == config.tgt.lower():
+        raise UserError(f'--src and --tgt are both "{config.tgt}": there is nothing to edit')
+    if config.guidance.path == "pocket":
+        from cds3d.pocket.world.vocabulary import unknown_words  # other priors need no world
+
+        if unknown := unknown_words(config.src, config.tgt):
+            log.warning(
+                "guidance=pocket does not know %s: it was trained on flowers, animals and a few objects of a "
+                "procedural world only (see its model card); real prompts need real Stable Diffusion weights, as in "
+                "guidance=sd14",
+                ", ".join(f'"{w}"' for w in unknown),
+            )
+
+
+def output_folder(config: DictConfig, parent: Path) -> Path:
+    """<parent>/<prompt>, with the names of the objective and of the preset where they are not the defaults."""
+    if config.output is not None:
+        return Path(config.output)
+    objective = config.objective.get("name") or config.objective.kind
+    parts = [slug(config.tgt), *([] if objective == "cds" else [objective]), config.edit.get("name")]
+    return parent / "-".join(p for p in parts if p)
+
+
+def prepare(config: DictConfig, device: torch.device) -> tuple[Prior, Objective, Prompts]:
+    """The prior, the objective and the embedded prompts; UserError for options that do not fit together."""
+    objective = build_objective(config)
+    prior = load_prior(config.guidance.path, dtype=config.guidance.dtype, device=device, config=config.guidance.config)
+    last = len(prior.alphas) - 1
+    if not 0 <= objective.t_min <= objective.t_max <= last:
+        raise UserError(f"objective.t_min..t_max is {objective.t_min}..{objective.t_max}: it has to lie in 0..{last}")
+    return prior, objective, Prompts.of(prior, config.src, config.tgt)
+
+
+def build_objective(config: DictConfig) -> Objective:
+    """The objective that configs/objective describes."""
+    return build(OBJECTIVES[config.objective.kind], config.objective, group="objective")
+
+
+def log_step(editor: Editor):
+    """What `drive` calls after each step: the step's figures go to TensorBoard."""
+
+    def each(figures: dict, bar, writer) -> None:
+        for key, value in figures.items():
+            writer.add_scalar(f"edit/{key}", value, editor.iteration)
+
+    return each

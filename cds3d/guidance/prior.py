@@ -1,0 +1,205 @@
+"""The prior: a frozen diffusion model, and the questions that an objective asks of it.
+
+prior = load_prior("pocket", device=device)
+prompt = prior.embed("a red flower")
+answers = prior.submit(Query(z_t, t, prompt), Query(z_t, t, prior.embed("")))   # may start at once
+(text, null), = prior.gather(answers)                                           # waits, or computes in one batch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+
+from cds3d.guidance.features import FeatureTap
+from cds3d.guidance.text import ClipText, Prompt, XLText
+
+SMALL = 50_000_000  # parameters of a U-Net up to which one core is as fast as several
+FEATURES = ("self", "cross", "score")
+
+
+@dataclass(frozen=True)
+class Query:
+    """What noise is in the noisy latent z_t (1, C, h, w) at timestep t, given a prompt?
+
+    features: "self" or "cross" also asks for the outputs of the up-sampling attention layers of that kind, "score" for
+    the noise as the only feature map. grad: the answer is differentiable in z_t.
+    """
+
+    z_t: Tensor
+    t: int
+    prompt: Prompt
+    features: str | None = None
+    grad: bool = False
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """noise (1, C, h, w) float32; features: one (C_l, h_l, w_l) map a layer, empty if none was asked for."""
+
+    noise: Tensor
+    features: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pending:
+    """Queries on their way: `future` computes them in a thread, or nobody does until they are gathered."""
+
+    queries: tuple[Query, ...]
+    future: Future | None = None
+
+
+class Prior:
+    """U-Net, VAE and text encoders, all frozen. Latents and noise are float32 outside, `dtype` inside the networks.
+
+    prediction: "epsilon" or "v_prediction", what the U-Net was trained to give. alphas (T,): cumulative products of the
+    noise schedule, a_t^2 in CDS's equation 3. vae_dtype: of the VAE, where it differs (SDXL's overflows in fp16).
+    """
+
+    def __init__(
+        self,
+        *,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL,
+        text: ClipText | XLText,
+        alphas: Tensor,
+        prediction: str,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        vae_dtype: torch.dtype | None = None,
+    ):
+        if prediction not in ("epsilon", "v_prediction"):
+            raise ValueError(f"a scheduler that predicts {prediction!r} is not supported: epsilon or v_prediction")
+        self.prediction, self.device, self.dtype, self.vae_dtype = prediction, device, dtype, vae_dtype or dtype
+        self.alphas = alphas.to(device, torch.float32)
+        # Channels-last convolutions are faster on both kinds of device; the values stay the same.
+        self.unet = unet.to(device, dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.vae = vae.to(device, self.vae_dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.text = text
+        for encoder in text.encoders:
+            encoder.to(device, dtype).eval().requires_grad_(False)
+        self._tap = FeatureTap(self.unet)
+        self._prompts: dict[str, Prompt] = {}
+
+    @property
+    def parameters(self) -> int:
+        """Weights of all networks together."""
+        return sum(_size(m) for m in (self.unet, self.vae, *self.text.encoders))
+
+    # --- text and images
+
+    @torch.no_grad()
+    def embed(self, text: str) -> Prompt:
+        """The prompt's embedding, made once a text."""
+        if text not in self._prompts:
+            self._prompts[text] = self.text.embed(text)
+        return self._prompts[text]
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """(1, 3, H, W) in [0, 1] -> (1, C, h, w) scaled latent, the mean of the VAE's posterior; differentiable.
+
+        h and w are H and W divided by eight and rounded down: 252x189 gives 31x23.
+        """
+        x = (image * 2 - 1).to(self.device, self.vae_dtype, memory_format=torch.channels_last)
+        mean = self.vae.encode(x).latent_dist.mean
+        shift = self.vae.config.get("shift_factor") or 0.0
+        return (mean.float() - shift) * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode_image(self, z: Tensor) -> Tensor:
+        """(1, C, h, w) scaled latent -> (1, 3, H, W) in [0, 1], clipped."""
+        shift = self.vae.config.get("shift_factor") or 0.0
+        x = self.vae.decode((z / self.vae.config.scaling_factor + shift).to(self.vae_dtype)).sample
+        return (x.float() / 2 + 0.5).clamp(0, 1)
+
+    # --- noise
+
+    def noised(self, z: Tensor, t: int, noise: Tensor) -> Tensor:
+        """CDS, equation 3: a_t z + b_t noise, with a_t^2 + b_t^2 = 1."""
+        a = self.alphas[t]
+        return a.sqrt() * z + (1 - a).sqrt() * noise
+
+    def denoised(self, z_t: Tensor, t: int, noise: Tensor) -> Tensor:
+        """The latent that z_t is, if `noise` is the noise in it: `noised` solved for z."""
+        a = self.alphas[t]
+        return (z_t - (1 - a).sqrt() * noise) / a.sqrt()
+
+    def submit(self, *queries: Query) -> Pending:
+        """Hand over queries; those without gradients start at once where a thread of their own pays.
+
+        On a GPU, and for a U-Net whose operators are large, they wait until `gather` makes one batch of them.
+        """
+        if self._thread and not any(q.grad for q in queries):
+            return Pending(queries, self._thread.submit(self._without_gradients, queries))
+        return Pending(queries)
+
+    def gather(self, *pending: Pending) -> list[list[Prediction]]:
+        """The answers, a list for each `Pending`. Queries that have not started become one batch, but those with
+        gradients, each of which is a forward of its own.
+        """
+        waiting = [q for p in pending if p.future is None for q in p.queries if not q.grad]
+        answers = dict(zip(map(id, waiting), self._without_gradients(waiting) if waiting else (), strict=True))
+        for p in pending:
+            answers |= {id(q): self._forward([q])[0] for q in p.queries if q.grad}
+        for p in pending:
+            if p.future is not None:
+                answers |= dict(zip(map(id, p.queries), p.future.result(), strict=True))
+        return [[answers[id(q)] for q in p.queries] for p in pending]
+
+    @torch.no_grad()
+    def _without_gradients(self, queries: Sequence[Query]) -> list[Prediction]:
+        return self._forward(queries)
+
+    def _forward(self, queries: Sequence[Query]) -> list[Prediction]:
+        """One forward of the U-Net. Queries of one batch that ask for features ask for the same kind."""
+        kind = next((q.features for q in queries if q.features), None)
+        z_t = torch.cat([q.z_t for q in queries])
+        t = torch.tensor([q.t for q in queries], device=self.device)
+        with torch.set_grad_enabled(any(q.grad for q in queries)):
+            with self._tap.caught(kind if kind in ("self", "cross") else None) as maps:
+                inputs = z_t.to(self.dtype, memory_format=torch.channels_last)
+                noise = self.unet(inputs, t, **self._conditions(queries)).sample.float()
+            if self.prediction == "v_prediction":
+                a = self.alphas[t].view(-1, 1, 1, 1)
+                noise = a.sqrt() * noise + (1 - a).sqrt() * z_t
+            if kind == "score":
+                maps = [noise]
+            return [
+                Prediction(noise[i : i + 1], tuple(m[i] for m in maps) if q.features else ())
+                for i, q in enumerate(queries)
+            ]
+
+    def _conditions(self, queries: Sequence[Query]) -> dict:
+        """What the U-Net is told beside z_t and t; XL's also gets the size of the picture, and that it is not cut."""
+        conditions: dict = {"encoder_hidden_states": torch.cat([q.prompt.tokens for q in queries]).to(self.dtype)}
+        if queries[0].prompt.pooled is not None:
+            height, width = (8 * n for n in queries[0].z_t.shape[2:])
+            ids = torch.tensor([[height, width, 0, 0, height, width]] * len(queries), device=self.device)
+            pooled = torch.cat([q.prompt.pooled for q in queries]).to(self.dtype)
+            conditions["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids.to(self.dtype)}
+        return conditions
+
+    @cached_property
+    def _thread(self) -> ThreadPoolExecutor | None:
+        """A thread for forwards of its own, on CPUs of several cores and for a U-Net with small operators only.
+
+        Two forwards side by side then use two cores better than one forward whose operators share them: an operator
+        that takes microseconds leaves little to share.
+        """
+        threads = torch.get_num_threads()
+        if self.device.type != "cpu" or threads == 1 or _size(self.unet) > SMALL:
+            return None
+        executor = ThreadPoolExecutor(1, "prior", initializer=torch.set_num_threads, initargs=(1,))
+        executor.submit(torch.get_num_threads).result()  # a new thread takes its number when it is first asked
+        torch.set_num_threads(threads)  # for this thread again: the setting is in part the process's
+        return executor
+
+
+def _size(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

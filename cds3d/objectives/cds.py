@@ -1,0 +1,76 @@
+"""Contrastive Denoising Score (CDS, section 3.2 and appendix A): DDS and PatchNCE on the U-Net's own features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from cds3d.guidance.prior import FEATURES
+from cds3d.objectives.branches import branches
+from cds3d.objectives.objective import Objective, Step, rms
+from cds3d.objectives.patchnce import contrastive_loss
+
+
+@dataclass(frozen=True)
+class Contrastive(Objective):
+    """Options of objectives with a contrastive term.
+
+    weight: of PatchNCE; 0 leaves it out. features: where it looks: "self" or "cross" (outputs of the up-sampling
+    attention layers) or "score" (the noise prediction). patch_sizes, patches, temperature, center: `contrastive_loss`.
+    """
+
+    weight: float
+    features: str
+    patch_sizes: tuple[int, ...]
+    patches: int
+    temperature: float
+    center: bool
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.features not in FEATURES:
+            raise ValueError(f"features {self.features!r} are unknown; use {', '.join(FEATURES)}")
+        if self.weight < 0 or self.temperature <= 0:
+            raise ValueError(f"weight={self.weight} has to be 0 or more, temperature={self.temperature} above 0")
+        if self.patches < 1:
+            raise ValueError(f"patches={self.patches} has to be at least 1")
+        if not self.patch_sizes or min(self.patch_sizes) < 1:
+            raise ValueError(
+                f"patch_sizes={list(self.patch_sizes)} has to be a list of whole numbers of at least 1, as in [1,2]"
+            )
+
+    @property
+    def contrasted(self) -> str | None:
+        """The features to ask for, or None if they are not compared."""
+        return self.features if self.weight > 0 else None
+
+    @property
+    def backward_through_unet(self) -> bool:
+        return self.contrasted is not None
+
+    def with_contrast(self, step: Step, z: Tensor, reference: tuple[Tensor, ...], current: tuple[Tensor, ...]) -> Step:
+        """The step, and the pull of PatchNCE on z if features are compared: those of the two conditional forwards."""
+        if self.contrasted is None:
+            return step
+        loss = contrastive_loss(
+            zip(reference, current, strict=True),
+            patch_sizes=self.patch_sizes,
+            patches=self.patches,
+            temperature=self.temperature,
+            center=self.center,
+        )
+        pull = self.weight * torch.autograd.grad(loss, z)[0]
+        figures = step.figures | {"contrastive_loss": loss.item(), "contrastive_gradient_rms": rms(pull)}
+        return replace(step, gradient=step.gradient + pull, figures=figures)
+
+
+@dataclass(frozen=True)
+class CDS(Contrastive):
+    """Four forwards, and one backward through the target's conditional one."""
+
+    def gradient(self, prior, pair, prompts, draw) -> Step:
+        found = branches(prior, pair, prompts, draw, self.contrasted)
+        step = self.step(draw, self.scaled(found.delta(self.scale)))
+        return self.with_contrast(step, found.z, found.features_source, found.features_target)

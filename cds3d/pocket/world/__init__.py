@@ -1,0 +1,1 @@
+"""The procedural world: attributes, captions, 3D scenes, their images, captures and true edits. NumPy only."""

@@ -1,0 +1,25 @@
+"""Arithmetic on packed samples: all rays' samples in one list, sorted by ray."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tensorf.occupancy import Samples
+
+
+def exclusive_sum(values: Tensor, samples: Samples) -> Tensor:
+    """(n,) float64: for each sample the sum of `values` (n,) before it on the same ray; differentiable.
+
+    The sum runs over all packed samples, and each ray's start is subtracted: in float64 that is exact enough for
+    millions of samples, and needs no loop over rays.
+    """
+    if len(values) == 0:
+        return values.double()
+    before = values.double().cumsum(0) - values
+    return before - before[samples.first.clamp(max=len(values) - 1)][samples.ray]
+
+
+def ray_sum(values: Tensor, samples: Samples) -> Tensor:
+    """(rays,) sums of `values` (n,), in their own type; differentiable."""
+    return torch.zeros(samples.rays, dtype=values.dtype, device=values.device).index_add(0, samples.ray, values)

@@ -1,0 +1,67 @@
+"""What editing needs of a radiance field. TensoRF is one kind of field; another is a class with these members.
+
+`cds3d` renders, edits, saves and loads fields through this file alone, so that a new kind touches nothing there: write
+the class, add it to KINDS (see docs/extending.md).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tensorf.cameras import Camera
+from tensorf.checkpoint import load_tensorf, read_kind
+from tensorf.errors import UserError
+from tensorf.space import Space
+
+
+class FastView(Protocol):
+    """One camera's rays, prepared so that rendering them again and again is cheap while surfaces stay in place.
+
+    full: (H, W, 3) the prepared field's render.
+    """
+
+    full: Tensor
+
+    def color(self, field: nn.Module, index: Tensor | None = None) -> Tensor:
+        """(n, 3) colours of the rays `index` (n,) int64, or of all, by a copy of the prepared field; differentiable."""
+
+
+class Renderable(Protocol):
+    """A field: an `nn.Module` with these members. It is copied with `copy.deepcopy`.
+
+    space: where its coordinates lie, which depth maps and the consistency of views are measured in.
+    """
+
+    space: Space
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def render(self, camera: Camera) -> dict[str, Tensor]:
+        """A whole view without gradients: color (H, W, 3) in [0, 1], opacity (H, W), depth (H, W) (`Space.depth`)."""
+
+    def view(self, camera: Camera) -> FastView:
+        """The camera's rays, prepared with this field as it is."""
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """All parameters by what they change: "density", "color" and "network"; the keys "density_lines" and
+        "color_lines" are for parameters each of which changes a whole slice of the scene. Keys may be missing.
+        """
+
+    def save(self, path: Path) -> None:
+        """Write everything that `load` needs to a safetensors file, atomically, with its kind in the header."""
+
+
+KINDS = {"tensorf": load_tensorf}  # kind, as in the file's header -> loader (path, device)
+
+
+def load_field(path: Path, device: torch.device | str = "cpu") -> Renderable:
+    """Read a field of any kind. UserError if the file is missing, damaged, or no field."""
+    kind = read_kind(path)
+    if kind not in KINDS:
+        raise UserError(f"{path} holds a field of kind {kind!r}, which this version does not know: {', '.join(KINDS)}")
+    return KINDS[kind](path, device)
