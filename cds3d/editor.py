@@ -46,13 +46,13 @@ class EditConfig:
             raise ValueError(f"optimizer={self.optimizer} is unknown; use one of {', '.join(OPTIMIZERS)}")
         if self.iterations < 1:
             raise ValueError(f"iterations={self.iterations} has to be at least 1")
-        if self.lr <= 0:
+        if not 0 < self.lr < math.inf:
             raise ValueError(f"lr={self.lr} has to be a number above 0")
         if not 0 < self.lr_decay <= 1:
             raise ValueError(f"lr_decay={self.lr_decay} has to be above 0 and at most 1")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup={self.warmup} has to be at least 0 and below 1")
-        if self.adam_floor < 0:
+        if not self.adam_floor >= 0:
             raise ValueError(f"adam_floor={self.adam_floor} has to be 0 or more")
 
     def rate(self, iteration: int) -> float:

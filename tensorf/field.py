@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tensorf.cameras import Camera
-from tensorf.errors import UserError
 from tensorf.lookup import MODES, bilinear, grid_points_first, plane_line_products
 from tensorf.shading import build_decoder
 from tensorf.space import Space
@@ -42,6 +41,9 @@ class FieldConfig:
     density_gain: float
 
     def __post_init__(self):
+        for name, known in (("decomposition", ("vm", "cp")), ("decoder", ("mlp", "tcnn"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)} is unknown; use {' or '.join(known)}")
         for name in ("density_components", "color_components"):
             counts, least = getattr(self, name), 0 if self.decomposition == "cp" else 1
             if len(counts) != 3 or min(counts) < least or sum(counts) < 1:
@@ -153,10 +155,7 @@ class Field(nn.Module):
 
     def __init__(self, config: FieldConfig, space: Space, resolution: tuple[int, int, int], steps: int):
         super().__init__()
-        kinds = {"vm": VM, "cp": CP}
-        if config.decomposition not in kinds:
-            raise UserError(f"decomposition={config.decomposition} is unknown; use vm or cp")
-        grid = kinds[config.decomposition]
+        grid = {"vm": VM, "cp": CP}[config.decomposition]
         self.config, self.space, self.resolution, self.steps = config, space, tuple(resolution), steps
         self.density_grid = grid(config.density_components, self.resolution)
         self.color_grid = grid(config.color_components, self.resolution)

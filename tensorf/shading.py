@@ -14,12 +14,8 @@ from tensorf.errors import UserError
 
 
 def build_decoder(kind: str, feature_dim: int, hidden: int, frequencies: tuple[int, int]) -> nn.Module:
-    """kind: "mlp" or "tcnn". UserError for anything else, and for tcnn where it cannot work."""
-    if kind == "mlp":
-        return MLPDecoder(feature_dim, hidden, frequencies)
-    if kind == "tcnn":
-        return TcnnDecoder(feature_dim, hidden, frequencies)
-    raise UserError(f"decoder={kind} is unknown; use mlp or tcnn")
+    """kind: "mlp" or "tcnn". UserError for tcnn where it cannot work."""
+    return {"mlp": MLPDecoder, "tcnn": TcnnDecoder}[kind](feature_dim, hidden, frequencies)
 
 
 def encode(x: Tensor, frequencies: int) -> Tensor:

@@ -46,7 +46,7 @@ def edit_case(case: Case, config: DictConfig, prior: Prior, judge: Judge) -> tup
             editor.step()
         spent += time.perf_counter() - start
         edited = subject.image().permute(1, 2, 0)
-        stages.append({"iteration": editor.iteration, **_figures(edited, source, truth, judge, case.target)})
+        stages.append({"iteration": editor.iteration, **picture_and_judge(edited, source, truth, judge, case.target)})
     final = {k: v for k, v in stages[-1].items() if k != "iteration"}
     final |= {"seconds": spent, "peak_memory_mb": peak_memory_mb()}
     return final, stages, {"source": source, "truth": truth.image, "edit": edited}
@@ -61,12 +61,14 @@ def bounds(case: Case, prior: Prior, judge: Judge) -> dict[str, dict[str, float]
         for r in (before, after)
     )
     return {
-        name: _figures(image, source, truth, judge, case.target)
+        name: picture_and_judge(image, source, truth, judge, case.target)
         for name, image in (("unedited", source), ("truth", ceiling))
     }
 
 
-def _figures(edited: Tensor, source: Tensor, truth: Truth, judge: Judge, target: Attributes) -> dict[str, float]:
+def picture_and_judge(
+    edited: Tensor, source: Tensor, truth: Truth, judge: Judge, target: Attributes
+) -> dict[str, float]:
     """`picture_figures`, and accuracy: 1 if the judge sees the target's species, colour and material, else 0."""
     seen = agrees(judge, edited.permute(2, 0, 1)[None], labels(target))
     return picture_figures(edited, source, truth) | {"accuracy": float(seen[0])}

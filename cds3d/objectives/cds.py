@@ -31,8 +31,8 @@ class Contrastive(Objective):
     def __post_init__(self):
         super().__post_init__()
         if self.features not in FEATURES:
-            raise ValueError(f"features {self.features!r} are unknown; use {', '.join(FEATURES)}")
-        if self.weight < 0 or self.temperature <= 0:
+            raise ValueError(f"features={self.features} is unknown; use self, cross or score")
+        if not self.weight >= 0 or not self.temperature > 0:
             raise ValueError(f"weight={self.weight} has to be 0 or more, temperature={self.temperature} above 0")
         if self.patches < 1:
             raise ValueError(f"patches={self.patches} has to be at least 1")

@@ -19,7 +19,7 @@ class CSD(Objective):
     def __post_init__(self):
         super().__post_init__()
         if self.versus not in ("source", "null"):
-            raise ValueError(f"versus {self.versus!r} is unknown; use source or null")
+            raise ValueError(f"versus={self.versus} is unknown; use source or null")
 
     def gradient(self, prior, pair, prompts, draw) -> Step:
         z_t = prior.noised(pair.target(), draw.t, draw.noise)

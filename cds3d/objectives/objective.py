@@ -60,8 +60,8 @@ class Objective:
 
     def __post_init__(self):
         if self.t_order not in ("random", "falling"):
-            raise ValueError(f"t_order {self.t_order!r} is unknown; use random or falling")
-        if self.score_scale is not None and self.score_scale <= 0:
+            raise ValueError(f"t_order={self.t_order} is unknown; use random or falling")
+        if self.score_scale is not None and not self.score_scale > 0:
             raise ValueError(f"score_scale={self.score_scale} has to be above 0, or null")
 
     def gradient(self, prior: Prior, pair: Pair, prompts: Prompts, draw: Draw) -> Step:

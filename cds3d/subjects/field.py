@@ -6,6 +6,7 @@ The source's render and latent of a camera, and the samples that both fields are
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,7 +36,7 @@ class FieldRates:
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            if value < 0:
+            if not 0 <= value < math.inf:
                 raise ValueError(f"{name}={value} has to be 0 or more")
         if not any((self.color_lr, self.network_lr, self.density_lr)):
             raise ValueError("color_lr, network_lr and density_lr are all 0: nothing would change")
@@ -63,8 +64,10 @@ class Preservation:
     ray_share: float
 
     def __post_init__(self):
-        if self.preservation < 0 or self.margin < 0:
-            raise ValueError(f"preservation={self.preservation} and margin={self.margin} have to be 0 or more")
+        if not (0 <= self.preservation < math.inf and 0 <= self.margin <= 1):
+            raise ValueError(
+                f"preservation={self.preservation} and margin={self.margin} have to be 0 or more, and margin at most 1"
+            )
         if not 0 < self.inside < 1:
             raise ValueError(f"inside={self.inside} has to be between 0 and 1")
         if not 0 < self.ray_share <= 1:

@@ -52,10 +52,10 @@ class RegionConfig:
 
     def __post_init__(self):
         for name in ("mask_threshold", "cell", "filter_radius", "near_radius", "speck"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} has to be 0 or more")
         for name in ("filter_epsilon", "color_prior", "color_contrast", "near_share"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} has to be above 0")
         for name, least in (("visits", 1), ("filter_rounds", 0), ("color_bins", 2)):
             if getattr(self, name) < least:

@@ -7,19 +7,24 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
-from cds3d.objectives.objective import Prompts
+from cds3d.guidance.prior import Pending, Prediction
+from cds3d.guidance.text import Prompt
+from cds3d.objectives.objective import Draw, Prompts, Step
 
-# Options that make a command's work tiny. One pruning: it casts 60,000 rays. density_shift: fog, so that all is seen.
+# Options that make a command's work tiny. One pruning: it casts rays. density_shift: fog, so that all is seen.
 TINY_SCENE = ["scene.width=64", "threads=1", "video_frames=2"]
 TINY_FIELD = [
     "field.iterations=8",
     "field.batch=64",
     "field.resolution=16",
     "field.prune_at=[0.5]",
+    "field.prune_rays=20000",
+    "field.final_rays=40000",
     "field.density_shift=0",
 ]
 
-PROMPTS = Prompts(*(torch.full((1, 1, 1), v) for v in (0.0, 2.0, 3.0)))  # null, source, target: one number each
+# Null, source, target: one number each.
+PROMPTS = Prompts(*(Prompt(torch.full((1, 1, 1), v)) for v in (0.0, 2.0, 3.0)))
 
 
 @dataclass
@@ -27,23 +32,43 @@ class LinearDenoiser:
     """eps(z_t, y) = gain z_t + y, where y is the text's one number; z_t = 0.6 z + 0.8 noise whatever t.
 
     Its one feature map is the square of z_t, so that the contrastive loss has a gradient that is not constant.
+    calls: ("noise", t, noise), and ("predict", t, queries of one forward, features) as they come.
     """
 
     gain: float = 0.5
     calls: list = field(default_factory=list)
-    aside = None
+    alphas = torch.full((1000,), 0.36)
 
-    def add_noise(self, z, noise, t):
+    def noised(self, z, t, noise):
         self.calls.append(("noise", t, noise.clone()))
         return 0.6 * z + 0.8 * noise
 
-    def predict(self, z_t, t, text, features=None):
-        self.calls.append(("predict", t, len(z_t), features))
-        output = self.gain * z_t + text.view(-1, 1, 1, 1)
-        return output, ([output] if features == "score" else [z_t**2] if features else [])
+    def denoised(self, z_t, t, noise):
+        return (z_t - 0.8 * noise) / 0.6
+
+    def embed(self, text):
+        return Prompt(torch.full((1, 1, 1), float(len(text))))
+
+    def submit(self, *queries):
+        return Pending(queries)
+
+    def gather(self, *pending):
+        frozen = [q for p in pending for q in p.queries if not q.grad]
+        if frozen:
+            kinds = {q.features for q in frozen if q.features}
+            self.calls.append(("predict", frozen[0].t, len(frozen), next(iter(kinds), None)))
+        return [[self._answer(q) for q in p.queries] for p in pending]
+
+    def _answer(self, query):
+        if query.grad:
+            self.calls.append(("predict", query.t, 1, query.features))
+        with torch.set_grad_enabled(query.grad):
+            noise = self.gain * query.z_t + query.prompt.tokens.view(1, 1, 1, 1)
+            maps = {"score": (noise[0],), None: ()}.get(query.features, (query.z_t[0] ** 2,))
+        return Prediction(noise, maps)
 
 
-class LinearGuidance(LinearDenoiser):
+class LinearPrior(LinearDenoiser):
     """Also encodes images: a latent is the mean of its 8x8 pixels in [-1, 1], three channels; odd rims are cut off."""
 
     device = torch.device("cpu")
@@ -65,9 +90,20 @@ class FixedGradient:
     def __init__(self, value=1.0, bad=float("nan"), at=10**9):
         self.value, self.bad, self.at, self.calls = value, bad, at, 0
 
-    def begin(self, model, z_src, prompts):
-        return None
+    def draw(self, latent, progress):
+        return Draw(0, torch.zeros_like(latent))
 
-    def gradient(self, model, z_tgt, begun, prompts):
+    def gradient(self, prior, pair, prompts, draw):
         self.calls += 1
-        return torch.full_like(z_tgt, self.bad if self.calls > self.at else self.value), {"t": 0}
+        return Step(torch.full_like(pair.target(), self.bad if self.calls > self.at else self.value), {"t": 0})
+
+
+@dataclass
+class TwoLatents:
+    """A pair of given latents (1, C, h, w)."""
+
+    source: torch.Tensor
+    goal: torch.Tensor
+
+    def target(self):
+        return self.goal

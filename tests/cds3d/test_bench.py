@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from cds3d.bench.figures import Truth, picture_figures
 
 from cds3d.bench import report
+from cds3d.bench.images import picture_and_judge
 from cds3d.bench.tasks import IMAGE_TASKS, cases
+from cds3d.metrics.truth import Truth
 from cds3d.pocket.model.judge import agrees, held_out_accuracy, labels, load_judge
 from cds3d.pocket.model.training import HELD_OUT_SEED
 from cds3d.pocket.world.capture import WorldCapture
@@ -43,8 +44,8 @@ def test_figures_of_doing_nothing_and_of_the_truth(judge):
     before, after = (render(build_scene(a, 128, 96), supersample=2) for a in (case.source, case.target))
     truth = Truth.of(before, after)
     source = torch.from_numpy(before.image).float() / 255
-    nothing = picture_figures(source, source, truth, judge, case.target)
-    done = picture_figures(truth.image, source, truth, judge, case.target)
+    nothing = picture_and_judge(source, source, truth, judge, case.target)
+    done = picture_and_judge(truth.image, source, truth, judge, case.target)
     assert nothing["edit_gain_db"] == 0 and nothing["kept_psnr_db"] == 100 and nothing["accuracy"] == 0
     assert done["edit_gain_db"] > 60 and done["structure"] == 1 and done["edit_truth_ssim"] > 0.999
     assert done["kept_psnr_db"] > 30  # the truth differs a little outside the region, by less than is seen

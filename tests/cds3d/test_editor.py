@@ -4,15 +4,17 @@ import io
 
 import pytest
 import torch
-from fakes import PROMPTS, FixedGradient, LinearGuidance
+from defaults import changed, edit_config, field_views, objective, run
+from fakes import PROMPTS, FixedGradient, LinearPrior
 
 from cds3d.editor import EditConfig, Editor
-from cds3d.objectives.objective import SCORE_SCALE, Objective, Prompts
-from cds3d.subjects.field import FieldViews
+from cds3d.objectives.objective import Prompts
 from cds3d.subjects.image import LatentImage, PixelImage
 from tensorf.captures import load_capture
-from tensorf.checkpoint import load_field
 from tensorf.errors import UserError
+from tensorf.renderable import load_field
+
+SCORE_SCALE = 2000 / 4096
 
 
 def through_a_file(state):
@@ -23,22 +25,22 @@ def through_a_file(state):
 
 
 @pytest.fixture(params=["latent, sgd", "pixels, adam", "field, adam"])
-def make_editor(request, guidance, source_run, capture_folder):
+def make_editor(request, prior, source_run, capture_folder):
     """A function that makes the same editor of six iterations anew."""
     kind, optimizer = request.param.split(", ")
     torch.manual_seed(0)
     image = torch.rand(3, 17, 23)
-    prompts = Prompts(*(guidance.encode_text(text) for text in ("", "a yellow flower", "a red flower")))
+    prompts = Prompts.of(prior, "a yellow flower", "a red flower")
     capture = load_capture(capture_folder, width=64)
 
     def make():
         if kind == "field":
             field = load_field(source_run / "field.safetensors")
-            subject = FieldViews(field, [c.resized(24, 18) for c in capture.cameras[:4]], guidance)
+            subject = field_views(field, [c.resized(24, 18) for c in capture.cameras[:4]], prior)
         else:
-            subject = (LatentImage if kind == "latent" else PixelImage)(image, guidance)
-        config = EditConfig(iterations=6, lr=0.05, optimizer=optimizer, lr_decay=0.5, seed=3)
-        return Editor(subject, guidance, Objective("cds", 7.5), prompts, config)
+            subject = (LatentImage if kind == "latent" else PixelImage)(image, prior)
+        config = edit_config(6, 0.05, optimizer, lr_decay=0.5, seed=3)
+        return Editor(subject, prior, objective("cds"), prompts, config)
 
     return make
 
@@ -50,7 +52,7 @@ def parameters(editor):
 def test_a_resumed_run_is_bit_for_bit_the_unbroken_one(make_editor):
     unbroken = make_editor()
     start = parameters(unbroken)
-    unbroken.run()
+    run(unbroken)
     first = make_editor()
     for _ in range(3):
         first.step()
@@ -59,31 +61,28 @@ def test_a_resumed_run_is_bit_for_bit_the_unbroken_one(make_editor):
     second = make_editor()
     second.load_state_dict(state)
     assert second.iteration == 3
-    second.run()
+    run(second)
     assert second.iteration == unbroken.iteration == 6
     assert all(torch.equal(a, b) for a, b in zip(parameters(second), parameters(unbroken), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(parameters(second), start))
 
 
-def test_each_gets_every_steps_figures(guidance):
-    prompts = Prompts(*(guidance.encode_text(text) for text in ("", "a cat", "a pig")))
-    subject = LatentImage(torch.rand(3, 16, 16), guidance)
-    editor = Editor(subject, guidance, Objective("cds", 7.5), prompts, EditConfig(4, 0.1, "sgd"))
-    seen = []
-    editor.run(seen.append)
+def test_each_gets_every_steps_figures(prior):
+    prompts = Prompts.of(prior, "a cat", "a pig")
+    subject = LatentImage(torch.rand(3, 16, 16), prior)
+    editor = Editor(subject, prior, objective("cds"), prompts, edit_config(4, 0.1, "sgd"))
+    seen = run(editor)
     assert len(seen) == 4
     assert {"t", "score_gradient_rms", "contrastive_loss", "contrastive_gradient_rms"} <= seen[0].keys()
     assert len({f["t"] for f in seen}) > 1
-    editor.run(seen.append)  # at its end already
-    assert len(seen) == 4
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("kind", [LatentImage, PixelImage])
 def test_a_gradient_that_is_not_finite_stops_before_the_parameters(bad, kind):
-    guidance = LinearGuidance()
-    subject = kind(torch.rand(3, 16, 24), guidance)
-    editor = Editor(subject, guidance, FixedGradient(0.1, bad, at=2), PROMPTS, EditConfig(9, 0.05, "adam"))
+    prior = LinearPrior()
+    subject = kind(torch.rand(3, 16, 24), prior)
+    editor = Editor(subject, prior, FixedGradient(0.1, bad, at=2), PROMPTS, edit_config(9, 0.05, "adam"))
     editor.step()
     editor.step()
     before = parameters(editor)
@@ -95,64 +94,84 @@ def test_a_gradient_that_is_not_finite_stops_before_the_parameters(bad, kind):
 
 
 def test_a_gradient_that_overflows_on_its_way_back_stops_too():
-    guidance = LinearGuidance()
-    guidance.encode_image = lambda image: image[:, :, ::8, ::8] * 4  # 4 x 3e38 is infinite in float32
-    subject = PixelImage(torch.rand(3, 16, 16), guidance)
-    editor = Editor(subject, guidance, FixedGradient(3e38), PROMPTS, EditConfig(9, 0.05, "sgd"))
+    prior = LinearPrior()
+    prior.encode_image = lambda image: image[:, :, ::8, ::8] * 4  # 4 x 3e38 is infinite in float32
+    subject = PixelImage(torch.rand(3, 16, 16), prior)
+    editor = Editor(subject, prior, FixedGradient(3e38), PROMPTS, edit_config(9, 0.05, "sgd"))
     before = parameters(editor)
     with pytest.raises(UserError, match="no longer finite"):
         editor.step()
     assert torch.equal(before[0], parameters(editor)[0])
 
 
-def test_unknown_optimizer():
-    guidance = LinearGuidance()
-    with pytest.raises(UserError, match="adam, sgd"):
-        Editor(LatentImage(torch.rand(3, 8, 8), guidance), guidance, None, PROMPTS, EditConfig(1, 0.1, "lion"))
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (dict(optimizer="lion"), "adam, sgd"),
+        (dict(iterations=0), "iterations=0"),
+        (dict(lr=0.0), "lr=0.0"),
+        (dict(adam_floor=-1.0), "adam_floor"),
+        (dict(warmup=1.0), "warmup"),
+        (dict(lr_decay=0.0), "lr_decay"),
+        (dict(lr_decay=-1.0), "lr_decay"),
+        (dict(lr_decay=1.5), "lr_decay"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_by_name(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        EditConfig(**changed(edit_config(4, 2.0), **wrong))
 
 
 def test_dds_moves_the_latent_to_the_known_target():
     # The linear denoiser's DDS gradient is s (0.3 (z - z_src) + 7.5 (3 - 2)), zero at z* = z_src - 25. SGD with lr 5
     # leaves 1 - 5 s 0.3 = 0.268 of the way to go at each step (s = 2000/4096): after k steps z - z* = 25 x 0.268^k.
-    guidance = LinearGuidance()
-    subject = LatentImage(torch.rand(3, 16, 16), guidance)
-    editor = Editor(subject, guidance, Objective("dds", 7.5), PROMPTS, EditConfig(12, 5.0, "sgd"))
+    prior = LinearPrior()
+    subject = LatentImage(torch.rand(3, 16, 16), prior)
+    editor = Editor(subject, prior, objective("dds"), PROMPTS, edit_config(12, 5.0, "sgd"))
     goal = subject.source - 25
     for step in range(1, 4):
         editor.step()
         left = 25 * (1 - 5 * SCORE_SCALE * 0.3) ** step
         torch.testing.assert_close(subject.parameter.detach() - goal, torch.full_like(goal, left), rtol=1e-3, atol=1e-3)
-    editor.run()
+    run(editor)
     torch.testing.assert_close(subject.parameter.detach(), goal, rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(subject.source_latent(12), goal + 25)  # the source stays
+    torch.testing.assert_close(subject.pair(12).source, goal + 25)  # the source stays
 
 
-def test_the_rate_falls_to_its_share(guidance):
+def test_the_rate_falls_to_its_share(prior):
     # SGD on a constant gradient of 1: steps of lr 0.1^(i / 4), i = 0..3.
-    class Constant:
-        def begin(self, guidance, z_src, prompts):
-            pass
-
-        def gradient(self, guidance, z_tgt, begun, prompts):
-            return torch.ones_like(z_tgt), {}
-
-    subject = LatentImage(torch.rand(3, 16, 16), guidance)
+    subject = LatentImage(torch.rand(3, 16, 16), prior)
     start = subject.parameter.detach().clone()
-    Editor(subject, None, Constant(), None, EditConfig(iterations=4, lr=2.0, optimizer="sgd", lr_decay=0.1)).run()
+    run(Editor(subject, None, FixedGradient(1.0), None, edit_config(4, 2.0, "sgd", lr_decay=0.1)))
     expected = 2.0 * sum(0.1 ** (i / 4) for i in range(4))
     assert torch.allclose(start - subject.parameter, torch.full_like(start, expected), rtol=1e-5)
 
 
 def test_the_rate_rises_with_the_square_of_the_warmups_iterations():
-    config = EditConfig(iterations=8, lr=1.0, lr_decay=0.5, warmup=0.5)
+    config = edit_config(8, 1.0, lr_decay=0.5, warmup=0.5)
     expected = [1 / 16, 4 / 16, 9 / 16, 1, 1, 1, 1, 1]
     assert [config.rate(i) for i in range(8)] == pytest.approx([e * 0.5 ** (i / 8) for i, e in enumerate(expected)])
-    assert EditConfig(iterations=8, lr=1.0).rate(0) == 1
-    with pytest.raises(ValueError, match="warmup"):
-        EditConfig(iterations=8, lr=1.0, warmup=1.0)
+    assert edit_config(8, 1.0).rate(0) == 1
 
 
-@pytest.mark.parametrize("decay", [0.0, -1.0, 1.5])
-def test_a_decay_that_is_none_is_refused(decay):
-    with pytest.raises(ValueError, match="lr_decay"):
-        EditConfig(iterations=4, lr=2.0, lr_decay=decay)
+@pytest.mark.parametrize("floor", [0.0, 1.0])
+def test_adams_first_step_by_hand(floor):
+    # Adam's first step is lr g / (|g| + eps): with eps = floor x RMS gradient = 0.1, half of lr for a gradient of 0.1.
+    subject = LatentImage(torch.rand(3, 16, 16), LinearPrior())
+    start = subject.parameter.detach().clone()
+    Editor(subject, None, FixedGradient(0.1), None, edit_config(4, 0.5, adam_floor=floor)).step()
+    expected = 0.25 if floor else 0.5
+    torch.testing.assert_close(start - subject.parameter.detach(), torch.full_like(start, expected), rtol=1e-4, atol=0)
+
+
+def test_objectives_are_told_how_far_the_edit_is():
+    told = []
+
+    class Listening(FixedGradient):
+        def draw(self, latent, progress):
+            told.append(progress)
+            return super().draw(latent, progress)
+
+    subject = LatentImage(torch.rand(3, 16, 16), LinearPrior())
+    run(Editor(subject, None, Listening(), None, edit_config(4, 0.1)))
+    assert told == [0, 0.25, 0.5, 0.75]

@@ -16,8 +16,8 @@ import cds3d
 from cds3d.options import data_folder, groups, load_config
 assert Path(cds3d.__file__).is_relative_to(sys.argv[1]), cds3d.__file__
 config = load_config("edit", [])
-assert config.scene.name == "flower" and config.objective.kind == "cds"
-assert {"cds", "dds", "sds"} == set(groups()["objective"])
+assert config.scene.name == "flower" and config.objective.kind == "cds" and config.objective.t_max == 949
+assert {"cds", "dds", "sds", "ids-cds"} <= set(groups()["objective"])
 assert (data_folder("scenes") / "flower" / "poses_bounds.npy").exists()
 assert len(list((data_folder("scenes") / "flower" / "images").glob("*.jpg"))) >= 3
 assert data_folder("configs").is_relative_to(sys.argv[1])

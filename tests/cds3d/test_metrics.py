@@ -10,7 +10,7 @@ from cds3d.metrics.depth import depth_error
 from cds3d.metrics.edges import edge_f1, edges
 from cds3d.metrics.psnr import psnr
 from cds3d.metrics.ssim import ssim, ssim_map
-from cds3d.metrics.truth import TrueEdit, edit_figures
+from cds3d.metrics.truth import Truth, mean_figures, picture_figures
 from cds3d.pocket.world.scenes import look_camera
 from tensorf.space import Space
 
@@ -55,33 +55,34 @@ def test_ssim_of_constant_images_by_hand():
     assert ssim(grey(0.5, 16, 16), grey(0.8, 16, 16)) == pytest.approx(expected, abs=1e-3)
 
 
-def test_edit_figures_by_hand():
+def truth_of(image, changed):
+    return Truth(image, changed, torch.ones_like(changed))
+
+
+def test_figures_of_an_edit_by_hand():
     # Camera 1: the true edit changes the upper half from 0.5 to 0.6. The source is 0.1 away there (20 dB), the edit
     # 0.01 (40 dB): a gain of 20. Below, the edit strays 0.1 from the source: 20 dB kept.
-    changed = torch.zeros(4, 6, dtype=torch.bool)
-    changed[:2] = True
-    truth, edit = grey(0.5), grey(0.6)
-    truth[:2], edit[:2] = 0.6, 0.61
+    changed = torch.zeros(16, 24, dtype=torch.bool)
+    changed[:8] = True
+    truth, edit = grey(0.5, 16, 24), grey(0.6, 16, 24)
+    truth[:8], edit[:8] = 0.6, 0.61
+    seen = picture_figures(edit, grey(0.5, 16, 24), truth_of(truth, changed))
     # Camera 2 does not see the change: it counts for what is kept only, 0.01 away everywhere (40 dB).
-    unseen = TrueEdit(grey(0.5), torch.zeros(4, 6, dtype=torch.bool))
-    figures = edit_figures([grey(0.5)] * 2, [edit, grey(0.51)], [TrueEdit(truth, changed), unseen])
-    assert figures.keys() == {"edit_truth_psnr_db", "edit_gain_db", "kept_psnr_db"}
+    nowhere = truth_of(grey(0.5, 16, 24), torch.zeros(16, 24, dtype=torch.bool))
+    unseen = picture_figures(grey(0.51, 16, 24), grey(0.5, 16, 24), nowhere)
+    figures = mean_figures([seen, unseen])
     assert figures["edit_truth_psnr_db"] == pytest.approx(40, abs=1e-2)
     assert figures["edit_gain_db"] == pytest.approx(20, abs=1e-2)
     assert figures["kept_psnr_db"] == pytest.approx(30, abs=1e-2)
+    assert mean_figures([unseen]).keys() == {"kept_psnr_db"}  # nan is left out: JSON has none
+    assert mean_figures([]) == {}
 
 
-def test_edit_figures_where_no_camera_sees_the_change():
-    unseen = TrueEdit(grey(0.5), torch.zeros(4, 6, dtype=torch.bool))
-    figures = edit_figures([grey(0.5)], [grey(0.6)], [unseen])
-    assert figures.keys() == {"kept_psnr_db"}  # nan is left out: JSON has none
-    assert figures["kept_psnr_db"] == pytest.approx(20, abs=1e-4)
-
-
-def test_edit_figures_of_an_edit_that_does_nothing():
-    changed = torch.ones(4, 6, dtype=torch.bool)
-    changed[3] = False
-    figures = edit_figures([grey(0.5)], [grey(0.5)], [TrueEdit(grey(0.7), changed)])
+def test_figures_of_an_edit_that_does_nothing():
+    changed = torch.ones(16, 24, dtype=torch.bool)
+    changed[12:] = False
+    source = grey(0.5, 16, 24)
+    figures = picture_figures(source, source, truth_of(grey(0.7, 16, 24), changed))
     assert figures["edit_gain_db"] == 0
     assert figures["kept_psnr_db"] == pytest.approx(100)
 

@@ -6,12 +6,18 @@ from itertools import permutations
 import pytest
 import torch
 import torch.nn.functional as F
-from cds3d.objectives.scores import classifier_free, dds_gradient, sds_gradient
-from fakes import PROMPTS, LinearDenoiser
+from defaults import changed, objective
+from fakes import PROMPTS, LinearDenoiser, TwoLatents
 
-from cds3d.objectives.objective import SCORE_SCALE, Objective, Prompts
+from cds3d.objectives import CDS, OBJECTIVES
+from cds3d.objectives.ids import fixed_point_noise
+from cds3d.objectives.objective import Draw, Prompts, classifier_free
 from cds3d.objectives.patchnce import contrastive_loss, patch_nce
+from cds3d.objectives.pds import posterior_factors
+from cds3d.options import groups
 from tensorf.errors import UserError
+
+SCORE_SCALE = 2000 / 4096
 
 
 def test_classifier_free_by_hand_and_in_the_papers_form():
@@ -22,12 +28,6 @@ def test_classifier_free_by_hand_and_in_the_papers_form():
     w = 6.5  # the paper's (1 + w) text - w null, with 1 + w = 7.5: 7.5 * 3 - 6.5 * 1 = 16
     assert torch.equal(guided, (1 + w) * text - w * null)
     assert torch.equal(classifier_free(null, text, 1.0), text)  # no guidance beyond the condition
-
-
-def test_score_gradients_by_hand():
-    eps_tgt, eps_src, noise = torch.tensor([0.5, 2.0]), torch.tensor([1.5, -1.0]), torch.tensor([0.25, 1.0])
-    assert sds_gradient(eps_tgt, noise).tolist() == [0.25, 1.0]  # equation 2: guided noise less the true noise
-    assert dds_gradient(eps_tgt, eps_src).tolist() == [-1.0, 3.0]  # equations 4 and 7: target's less source's
 
 
 def as_map(*vectors):
@@ -178,11 +178,11 @@ def latents(seed=0, shape=(1, 4, 6, 5)):
     return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
 
 
-def gradient_of(objective, z_tgt, z_src, prompts=PROMPTS, seed=5):
+def gradient_of(method, z_tgt, z_src, prompts=PROMPTS, seed=5):
     torch.manual_seed(seed)
     model = LinearDenoiser()
-    gradient, figures = objective.gradient(model, z_tgt, objective.begin(model, z_src, prompts), prompts)
-    return gradient, figures, model
+    step = method.gradient(model, TwoLatents(z_src, z_tgt), prompts, method.draw(z_src, 0.0))
+    return step.gradient, step.figures, model
 
 
 def drawn_noise(model):
@@ -192,7 +192,7 @@ def drawn_noise(model):
 def test_sds_gradient_in_closed_form():
     # Equation 2. Guided noise: (g z_t + 0) + 7.5 (3 - 0) = 0.5 (0.6 z + 0.8 n) + 22.5; less n, times 2000/4096.
     z_tgt, z_src = latents()
-    gradient, _, model = gradient_of(Objective("sds", 7.5), z_tgt, z_src)
+    gradient, _, model = gradient_of(objective("sds"), z_tgt, z_src)
     noise = drawn_noise(model)
     expected = 2000 / 4096 * (0.5 * (0.6 * z_tgt + 0.8 * noise) + 22.5 - noise)
     torch.testing.assert_close(gradient, expected)
@@ -202,23 +202,23 @@ def test_sds_gradient_in_closed_form():
 def test_dds_gradient_in_closed_form():
     # Equations 4 and 7. The noise cancels: g 0.6 (z - z_src) + 7.5 (3 - 2) = 0.3 (z - z_src) + 7.5, times 2000/4096.
     z_tgt, z_src = latents()
-    gradient, figures, _ = gradient_of(Objective("dds", 7.5), z_tgt, z_src)
+    gradient, figures, _ = gradient_of(objective("dds"), z_tgt, z_src)
     torch.testing.assert_close(gradient, SCORE_SCALE * (0.3 * (z_tgt - z_src) + 7.5), atol=1e-5, rtol=1e-5)
-    assert SCORE_SCALE == 2000 / 4096  # 0.488, the published step at 64x64
+    assert objective("dds").score_scale == SCORE_SCALE  # 0.488, the published step at 64x64
     assert figures["score_gradient_rms"] == pytest.approx(gradient.square().mean().sqrt().item())
 
 
 def test_dds_of_identical_branches_is_zero():
     z, _ = latents()
     same = Prompts(PROMPTS.null, PROMPTS.target, PROMPTS.target)
-    gradient, _, _ = gradient_of(Objective("dds", 7.5), z, z.clone(), same)
+    gradient, _, _ = gradient_of(objective("dds"), z, z.clone(), same)
     assert gradient.abs().max() == 0
 
 
 def test_score_scale_does_not_depend_on_the_size():
     for shape in [(1, 4, 64, 64), (1, 4, 23, 31)]:
         z = torch.zeros(shape)
-        gradient, _, _ = gradient_of(Objective("dds", 7.5), z, z)
+        gradient, _, _ = gradient_of(objective("dds"), z, z)
         torch.testing.assert_close(gradient, torch.full(shape, 2000 / 4096 * 7.5))
 
 
@@ -227,8 +227,8 @@ def test_cds_is_dds_plus_the_contrastive_gradient(features):
     # Equations 5 to 7; the contrastive gradient by central differences in float64 of the loss of z -> features(z_t).
     z_tgt, z_src = latents(1, (1, 2, 4, 3))
     options = dict(weight=3.0, patch_sizes=(1, 2), patches=100, temperature=0.5)
-    cds, figures, model = gradient_of(Objective("cds", 7.5, features=features, **options), z_tgt, z_src)
-    dds, _, _ = gradient_of(Objective("dds", 7.5), z_tgt, z_src)
+    cds, figures, model = gradient_of(objective("cds", features=features, **options), z_tgt, z_src)
+    dds, _, _ = gradient_of(objective("dds"), z_tgt, z_src)
     noise = drawn_noise(model).double()
 
     def maps(z, text):
@@ -251,17 +251,17 @@ def test_cds_is_dds_plus_the_contrastive_gradient(features):
 
 def test_weight_zero_makes_cds_equal_to_dds():
     z_tgt, z_src = latents()
-    cds, _, model = gradient_of(Objective("cds", 7.5, weight=0.0), z_tgt, z_src)
-    dds, _, _ = gradient_of(Objective("dds", 7.5), z_tgt, z_src)
+    cds, _, model = gradient_of(objective("cds", weight=0.0), z_tgt, z_src)
+    dds, _, _ = gradient_of(objective("dds"), z_tgt, z_src)
     assert torch.equal(cds, dds)
     assert not cds.requires_grad
     assert all(call[3] is None for call in model.calls if call[0] == "predict")  # and catches no features
 
 
-@pytest.mark.parametrize(("kind", "rows"), [("sds", [2]), ("dds", [3, 1]), ("cds", [3, 1])])
+@pytest.mark.parametrize(("kind", "rows"), [("sds", [2]), ("dds", [4]), ("cds", [3, 1])])
 def test_one_t_and_one_noise_for_all_branches(kind, rows):
     z_tgt, z_src = latents()
-    _, figures, model = gradient_of(Objective(kind, 7.5), z_tgt, z_src)
+    _, figures, model = gradient_of(objective(kind), z_tgt, z_src)
     noises = [call[2] for call in model.calls if call[0] == "noise"]
     assert all(torch.equal(n, noises[0]) for n in noises)
     assert {call[1] for call in model.calls} == {figures["t"]}
@@ -270,36 +270,47 @@ def test_one_t_and_one_noise_for_all_branches(kind, rows):
 
 def test_t_is_drawn_from_the_whole_range_inclusive():
     z_tgt, z_src = latents(shape=(1, 1, 1, 1))
-    objective = Objective("dds", 7.5, t_min=50, t_max=53)
-    drawn = {gradient_of(objective, z_tgt, z_src, seed=seed)[1]["t"] for seed in range(60)}
+    dds = objective("dds", t_min=50, t_max=53)
+    drawn = {gradient_of(dds, z_tgt, z_src, seed=seed)[1]["t"] for seed in range(60)}
     assert drawn == {50, 51, 52, 53}
-    defaults = Objective("dds", 7.5)
+    defaults = objective("dds")
     assert (defaults.t_min, defaults.t_max) == (50, 949)
 
 
 def test_the_target_latent_is_left_alone():
     z_tgt, z_src = latents()
     before = z_tgt.clone()
-    gradient, _, _ = gradient_of(Objective("cds", 7.5), z_tgt, z_src)
+    gradient, _, _ = gradient_of(objective("cds"), z_tgt, z_src)
     assert torch.equal(z_tgt, before) and z_tgt.grad is None and not z_tgt.requires_grad
     assert not gradient.requires_grad and torch.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("name", "wrong"),
     [
-        dict(kind="csd"),
-        dict(kind="cds", features="mid"),
-        dict(kind="cds", weight=-3.0),
-        dict(kind="cds", temperature=0.0),
-        dict(kind="cds", patches=0),
-        dict(kind="cds", patch_sizes=(1, 0)),
-        dict(kind="cds", patch_sizes=()),
+        ("cds", dict(features="mid")),
+        ("cds", dict(weight=-3.0)),
+        ("cds", dict(temperature=0.0)),
+        ("cds", dict(patches=0)),
+        ("cds", dict(patch_sizes=(1, 0))),
+        ("cds", dict(patch_sizes=())),
+        ("dds", dict(t_order="rising")),
+        ("dds", dict(score_scale=0.0)),
+        ("pds", dict(stride=0)),
+        ("pds", dict(stride=21)),
+        ("csd", dict(versus="target")),
+        ("ids", dict(noise_steps=-1)),
     ],
 )
-def test_unusable_options_are_refused(options):
-    with pytest.raises(ValueError):
-        Objective(scale=7.5, **options)
+def test_options_that_make_no_sense_are_refused_by_name(name, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        OBJECTIVES[name](**changed(objective(name), **wrong))
+
+
+def test_every_file_in_configs_is_an_objective_and_every_objective_has_one():
+    kinds = {type(objective(name)) for name in groups()["objective"]}
+    assert kinds == set(OBJECTIVES.values())
+    assert {"cds", "dds", "sds", "ids-cds", "ssd-cds"} <= set(groups()["objective"])
 
 
 def test_average_pooling_is_the_patch():
@@ -311,3 +322,151 @@ def test_average_pooling_is_the_patch():
         contrastive_loss([(reference, target)], patch_sizes=(2,), patches=50),
         contrastive_loss([tuple(pooled)], patch_sizes=(1,), patches=50),
     )
+
+
+# --- the other objectives, each against a plain reading of its formula with the linear denoiser:
+# eps(z_t, y) = 0.5 z_t + y, with y = 0 for no text, 2 for the source's and 3 for the target's.
+
+
+def noisy(z, noise):
+    return 0.6 * z + 0.8 * noise
+
+
+def test_score_scale_null_is_the_authors():
+    z = torch.zeros(1, 4, 5, 8)
+    gradient, _, _ = gradient_of(objective("dds", score_scale=None), z, z)
+    torch.testing.assert_close(gradient, torch.full(z.shape, 2000 / 40 * 7.5))
+
+
+def test_t_falls_from_its_largest_to_its_smallest():
+    falling = objective("dds", t_order="falling", t_min=100, t_max=900)
+    z = torch.zeros(1, 4, 2, 2)
+    assert [falling.draw(z, p).t for p in (0.0, 0.25, 0.5, 1.0)] == [900, 700, 500, 100]
+    torch.manual_seed(0)
+    first, second = falling.draw(z, 0.0).noise, falling.draw(z, 0.0).noise
+    assert not torch.equal(first, second)
+
+
+def test_csd_by_its_formula():
+    z_tgt, z_src = latents()
+    gradient, _, model = gradient_of(objective("csd", scale=4.0), z_tgt, z_src)
+    torch.testing.assert_close(gradient, torch.full_like(z_tgt, SCORE_SCALE * 4.0 * (3 - 2)), atol=1e-5, rtol=1e-5)
+    assert [call[2] for call in model.calls if call[0] == "predict"] == [2]
+    # For generation: (1 - a^2) (eps(target) - eps(null)), with a^2 = 0.36.
+    gradient, _, _ = gradient_of(objective("csd", scale=4.0, versus="null"), z_tgt, z_src)
+    expected = torch.full_like(z_tgt, SCORE_SCALE * 4.0 * 0.64 * 3)
+    torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("t", [100, 199, 200, 700])
+def test_nfsd_by_its_formula(t):
+    # Small t: eps_null + s (eps_y - eps_null); others: eps_null - eps_negative + s (...). The negative prompt is "bad",
+    # which the fake embeds as its length, 3.
+    z_tgt, z_src = latents()
+    nfsd = objective("nfsd", t_min=t, t_max=t, negative_prompt="bad")
+    gradient, _, model = gradient_of(nfsd, z_tgt, z_src)
+    null = 0.5 * noisy(z_tgt, drawn_noise(model))
+    delta = null if t < 200 else torch.full_like(null, -3.0)
+    torch.testing.assert_close(gradient, SCORE_SCALE * (delta + 7.5 * 3), atol=1e-4, rtol=1e-4)
+
+
+def test_ssd_by_its_formula():
+    z_tgt, z_src = latents()
+    ssd = objective("ssd", t_min=400, t_max=400, t_order="random")
+    gradient, _, model = gradient_of(ssd, z_tgt, z_src)
+    noise = drawn_noise(model)
+    z_t, z_s = noisy(z_tgt, noise), noisy(z_src, noise)
+    half = 0.5
+    expected = (
+        half * 2 * ((0.5 * z_t + 2) - 0.5 * z_s)
+        + half * 7.5 * (3 - 2)
+        + 5.5 * (3 - 0)
+        + 0.075 * math.exp(0.4) * (z_t - z_s)
+    )
+    torch.testing.assert_close(gradient, SCORE_SCALE * expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pair", [("ssd-cds", "ssd"), ("ids-cds", "ids")])
+def test_combinations_add_the_contrastive_gradient(pair):
+    z_tgt, z_src = latents(1, (1, 2, 4, 3))
+    still = dict(t_min=300, t_max=300, t_order="random")
+    both, figures, _ = gradient_of(objective(pair[0], **still), z_tgt, z_src)
+    alone, _, _ = gradient_of(objective(pair[1], **still), z_tgt, z_src)
+    pull = both - alone
+    assert pull.square().mean().sqrt().item() == pytest.approx(figures["contrastive_gradient_rms"], rel=1e-3)
+    assert figures["contrastive_gradient_rms"] > 1e-4
+
+
+def sd_alphas():
+    return (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)
+
+
+def test_pds_factors_are_the_posteriors():
+    """psi and chi from the definition: the stochastic latents of both branches, for numbers z, z' and noises e, e'."""
+    alphas, t, stride = sd_alphas(), 301, 2
+    at_t, at_s = alphas[t], alphas[t - stride]
+    beta = 1 - at_t / alphas[t - 1]
+    generator = torch.Generator().manual_seed(0)
+    z, z_src, eps, eps_src, n_t, n_s = torch.randn(6, generator=generator, dtype=torch.float64)
+
+    def stochastic_latent(x0, predicted):
+        x_t, x_s = at_t.sqrt() * x0 + (1 - at_t).sqrt() * n_t, at_s.sqrt() * x0 + (1 - at_s).sqrt() * n_s
+        guess = (x_t - (1 - at_t).sqrt() * predicted) / at_t.sqrt()
+        mean = at_s.sqrt() * beta / (1 - at_t) * guess + (1 - beta).sqrt() * (1 - at_s) / (1 - at_t) * x_t
+        return (x_s - mean) / (beta * (1 - at_s) / (1 - at_t)).sqrt()
+
+    expected = stochastic_latent(z, eps) - stochastic_latent(z_src, eps_src)
+    psi, chi = posterior_factors(alphas, t, stride)
+    assert psi * (z - z_src) + chi * (eps - eps_src) == pytest.approx(float(expected), rel=1e-6)
+    # As the authors' code gives them at some t: psi, chi.
+    table = {21: (1.61, 0.232), 101: (0.314, 0.115), 301: (0.079, 0.084), 501: (0.032, 0.082), 901: (0.006, 0.103)}
+    for step, (psi, chi) in table.items():
+        assert posterior_factors(alphas, step, 2) == pytest.approx((psi, chi), abs=6e-3)
+    assert posterior_factors(alphas, 301, 1)[0] == pytest.approx(0, abs=1e-6)  # a stride of 1 leaves DDS
+
+
+def test_pds_gradient_in_closed_form():
+    z_tgt, z_src = latents()
+    model, pds = LinearDenoiser(), objective("pds", t_min=301, t_max=301, scale=7.5)
+    model.alphas = sd_alphas().float()
+    step = pds.gradient(model, TwoLatents(z_src, z_tgt), PROMPTS, Draw(301, torch.zeros_like(z_src)))
+    psi, chi = posterior_factors(model.alphas, 301, 2)
+    delta = 0.3 * (z_tgt - z_src) + 7.5
+    torch.testing.assert_close(step.gradient, SCORE_SCALE * (psi * (z_tgt - z_src) + chi * delta), atol=1e-5, rtol=1e-4)
+
+
+def test_ids_moves_the_noisy_source_towards_its_own_denoising():
+    # One step: z_t' = z_t - rate d|z - z0(z_t)| / dz_t, with z0 = (z_t - 0.8 (0.5 z_t + g)) / 0.6 = z_t - g 0.8 / 0.6,
+    # and g = 7.5 x 2, so that the derivative of the distance is minus the unit vector of z - z0.
+    z, _ = latents()
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
+    found = fixed_point_noise(LinearDenoiser(), z, PROMPTS, Draw(0, noise), scale=7.5, steps=1, rate=2.0)
+    z_t = noisy(z, noise)
+    away = z - (z_t - 0.8 / 0.6 * 15)
+    moved = z_t + 2.0 * away / away.norm()
+    torch.testing.assert_close(found, (moved - 0.6 * z) / 0.8, atol=1e-5, rtol=1e-4)
+    same = fixed_point_noise(LinearDenoiser(), z, PROMPTS, Draw(0, noise), scale=7.5, steps=0, rate=2.0)
+    torch.testing.assert_close(same, noise, atol=1e-5, rtol=1e-5)
+
+
+def test_ids_is_dds_with_the_prepared_noise():
+    z_tgt, z_src = latents()
+    ids, noise = objective("ids", noise_rate=3.0), torch.randn(z_src.shape, generator=torch.Generator().manual_seed(2))
+    model = LinearDenoiser(gain=0.5)
+    step = ids.gradient(model, TwoLatents(z_src, z_tgt), PROMPTS, Draw(500, noise))
+    prepared = fixed_point_noise(LinearDenoiser(), z_src, PROMPTS, Draw(500, noise), scale=7.5, steps=3, rate=3.0)
+    noises = [call[2] for call in model.calls if call[0] == "noise"][1:]
+    assert all(torch.allclose(n, prepared, atol=1e-5) for n in noises) and not torch.allclose(
+        prepared, noise, atol=0.01
+    )
+    dds = objective("dds").gradient(LinearDenoiser(), TwoLatents(z_src, z_tgt), PROMPTS, Draw(500, prepared))
+    torch.testing.assert_close(step.gradient, dds.gradient)
+
+
+@pytest.mark.parametrize(
+    ("name", "through"),
+    [("sds", False), ("dds", False), ("cds", True), ("pds", False), ("ids", True), ("ssd", False), ("ssd-cds", True)],
+)
+def test_which_objectives_go_back_through_the_unet(name, through):
+    assert objective(name).backward_through_unet == through
+    assert isinstance(objective("ids-cds"), CDS)

@@ -10,7 +10,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from cds3d.guidance import load_guidance
+from cds3d.guidance import load_prior
 from cds3d.pocket.model import networks, samples, training
 from cds3d.pocket.model.judge import load_judge
 from cds3d.pocket.model.muon import Muon, orthogonalise
@@ -147,7 +147,7 @@ def test_unknown_words_are_spelled(tokenizer):
 def test_caption_ids_are_of_the_captions(tokenizer):
     ids = training.caption_ids(tokenizer, 3)
     assert ids.shape == (3, training.CAPTION_STYLES, networks.MAX_TOKENS)
-    assert tokenizer.decode(ids[2, 1], skip_special_tokens=True).strip() == Attributes.sample(2).caption(1)
+    assert tokenizer.decode(ids[2, 1], skip_special_tokens=True).strip() == Attributes.sample_evenly(2).caption(1)
 
 
 # --- Muon ---
@@ -274,11 +274,11 @@ def test_trained_pipeline_is_a_plain_stable_diffusion(trained):
     assert made.shape == (1, 48, 64, 3)
 
 
-def test_trained_pipeline_is_guidance(trained):
-    guidance = load_guidance(str(trained / "out"), device=CPU)
-    assert guidance.alphas.shape == (1000,)
-    assert guidance.encode_text("a red flower").shape == (1, networks.MAX_TOKENS, networks.TEXT_WIDTH)
-    assert guidance.encode_image(torch.rand(1, 3, 45, 60)).shape == (1, 4, 5, 7)
+def test_trained_pipeline_is_a_prior(trained):
+    prior = load_prior(str(trained / "out"), device=CPU)
+    assert prior.alphas.shape == (1000,)
+    assert prior.embed("a red flower").tokens.shape == (1, networks.MAX_TOKENS, networks.TEXT_WIDTH)
+    assert prior.encode_image(torch.rand(1, 3, 45, 60)).shape == (1, 4, 5, 7)
 
 
 def test_trained_judge_is_a_judge(trained):
@@ -333,9 +333,9 @@ def test_training_begins_from_an_older_pipeline(trained, tmp_path, one_thread):
     unet, text, words_now, _ = training.train_unet(tmp_path, torch.zeros(1, 2, 4, 8, 8), plan, "cpu", start)
     for a, b in zip(unet.parameters(), old.unet.parameters()):
         assert torch.equal(a, b.float())
-    before, now = load_guidance(str(start), device=CPU), words_now("a red mug", return_tensors="pt").input_ids
-    expected = before.encode_text("a red mug")
-    assert not torch.equal(now, before.tokenizer("a red mug", return_tensors="pt").input_ids)
+    before, now = load_prior(str(start), device=CPU), words_now("a red mug", return_tensors="pt").input_ids
+    expected = before.embed("a red mug").tokens
+    assert not torch.equal(now, before.text.tokenizer("a red mug", return_tensors="pt").input_ids)
     assert torch.allclose(text(now).last_hidden_state, expected[:, : now.shape[1]], atol=1e-5)
     assert torch.equal(training.fit_codec(tmp_path, None, start).filters, PatchCodec.read(old.vae.float()).filters)
 

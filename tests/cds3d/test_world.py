@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from cds3d.pocket.world.capture import WorldCapture, changed_region, words, write_capture, write_orbit
+from cds3d.metrics.truth import changed_region
+from cds3d.pocket.world.capture import WorldCapture, words, write_capture, write_orbit
 from cds3d.pocket.world.modelling import box, cone, cylinder, ellipsoid
 from cds3d.pocket.world.raycast import PARTS, render
 from cds3d.pocket.world.scenes import (

@@ -94,11 +94,11 @@ def test_long_runs_tell_what_they_cost(tmp_path, folders, caplog):
     class Stop(Exception):
         pass
 
-    def stop(*arguments):
+    def stop(*arguments, **options):
         raise Stop
 
     with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.INFO, "cds3d"), pytest.raises(Stop):
-        patch.setattr(train, "_optimise", stop)
+        patch.setattr(train, "drive", stop)
         train_command(config)
     line = next(r.getMessage() for r in caplog.records if "steps of" in r.getMessage())
     assert "20000 steps of 4096 rays" in line and "hours" in line

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from cds3d.cli import run_command
 from cds3d.editor import Editor
-from cds3d.objectives.objective import Objective
+from cds3d.objectives.cds import CDS
 
 # --- captures and images that are wrong
 
@@ -161,7 +161,7 @@ def assert_unfinished(run):
 
 def test_nan_on_the_way(tmp_path, capsys, edit_options, trained, monkeypatch):
     fake = FixedGradient(0.1, at=1)
-    monkeypatch.setattr(Objective, "gradient", lambda self, *args: fake.gradient(*args))
+    monkeypatch.setattr(CDS, "gradient", lambda self, *args: fake.gradient(*args))
     text = fails(capsys, "edit", *edit_options)
     assert "iteration 1" in text and "edit.lr" in text and "guidance.dtype=fp32" in text
     run = tmp_path / "outputs" / "daisies" / "a-red-flower"

@@ -23,7 +23,7 @@ def test_help_shows_every_option_with_its_default(command, capsys):
     chosen = {k: v for entry in config.get("defaults", []) if entry != "_self_" for k, v in entry.items()}
     for group, default in chosen.items():
         assert group in text and all(name in text for name in groups()[group])
-        for line in (folder / group / f"{default}.yaml").read_text().splitlines():
+        for line in lines_of(folder / group / f"{default}.yaml"):
             assert line in text
     flags = {
         "train": ["--capture"],
@@ -32,6 +32,14 @@ def test_help_shows_every_option_with_its_default(command, capsys):
         "bench": ["--quick", "--full"],
     }
     assert all(flag in text for flag in flags[command])
+
+
+def lines_of(path):
+    """Lines with options, of the file and of those that it is based on."""
+    own = path.read_text()
+    bases = OmegaConf.create(own).get("defaults", [])
+    lines = [line for line in own.splitlines() if line and not line.startswith(("defaults:", "  - "))]
+    return lines + [line for base in bases if base != "_self_" for line in lines_of(path.with_name(f"{base}.yaml"))]
 
 
 def test_every_option_has_a_comment():

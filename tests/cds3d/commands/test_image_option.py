@@ -6,7 +6,7 @@ import torch
 from checks import fails, files
 from PIL import Image
 
-from cds3d.commands.edit import read_image
+from cds3d.commands.images import read_image
 
 GREY16 = np.linspace(0, 65535, 24 * 32).round().astype(np.uint16).reshape(24, 32)
 

@@ -12,7 +12,7 @@ from cds3d.options import load_config
     [
         ("edit.iteration=5", ["unknown option edit.iteration", "--help"]),
         ("nonsense=1", ["unknown option nonsense"]),
-        ("objective=csd", ["objective=csd", "cds, dds, sds"]),
+        ("objective=hds", ["objective=hds", "cds, csd, dds, ids, ids-cds"]),
         ("guidance=sd3", ["guidance=sd3", "pocket, sd14, sd15, sd21"]),
         ("edit=fast", ["edit=fast", "field, latent, pixels, published"]),
         ("edit.iterations=abc", ["edit.iterations=abc"]),
