@@ -3,6 +3,10 @@
 import json
 import math
 import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,13 +25,17 @@ from cds3d.pocket.world.scenes import (
     OBJECTS,
     SPECIES,
     Attributes,
+    Jitter,
     article,
     build_scene,
+    close_camera,
     look_camera,
 )
 from tensorf.cameras import Camera
 from tensorf.captures import load_capture
 from tensorf.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 FLOWER = Attributes(seed=3, subject="flower", species="rose", color="orange", ground="sky")
 
@@ -458,3 +466,38 @@ def test_an_orbit_loads_as_a_capture_that_looks_around(tmp_path):
     assert (capture.images[:, 0, 0] == 255).all()  # transparent around the chair
     red = (capture.images[..., 0] > 1.5 * capture.images[..., 1]).float().mean((1, 2))
     assert red.min() > 0.03  # which every camera sees
+
+
+# --- What pocket is trained on ---
+
+
+def test_training_sees_every_color_and_material_evenly():
+    drawn = [Attributes.sample_evenly(seed) for seed in range(6000)]
+    subjects = Counter(a.subject for a in drawn)
+    assert min(subjects.values()) > 0.28 * len(drawn)
+    for subject in ("flower", "object"):
+        colors = Counter(a.color for a in drawn if a.subject == subject and a.painted)
+        assert len(colors) == len(COLORS) and max(colors.values()) < 1.35 * min(colors.values())
+    materials = Counter(a.material for a in drawn if a.subject == "object")
+    assert materials["wooden"] + materials["metal"] > 0.35 * subjects["object"]
+
+
+@pytest.mark.parametrize("species", ["cat", "rose", "chair"])
+def test_a_close_camera_shows_more_of_the_subject(species):
+    grown, kept = [], []
+    for seed in range(12):
+        scene = build_scene(Attributes.sample(seed).edited(species=species), 64, 48)
+        camera = close_camera(scene, Jitter(seed))
+        far, near = render(scene), render(scene, camera)
+        grown.append(near.subject.mean() / far.subject.mean())
+        kept.append(near.subject.any() and camera.position[1] > 0)
+    assert all(kept) and np.mean(grown) > 1.4
+
+
+def test_a_photograph_needs_no_world():
+    code = (
+        "import sys, cds3d.commands.edit\n"
+        "assert not [m for m in sys.modules if m.startswith(('cds3d.pocket.world', 'cds3d.pocket.model'))]"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
