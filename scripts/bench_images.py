@@ -2,7 +2,7 @@
 
     python scripts/bench_images.py cats --src "a cat" --tgt "a dog" guidance=sd14 \\
         --clip openai/clip-vit-large-patch14 --dino facebook/dino-vitb8 --lpips vgg16.pth
-    python scripts/bench_images.py cats --src "a cat" --tgt "a dog" --methods cds,dds --baselines sdedit edit.iterations=100
+    python scripts/bench_images.py cats --src "a cat" --tgt "a dog" --methods cds,dds --baselines sdedit,pnp
     python scripts/bench_images.py --pie-bench PIE-Bench_v1 --limit 20 guidance=sd14 --clip ... --dino ... --lpips ...
     python scripts/bench_images.py cats --src "a cat" --tgt "a dog" --user-study study.html
 

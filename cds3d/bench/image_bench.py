@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cds3d.bench import image_table, pie_bench, report, user_study
-from cds3d.bench.image_runs import Failure, Item, claim, folder_items, plan, run_all
+from cds3d.bench.image_runs import claim, folder_items, plan, run_all
+from cds3d.bench.items import Failure, Item
 from cds3d.options import load_config, pick_device
 from cds3d.runs import write_text
 from tensorf.errors import UserError
@@ -44,7 +45,8 @@ class ImageBench:
 def bench_images(ask: ImageBench) -> list[Failure]:
     """Do what `ask` says, write images.json, images.md and images.png into its output, and return what failed.
 
-    UserError, before anything is written, for what does not exist. What is finished is not done again.
+    UserError, before anything is written, for what does not exist, and at the end if every image failed. What is
+    finished is not done again.
     """
     items = _items(ask)
     chosen = plan(list(ask.methods), list(ask.baselines), list(ask.options))
@@ -64,7 +66,9 @@ def bench_images(ask: ImageBench) -> list[Failure]:
     runs, unjudged = image_table.judge_all(items, list(chosen), ask.output, judges, judging)
     failures += unjudged
     _report(ask, items, list(chosen), runs, failures, judges, columns)
-    if ask.study is not None and runs:
+    if not runs:
+        raise UserError(f"no image was edited: {failures[0].reason}")
+    if ask.study is not None:
         _study(ask, items, list(chosen), failures)
     return failures
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from cds3d.bench.items import Failure, Item
 from cds3d.cli import set_threads
 from cds3d.commands.edit import edit_command
 from cds3d.options import groups, load_config, pick_device
@@ -27,27 +27,6 @@ BASELINES = ("sdedit", "ddpm-inversion", "ddpm-p2p", "ddpm-pnp", "pnp", "dds-pnp
 _OURS = ("objective", "baseline", "scene", "output", "resume", "overwrite", "src", "tgt", "image", "capture", "run")
 # Keys that change no picture: a benchmark may go on with others.
 _FREE = ("device", "threads", "save_every", "video_frames")
-
-
-@dataclass(frozen=True)
-class Item:
-    """One image to edit. kind: the row of the table that it counts in. mask: see cds3d/bench/pie_bench.py."""
-
-    name: str
-    path: Path
-    src: str
-    tgt: str
-    kind: str = "all"
-    mask: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An image that a method could not edit, or that could not be judged, and why in one line."""
-
-    method: str
-    name: str
-    reason: str
 
 
 def folder_items(folder: Path, src: str | None, tgt: str | None) -> list[Item]:

@@ -8,19 +8,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
-from cds3d.bench.image_runs import Failure, Item
+from cds3d.bench.items import Failure, Item, picture
 from cds3d.bench.report import cell
 from cds3d.metrics.clip import Clip, clip_direction, clip_score, is_nearer_to_target
 from cds3d.metrics.dino import Dino
 from cds3d.metrics.lpips import Lpips
 from cds3d.metrics.pretrained import check_location
 from cds3d.metrics.psnr import psnr
-from tensorf.captures.pictures import read_picture
 from tensorf.errors import UserError, reason
 
 log = logging.getLogger("cds3d")
@@ -81,14 +79,6 @@ def load_judges(clip: str | None, dino: str | None, lpips: str | None, device: t
         except UserError as error:
             judges.missing.append(f"{columns}: left out: {error}")
     return judges
-
-
-def picture(path: Path, size: tuple[int, int] | None = None) -> Tensor:
-    """(H, W, 3) in [0, 1], upright, transparency on white; resized to `size` (H, W) if it has another."""
-    image = Image.fromarray(read_picture(path, white=True, upright=True))
-    if size is not None and image.size != size[::-1]:
-        image = image.resize(size[::-1], Image.LANCZOS)
-    return torch.from_numpy(np.asarray(image).copy()).float() / 255
 
 
 Judging = Callable[[Item, Tensor, Tensor, Judges], dict[str, float]]
@@ -164,14 +154,15 @@ def sheet(path: Path, items: list[Item], methods: list[str], output: Path) -> No
         draw.text((column * _CELL + 4, 2), heading, fill="black")
     for row, item in enumerate(items):
         top = _BAR + row * (_CELL + _BAR)
-        draw.text((4, top + 2), f'{item.name}: "{item.src}" to "{item.tgt}"', fill="black")
+        title = f'{item.name}: "{item.src}" to "{item.tgt}"'
+        draw.text((4, top + 2), title.encode("ascii", "replace").decode(), fill="black")  # as far as Pillow's font goes
         files = [item.path, *(output / method / item.name / "edited.png" for method in methods)]
         for column, file in enumerate(files):
             try:
                 shown = Image.fromarray((picture(file) * 255).round().byte().numpy())
             except (UserError, OSError):
                 continue
-            shown.thumbnail((_CELL, _CELL), Image.LANCZOS)
+            shown = ImageOps.contain(shown, (_CELL, _CELL), Image.LANCZOS)
             left = column * _CELL + (_CELL - shown.width) // 2
             page.paste(shown, (left, top + _BAR + (_CELL - shown.height) // 2))
     page.save(path)

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cds3d.bench.image_runs import Item
 from cds3d.bench.image_table import Columns, Judges
+from cds3d.bench.items import Item
 from cds3d.metrics.clip import clip_score
 from cds3d.metrics.psnr import psnr
 from cds3d.metrics.ssim import ssim, ssim_map
@@ -106,8 +106,9 @@ def pie_figures(item: Item, source: Tensor, edited: Tensor, judges: Judges) -> d
 
     background_*: over pixels outside the mask alone, where nothing of the edit inside reaches: for SSIM and LPIPS,
     whose windows are wide, the source is put inside the mask. Without a background they are nan.
-    clip_score_x100: 100 times the cosine of the edit and the whole target prompt, 0 if negative; region_clip_score_x100:
-    with what is outside the mask black, nan for an empty mask. Without their network figures are left out.
+    clip_score_x100: 100 times the cosine of the edit and the whole target prompt, 0 if negative.
+    region_clip_score_x100: the same with black outside the mask, nan for an empty mask.
+    Without their network figures are left out.
     """
     mask = _fitted(decode_mask(item.mask), edited)
     background, nan = ~mask, float("nan")

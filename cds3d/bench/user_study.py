@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cds3d.bench.image_runs import Item
-from cds3d.bench.image_table import picture
+from cds3d.bench.items import Item, picture
 from cds3d.bench.report import cell, interval
 from cds3d.bench.user_study_page import PAGE
 from cds3d.runs import write_text
