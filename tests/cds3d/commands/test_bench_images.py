@@ -82,6 +82,7 @@ def test_finished_runs_are_kept_and_half_done_ones_go_on(cats, bench, monkeypatc
     written = (begun / "metrics.json").stat().st_mtime_ns
     assert bench.main(given) == 0
     assert steps == [1, 0, 1] and (begun / "metrics.json").stat().st_mtime_ns == written
+    assert not result(Path("out"))["failed"]
     with pytest.raises(UserError, match="was begun with"):
         bench.main([str(cats), "--src", "a cat", "--tgt", "a pig", "--methods", "dds", "--output", "out", *QUICK])
 
