@@ -1,0 +1,159 @@
+"""Every method over a set of images, each edit by the command `edit.py` into its own run folder.
+
+OUT/<method>/<image>/ is an ordinary run folder. A finished one is not done again, and a half-done one goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from cds3d.bench.items import Failure, Item
+from cds3d.cli import set_threads
+from cds3d.commands.edit import edit_command
+from cds3d.options import groups, load_config, pick_device
+from cds3d.runs import reset_peak_memory, write_text
+from tensorf.captures.images import IMAGE_SUFFIXES
+from tensorf.errors import UserError, reason
+
+log = logging.getLogger("cds3d")
+
+BASELINES = ("sdedit", "ddpm-inversion", "ddpm-p2p", "ddpm-pnp", "pnp", "dds-pnp")
+# Keys of edit.py that the benchmark sets itself.
+_OURS = ("objective", "baseline", "scene", "output", "resume", "overwrite", "src", "tgt", "image", "capture", "run")
+# Keys that change no picture: a benchmark may go on with others.
+_FREE = ("device", "threads", "save_every", "video_frames")
+
+
+def folder_items(folder: Path, src: str | None, tgt: str | None) -> list[Item]:
+    """The pictures of a folder, by name, all with the same prompts.
+
+    UserError if there is no such folder, it has no pictures, two differ by their suffix only, or a prompt is missing.
+    """
+    for option, text in (("--src", src), ("--tgt", tgt)):
+        if text is None or not text.strip():
+            raise UserError(f'{option} is missing: say what the images show and should become, as in {option} "a cat"')
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    files = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+    if not files:
+        raise UserError(f"{folder} has no images ({', '.join(IMAGE_SUFFIXES)})")
+    items = [Item(p.stem, p, src.strip(), tgt.strip()) for p in sorted(files)]
+    for one, other in zip(items, items[1:]):
+        if one.name == other.name:
+            raise UserError(f"{one.path} and {other.path} have one name: rename one, since results go by the name")
+    return items
+
+
+def plan(methods: list[str], baselines: list[str], options: list[str]) -> dict[str, list[str]]:
+    """Each method's options of edit.py: its own, and those of `options` (key=value) that it has.
+
+    UserError for unknown methods, and for options that no method has or that are the benchmark's own to set.
+    """
+    for given, known, what in ((methods, groups()["objective"], "--methods"), (baselines, BASELINES, "--baselines")):
+        if wrong := [m for m in given if m not in known]:
+            raise UserError(f"{what}: {wrong[0]} is unknown; use some of {','.join(known)}")
+    names = [*methods, *baselines]
+    if not names:
+        raise UserError("no method is given: use --methods or --baselines")
+    if twice := [n for n in names if names.count(n) > 1]:
+        raise UserError(f"{twice[0]} is given twice")
+    for option in options:
+        if "=" not in option:
+            raise UserError(f"{option!r} is neither a flag nor key=value; see --help")
+        if option.split("=", 1)[0] in _OURS:
+            raise UserError(f"{option}: this option is the benchmark's own to set")
+    chosen = {name: [f"{'baseline' if name in baselines else 'objective'}={name}", *_preset(options)] for name in names}
+    keys = {name: _keys(load_config("edit", own)) for name, own in chosen.items()}
+    for option in options:
+        key = option.split("=", 1)[0]
+        if not any(key in k for k in keys.values()):
+            raise UserError(f"unknown option {key}: no method has it; edit.py --help lists all")
+        for name, own in chosen.items():
+            if key in keys[name] and option not in own:
+                own.append(option)
+    for own in chosen.values():
+        pick_device(load_config("edit", own).device)
+    return chosen
+
+
+def _preset(options: list[str]) -> list[str]:
+    """Groups come first: which other options there are depends on them. Images need edit=latent or edit=pixels."""
+    given = [o for o in options if o.split("=", 1)[0] in groups()]
+    return given if any(o.startswith("edit=") for o in given) else ["edit=latent", *given]
+
+
+def _keys(config: DictConfig) -> set[str]:
+    """Dotted keys of a configuration, and the names of its groups."""
+    found: set[str] = set()
+
+    def walk(tree: Mapping, prefix: str) -> None:
+        for key, value in tree.items():
+            found.add(f"{prefix}{key}")
+            if isinstance(value, Mapping):
+                walk(value, f"{prefix}{key}.")
+
+    walk(OmegaConf.to_container(config), "")
+    return found
+
+
+def claim(output: Path, items: list[Item], chosen: dict[str, list[str]]) -> None:
+    """Write OUT/settings.json, or compare with it. UserError if OUT was begun with other prompts or options.
+
+    Methods and images may be added later.
+    """
+    path = output / "settings.json"
+    now = {
+        "prompts": {item.name: [item.src, item.tgt] for item in items},
+        "options": {name: [o for o in own if o.split("=", 1)[0] not in _FREE] for name, own in chosen.items()},
+    }
+    if path.is_file():
+        try:
+            before = json.loads(path.read_text())
+            for part, values in now.items():
+                for name, value in values.items():
+                    if before[part].get(name, value) != value:
+                        raise UserError(
+                            f"{output} was begun with {before[part][name]} for {name}, not {value}: "
+                            "give another --output, or the same prompts and options"
+                        )
+                now[part] = before[part] | values
+        except (ValueError, KeyError, AttributeError) as error:
+            raise UserError(f"{path} is damaged ({reason(error)}): give another --output") from error
+    elif output.is_file() or output.is_dir() and any(output.iterdir()):
+        raise UserError(f"{output} is not a benchmark's folder: give another --output")
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(now, indent=1) + "\n")
+
+
+def run_all(items: list[Item], chosen: dict[str, list[str]], output: Path) -> list[Failure]:
+    """Do the edits that are not done yet, image by image, and return those that failed."""
+    failures = []
+    total = len(items) * len(chosen)
+    for number, (item, name) in enumerate(((i, n) for i in items for n in chosen), 1):
+        folder = output / name / item.name
+        if (folder / "metrics.json").exists():
+            continue
+        log.info("%d of %d: %s, %s", number, total, item.name, name)
+        try:
+            _run(item, chosen[name], folder)
+        except Exception as error:  # of one image: the others are worth having whatever it is
+            failures.append(Failure(name, item.name, reason(error)))
+            log.warning("%s, %s: failed: %s", item.name, name, reason(error))
+    return failures
+
+
+def _run(item: Item, options: list[str], folder: Path) -> None:
+    config = load_config("edit", options)
+    for key, value in (("image", str(item.path)), ("src", item.src), ("tgt", item.tgt), ("output", str(folder))):
+        if "${" in value:  # which the configuration would take for a reference to another option
+            raise UserError(f"{key} {value}: leave out the ${{")
+        config[key] = value
+    config.resume = (folder / "state" / "state.pt").exists()
+    set_threads(config)
+    reset_peak_memory()  # of the edit before
+    edit_command(config)

@@ -1,0 +1,71 @@
+"""Loading the networks that judge pictures: complete weights or one clear line, and never a pickle that runs code."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from tensorf.errors import UserError, reason
+
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+def check_location(option: str, path: str) -> None:
+    """UserError unless `path` is a folder or looks like a hub id. Nothing is loaded.
+
+    option: what the user set, as in "--clip", for the message.
+    """
+    if Path(path).is_dir():
+        return
+    if Path(path).exists() or not _HUB_ID.fullmatch(path):
+        raise UserError(f"{option} {path}: no such folder (a hub id looks like owner/name)")
+
+
+def load_network(kind: type, path: str, *, option: str, example: str, device: torch.device, **more) -> nn.Module:
+    """A transformers model in evaluation mode, float32, without gradients.
+
+    kind: a class with `from_pretrained`. path: a hub id or a local folder. option, example: for messages, the option
+    that the user set and a model that fits it. Raises UserError if the weights are not there, cannot be read, or are
+    those of another model: transformers itself would fill what is missing with random numbers.
+    """
+    check_location(option, path)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        model, found = kind.from_pretrained(path, output_loading_info=True, weights_only=True, **more)
+    except Exception as error:  # torn files, foreign pickles, no network: a dozen kinds, some of them dependencies'
+        raise UserError(_unavailable(path, option, example, error)) from error
+    wrong = [*found["missing_keys"], *found["mismatched_keys"]]
+    if wrong:
+        raise UserError(
+            f"{option} {path} is not a {kind.__name__}: {len(wrong)} of its weights are missing or of another shape; "
+            f"use a model such as {example}"
+        )
+    return model.float().to(device).eval().requires_grad_(False)
+
+
+def unreadable(path: str, option: str, example: str, error: Exception) -> UserError:
+    """The UserError for a part of a model that cannot be loaded."""
+    return UserError(_unavailable(path, option, example, error))
+
+
+def _unavailable(path: str, option: str, example: str, error: Exception) -> str:
+    if Path(path).is_dir():
+        return f"{option} {path} cannot be loaded ({reason(error)}): it has to be a folder of a model such as {example}"
+    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    return (
+        f"{option} {path}: cannot get it from the hub{offline}: download it where there is a network, "
+        f"`hf download {path} --local-dir FOLDER`, and pass {option} FOLDER"
+    )
+
+
+def pixels(image: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """(H, W, 3) in [0, 1] -> (1, 3, H, W) float32 on `device`. ValueError for another shape."""
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"an image has shape (H, W, 3), not {tuple(image.shape)}")
+    return image.detach().to(device, torch.float32).permute(2, 0, 1)[None]
