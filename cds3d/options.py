@@ -19,7 +19,7 @@ from tensorf.errors import UserError, reason
 
 _ROOT = Path(__file__).resolve().parents[1]
 _TEXT = ("src", "tgt", "image", "capture", "output", "run", "scene.name", "scene.root", "scene.prompt")  # or null
-_TEXT += ("guidance.path", "guidance.config")
+_TEXT += ("guidance.path", "guidance.config", "clip")
 
 
 def data_folder(name: str) -> Path:

@@ -12,8 +12,8 @@ from cds3d.bench import image_table, pie_bench, report, user_study
 from cds3d.bench.image_runs import claim, folder_items, plan, run_all
 from cds3d.bench.items import Failure, Item
 from cds3d.options import load_config, pick_device
-from cds3d.runs import write_text
 from tensorf.errors import UserError
+from tensorf.files import write_text
 
 log = logging.getLogger("cds3d")
 

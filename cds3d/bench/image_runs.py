@@ -16,9 +16,10 @@ from cds3d.bench.items import Failure, Item
 from cds3d.cli import set_threads
 from cds3d.commands.edit import edit_command
 from cds3d.options import groups, load_config, pick_device
-from cds3d.runs import reset_peak_memory, write_text
+from cds3d.runs import reset_peak_memory
 from tensorf.captures.images import IMAGE_SUFFIXES
 from tensorf.errors import UserError, reason
+from tensorf.files import write_text
 
 log = logging.getLogger("cds3d")
 

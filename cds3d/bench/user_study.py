@@ -20,8 +20,8 @@ from PIL import Image
 from cds3d.bench.items import Item, picture
 from cds3d.bench.report import cell, interval
 from cds3d.bench.user_study_page import PAGE
-from cds3d.runs import write_text
 from tensorf.errors import UserError, reason
+from tensorf.files import write_text
 
 QUESTIONS = {
     "text": "Does the picture show what the text says?",

@@ -8,7 +8,14 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from cds3d.commands.driving import drive
-from cds3d.commands.evaluation import edit_figures, held_out_views, known_truth, write_views
+from cds3d.commands.evaluation import (
+    clip_figures,
+    edit_figures,
+    held_out_views,
+    known_truth,
+    load_clip,
+    write_views,
+)
 from cds3d.commands.images import edit_image
 from cds3d.commands.preparing import check_prompts, log_step, output_folder, prepare
 from cds3d.commands.scenes import capture_root, load_scene
@@ -55,6 +62,7 @@ def _edit_scene(config: DictConfig) -> Path:
     source_path = source_folder(config)
     run = RunFolder(output_folder(config, source_path.parent), config)
     prior, objective, prompts = prepare(config, device)
+    clip = load_clip(config.clip, device)
     if not (source_path / "metrics.json").exists():
         _train_source(config, source_path)
     capture, source = load_scene(config), load_field(source_path / "field.safetensors", device)
@@ -77,7 +85,8 @@ def _edit_scene(config: DictConfig) -> Path:
     truth = known_truth(root, capture, subject.target, held_out, config.src, config.tgt)
     write_views(run.path / "views", held_out, truth)
     metrics = edit_figures(subject.target, held_out, truth)
-    _videos(config, capture, subject, run.path)
+    frames = _videos(config, capture, subject, run.path)
+    metrics |= clip_figures(clip, config.src, config.tgt, held_out, frames)
     metrics |= {
         "iterations": editor.iteration,
         "seconds_per_iteration": seconds,
@@ -115,12 +124,14 @@ def _train_source(config: DictConfig, path: Path) -> None:
     give_back_free_memory()
 
 
-def _videos(config: DictConfig, capture: Capture, subject: FieldViews, folder: Path) -> None:
+def _videos(config: DictConfig, capture: Capture, subject: FieldViews, folder: Path) -> tuple[list, list]:
+    """Write the videos; returns the frames (H, W, 3) of source and edit."""
     if not config.video_frames:
-        return
+        return [], []
     cameras = path_cameras(capture, "auto", config.video_frames, config.edit.width)
     source = frames_of(subject.source, cameras, "source video")
     edited = frames_of(subject.target, cameras, "edited video")
     write_video(folder / "video.mp4", edited, fps=15)
     pairs = [side_by_side(a, b) for a, b in zip(source, edited)]
     write_video(folder / "comparison.mp4", pairs, fps=15)
+    return source, edited

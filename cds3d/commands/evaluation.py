@@ -101,6 +101,34 @@ def edit_figures(edited: Renderable, views: HeldOut, truth: KnownTruth | None) -
     return figures | mean_figures(rows)
 
 
+def load_clip(path: str | None, device: torch.device):
+    """The CLIP model of option clip=, which squashes views to its square as Instruct-NeRF2NeRF's scores do; or None."""
+    if path is None:
+        return None
+    from cds3d.metrics.clip import Clip  # only who asks for it needs its weights
+
+    return Clip(path, device, fit="squash", option="clip")
+
+
+def clip_figures(clip, src: str, tgt: str, views: HeldOut, frames: tuple[list, list]) -> dict[str, float]:
+    """clip_direction over the held-out views, and clip_consistency along the video's path (`metrics.clip`).
+
+    Empty without a CLIP model; without frames there is no consistency.
+    """
+    if clip is None:
+        return {}
+    from cds3d.metrics.clip import path_consistency, view_direction
+
+    def embedded(images: list[Tensor]) -> Tensor:
+        return torch.stack([clip.image(image) for image in images])
+
+    before, after = (embedded([v["color"] for v in renders]) for renders in (views.before, views.after))
+    rows = {"clip_direction": view_direction(before, after, clip.text(src), clip.text(tgt))}
+    if len(frames[0]) > 1:
+        rows["clip_consistency"] = path_consistency(*(embedded(f) for f in frames))
+    return mean_figures([{key: float(value) for key, value in rows.items()}])
+
+
 def write_views(folder: Path, views: HeldOut, truth: KnownTruth | None) -> None:
     """views/NN.png, source left and edit right, and views/NN_truth.png where the truth is known."""
     for k, (before, after) in enumerate(zip(views.before, views.after, strict=True)):

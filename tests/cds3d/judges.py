@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
-from cds3d.pocket.model import build_tokenizer
+from cds3d.pocket.model.networks import build_tokenizer
 
 CLIP_SIZE, CLIP_WORDS = 32, 12
 

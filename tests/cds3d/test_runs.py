@@ -8,8 +8,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from cds3d.runs import RunFolder, read_config, slug, write_text
+from cds3d.runs import RunFolder, read_config, slug
 from tensorf.errors import UserError
+from tensorf.files import write_text
 
 
 def options(**changes):
