@@ -43,7 +43,7 @@ def _photo(eye, rotation, focal, width, height):
         t, normal = hit(eye, direction)
         nearer = (t > 1e-6) & (t < depth)
         point = eye + np.where(nearer, t, 0.0)[..., None] * direction
-        shaded = _pattern(hit, point) * (0.35 + 0.65 * np.clip(normal @ _LIGHT, 0, 1))[..., None]
+        shaded = _pattern(hit, point) * (0.6 + 0.4 * np.clip(normal @ _LIGHT, 0, 1))[..., None]
         depth, color = np.where(nearer, t, depth), np.where(nearer[..., None], shaded, color)
     color = color.reshape(height, _SHARP, width, _SHARP, 3).mean((1, 3))
     return (255 * color.clip(0, 1)).round().astype(np.uint8), depth
@@ -53,8 +53,8 @@ def _pattern(hit, point):
     """(..., 3) colours in [0, 1] of points on the surface that `hit` is of."""
     x, y, z = np.moveaxis(point, -1, 0)
     share, dark, light = {
-        _wall: (0.5 + 0.5 * np.sin(5 * x) * np.sin(4 * y), (0.25, 0.35, 0.6), (0.6, 0.75, 0.9)),
-        _floor: ((np.floor(4 * x) + np.floor(4 * z)) % 2, (0.25, 0.3, 0.15), (0.55, 0.6, 0.35)),
+        _wall: (0.5 + 0.5 * np.sin(5 * x) * np.sin(4 * y), (0.7, 0.8, 0.95), (1.0, 1.0, 1.0)),
+        _floor: ((np.floor(4 * x) + np.floor(4 * z)) % 2, (0.05, 0.08, 0.03), (0.3, 0.35, 0.15)),
         _block: (0.5 + 0.5 * np.sin(20 * y), (0.1, 0.35, 0.3), (0.3, 0.8, 0.7)),
         _ball: (0.5 + 0.5 * np.sin(14 * x + 9 * y), (0.7, 0.2, 0.1), (1.0, 0.8, 0.2)),
     }[hit]
