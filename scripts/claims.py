@@ -32,12 +32,14 @@ from PIL import Image  # noqa: E402
 from cds3d.bench import report  # noqa: E402
 from cds3d.bench.run import bench_command  # noqa: E402
 from cds3d.bench.tasks import cases  # noqa: E402
-from cds3d.guidance import load_guidance  # noqa: E402
-from cds3d.objectives.objective import Objective, Prompts  # noqa: E402
+from cds3d.commands.preparing import build_objective  # noqa: E402
+from cds3d.guidance import Query, load_prior  # noqa: E402
+from cds3d.objectives.objective import Prompts  # noqa: E402
 from cds3d.objectives.patchnce import contrastive_loss  # noqa: E402
-from cds3d.options import build, load_config, pick_device  # noqa: E402
+from cds3d.options import load_config, pick_device  # noqa: E402
 from cds3d.pocket.world.raycast import render  # noqa: E402
 from cds3d.pocket.world.scenes import build_scene  # noqa: E402
+from cds3d.subjects.image import LatentPair  # noqa: E402
 from tensorf.errors import UserError  # noqa: E402
 
 CATS = ["cat-dog", "cat-cow", "cat-pig"]
@@ -139,27 +141,28 @@ def sweep(claim: str, args: argparse.Namespace) -> None:
 def figure5(args: argparse.Namespace) -> None:
     """Mean length of DDS's and CDS's gradients near the source latent, over the same draws of t and noise."""
     config = load_config("edit", ["edit=latent", *args.options])
-    guidance = load_guidance(config.guidance.path, dtype=config.guidance.dtype, device=pick_device(args.device))
+    prior = load_prior(config.guidance.path, dtype=config.guidance.dtype, device=pick_device(args.device))
     pictures, figures = [], []
     for task in CATS:
         for case in cases(task, args.cases):
             before, after = (render(build_scene(a)) for a in (case.source, case.target))
             image = torch.from_numpy(before.image).permute(2, 0, 1)[None].float() / 255
-            z = guidance.encode_image(image).detach()
-            prompts = Prompts(*(guidance.encode_text(text) for text in ("", case.src, case.tgt)))
+            z = prior.encode_image(image).detach()
+            prompts = Prompts.of(prior, case.src, case.tgt)
             subject = torch.from_numpy(before.subject | after.subject)[None, None].float()
             inside = F.interpolate(subject, z.shape[2:], mode="area")[0, 0] > 0.5
             row, maps = {"task": task, "seed": case.source.seed}, {}
             for kind in ("dds", "cds"):
                 own = load_config("edit", ["edit=latent", f"objective={kind}", *args.options])
-                objective = build(Objective, own.objective, scale=float(own.guidance.scale))
+                objective = build_objective(own)
                 total = torch.zeros(z.shape[2:])
                 for draw in range(args.draws):
                     torch.manual_seed(draw)
                     # The target has to have left the source a little: at the source PatchNCE is near its minimum.
                     start = z + 0.1 * torch.randn(z.shape).to(z.device)
-                    gradient, _ = objective.gradient(guidance, start, objective.begin(guidance, z, prompts), prompts)
-                    total += gradient[0].norm(dim=0).cpu()
+                    pair = LatentPair(z, torch.nn.Parameter(start))
+                    step = objective.gradient(prior, pair, prompts, objective.draw(z, 0.0))
+                    total += step.gradient[0].norm(dim=0).cpu()
                 maps[kind] = total / args.draws
                 row[f"{kind}_share_inside"] = float(total[inside].sum() / total.sum())
                 row[f"{kind}_inside_over_outside"] = float(total[inside].mean() / total[~inside].mean())
@@ -186,28 +189,30 @@ def figure5(args: argparse.Namespace) -> None:
 def features(args: argparse.Namespace) -> None:
     """Each up-sampling self-attention layer: how alike its positions are, and what PatchNCE makes of it."""
     config = load_config("edit", ["edit=latent", *args.options])
-    guidance = load_guidance(config.guidance.path, dtype=config.guidance.dtype, device=pick_device(args.device))
+    prior = load_prior(config.guidance.path, dtype=config.guidance.dtype, device=pick_device(args.device))
     found: dict[str, list[dict]] = {}
     for case in [c for task in MIXED for c in cases(task, args.cases)]:
         before, after = (
-            guidance.encode_image(torch.from_numpy(render(build_scene(a)).image).permute(2, 0, 1)[None].float() / 255)
+            prior.encode_image(torch.from_numpy(render(build_scene(a)).image).permute(2, 0, 1)[None].float() / 255)
             for a in (case.source, case.target)
         )
         z = before + 0.1 * (after - before)  # a tenth of the way to the true edit
-        source, target = (guidance.encode_text(text) for text in (case.src, case.tgt))
+        source, target = (prior.embed(text) for text in (case.src, case.tgt))
         for t in (200, 500, 800):
             torch.manual_seed(t)
             noise = torch.randn(z.shape).to(z.device)
-            with torch.no_grad():
-                _, reference = guidance.predict(guidance.add_noise(before, noise, t), t, source, "self")
             moving = z.detach().requires_grad_()
-            _, current = guidance.predict(guidance.add_noise(moving, noise, t), t, target, "self")
-            for number, (ref, now) in enumerate(zip(reference, current)):
-                size = f"{ref.shape[1]} x {ref.shape[3]} x {ref.shape[2]}"
+            queries = (
+                Query(prior.noised(before.detach(), t, noise), t, source, "self"),
+                Query(prior.noised(moving, t, noise), t, target, "self", grad=True),
+            )
+            ((reference,), (current,)) = prior.gather(*map(prior.submit, queries))
+            for number, (ref, now) in enumerate(zip(reference.features, current.features)):
+                size = f"{ref.shape[0]} x {ref.shape[2]} x {ref.shape[1]}"
                 for name, center in (("as they are", False), ("centred", True)):
-                    loss = contrastive_loss([(ref[0], now[0])], center=center)
+                    loss = contrastive_loss([(ref, now)], center=center)
                     (gradient,) = torch.autograd.grad(loss, moving, retain_graph=True)
-                    maps = ref[0] - (ref[0].mean((1, 2), keepdim=True) if center else 0)
+                    maps = ref - (ref.mean((1, 2), keepdim=True) if center else 0)
                     unit = F.normalize(maps.flatten(1).T, dim=1)
                     row = {
                         "cosine": float((unit @ unit.T).mean()),
