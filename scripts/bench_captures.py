@@ -29,10 +29,9 @@ from cds3d.commands.scenes import load_scene  # noqa: E402
 from cds3d.commands.train import train_command  # noqa: E402
 from cds3d.commands.videos import colored_depth, depth_range, seen_depth, write_image  # noqa: E402
 from cds3d.options import load_config  # noqa: E402
-from tensorf.checkpoint import load_field  # noqa: E402
 from tensorf.errors import UserError  # noqa: E402
 from tensorf.files import write_text  # noqa: E402
-from tensorf.render import render_view  # noqa: E402
+from tensorf.renderable import load_field  # noqa: E402
 
 COLUMNS = ("psnr_db", "train_psnr_db", "ssim", "seconds", "space")
 VIEWS = 3  # of a sheet
@@ -52,7 +51,7 @@ def bench_capture(folder: Path, options: list[str], output: Path) -> dict:
     capture, field = load_scene(config), load_field(run / "field.safetensors")
     rows = []
     for i in (capture.test or capture.train)[:VIEWS]:
-        rendered = render_view(field, capture.cameras[i])
+        rendered = field.render(capture.cameras[i])
         depth = seen_depth(rendered)
         depth = colored_depth(depth, *depth_range([depth]))
         rows.append(torch.cat([capture.images[i].float() / 255, rendered["color"].clamp(0, 1), depth], 1))
@@ -78,7 +77,6 @@ def main(argv=None) -> int:
             raise UserError(f"two captures are named {name}: rename a folder, since results go by the name")
     load_config("train", options)  # wrong options are told first
     rows, failed = {}, 0
-    args.output.mkdir(parents=True, exist_ok=True)
     for folder, name in zip(folders, names, strict=True):
         try:
             rows[name] = bench_capture(folder, options, args.output / "captures")

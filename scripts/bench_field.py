@@ -46,15 +46,14 @@ from cds3d.pocket.world.scenes import Attributes  # noqa: E402
 from cds3d.runs import peak_memory_mb, reset_peak_memory  # noqa: E402
 from tensorf import lookup  # noqa: E402
 from tensorf.captures import load_capture  # noqa: E402
-from tensorf.checkpoint import load_field  # noqa: E402
 from tensorf.errors import UserError  # noqa: E402
 from tensorf.field import Field  # noqa: E402
 from tensorf.files import write_text  # noqa: E402
 from tensorf.occupancy import Samples, cell_index  # noqa: E402
-from tensorf.render import Rendering, render_view  # noqa: E402
+from tensorf.render import Rendering  # noqa: E402
+from tensorf.renderable import load_field  # noqa: E402
 from tensorf.space import Rays  # noqa: E402
 from tensorf.train import Trainer  # noqa: E402
-from tensorf.visibility import View  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 FAINT = 1e-4  # TensoRF's threshold for a colour query
@@ -128,16 +127,16 @@ def bench_views(field: Field, camera, widths: list[int], reference_rays: int) ->
     rows = []
     middle = camera.resized(252, round(camera.height * 252 / camera.width))
     reset_peak_memory()
-    view = View(field, middle)
+    view = field.view(middle)
     view.color(field).backward(torch.randn(len(view), 3, device=field.device))
     peak = peak_memory_mb()
     for width in widths:
         resized = camera.resized(width, round(camera.height * width / camera.width))
-        view = View(field, resized)
+        view = field.view(resized)
         target = torch.randn(len(view), 3, device=field.device)
         index = torch.randperm(len(view), generator=torch.Generator().manual_seed(0))[:reference_rays]
         rays = field.space.rays(resized).to(field.device)[index.to(field.device)]
-        full = render_view(field, resized)["color"]
+        full = field.render(resized)["color"]
 
         def gradient(view=view, target=target):
             view.color(field).backward(target)
@@ -157,7 +156,7 @@ def bench_views(field: Field, camera, widths: list[int], reference_rays: int) ->
         rows.append(
             {
                 "view": f"{resized.width}x{resized.height}",
-                "full_render_seconds": seconds(lambda r=resized: render_view(field, r), field.device),
+                "full_render_seconds": seconds(lambda r=resized: field.render(r), field.device),
                 "render_and_gradient_seconds": ours,
                 "reference_seconds": reference,
                 "times_faster": reference / ours,
@@ -214,7 +213,7 @@ def bench_training(job: str, capture, device: torch.device, steps: int) -> list[
         else:
             taken = seconds(train, device, repeats=1, warm=False)
         held = [
-            psnr(render_view(trainer.field, capture.cameras[i])["color"].cpu(), capture.images[i].float() / 255)
+            psnr(trainer.field.render(capture.cameras[i])["color"].cpu(), capture.images[i].float() / 255)
             for i in capture.test
         ]
         row = {"job": job, "trainer": name, "steps": config.iterations, "seconds": taken}
@@ -241,9 +240,9 @@ def bench_grids(field: Field, camera) -> list[dict]:
         grown = copy.deepcopy(field)
         steps = max(1, round(field.steps * factor))
         grown.resample(tuple(max(2, round(n * factor)) for n in field.resolution), steps)
-        full = seconds(lambda f=grown: render_view(f, camera), field.device)
+        full = seconds(lambda f=grown: f.render(camera), field.device)
         reset_peak_memory()
-        view = View(grown, camera)
+        view = grown.view(camera)
         target = torch.randn(len(view), 3, device=field.device)
         gradient = seconds(lambda f=grown, v=view, g=target: v.color(f).backward(g), field.device)
         rows.append(
@@ -273,7 +272,7 @@ def bench_edits(camera, device: torch.device, iterations: list[int]) -> list[dic
             path = edit_command(config)
             metrics = json.loads((path / "metrics.json").read_text())
             source, edited = (load_field(p / "field.safetensors", device) for p in (source_folder(config), path))
-        fast, full = View(source, camera).render(edited), render_view(edited, camera)["color"]
+        fast, full = source.view(camera).render(edited), edited.render(camera)["color"]
         rows.append(
             {
                 "iterations": count,
@@ -330,7 +329,6 @@ def main(argv=None) -> None:
         full = [row["seconds"] for row in result["edits"] if row["iterations"] == 400]
         if full:
             result["edit_400_iterations_seconds"] = full[0]
-    args.json.parent.mkdir(parents=True, exist_ok=True)
     before = json.loads(args.json.read_text()) if args.only and args.json.exists() else {}  # the other parts'
     write_text(args.json, json.dumps(before | result, indent=2) + "\n")
 

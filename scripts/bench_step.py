@@ -17,7 +17,9 @@ import os
 import platform
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -26,15 +28,17 @@ import cds3d  # noqa: E402, F401  before torch
 # isort: split
 
 import torch  # noqa: E402
-from cds3d.guidance.guidance import Guidance  # noqa: E402
-from cds3d.objectives.scores import classifier_free, dds_gradient  # noqa: E402
 from diffusers import UNet2DConditionModel  # noqa: E402
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0  # noqa: E402
 from diffusers.utils import logging as diffusers_logging  # noqa: E402
 
-from cds3d.guidance.loading import DTYPES, load_guidance  # noqa: E402
-from cds3d.objectives.objective import SCORE_SCALE, Objective, Prompts  # noqa: E402
+from cds3d.commands.preparing import build_objective  # noqa: E402
+from cds3d.guidance import Prior, Prompt, Query, load_prior  # noqa: E402
+from cds3d.guidance.loading import DTYPES  # noqa: E402
+from cds3d.objectives.cds import CDS  # noqa: E402
+from cds3d.objectives.objective import Prompts, classifier_free  # noqa: E402
 from cds3d.objectives.patchnce import contrastive_loss  # noqa: E402
+from cds3d.options import load_config  # noqa: E402
 from tensorf.files import write_text  # noqa: E402
 
 
@@ -42,17 +46,16 @@ class Stub(torch.nn.Module):
     """Stands in for the networks that a step on a latent does not use."""
 
 
-def random_sd(dtype: str, device: torch.device) -> Guidance:
+def random_sd(dtype: str, device: torch.device) -> Prior:
     """Random weights in the U-Net of Stable Diffusion v1.4 (its published configuration)."""
     torch.manual_seed(0)
     diffusers_logging.set_verbosity_error()  # it would warn of every cast
     unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
-    return Guidance(
+    return Prior(
         unet=unet,
         vae=Stub(),
-        text_encoder=Stub(),
-        tokenizer=None,
+        text=SimpleNamespace(encoders=[]),
         alphas=(1 - betas).cumprod(0),
         prediction="epsilon",
         device=device,
@@ -60,10 +63,28 @@ def random_sd(dtype: str, device: torch.device) -> Guidance:
     )
 
 
-def published(model: Guidance, objective: Objective, z_tgt, z_src, prompts: Prompts) -> torch.Tensor:
-    """The gradient as the published 2D code computes it; draws from the global generator as `Objective.gradient`."""
-    t = int(torch.randint(objective.t_min, objective.t_max + 1, (1,)))
-    noise = torch.randn(z_tgt.shape).to(z_tgt.device)
+@dataclass
+class Latents:
+    """The pair of an edit of a latent, as objectives take it."""
+
+    source: torch.Tensor
+    latent: torch.Tensor
+
+    def target(self) -> torch.Tensor:
+        return self.latent
+
+
+def published(model: Prior, objective: CDS, pair: Latents, prompts: Prompts) -> torch.Tensor:
+    """The gradient as the published 2D code computes it: with text and without in one batch, whatever is asked of it.
+
+    It draws from the global generator as `Objective.draw` and `CDS.gradient` do.
+    """
+    draw = objective.draw(pair.source, 0.0)
+
+    def both(z: torch.Tensor, prompt: Prompt, grad: bool) -> tuple:
+        z_t = model.noised(z, draw.t, draw.noise)
+        return model._forward([Query(z_t, draw.t, p, objective.features, grad) for p in (prompts.null, prompt)])
+
     model.unet.set_attn_processor(AttnProcessor())
     weights = [p for name, p in model.unet.named_parameters() if ".attn1." in name]
     for p in weights:
@@ -71,16 +92,14 @@ def published(model: Guidance, objective: Objective, z_tgt, z_src, prompts: Prom
     try:
         with torch.no_grad():
             scores = []
-            for z, prompt in ((z_tgt, prompts.target), (z_src, prompts.source)):
-                pair = model.add_noise(z, noise, t).expand(2, -1, -1, -1)
-                (null, cond), maps = model.predict(pair, t, torch.cat([prompts.null, prompt]), objective.features)
-                scores.append(classifier_free(null, cond, objective.scale))
-            gradient = SCORE_SCALE * dds_gradient(*scores)[None]
-        z = z_tgt.detach().requires_grad_()
-        pair = model.add_noise(z, noise, t).expand(2, -1, -1, -1)
-        _, current = model.predict(pair, t, torch.cat([prompts.null, prompts.target]), objective.features)
+            for z, prompt in ((pair.latent, prompts.target), (pair.source, prompts.source)):
+                null, reference = both(z, prompt, grad=False)
+                scores.append(classifier_free(null.noise, reference.noise, objective.scale))
+            gradient = objective.scaled(scores[0] - scores[1])
+        z = pair.latent.detach().requires_grad_()
+        _, current = both(z, prompts.target, grad=True)
         loss = contrastive_loss(
-            [(r[1], c[1]) for r, c in zip(maps, current, strict=True)],
+            zip(reference.features, current.features, strict=True),
             patch_sizes=objective.patch_sizes,
             patches=objective.patches,
             temperature=objective.temperature,
@@ -108,7 +127,7 @@ def timed(step, repeats: int) -> tuple[torch.Tensor, float, float]:
     return gradient, min(walls[1:]), min(cpus[1:])
 
 
-def memory_of(step, model: Guidance, reference: Guidance) -> float | None:
+def memory_of(step, model: Prior, reference: Prior) -> float | None:
     """Peak MB of one step on a GPU, without the reference's weights."""
     if model.device.type != "cuda":
         return None
@@ -118,21 +137,21 @@ def memory_of(step, model: Guidance, reference: Guidance) -> float | None:
     return (torch.cuda.max_memory_allocated() - others) / 2**20
 
 
-def bench(model: Guidance, reference: Guidance, size: tuple[int, int], repeats: int, scale: float, weight: float):
+def bench(model: Prior, reference: Prior, size: tuple[int, int], repeats: int, scale: float, weight: float):
     width, height = size
     generator = torch.Generator().manual_seed(1)
     text = model.unet.config.cross_attention_dim
-    z_src, z_tgt = torch.randn(2, 1, 4, height, width, generator=generator).to(model.device)
-    prompts = Prompts(*(0.5 * torch.randn(3, 1, 77, text, generator=generator)).to(model.device))
-    objective = Objective("cds", scale=scale, weight=weight)
+    pair = Latents(*torch.randn(2, 1, 4, height, width, generator=generator).to(model.device))
+    tokens = (0.5 * torch.randn(3, 1, 77, text, generator=generator)).to(model.device)
+    prompts = Prompts(*(Prompt(t) for t in tokens))
+    options = [f"guidance.scale={scale}", f"objective.weight={weight}", "objective.center=false"]
+    objective = build_objective(load_config("edit", ["objective=cds", *options]))
 
     def step():
-        return objective.gradient(model, z_tgt, objective.begin(model, z_src, prompts), prompts)[0]
+        return objective.gradient(model, pair, prompts, objective.draw(pair.source, 0.0)).gradient
 
     ours, wall, cpu = timed(step, repeats)
-    theirs, wall_reference, cpu_reference = timed(
-        lambda: published(reference, objective, z_tgt, z_src, prompts), repeats
-    )
+    theirs, wall_reference, cpu_reference = timed(lambda: published(reference, objective, pair, prompts), repeats)
     row = {
         "latent": f"{width}x{height}",
         "seconds": wall,
@@ -168,7 +187,7 @@ def main(argv=None) -> None:
     device = torch.device(args.device)
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     load = lambda dtype: (  # noqa: E731
-        random_sd(dtype, device) if args.model == "sd" else load_guidance(args.model, dtype=dtype, device=device)
+        random_sd(dtype, device) if args.model == "sd" else load_prior(args.model, dtype=dtype, device=device)
     )
     reference = load("fp32")
     scale, weight = 7.5, 3.0  # as published, whatever the model
@@ -191,7 +210,6 @@ def main(argv=None) -> None:
         if dtype == "fp32":
             result["gradient_relative_error"] = max(row["gradient_difference"] for row in rows)
         del model
-    args.json.parent.mkdir(parents=True, exist_ok=True)
     write_text(args.json, json.dumps(result, indent=2) + "\n")
     print(f"{args.json}: " + ", ".join(f"ratio_{d} {result[f'ratio_{d}']:.2f}" for d in args.dtypes))
 

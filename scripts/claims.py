@@ -203,10 +203,10 @@ def features(args: argparse.Namespace) -> None:
             noise = torch.randn(z.shape).to(z.device)
             moving = z.detach().requires_grad_()
             queries = (
-                Query(prior.noised(before, t, noise), t, source, "self"),
+                Query(prior.noised(before.detach(), t, noise), t, source, "self"),
                 Query(prior.noised(moving, t, noise), t, target, "self", grad=True),
             )
-            ((reference, current),) = prior.gather(prior.submit(*queries))
+            ((reference,), (current,)) = prior.gather(*map(prior.submit, queries))
             for number, (ref, now) in enumerate(zip(reference.features, current.features)):
                 size = f"{ref.shape[0]} x {ref.shape[2]} x {ref.shape[1]}"
                 for name, center in (("as they are", False), ("centred", True)):

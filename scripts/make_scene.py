@@ -20,7 +20,8 @@ import imageio.v3 as iio  # noqa: E402
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from cds3d.pocket.world.capture import WorldCapture, changed_region, write_capture  # noqa: E402
+from cds3d.metrics.truth import changed_region  # noqa: E402
+from cds3d.pocket.world.capture import WorldCapture, write_capture  # noqa: E402
 from cds3d.pocket.world.scenes import COLORS, GROUNDS, MATERIALS, SPECIES, Attributes  # noqa: E402
 from tensorf.errors import UserError  # noqa: E402
 

@@ -69,11 +69,9 @@ def load_tensorf(path: Path, device: torch.device | str = "cpu") -> Field:
         with safe_open(path, "pt", device="cpu") as file:
             metadata = file.metadata() or {}
             if str(metadata.get("format")).startswith("cds3d-field-") and metadata["format"] != FORMAT:
-                raise UserError(f"{path} was written by another version of cds3d: delete its run and train again")
+                raise UserError(f"{path} was written by another version of this program: train the field again")
             if metadata.get("format") != FORMAT:
-                raise UserError(
-                    f"{path} is a safetensors file but not a cds3d field: give a field.safetensors of a run"
-                )
+                raise UserError(f"{path} is a safetensors file but holds no radiance field")
             header = json.loads(metadata["field"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         field = _build(header, tensors["occupancy"].bool())

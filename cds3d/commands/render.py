@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from cds3d.commands.scenes import load_scene
+from cds3d.commands.scenes import load_scene, naming_options
 from cds3d.commands.videos import colored_depth, depth_range, path_cameras, resized_to, seen_depth, write_video
 from cds3d.options import pick_device, positive, whole
 from cds3d.runs import read_config
@@ -38,7 +38,8 @@ def render_command(config: DictConfig) -> Path:
     output = Path(config.output) if config.output else run / f"{'path' if kind == 'auto' else kind}.mp4"
     if output.suffix != ".mp4":
         raise UserError(f"output={output} has to end in .mp4")
-    rendered = [field.render(c) for c in tqdm(cameras, desc="render", unit="frame")]
+    with naming_options("scene", "space"):
+        rendered = [field.render(c) for c in tqdm(cameras, desc="render", unit="frame")]
     write_video(output, [r["color"].cpu() for r in rendered], config.fps)
     if config.depth:
         depths = [seen_depth(r) for r in rendered]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -13,6 +16,19 @@ from tensorf.captures.sources import Source, find_source, folder_of
 from tensorf.errors import UserError
 
 ESTIMATES = Path("outputs") / "captures"  # where captures are kept whose poses were estimated
+INSTALL = 'pip install "cds3d[colmap]", in a checkout pip install ".[colmap]"'
+
+
+@contextmanager
+def naming_options(group: str, *names: str) -> Iterator[None]:
+    """Add the option's full name to a UserError about the argument `names` of a package that knows no options."""
+    try:
+        yield
+    except UserError as error:
+        about = [name for name in names if re.search(rf"(?<![\w.]){name}(=| \()", str(error))]
+        if not about:
+            raise
+        raise UserError(f"{error} ({', '.join(f'{group}.{name}=...' for name in about)})") from error
 
 
 def capture_root(config: DictConfig) -> Path:
@@ -63,15 +79,16 @@ def load_scene(config: DictConfig) -> Capture:
     check = scene.get("check", True)  # runs of older versions have no such option
     if not isinstance(check, bool):
         raise UserError(f"scene.check={check} has to be true or false")
-    return load_capture(
-        root,
-        width=scene.width,
-        space=scene.space,
-        bound=scene.bound,
-        order=scene.get("order", "auto"),
-        check=check,
-        test_every=scene.test_every,
-    )
+    with naming_options("scene", "width", "space", "bound", "order", "test_every"):
+        return load_capture(
+            root,
+            width=scene.width,
+            space=scene.space,
+            bound=scene.bound,
+            order=scene.get("order", "auto"),
+            check=check,
+            test_every=scene.test_every,
+        )
 
 
 def _find_capture(config: DictConfig) -> tuple[Path, Source | None]:
@@ -87,5 +104,5 @@ def _find_capture(config: DictConfig) -> tuple[Path, Source | None]:
     if finished:
         config.capture = str(folder)
         return folder, None
-    require_pycolmap(source)
+    require_pycolmap(source, INSTALL)
     return folder, source

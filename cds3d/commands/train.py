@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from cds3d.commands.diagnosis import diagnose, mean_picture_psnr
 from cds3d.commands.driving import drive
-from cds3d.commands.scenes import capture_root, load_scene, scene_name
+from cds3d.commands.scenes import capture_root, load_scene, naming_options, scene_name
 from cds3d.commands.videos import (
     colored_depth,
     depth_range,
@@ -54,11 +54,13 @@ def train_command(config: DictConfig) -> Path:
     run = RunFolder(Path(config.output) if config.output else source_folder(config), config)
     capture = load_scene(config)
     log.info("training %s at %dx%d on %s", run.path, capture.cameras[0].width, capture.cameras[0].height, device)
-    trainer = Trainer(capture, *field_options(config, capture.space), device)
+    with naming_options("field", "decomposition", "decoder"):
+        trainer = Trainer(capture, *field_options(config, capture.space), device)
     _tell_cost(trainer)
     run.begin()
     watch = _Watch(trainer, mean_picture_psnr(capture))
-    drive(trainer, trainer.config.iterations, run, save_every=config.save_every, label="train", each=watch)
+    with naming_options("field", "lr_grid"):
+        drive(trainer, trainer.config.iterations, run, save_every=config.save_every, label="train", each=watch)
     trainer.finish()
     trainer.field.save(run.path / "field.safetensors")
     training_seconds = run.seconds

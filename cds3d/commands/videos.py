@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from cds3d.commands.scenes import naming_options
 from tensorf.cameras import Camera, size_for_width
 from tensorf.captures import Capture
 from tensorf.errors import UserError
@@ -60,7 +61,8 @@ def _focus(capture: Capture) -> float:
 
 def frames_of(field: Renderable, cameras: list[Camera], label: str) -> list[Tensor]:
     """Colour frames (H, W, 3), with a progress bar."""
-    return [field.render(c)["color"].cpu() for c in tqdm(cameras, desc=label, unit="frame")]
+    with naming_options("scene", "space"):
+        return [field.render(c)["color"].cpu() for c in tqdm(cameras, desc=label, unit="frame")]
 
 
 def colored_depth(depth: Tensor, low: float, high: float) -> Tensor:

@@ -16,7 +16,7 @@ _SAME_DEPTH = 0.03  # relative: a point nearer or farther than what the other ca
 def view_consistency(space: Space, cameras: list[Camera], views: list[dict[str, Tensor]]) -> float:
     """Mean PSNR in dB between each view and the next one warped onto it by depth, where both see the same surface.
 
-    views: what `render_view` gives for `cameras`, one each. One view, or none that overlap, gives nan.
+    views: what `Renderable.render` gives for `cameras`, one each. One view, or none that overlap, gives nan.
     """
     values = []
     for (camera, view), (other, seen) in zip(zip(cameras, views), zip(cameras[1:], views[1:])):

@@ -38,16 +38,13 @@ _LEAST_BASELINE = 0.01  # largest distance between cameras over the median depth
 _SEED = 0
 
 
-def require_pycolmap(source: Source) -> ModuleType:
-    """pycolmap. Raises UserError that names `source` and says how to install it."""
+def require_pycolmap(source: Source, install: str = "pip install pycolmap") -> ModuleType:
+    """pycolmap. Raises UserError that names `source` and says how to install it, in the words of `install`."""
     try:
         import pycolmap
     except ImportError as error:
         why = "which is not installed" if isinstance(error, ModuleNotFoundError) else f"which fails ({reason(error)})"
-        raise UserError(
-            f"{source.path} has no poses, and to estimate them takes pycolmap, {why}: "
-            'pip install "cds3d[colmap]", in a checkout pip install ".[colmap]"'
-        ) from error
+        raise UserError(f"{source.path} has no poses, and to estimate them takes pycolmap, {why}: {install}") from error
     return pycolmap
 
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from defaults import field_config
+from shapes import write_shapes
 
-from cds3d.pocket.world.capture import write_capture
-from cds3d.pocket.world.scenes import Attributes
 from tensorf.cameras import Camera
 from tensorf.captures import load_capture
-from tensorf.field import Field, FieldConfig
+from tensorf.field import Field
 from tensorf.space import Space
 
 
@@ -30,7 +30,7 @@ def make_field(make_space):
         torch.manual_seed(0)
         small = dict(density_components=(2, 2, 2), color_components=(4, 2, 2), feature_dim=5, hidden=8)
         density = dict(density_shift=-3.0, density_gain=1.0)
-        config = FieldConfig(**{**small, **density, "decomposition": decomposition, **options})
+        config = field_config(**{**small, **density, "decomposition": decomposition, **options})
         field = Field(config, space or make_space(), resolution, steps)
         with torch.no_grad():
             for p in [*field.density_grid.parameters(), *field.color_grid.parameters()]:
@@ -50,9 +50,9 @@ def camera():
 
 @pytest.fixture(scope="session")
 def world_folder(tmp_path_factory):
-    """Eight 48x36 photos of a flower, in LLFF layout."""
+    """Eight 48x36 photos of a ball, a block, a floor and a wall, in LLFF layout."""
     folder = tmp_path_factory.mktemp("world")
-    write_capture(folder, Attributes.sample(3), views=8, width=48, height=36)
+    write_shapes(folder, views=8, width=48, height=36)
     return folder
 
 

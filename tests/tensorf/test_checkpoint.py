@@ -8,8 +8,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tensorf.checkpoint import load_field, save_field
+from tensorf.checkpoint import KIND, load_tensorf, read_kind, save_tensorf
 from tensorf.errors import UserError
+from tensorf.renderable import load_field
 from tensorf.space import Space
 
 
@@ -28,8 +29,8 @@ def field(request, make_field):
 
 
 def test_round_trip_is_bit_for_bit(field, path):
-    save_field(field, path)
-    loaded = load_field(path)
+    save_tensorf(field, path)
+    loaded = load_tensorf(path)
     state = loaded.state_dict()
     assert state.keys() == field.state_dict().keys()
     for name, tensor in field.state_dict().items():
@@ -48,25 +49,25 @@ def test_round_trip_is_bit_for_bit(field, path):
 def test_round_trip_after_resampling_and_shrinking(field, path):
     field.resample((9, 8, 7), 20)
     field.shrink(torch.tensor([[0.0, -0.2, -0.5], [0.8, 0.3, 0.5]]))
-    save_field(field, path)
-    loaded = load_field(path)
+    save_tensorf(field, path)
+    loaded = load_tensorf(path)
     assert loaded.resolution == field.resolution != (9, 8, 7)
     assert torch.equal(loaded.space.box, field.space.box)
     assert torch.equal(loaded.occupancy, torch.ones(1, 1, 1, dtype=torch.bool))
 
 
 def test_saving_twice_replaces(field, path):
-    save_field(field, path)
+    save_tensorf(field, path)
     with torch.no_grad():
         field.basis.weight.add_(1)
-    save_field(field, path)
-    assert torch.equal(load_field(path).basis.weight, field.basis.weight)
+    save_tensorf(field, path)
+    assert torch.equal(load_tensorf(path).basis.weight, field.basis.weight)
     assert [p.name for p in path.parent.iterdir()] == ["field.safetensors"]
 
 
 def test_equal_fields_are_equal_bytes(field, path):
-    save_field(field, path)
-    save_field(load_field(path), path.with_name("again"))
+    save_tensorf(field, path)
+    save_tensorf(load_tensorf(path), path.with_name("again"))
     assert path.read_bytes() == path.with_name("again").read_bytes()
 
 
@@ -88,7 +89,7 @@ def test_a_folder_is_no_file(path):
 
 @pytest.mark.parametrize("keep", [0, 5, 200, -100])
 def test_truncated_file(make_field, path, keep):
-    save_field(make_field(), path)
+    save_tensorf(make_field(), path)
     path.write_bytes(path.read_bytes()[:keep])
     refused(path, "damaged")
 
@@ -101,7 +102,7 @@ def test_text_file(path):
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
 def test_foreign_safetensors(path, metadata):
     save_file({"weight": torch.zeros(3)}, path, metadata=metadata)
-    refused(path, "not a cds3d field")
+    refused(path, "holds no radiance field")
 
 
 def test_a_field_of_another_format(path):
@@ -111,7 +112,7 @@ def test_a_field_of_another_format(path):
 
 def altered(field, path, change, tensors=None):
     """Save, then write again with the header that `change` has edited in place, and `tensors` over the old ones."""
-    save_field(field, path)
+    save_tensorf(field, path)
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     header = json.loads(metadata["field"])
@@ -145,7 +146,7 @@ def test_tensors_missing_or_too_many(make_field, path, tensors):
 
 def test_a_save_that_fails_leaves_the_old_file(make_field, path, monkeypatch):
     field = make_field()
-    save_field(field, path)
+    save_tensorf(field, path)
     before = path.read_bytes()
 
     def full(*_):
@@ -155,6 +156,41 @@ def test_a_save_that_fails_leaves_the_old_file(make_field, path, monkeypatch):
         field.basis.weight.add_(1)
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="no space left"):
-        save_field(field, path)
+        save_tensorf(field, path)
     assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["field.safetensors"]
+
+
+def with_kind(path, kind):
+    """Write the file again with this kind in its header, or without one."""
+    with safe_open(path, "pt") as file:
+        metadata = {k: v for k, v in file.metadata().items() if k != "kind"}
+    save_file(load_file(path), path, metadata | ({} if kind is None else {"kind": kind}))
+
+
+def test_a_file_names_its_kind(field, path):
+    field.save(path)
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["kind"] == KIND == read_kind(path)
+    assert torch.equal(load_field(path).basis.weight, field.basis.weight)
+
+
+def test_files_written_before_there_were_kinds_still_load(field, path):
+    save_tensorf(field, path)
+    with_kind(path, None)
+    with safe_open(path, "pt") as file:
+        assert "kind" not in file.metadata()
+    loaded = load_field(path).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in field.state_dict().items())
+
+
+def test_an_unknown_kind_is_named(make_field, path):
+    save_tensorf(make_field(), path)
+    with_kind(path, "splats")
+    refused(path, "kind 'splats', which this version does not know: tensorf")
+
+
+def test_saving_makes_the_folder(make_field, tmp_path):
+    path = tmp_path / "runs" / "first" / "field.safetensors"
+    make_field().save(path)
     assert [p.name for p in path.parent.iterdir()] == ["field.safetensors"]

@@ -101,8 +101,8 @@ def test_without_the_extra(tmp_path, monkeypatch, error, said):
         monkeypatch.delitem(sys.modules, "pycolmap")
         monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
     source = Source(Path("/some/walk.mp4"), (), 60)
-    with pytest.raises(UserError, match=rf"^/some/walk\.mp4 .*pycolmap.*{said}.*cds3d\[colmap\]") as told:
-        require_pycolmap(source)
+    with pytest.raises(UserError, match=rf"^/some/walk\.mp4 .*pycolmap.*{said}.*: pip install this$") as told:
+        require_pycolmap(source, "pip install this")
     assert "\n" not in str(told.value)
     with pytest.raises(UserError, match="pycolmap"):
         estimate_capture(source, tmp_path / "kept" / "walk")

@@ -6,9 +6,10 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from defaults import field_config
 
 from tensorf.errors import UserError
-from tensorf.field import CP, VM, FieldConfig
+from tensorf.field import CP, VM
 from tensorf.shading import MLPDecoder, encode
 
 
@@ -194,8 +195,8 @@ def test_unknown_names_are_refused(make_field):
 )
 def test_sizes_of_no_field_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
-        FieldConfig(**options)
-    FieldConfig(decomposition="cp", density_components=(0, 0, 1))  # CP adds them up
+        field_config(**options)
+    field_config(decomposition="cp", density_components=(0, 0, 1))  # CP adds them up
 
 
 def test_tcnn_without_tinycudann_names_both_remedies(make_field, monkeypatch):
@@ -203,7 +204,7 @@ def test_tcnn_without_tinycudann_names_both_remedies(make_field, monkeypatch):
     with pytest.raises(UserError) as caught:
         make_field(decoder="tcnn")
     assert "github.com/NVlabs/tiny-cuda-nn" in str(caught.value)
-    assert "field.decoder=mlp" in str(caught.value)
+    assert "decoder=mlp needs nothing" in str(caught.value)
 
 
 def test_encode_by_hand():
@@ -242,6 +243,6 @@ def test_results_do_not_hang_on_the_number_of_threads(make_field, components):
 def test_config_defaults_are_a_field_that_starts_as_thin_fog(make_space):
     from tensorf.field import Field
 
-    field = Field(FieldConfig(), make_space(), (16, 16, 16), 64)
+    field = Field(field_config(), make_space(), (16, 16, 16), 64)
     rate = field.density(torch.rand(100, 3) * 2 - 1) * field.step
     assert 0.3 < rate.mean() * 64 < 2  # the longest ray meets something everywhere and is not stopped by it

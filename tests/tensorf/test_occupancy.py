@@ -9,6 +9,8 @@ from tensorf.pruning import measure, occupied_box
 from tensorf.render import render_rays
 from tensorf.space import Rays
 
+MOST = 0.005  # of all weight may be pruned
+
 
 def is_occupied(occupancy, points):
     """(n,) bool: whether a ray that stands at the point finds a sample."""
@@ -79,7 +81,7 @@ def occupied_at(occupancy, *point):
 
 
 def test_measure_keeps_what_is_seen(walled):
-    occupancy = measure(walled, rays_along_z(walled), 1e-2, cells=16, dilate=0)
+    occupancy = measure(walled, rays_along_z(walled), 1e-2, cells=16, most=MOST, dilate=0)
     assert occupancy.shape == (16, 16, 16) and occupancy.dtype == torch.bool
     assert occupied_at(occupancy, 0.5, 0.0, -0.68)  # the front
     assert not any(occupied_at(occupancy, 0.5, 0.0, z) for z in (0.3, 0.5, 0.68))  # hidden behind it
@@ -90,23 +92,23 @@ def test_measure_keeps_what_is_seen(walled):
 
 def test_measure_from_both_sides_keeps_both(walled):
     both = Rays.concatenate([rays_along_z(walled), rays_along_z(walled, -1.0)])
-    occupancy = measure(walled, both, 1e-2, cells=16, dilate=0, chunk=1000)
+    occupancy = measure(walled, both, 1e-2, cells=16, most=MOST, dilate=0, chunk=1000)
     assert occupied_at(occupancy, 0.5, 0.0, -0.68) and occupied_at(occupancy, 0.5, 0.0, 0.68)
     assert not occupied_at(occupancy, 0.5, 0.0, 0.0)  # empty between them
-    assert torch.equal(occupancy, measure(walled, both, 1e-2, cells=16, dilate=0))
+    assert torch.equal(occupancy, measure(walled, both, 1e-2, cells=16, most=MOST, dilate=0))
 
 
 def test_dilation_grows_by_whole_cells(walled):
     rays = rays_along_z(walled)
-    tight = measure(walled, rays, 1e-2, cells=16, dilate=0)
-    grown = measure(walled, rays, 1e-2, cells=16, dilate=1)
+    tight = measure(walled, rays, 1e-2, cells=16, most=MOST, dilate=0)
+    grown = measure(walled, rays, 1e-2, cells=16, most=MOST, dilate=1)
     neighbours = torch.nn.functional.max_pool3d(tight[None].float(), 3, 1, 1)[0] > 0
     assert torch.equal(grown, neighbours) and grown.sum() > tight.sum()
 
 
 def test_cells_follow_the_resolution(make_field):
     field = make_field(resolution=(16, 8, 4))
-    shape = measure(field, field.space.rays(Camera(torch.eye(3, 4), 9, 9, 1, 1, 2, 2)), 1e-2, cells=16).shape
+    shape = measure(field, field.space.rays(Camera(torch.eye(3, 4), 9, 9, 1, 1, 2, 2)), 1e-2, cells=16, most=MOST).shape
     assert tuple(shape) == (4, 8, 16)  # (z, y, x)
 
 
@@ -114,13 +116,13 @@ def test_rays_that_see_nothing_keep_nothing(walled):
     pose = torch.eye(3, 4)
     pose[:, 3] = torch.tensor([50.0, 50, 0])
     rays = walled.space.rays(Camera(pose, 9.0, 9.0, 1.0, 1.0, 2, 2))
-    assert not measure(walled, rays, 1e-2, cells=16).any()
+    assert not measure(walled, rays, 1e-2, cells=16, most=MOST).any()
 
 
 def test_fog_is_not_emptiness(make_field, camera):
     # Nothing reaches the threshold as long as a field is even fog: then the strongest weights count.
     field = make_field(gain=0.0, steps=12, density_shift=-9.0)
-    occupancy = measure(field, field.space.rays(camera.resized(36, 28)), 1e-2, cells=6)
+    occupancy = measure(field, field.space.rays(camera.resized(36, 28)), 1e-2, cells=6, most=MOST)
     assert occupied_at(occupancy, 0.0, 0.0, 0.0) and occupied_at(occupancy, 0.0, 0.0, 0.9)
 
 
@@ -138,7 +140,7 @@ def test_occupied_box_of_nothing_is_the_box(make_field):
 
 
 def test_occupied_box_holds_the_measured_blob(walled):
-    walled.occupancy = measure(walled, rays_along_z(walled), 1e-2, cells=16, dilate=0)
+    walled.occupancy = measure(walled, rays_along_z(walled), 1e-2, cells=16, most=MOST, dilate=0)
     low, high = occupied_box(walled)
     # The front block fades out over a grid step (0.125) around x 0.25..0.75, y -0.125..0.125, z -0.625..-0.375.
     assert (low <= torch.tensor([0.25, -0.125, -0.6])).all() and (low >= torch.tensor([0.0, -0.4, -0.8])).all()
@@ -161,7 +163,7 @@ def test_pruning_fog_takes_hardly_any_of_it_away(make_field, make_space, camera)
     field.density = lambda x: torch.where(x[:, 0] > 0, 0.4, 1e-5)
     rays = field.space.rays(camera.resized(36, 28))
     before = render_rays(field, rays).opacity
-    field.occupancy = measure(field, rays, 1e-2, cells=16, dilate=0)
+    field.occupancy = measure(field, rays, 1e-2, cells=16, most=MOST, dilate=0)
     after = render_rays(field, rays).opacity
     assert before.mean() > 0.15
     assert (before - after).mean() < 0.01 * before.mean()

@@ -150,7 +150,7 @@ def test_changed_photos_leave_the_first_run_alone(tmp_path, inputs, monkeypatch)
         write_record(source, folder)
 
     monkeypatch.setattr(scenes, "estimate_capture", estimated)
-    monkeypatch.setattr(scenes, "require_pycolmap", lambda source: None)
+    monkeypatch.setattr(scenes, "require_pycolmap", lambda source, install: None)
     mine = photos(inputs / "mine", count=5)
     assert run_command("train", ["--capture", str(mine), *TINY]) == 0
     (mine / "view004.jpg").unlink()
