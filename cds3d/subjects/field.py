@@ -18,6 +18,8 @@ from cds3d.subjects.region import EditedRegion, RegionConfig, dilated
 from tensorf.cameras import Camera
 from tensorf.renderable import FastView, Renderable
 
+_GROUPS = ("color", "density", "network", "color_lines", "density_lines")  # of `Renderable.parameter_groups`
+
 
 @dataclass(frozen=True)
 class FieldRates:
@@ -162,7 +164,9 @@ class FieldViews:
     def parameter_groups(self, lr: float) -> list[dict]:
         """Groups in an order of their own, whatever the field's: it is part of a resumed optimiser's state."""
         groups, moved = self.target.parameter_groups(), []
-        for name in ("color", "density", "network", "color_lines", "density_lines"):
+        if unknown := groups.keys() - set(_GROUPS):
+            raise ValueError(f"{unknown.pop()!r} is no group of parameters: use {', '.join(_GROUPS)}")
+        for name in _GROUPS:
             share, parameters = self.rates.of(name), groups.get(name, [])
             for p in parameters:
                 p.requires_grad_(share > 0)

@@ -222,6 +222,14 @@ def test_lines_have_a_rate_of_their_own(field, cameras, prior):
     assert all(torch.equal(before[k], after[k]) == (".lines." in k) for k in before if "_grid" in k)
 
 
+def test_a_group_of_an_unknown_name_is_refused(field, cameras, monkeypatch):
+    subject = field_views(field, cameras, None)
+    groups = subject.target.parameter_groups()
+    monkeypatch.setattr(subject.target, "parameter_groups", lambda: {**groups, "shape": []})
+    with pytest.raises(ValueError, match="'shape' is no group"):
+        subject.parameter_groups(0.01)
+
+
 def test_target_is_a_copy_of_its_own(field, cameras):
     subject = field_views(field, cameras, None)
     own = {p.data_ptr() for p in subject.target.parameters()}

@@ -52,7 +52,7 @@ def train(folder, capture, *options):
 
 @pytest.mark.parametrize("option", ["decomposition", "decoder"])
 def test_options_of_a_field(tmp_path, daisies, option):
-    with pytest.raises(UserError, match=rf"^{option}=none is unknown.*\(field\.{option}=\.\.\.\)$"):
+    with pytest.raises(UserError, match=rf"^field\.{option}=none is unknown"):
         train(tmp_path / "run", daisies, f"field.{option}=none")
 
 
