@@ -10,6 +10,7 @@ import json
 import re
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 
 from tensorf.errors import UserError, reason
@@ -51,14 +52,14 @@ def refused(path: str, what: str) -> UserError:
 
 def kind_of_index(path: str, index: dict) -> str:
     """The kind that a model_index.json tells. UserError for models that are not supported."""
-    name = index.get("_class_name")
+    name = str(index.get("_class_name"))
     if name in CLASSES:
         kind = CLASSES[name]
-        if kind == "xl" and (index.get("text_encoder") or [None])[0] is None:
+        if kind == "xl" and index.get("text_encoder") in (None, [None, None]):
             raise refused(path, _REFINER)
         return kind
     for part, what in _REFUSED.items():
-        if part in str(name):
+        if part in name:
             raise refused(path, what)
     raise refused(path, f"a {name}, which is not supported: use")
 
@@ -114,7 +115,9 @@ def kind_of_file(path: str) -> str:
     if any_key("lora_") or any_key("control_model."):
         raise refused(path, "a LoRA or a ControlNet, which is an addition to a model: use")
     if channels is None:
-        what = "a part of a model: pass the whole folder" if any_key("conv_in.weight") else "no model that is known: use"
+        what = (
+            "a part of a model: pass the whole folder" if any_key("conv_in.weight") else "no model that is known: use"
+        )
         raise refused(path, what + (", of" if "folder" in what else ""))
     if channels != 4:
         raise refused(path, _BY_CHANNELS.get(channels, f"a model whose U-Net has {channels} input channels: use"))
@@ -127,6 +130,19 @@ def kind_of_file(path: str) -> str:
         if not any_key(part):
             raise refused(path, f"without a {name}: pass a file with all networks, of")
     return "xl" if xl else "sd"
+
+
+def check_complete(path: str, networks: dict[str, torch.nn.Module]) -> None:
+    """UserError if a single file holds fewer tensors under a prefix than the network that was made of them.
+
+    networks: prefix -> network. diffusers leaves at random, and does not tell, what the file lacks.
+    """
+    with safe_open(path, "pt") as file:
+        keys = list(file.keys())
+    for prefix, network in networks.items():
+        missing = len(network.state_dict()) - sum(key.startswith(prefix) for key in keys)
+        if missing > 0:
+            raise UserError(f"guidance.path={path}: {missing} weights of {prefix}* are missing")
 
 
 def variant_of(path: str, part: Path) -> str | None:
@@ -145,7 +161,7 @@ def variant_of(path: str, part: Path) -> str | None:
     if any(name.endswith((".bin", ".ckpt", ".pt")) for name in names):
         raise UserError(
             f"guidance.path={path} has only pickled weights in {part.name}/, and pickles can run code when they are "
-            "read: use another copy, or, if you trust this one, convert it with python -c \"import diffusers; "
+            'read: use another copy, or, if you trust this one, convert it with python -c "import diffusers; '
             f"diffusers.DiffusionPipeline.from_pretrained('{path}', use_safetensors=False).save_pretrained('NEW')\""
         )
     raise UserError(f"guidance.path={path} has no weights in {part.name}/ (*.safetensors)")
@@ -163,4 +179,6 @@ def read_json(path: str, file: Path) -> dict:
             raise ValueError("it is no mapping")
         return content
     except (OSError, ValueError) as error:  # of which a UnicodeDecodeError is one
-        raise UserError(f"guidance.path={path}: cannot read {file.parent.name}/{file.name} ({reason(error)})") from error
+        raise UserError(
+            f"guidance.path={path}: cannot read {file.parent.name}/{file.name} ({reason(error)})"
+        ) from error

@@ -25,6 +25,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from transformers.utils import logging as transformers_logging
 
 from cds3d.guidance.kinds import (
+    check_complete,
     check_unet,
     kind_of_file,
     kind_of_folder,
@@ -179,13 +180,18 @@ def _from_file(path: str, config: str | None, dtype: torch.dtype, device: torch.
         if Path(config).is_dir():
             folder = Path(config)
             if (of_config := kind_of_folder(config, folder)) != kind:
-                raise UserError(f"guidance.config={config} is of a model of kind {of_config}, and {path} of kind {kind}")
+                raise UserError(
+                    f"guidance.config={config} is of a model of kind {of_config}, and {path} of kind {kind}"
+                )
             vae_config = read_json(config, folder / "vae" / "config.json")
     try:
         of_vae = vae_dtype(kind, vae_config, dtype, device)
         vae = AutoencoderKL.from_single_file(path, subfolder="vae", torch_dtype=of_vae, **options)
         not_needed = dict.fromkeys(_NOT_NEEDED[kind])
         pipeline = _PIPELINES[kind].from_single_file(path, vae=vae, torch_dtype=dtype, **not_needed, **options)
+        check_complete(path, {"model.diffusion_model.": pipeline.unet, "first_stage_model.": vae})
+    except UserError:
+        raise
     except Exception as error:  # diffusers raises a dozen kinds here, some of them its dependencies'
         raise UserError(
             f"cannot load {path} ({reason(error)}): without a network, pass guidance.config=FOLDER, a folder with the "

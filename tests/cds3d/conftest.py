@@ -10,7 +10,7 @@ from fakes import TINY_FIELD, TINY_SCENE
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from cds3d.cli import run_command
-from cds3d.guidance import Guidance, load_guidance
+from cds3d.guidance import Prior, load_prior
 from cds3d.pocket.model.networks import MAX_TOKENS, build_tokenizer
 from cds3d.pocket.world.capture import write_capture
 from cds3d.pocket.world.scenes import Attributes
@@ -93,8 +93,8 @@ def tiny_v_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def guidance(tiny_folder) -> Guidance:
-    return load_guidance(str(tiny_folder), device=torch.device("cpu"))
+def prior(tiny_folder) -> Prior:
+    return load_prior(str(tiny_folder), device=torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")
