@@ -13,7 +13,7 @@ _RAY_BYTES = 9000  # a ray of the view that is rendered and back-propagated, the
 _VIEW_BYTES = 108  # a ray of a kept view: three samples, direction, residue, colour
 # What an operator needs while it runs, besides what is kept, as measured on a CPU: copies of a convolution's weights in
 # the order that its kernel likes, and gradients and intermediate maps as large as the largest map that is kept.
-_WEIGHT_COPIES = 2.5
+_WEIGHT_COPIES = 3.5
 _MAP_COPIES = 4.0
 _MIB = 2**20
 
@@ -25,19 +25,19 @@ def parameter_mb(module: torch.nn.Module) -> float:
 def step_mb(prior: Prior, prompt: Prompt, height: int, width: int, through_unet: bool) -> float:
     """What one step needs beside the weights: of the VAE, and of the U-Net if the objective goes back through it.
 
-    height, width: pixels. Runs both networks once on zeros, and counts what autograd saves: the VAE's is kept while the
-    U-Net's comes and goes. What operators need while they run comes on top, of the network that needs more of it.
+    height, width: pixels. Runs both networks once on zeros, and counts what autograd saves, all of which is there at
+    once before the backward passes. What operators need while they run comes on top: of both networks, as what one
+    leaves behind is in pieces that the other cannot use.
     """
     with torch.enable_grad():
         image = torch.zeros(1, 3, height, width, device=prior.device, requires_grad=True)
         encoder = _saved_mb(lambda: prior.encode_image(image), prior.vae)
-        encoder_working = _working_mb(prior.vae, encoder)
-        if not through_unet:
-            return sum(encoder) + max(encoder_working, _working_mb(prior.unet, [0.0]))
-        z = torch.zeros(1, prior.unet.config.in_channels, height // 8, width // 8, device=prior.device)
-        query = prior.submit(Query(z.requires_grad_(), 500, prompt, "self", grad=True))
-        unet = _saved_mb(lambda: prior.gather(query), prior.unet)
-        return sum(encoder) + max(encoder_working, sum(unet) + _working_mb(prior.unet, unet))
+        unet = []
+        if through_unet:
+            z = torch.zeros(1, prior.unet.config.in_channels, height // 8, width // 8, device=prior.device)
+            query = prior.submit(Query(z.requires_grad_(), 500, prompt, "self", grad=True))
+            unet = _saved_mb(lambda: prior.gather(query), prior.unet)
+    return sum(encoder) + sum(unet) + _working_mb(prior.vae, encoder) + _working_mb(prior.unet, unet)
 
 
 def _working_mb(network: torch.nn.Module, kept: list[float]) -> float:
