@@ -1,4 +1,4 @@
-"""Names and memory are asked of the GPU that runs, not of the first one. There is no GPU here: torch is told what to say."""
+"""Names and memory are asked of the GPU that runs, not of the first one. torch is told what to say here."""
 
 import json
 import re
