@@ -11,6 +11,10 @@ from cds3d.guidance.text import Prompt
 _PREPARE_MB = 220  # what a view's preparation, in chunks, needs for a while: measured
 _RAY_BYTES = 9000  # a ray of the view that is rendered and back-propagated, the gaps that it leaves behind: measured
 _VIEW_BYTES = 108  # a ray of a kept view: three samples, direction, residue, colour
+# What an operator needs while it runs, besides what is kept, as measured on a CPU: copies of a convolution's weights in
+# the order that its kernel likes, and gradients and intermediate maps as large as the largest map that is kept.
+_WEIGHT_COPIES = 3.5
+_MAP_COPIES = 4.0
 _MIB = 2**20
 
 
@@ -19,22 +23,31 @@ def parameter_mb(module: torch.nn.Module) -> float:
 
 
 def step_mb(prior: Prior, prompt: Prompt, height: int, width: int, through_unet: bool) -> float:
-    """What the backward passes of one step keep: of the VAE, and of the U-Net if the objective goes back through it.
+    """What one step needs beside the weights: of the VAE, and of the U-Net if the objective goes back through it.
 
-    height, width: pixels. Runs both networks once on zeros, and counts what autograd saves.
+    height, width: pixels. Runs both networks once on zeros, and counts what autograd saves, all of which is there at
+    once before the backward passes. What operators need while they run comes on top: of both networks, as what one
+    leaves behind is in pieces that the other cannot use.
     """
     with torch.enable_grad():
         image = torch.zeros(1, 3, height, width, device=prior.device, requires_grad=True)
         encoder = _saved_mb(lambda: prior.encode_image(image), prior.vae)
-        if not through_unet:
-            return encoder
-        z = torch.zeros(1, prior.unet.config.in_channels, height // 8, width // 8, device=prior.device)
-        query = prior.submit(Query(z.requires_grad_(), 500, prompt, "self", grad=True))
-        return encoder + _saved_mb(lambda: prior.gather(query), prior.unet)
+        unet = []
+        if through_unet:
+            z = torch.zeros(1, prior.unet.config.in_channels, height // 8, width // 8, device=prior.device)
+            query = prior.submit(Query(z.requires_grad_(), 500, prompt, "self", grad=True))
+            unet = _saved_mb(lambda: prior.gather(query), prior.unet)
+    return sum(encoder) + sum(unet) + _working_mb(prior.vae, encoder) + _working_mb(prior.unet, unet)
 
 
-def _saved_mb(forward, *networks: torch.nn.Module) -> float:
-    """MB of the distinct storages that autograd keeps for `forward`'s backward pass, the networks' weights left out."""
+def _working_mb(network: torch.nn.Module, kept: list[float]) -> float:
+    """What operators of a network need for a while. kept: MB of each map that autograd saves."""
+    largest = max((p.numel() * p.element_size() / _MIB for p in network.parameters()), default=0.0)
+    return _WEIGHT_COPIES * largest + _MAP_COPIES * max(kept, default=0.0)
+
+
+def _saved_mb(forward, *networks: torch.nn.Module) -> list[float]:
+    """MB of each distinct storage that autograd keeps for `forward`'s backward pass, the networks' weights left out."""
     weights = {p.untyped_storage().data_ptr() for network in networks for p in network.parameters()}
     sizes: dict[int, int] = {}
 
@@ -42,12 +55,12 @@ def _saved_mb(forward, *networks: torch.nn.Module) -> float:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # an output that its own node keeps would hold the graph, and its memory, for ever
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         kept = forward()  # held, so that no storage is freed and counted anew under the same address
     del kept
-    return sum(sizes.values()) / _MIB
+    return [size / _MIB for size in sizes.values()]
 
 
 def field_edit_mb(

@@ -120,11 +120,11 @@ class RunFolder:
 
     def finish(self, metrics: dict) -> None:
         """Write metrics.json: rounded figures, and what every run reports."""
-        device = pick_device(self.config.device).type
+        device = pick_device(self.config.device)
         common = {
             "seconds": self.seconds,
-            "peak_memory_mb": peak_memory_mb(),
-            "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+            "peak_memory_mb": peak_memory_mb(device),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(),
         }
         rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in {**metrics, **common}.items()}
@@ -170,10 +170,13 @@ def read_config(folder: Path) -> DictConfig:
     return config
 
 
-def peak_memory_mb() -> float:
-    """Of the GPU where one was used, else of this process; since `reset_peak_memory` where the system can do that."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated() / 2**20
+def peak_memory_mb(device: torch.device | None = None) -> float:
+    """Of the GPU where one was used, else of this process; since `reset_peak_memory` where the system can do that.
+
+    device: whose memory is asked for; None is the current GPU where there is one.
+    """
+    if _on_gpu(device) and torch.cuda.max_memory_allocated(device):
+        return torch.cuda.max_memory_allocated(device) / 2**20
     try:
         status = Path("/proc/self/status").read_text()
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**10
@@ -183,22 +186,29 @@ def peak_memory_mb() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def reset_peak_memory() -> None:
+def reset_peak_memory(device: torch.device | None = None) -> None:
     """Let `peak_memory_mb` begin anew, where the system can: on a GPU, and on Linux."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    if _on_gpu(device):
+        torch.cuda.reset_peak_memory_stats(device)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def memory_mb() -> float:
-    """In use now, of the GPU where one was used, else of this process (of its peak where that cannot be asked)."""
-    if torch.cuda.is_available() and torch.cuda.memory_allocated():
-        return torch.cuda.memory_allocated() / 2**20
+def memory_mb(device: torch.device | None = None) -> float:
+    """In use now, of the GPU where one was used, else of this process (of its peak where that cannot be asked).
+
+    device: as of `peak_memory_mb`.
+    """
+    if _on_gpu(device) and torch.cuda.memory_allocated(device):
+        return torch.cuda.memory_allocated(device) / 2**20
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
     except OSError:
-        return peak_memory_mb()
+        return peak_memory_mb(device)
+
+
+def _on_gpu(device: torch.device | None) -> bool:
+    return (device is None or device.type == "cuda") and torch.cuda.is_available()
 
 
 def _flat(tree, prefix: str = "") -> dict:

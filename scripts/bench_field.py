@@ -118,7 +118,7 @@ def seconds(action, device: torch.device, repeats: int = 3, warm: bool = True) -
         start = clock()
         action()
         if gpu:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
         taken.append(clock() - start)
     return min(taken[warm:])
 
@@ -126,10 +126,10 @@ def seconds(action, device: torch.device, repeats: int = 3, warm: bool = True) -
 def bench_views(field: Field, camera, widths: list[int], reference_rays: int) -> dict:
     rows = []
     middle = camera.resized(252, round(camera.height * 252 / camera.width))
-    reset_peak_memory()
+    reset_peak_memory(field.device)
     view = field.view(middle)
     view.color(field).backward(torch.randn(len(view), 3, device=field.device))
-    peak = peak_memory_mb()
+    peak = peak_memory_mb(field.device)
     for width in widths:
         resized = camera.resized(width, round(camera.height * width / camera.width))
         view = field.view(resized)
@@ -241,7 +241,7 @@ def bench_grids(field: Field, camera) -> list[dict]:
         steps = max(1, round(field.steps * factor))
         grown.resample(tuple(max(2, round(n * factor)) for n in field.resolution), steps)
         full = seconds(lambda f=grown: f.render(camera), field.device)
-        reset_peak_memory()
+        reset_peak_memory(field.device)
         view = grown.view(camera)
         target = torch.randn(len(view), 3, device=field.device)
         gradient = seconds(lambda f=grown, v=view, g=target: v.color(f).backward(g), field.device)
@@ -251,7 +251,7 @@ def bench_grids(field: Field, camera) -> list[dict]:
                 "parameters": sum(p.numel() for p in grown.parameters()),
                 "full_render_seconds": full,
                 "render_and_gradient_seconds": gradient,
-                "peak_memory_mb": peak_memory_mb(),
+                "peak_memory_mb": peak_memory_mb(field.device),
             }
         )
     return rows
@@ -299,7 +299,7 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
     device = torch.device(args.device)
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     result: dict = {"machine": f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"}
     print(result["machine"])
     capture = load_capture(args.capture)

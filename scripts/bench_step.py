@@ -1,12 +1,14 @@
-"""One CDS step on a latent: ours against the published flow, same weights, same seed, in one process.
+"""One CDS step: ours against the published flow, same weights, same seed, in one process.
 
-python scripts/bench_step.py                          # the shipped pocket, latents of 31x23 and 64x64
-python scripts/bench_step.py --model sd               # a random model of Stable Diffusion v1.4's size (860 million)
-python scripts/bench_step.py --model sd --dtypes bf16 --latents 31x23
+python scripts/bench_step.py                          # the shipped pocket: latents of 31x23 and 64x64, two pictures
+python scripts/bench_step.py --model sd --images      # a random model of Stable Diffusion v1.4's size (860 million)
+python scripts/bench_step.py --model sd --images --dtypes bf16 --latents 31x23
 
-The published flow makes four U-Net forwards without gradients and two more with them, materialises its attention maps
-and lets the self-attention's weights collect gradients. Both flows draw the same t, noise and patches; the table says
-how far apart their gradients are. Times are the least of --repeats, in seconds of the wall clock and of the CPU.
+The published flow is written here anew and shares no code with ours: it makes four U-Net forwards without gradients and
+two more with them, materialises its attention maps, lets the self-attention's weights collect gradients, and has its
+networks in the plain memory layout. Rows of latents compare the gradient on a latent, rows of pictures the one on the
+pixels, through the VAE's encoder. Both flows draw the same t, noise and patches; the table says how far apart their
+gradients are. Times are the least of --repeats, in seconds of the wall clock and of the CPU.
 """
 
 from __future__ import annotations
@@ -17,9 +19,7 @@ import os
 import platform
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -28,89 +28,151 @@ import cds3d  # noqa: E402, F401  before torch
 # isort: split
 
 import torch  # noqa: E402
-from diffusers import UNet2DConditionModel  # noqa: E402
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: E402
+from diffusers.models.attention_processor import AttnProcessor  # noqa: E402
 from diffusers.utils import logging as diffusers_logging  # noqa: E402
 
 from cds3d.commands.preparing import build_objective  # noqa: E402
-from cds3d.guidance import Prior, Prompt, Query, load_prior  # noqa: E402
+from cds3d.guidance import Prior, Prompt, load_prior  # noqa: E402
 from cds3d.guidance.loading import DTYPES  # noqa: E402
-from cds3d.objectives.cds import CDS  # noqa: E402
-from cds3d.objectives.objective import Prompts, classifier_free  # noqa: E402
-from cds3d.objectives.patchnce import contrastive_loss  # noqa: E402
+from cds3d.objectives.objective import Prompts  # noqa: E402
 from cds3d.options import load_config  # noqa: E402
+from cds3d.subjects.image import LatentPair  # noqa: E402
+from tensorf.errors import UserError  # noqa: E402
 from tensorf.files import write_text  # noqa: E402
 
 
-class Stub(torch.nn.Module):
-    """Stands in for the networks that a step on a latent does not use."""
+class Published:
+    """CDS's step in the manner of the authors' 2D code (Nam et al., CVPR 2024), for one prompt and one picture.
+
+    unet, vae: in float32 and in contiguous memory. They are this object's own. text: (3, n, width), the embeddings of
+    the empty, the source and the target prompt.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, vae: AutoencoderKL, prediction: str, text: torch.Tensor):
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+        self.alpha_bar = torch.cumprod(1 - betas, 0)
+        self.unet, self.vae, self.prediction = unet, vae, prediction
+        self.null, self.source, self.target = text[:, None]
+        unet.set_attn_processor(AttnProcessor())
+        unet.requires_grad_(False)
+        vae.requires_grad_(False)
+        self.maps: list[torch.Tensor] = []
+        self.size = None
+        for name, module in unet.named_modules():
+            if ".attn1." in name + ".":
+                module.requires_grad_(True)
+            if name.startswith("up_blocks") and type(module).__name__ == "Transformer2DModel":
+                module.register_forward_pre_hook(lambda m, args: setattr(self, "size", args[0].shape[2:]))
+            if name.startswith("up_blocks") and name.endswith(".attn1"):
+                module.register_forward_hook(lambda m, args, out: self.maps.append(self.as_map(out)))
+
+    def as_map(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(2, h w, C) -> (C, h, w) of the conditional half."""
+        return tokens[1].T.reshape(tokens.shape[2], *self.size)
+
+    def scores(self, z: torch.Tensor, noise: torch.Tensor, t: int, prompt: torch.Tensor):
+        """(noise without text, noise with text, feature maps) of a latent."""
+        a, b = self.alpha_bar[t].sqrt().item(), (1 - self.alpha_bar[t]).sqrt().item()
+        noisy = torch.cat([a * z + b * noise] * 2)
+        self.maps = []
+        out = self.unet(noisy, t, torch.cat([self.null, prompt])).sample
+        if self.prediction == "v_prediction":
+            out = a * out + b * noisy
+        return out[:1], out[1:], self.maps
+
+    def contrast(self, reference, current) -> torch.Tensor:
+        total = 0.0
+        for ref, cur in zip(reference, current, strict=True):
+            for patch in (1, 2):
+                r = F.avg_pool2d(ref.detach(), patch).flatten(1).T
+                c = F.avg_pool2d(cur, patch).flatten(1).T
+                places = torch.randperm(len(r))[:256].to(r.device)
+                r, c = (x[places] / x[places].norm(dim=1, keepdim=True) for x in (r, c))
+                same = (r * c).sum(1, keepdim=True)
+                others = r @ c.T
+                others[range(len(r)), range(len(r))] = -10.0
+                logits = torch.cat([same, others], 1) / 0.07
+                total = total + (logits.logsumexp(1) - logits[:, 0]).mean()
+        return total
+
+    def latent_gradient(self, z_src: torch.Tensor, z_tgt: torch.Tensor) -> torch.Tensor:
+        """dL/dz of the target latent. Draws t, noise and patches from the global generator."""
+        t = int(torch.randint(50, 950, (1,)))
+        noise = torch.randn(z_tgt.shape).to(z_tgt.device)
+        with torch.no_grad():
+            null_t, text_t, _ = self.scores(z_tgt, noise, t, self.target)
+            null_s, text_s, reference = self.scores(z_src, noise, t, self.source)
+            guided_t, guided_s = null_t + 7.5 * (text_t - null_t), null_s + 7.5 * (text_s - null_s)
+        z = z_tgt.detach().clone().requires_grad_()
+        loss = 2000 * (z * (guided_t - guided_s)).sum() / (z.shape[2] * z.shape[3])
+        loss = loss + 3.0 * self.contrast(reference, self.scores(z, noise, t, self.target)[2])
+        loss.backward()
+        for weight in self.unet.parameters():
+            weight.grad = None
+        return z.grad
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        mean = self.vae.encode(image.contiguous() * 2 - 1).latent_dist.mean
+        return mean * self.vae.config.scaling_factor
+
+    def image_gradient(self, source: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        """dL/dx of the target image (1, 3, H, W) in [0, 1]."""
+        x = image.detach().clone().requires_grad_()
+        with torch.no_grad():
+            z_src = self.encode(source)
+        z = self.encode(x)
+        z.backward(self.latent_gradient(z_src, z.detach()))
+        return x.grad
+
+
+class ImagePair:
+    """A picture seen through the encoder, as a field's view is."""
+
+    def __init__(self, prior: Prior, source: torch.Tensor, image: torch.Tensor):
+        self.prior, self.image = prior, image.detach().clone().requires_grad_()
+        with torch.no_grad():
+            self.source = prior.encode_image(source)
+
+    def target(self) -> torch.Tensor:
+        self.z = self.prior.encode_image(self.image)
+        return self.z.detach()
+
+    def backward(self, gradient: torch.Tensor) -> torch.Tensor:
+        self.z.backward(gradient)
+        return self.image.grad
 
 
 def random_sd(dtype: str, device: torch.device) -> Prior:
-    """Random weights in the U-Net of Stable Diffusion v1.4 (its published configuration)."""
+    """Random weights in the U-Net and the VAE of Stable Diffusion v1.4 (its published configuration)."""
     torch.manual_seed(0)
     diffusers_logging.set_verbosity_error()  # it would warn of every cast
     unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
-    return Prior(
-        unet=unet,
-        vae=Stub(),
-        text=SimpleNamespace(encoders=[]),
-        alphas=(1 - betas).cumprod(0),
-        prediction="epsilon",
-        device=device,
-        dtype=DTYPES[dtype],
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        sample_size=512,
     )
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    alphas = (1 - betas).cumprod(0)
+    networks = dict(unet=unet, vae=vae, text=argparse.Namespace(encoders=[]))
+    return Prior(**networks, alphas=alphas, prediction="epsilon", device=device, dtype=DTYPES[dtype])
 
 
-@dataclass
-class Latents:
-    """The pair of an edit of a latent, as objectives take it."""
-
-    source: torch.Tensor
-    latent: torch.Tensor
-
-    def target(self) -> torch.Tensor:
-        return self.latent
-
-
-def published(model: Prior, objective: CDS, pair: Latents, prompts: Prompts) -> torch.Tensor:
-    """The gradient as the published 2D code computes it: with text and without in one batch, whatever is asked of it.
-
-    It draws from the global generator as `Objective.draw` and `CDS.gradient` do.
-    """
-    draw = objective.draw(pair.source, 0.0)
-
-    def both(z: torch.Tensor, prompt: Prompt, grad: bool) -> tuple:
-        z_t = model.noised(z, draw.t, draw.noise)
-        return model._forward([Query(z_t, draw.t, p, objective.features, grad) for p in (prompts.null, prompt)])
-
-    model.unet.set_attn_processor(AttnProcessor())
-    weights = [p for name, p in model.unet.named_parameters() if ".attn1." in name]
-    for p in weights:
-        p.requires_grad_(True)
-    try:
-        with torch.no_grad():
-            scores = []
-            for z, prompt in ((pair.latent, prompts.target), (pair.source, prompts.source)):
-                null, reference = both(z, prompt, grad=False)
-                scores.append(classifier_free(null.noise, reference.noise, objective.scale))
-            gradient = objective.scaled(scores[0] - scores[1])
-        z = pair.latent.detach().requires_grad_()
-        _, current = both(z, prompts.target, grad=True)
-        loss = contrastive_loss(
-            zip(reference.features, current.features, strict=True),
-            patch_sizes=objective.patch_sizes,
-            patches=objective.patches,
-            temperature=objective.temperature,
-        )
-        (objective.weight * loss).backward()
-        return gradient + z.grad
-    finally:
-        for p in weights:
-            p.requires_grad_(False)
-            p.grad = None
-        model.unet.set_attn_processor(AttnProcessor2_0())
+def reference_of(prior: Prior, text: torch.Tensor) -> Published:
+    """The published flow with the weights of a prior in float32, in networks of its own."""
+    networks = []
+    for network in (prior.unet, prior.vae):
+        own = type(network).from_config(network.config)
+        own.load_state_dict(network.state_dict())
+        networks.append(own.to(prior.device).eval())
+    reference = Published(*networks, prior.prediction, text)
+    if not torch.allclose(reference.alpha_bar.float().to(prior.device), prior.alphas, rtol=1e-3):
+        raise UserError("this model's noise schedule is not Stable Diffusion's, which the published flow has")
+    return reference
 
 
 def timed(step, repeats: int) -> tuple[torch.Tensor, float, float]:
@@ -121,51 +183,64 @@ def timed(step, repeats: int) -> tuple[torch.Tensor, float, float]:
         wall, cpu = time.perf_counter(), time.process_time()
         gradient = step()
         if gradient.is_cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(gradient.device)
         walls.append(time.perf_counter() - wall)
         cpus.append(time.process_time() - cpu)
     return gradient, min(walls[1:]), min(cpus[1:])
 
 
-def memory_of(step, model: Prior, reference: Prior) -> float | None:
+def memory_of(step, prior: Prior, reference: Published) -> float | None:
     """Peak MB of one step on a GPU, without the reference's weights."""
-    if model.device.type != "cuda":
+    if prior.device.type != "cuda":
         return None
-    torch.cuda.reset_peak_memory_stats()
+    torch.cuda.reset_peak_memory_stats(prior.device)
     step()
-    others = 0 if reference is model else sum(p.numel() * p.element_size() for p in reference.unet.parameters())
-    return (torch.cuda.max_memory_allocated() - others) / 2**20
+    weights = [*reference.unet.parameters(), *reference.vae.parameters()]
+    others = sum(p.numel() * p.element_size() for p in weights)
+    return (torch.cuda.max_memory_allocated(prior.device) - others) / 2**20
 
 
-def bench(model: Prior, reference: Prior, size: tuple[int, int], repeats: int, scale: float, weight: float):
+def bench(prior: Prior, reference: Published, prompts: Prompts, kind: str, size: tuple[int, int], repeats: int) -> dict:
+    """A row of the table. kind: "latent" or "image"; size: its width and height."""
     width, height = size
     generator = torch.Generator().manual_seed(1)
-    text = model.unet.config.cross_attention_dim
-    pair = Latents(*torch.randn(2, 1, 4, height, width, generator=generator).to(model.device))
-    tokens = (0.5 * torch.randn(3, 1, 77, text, generator=generator)).to(model.device)
-    prompts = Prompts(*(Prompt(t) for t in tokens))
-    options = [f"guidance.scale={scale}", f"objective.weight={weight}", "objective.center=false"]
-    objective = build_objective(load_config("edit", ["objective=cds", *options]))
+    objective = build_objective(load_config("edit", ["objective=cds", "guidance=sd14", "objective.score_scale=null"]))
+    if kind == "latent":
+        source, target = torch.randn(2, 1, 4, height, width, generator=generator).to(prior.device)
+        pair_of, theirs_of = (lambda: LatentPair(source, torch.nn.Parameter(target))), reference.latent_gradient
+    else:
+        source, target = _pictures(height, width, generator).to(prior.device)
+        pair_of, theirs_of = (lambda: ImagePair(prior, source, target)), reference.image_gradient
 
-    def step():
-        return objective.gradient(model, pair, prompts, objective.draw(pair.source, 0.0)).gradient
+    def step() -> torch.Tensor:
+        pair = pair_of()
+        draw = objective.draw(pair.source, 0.0)
+        return pair.backward(objective.gradient(prior, pair, prompts, draw).gradient)
 
     ours, wall, cpu = timed(step, repeats)
-    theirs, wall_reference, cpu_reference = timed(lambda: published(reference, objective, pair, prompts), repeats)
+    theirs, wall_reference, cpu_reference = timed(lambda: theirs_of(source, target), repeats)
     row = {
-        "latent": f"{width}x{height}",
+        "kind": kind,
+        "size": f"{width}x{height}",
         "seconds": wall,
         "published_seconds": wall_reference,
         "ratio": wall / wall_reference,
         "cpu_ratio": cpu / cpu_reference,
         "gradient_difference": ((ours - theirs).norm() / theirs.norm()).item(),
     }
-    peak = memory_of(step, model, reference)
+    peak = memory_of(step, prior, reference)
     return row | ({"peak_memory_mb": peak} if peak else {})
 
 
+def _pictures(height: int, width: int, generator: torch.Generator) -> torch.Tensor:
+    """(2, 1, 3, H, W) in [0, 1]: two pictures of smooth colours with a little grain."""
+    smooth = F.interpolate(torch.rand(2, 3, 5, 6, generator=generator), (height, width), mode="bicubic")
+    return (smooth + 0.03 * torch.randn(smooth.shape, generator=generator)).clamp(0, 1)[:, None]
+
+
 def machine(device: torch.device) -> str:
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if gpu else platform.processor() or platform.machine()
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
@@ -179,7 +254,8 @@ def main(argv=None) -> None:
         choices=sorted(DTYPES),
         help="of ours; the reference is in fp32",
     )
-    parser.add_argument("--latents", nargs="+", default=["31x23", "64x64"], metavar="WxH")
+    parser.add_argument("--latents", nargs="*", default=["31x23", "64x64"], metavar="WxH")
+    parser.add_argument("--images", nargs="*", default=["252x189", "512x512"], metavar="WxH", help="in pixels")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, default=Path("outputs/bench/step.json"), help="where the figures go")
@@ -189,27 +265,33 @@ def main(argv=None) -> None:
     load = lambda dtype: (  # noqa: E731
         random_sd(dtype, device) if args.model == "sd" else load_prior(args.model, dtype=dtype, device=device)
     )
-    reference = load("fp32")
-    scale, weight = 7.5, 3.0  # as published, whatever the model
+    full = load("fp32")
+    width = full.unet.config.cross_attention_dim
+    text = (0.5 * torch.randn(3, 77, width, generator=torch.Generator().manual_seed(2))).to(device)
+    prompts = Prompts(*(Prompt(tokens[None]) for tokens in text))
+    reference = reference_of(full, text)
+    sizes = [("latent", s) for s in args.latents] + [("image", s) for s in args.images]
     result = {"model": args.model, "machine": machine(device), "rows": []}
     print(f"{args.model}, against the published flow in fp32, {machine(device)}")
-    print(" dtype   latent   ours s  published s  ratio  CPU ratio  difference")
+    print(" dtype   kind     size   ours s  published s  ratio  CPU ratio  difference")
     for dtype in args.dtypes:
-        model = reference if dtype == "fp32" else load(dtype)
+        prior = full if dtype == "fp32" else load(dtype)
         rows = []
-        for text in args.latents:
-            size = tuple(int(n) for n in text.split("x"))
-            rows.append(row := {"dtype": dtype, **bench(model, reference, size, args.repeats, scale, weight)})
+        for kind, size in sizes:
+            at = tuple(int(n) for n in size.split("x"))
+            rows.append(row := {"dtype": dtype, **bench(prior, reference, prompts, kind, at, args.repeats)})
             print(
-                f"{dtype:>6} {row['latent']:>8} {row['seconds']:8.3f} {row['published_seconds']:12.3f} "
+                f"{dtype:>6} {kind:>6} {size:>8} {row['seconds']:8.3f} {row['published_seconds']:12.3f} "
                 f"{row['ratio']:6.2f} {row['cpu_ratio']:10.2f} {row['gradient_difference']:11.1e}",
                 flush=True,
             )
         result["rows"] += rows
-        result[f"ratio_{dtype}"] = max(row["ratio"] for row in rows)  # of the least favourable size
+        steps = [row for row in rows if row["kind"] == "latent"] or rows  # of pictures most of the time is the VAE's
+        result[f"ratio_{dtype}"] = max(row["ratio"] for row in steps)  # of the least favourable size
         if dtype == "fp32":
             result["gradient_relative_error"] = max(row["gradient_difference"] for row in rows)
-        del model
+        del prior
+    args.json.parent.mkdir(parents=True, exist_ok=True)
     write_text(args.json, json.dumps(result, indent=2) + "\n")
     print(f"{args.json}: " + ", ".join(f"ratio_{d} {result[f'ratio_{d}']:.2f}" for d in args.dtypes))
 

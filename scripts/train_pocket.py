@@ -80,7 +80,9 @@ def main(argv=None) -> None:
         psnr = training.reconstruction_psnr(vae)
         parts = dict(vae=vae, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer)
         networks.save_pipeline(args.output, **parts)
-        hardware = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} CPU"
+        hardware = (
+            torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else f"{platform.machine()} CPU"
+        )
         report = dict(
             command="python scripts/train_pocket.py " + " ".join(argv if argv is not None else sys.argv[1:]),
             plan=asdict(plan),

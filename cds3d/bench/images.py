@@ -33,7 +33,7 @@ def edit_case(case: Case, config: DictConfig, prior: Prior, judge: Judge) -> tup
     """
     before, after = (render(build_scene(a, WIDTH, HEIGHT)) for a in (case.source, case.target))
     truth = Truth.of(before, after)
-    reset_peak_memory()
+    reset_peak_memory(prior.device)
     subject = LatentImage(torch.from_numpy(before.image).permute(2, 0, 1).float() / 255, prior)
     prompts = Prompts.of(prior, case.src, case.tgt)
     edit_config = build(EditConfig, config.edit, group="edit", seed=config.seed)
@@ -48,7 +48,7 @@ def edit_case(case: Case, config: DictConfig, prior: Prior, judge: Judge) -> tup
         edited = subject.image().permute(1, 2, 0)
         stages.append({"iteration": editor.iteration, **picture_and_judge(edited, source, truth, judge, case.target)})
     final = {k: v for k, v in stages[-1].items() if k != "iteration"}
-    final |= {"seconds": spent, "peak_memory_mb": peak_memory_mb()}
+    final |= {"seconds": spent, "peak_memory_mb": peak_memory_mb(prior.device)}
     return final, stages, {"source": source, "truth": truth.image, "edit": edited}
 
 

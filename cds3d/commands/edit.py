@@ -75,11 +75,11 @@ def _edit_scene(config: DictConfig) -> Path:
     editor = Editor(subject, prior, objective, prompts, edit_config)
     expected_mb = _forecast(prior, prompts, source, views, objective)
     run.begin()
-    reset_peak_memory()  # of a source that was trained in this process
+    reset_peak_memory(device)  # of a source that was trained in this process
     seconds = drive(
         editor, edit_config.iterations, run, save_every=config.save_every, label="edit", each=log_step(editor)
     )
-    edit_peak_mb = peak_memory_mb()
+    edit_peak_mb = peak_memory_mb(device)
     subject.target.save(run.path / "field.safetensors")
     held_out = held_out_views(subject.source, subject.target, capture, config.edit.width)
     truth = known_truth(root, capture, subject.target, held_out, config.src, config.tgt)
@@ -103,7 +103,7 @@ def _edit_scene(config: DictConfig) -> Path:
 def _forecast(prior: Prior, prompts: Prompts, field: Renderable, views: list, objective: Objective) -> float:
     """Tell, and return, the peak memory in MB that the edit is expected to need."""
     size = (views[0].height, views[0].width)
-    before = memory_mb()  # asked first: what the forecast itself frees stays with the process
+    before = memory_mb(prior.device)  # asked first: what the forecast itself frees stays with the process
     parts = field_edit_mb(prior, prompts.target, field, len(views), *size, objective.backward_through_unet)
     expected = before + sum(parts.values())
     told = ", ".join(f"{name} {mb:.0f}" for name, mb in parts.items())

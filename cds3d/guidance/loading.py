@@ -1,24 +1,50 @@
-"""Loading the prior: the shipped pocket, a hub id, a local folder, or a single safetensors file."""
+"""Loading the prior: the shipped pocket, a hub id, a local folder, or a single safetensors file.
+
+Each network loads by itself, in the type that it is used in. What an edit does not need (feature extractor, safety
+checker) need not be there. docs/priors.md lists which models work.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.utils import logging as diffusers_logging
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from cds3d.guidance.kinds import (
+    check_complete,
+    check_unet,
+    kind_of_file,
+    kind_of_folder,
+    kind_of_index,
+    read_json,
+    read_scheduler,
+    refused,
+    variant_of,
+)
 from cds3d.guidance.prior import Prior
-from cds3d.guidance.text import ClipText
+from cds3d.guidance.text import ClipText, XLText
 from cds3d.pocket.weights_path import WEIGHTS
 from tensorf.errors import UserError, reason
 
 log = logging.getLogger("cds3d")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PIPELINES = {"sd": StableDiffusionPipeline, "xl": StableDiffusionXLPipeline}
+_NOT_NEEDED = {"sd": ("safety_checker", "feature_extractor"), "xl": ("feature_extractor",)}
 
 
 def load_prior(path: str, *, dtype: str = "fp32", device: torch.device, config: str | None = None) -> Prior:
@@ -34,26 +60,42 @@ def load_prior(path: str, *, dtype: str = "fp32", device: torch.device, config: 
         raise UserError("guidance.dtype=fp16 needs a GPU; use fp32 or bf16 on a CPU")
     if dtype == "bf16" and device.type == "cpu" and not _has_bf16_instructions():
         log.warning("guidance.dtype=bf16: this CPU has no instructions for it and will be slower than with fp32")
-    location = str(WEIGHTS) if path == "pocket" else path
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    if location.endswith((".ckpt", ".pt", ".bin")):
+    location = str(WEIGHTS) if path == "pocket" else os.path.expanduser(path)
+    if location.endswith((".ckpt", ".pt", ".pth", ".bin")):
         raise UserError(f"{path} is a pickle, which can run code when read: convert it to .safetensors first")
-    single = location.endswith(".safetensors")
-    pipeline = _from_single_file(location, config) if single else _from_pretrained(location)
-    prediction = pipeline.scheduler.config.prediction_type
-    if prediction not in ("epsilon", "v_prediction"):
-        raise UserError(f"{path}: its scheduler predicts {prediction!r}; only epsilon and v_prediction are supported")
+    if location.endswith(".safetensors"):
+        kind, parts = _from_file(location, config and os.path.expanduser(config), DTYPES[dtype], device)
+    else:
+        kind, parts = _from_folder(path, _folder_of(path, location), DTYPES[dtype], device)
+    _check(path, parts)
     return Prior(
-        unet=pipeline.unet,
-        vae=pipeline.vae,
-        text=ClipText(pipeline.tokenizer, pipeline.text_encoder),
-        alphas=pipeline.scheduler.alphas_cumprod,
-        prediction=prediction,
+        unet=parts.unet,
+        vae=parts.vae,
+        text=_text(kind, parts),
+        alphas=parts.scheduler.alphas_cumprod,
+        prediction=parts.scheduler.config.prediction_type,
         device=device,
         dtype=DTYPES[dtype],
+        vae_dtype=parts.vae.dtype,
     )
+
+
+def vae_dtype(kind: str, config: dict, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The VAE's type. That of SDXL overflows in fp16: bf16 on a GPU that has it, which takes as little memory, or fp32.
+
+    config: the VAE's. force_upcast=false there says that the VAE was changed to work in fp16.
+    """
+    if kind != "xl" or dtype != torch.float16 or not config.get("force_upcast", True):
+        return dtype
+    return torch.bfloat16 if _gpu_has_bf16(device) else torch.float32
+
+
+def _gpu_has_bf16(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _has_bf16_instructions() -> bool:
@@ -61,18 +103,36 @@ def _has_bf16_instructions() -> bool:
     return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)()
 
 
-def _from_pretrained(path: str) -> StableDiffusionPipeline:
-    local = Path(path).is_dir()
-    if not local and (path.startswith((".", "/", "~")) or path.count("/") != 1):
+def _check(path: str, parts) -> None:
+    """UserError for models whose networks load but mean something else than Stable Diffusion's do."""
+    prediction = parts.scheduler.config.prediction_type
+    if prediction not in ("epsilon", "v_prediction"):
+        raise UserError(f"{path}: its scheduler predicts {prediction!r}; only epsilon and v_prediction are supported")
+    check_unet(path, parts.unet.config)
+    if parts.vae.config.get("latents_mean") is not None:
+        raise refused(path, "a model whose latents are normalised by channel: use")
+
+
+def _text(kind: str, parts) -> ClipText | XLText:
+    if kind == "sd":
+        return ClipText(parts.tokenizer, parts.text_encoder)
+    tokenizers, encoders = (parts.tokenizer, parts.tokenizer_2), (parts.text_encoder, parts.text_encoder_2)
+    return XLText(tokenizers, encoders, zero_empty=parts.zero_empty)
+
+
+def _folder_of(path: str, location: str) -> Path:
+    """The local folder, or the one in the hub's cache that a hub id is fetched to. UserError if there is neither."""
+    if Path(location).is_dir():
+        return Path(location)
+    if location.startswith((".", "/", "~")) or location.count("/") != 1:
         raise UserError(f"guidance.path={path}: no such folder (a hub id looks like owner/name)")
     try:
-        return StableDiffusionPipeline.from_pretrained(
-            path, use_safetensors=True, safety_checker=None, requires_safety_checker=False
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-        if local:
-            message = f"{path} is no folder that StableDiffusionPipeline.from_pretrained can load ({reason(error)})"
-            raise UserError(message) from error
+        kind = kind_of_index(path, DiffusionPipeline.load_config(location))  # before gigabytes are fetched in vain
+        not_needed = dict.fromkeys(_NOT_NEEDED[kind])
+        return Path(_PIPELINES[kind].download(location, use_safetensors=True, **not_needed))
+    except UserError:
+        raise
+    except Exception as error:  # the hub's client, and its clients, raise a dozen kinds
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         raise UserError(
             f"cannot get {path} from the hub{offline}: download it where there is a network, "
@@ -81,14 +141,65 @@ def _from_pretrained(path: str) -> StableDiffusionPipeline:
         ) from error
 
 
-def _from_single_file(path: str, config: str | None) -> StableDiffusionPipeline:
+def _from_folder(path: str, folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[str, SimpleNamespace]:
+    """(kind, networks, tokenizers and scheduler by their names in a pipeline) of a diffusers folder."""
+    kind = kind_of_folder(path, folder)
+    of_vae = vae_dtype(kind, read_json(path, folder / "vae" / "config.json"), dtype, device)
+    networks = {"unet": (UNet2DConditionModel, dtype), "vae": (AutoencoderKL, of_vae)}
+    networks["text_encoder"] = (CLIPTextModel, dtype)
+    if kind == "xl":
+        networks["text_encoder_2"] = (CLIPTextModelWithProjection, dtype)
+    variants = {name: variant_of(path, folder / name) for name in networks}
+    parts = SimpleNamespace(zero_empty=_zero_empty(read_json(path, folder / "model_index.json")))
+    try:
+        for name, (network, its_dtype) in networks.items():
+            options = {"torch_dtype": its_dtype, "variant": variants[name]}  # both libraries know these names
+            loaded, told = network.from_pretrained(
+                folder, subfolder=name, use_safetensors=True, output_loading_info=True, **options
+            )
+            if told["missing_keys"]:
+                raise UserError(f"guidance.path={path}: {len(told['missing_keys'])} weights of {name}/ are missing")
+            setattr(parts, name, loaded)
+        for name in ("tokenizer", "tokenizer_2") if kind == "xl" else ("tokenizer",):
+            setattr(parts, name, CLIPTokenizer.from_pretrained(folder, subfolder=name))
+        parts.scheduler = DDIMScheduler.from_config(read_scheduler(path, folder))  # only its noise levels are used
+    except UserError:
+        raise
+    except Exception as error:  # diffusers, transformers, safetensors and tokenizers raise a dozen kinds
+        raise UserError(f"guidance.path={path}: cannot load the folder ({reason(error)})") from error
+    return kind, parts
+
+
+def _from_file(path: str, config: str | None, dtype: torch.dtype, device: torch.device) -> tuple[str, SimpleNamespace]:
+    """As `_from_folder`, of a single file in the original layout. config: folder or hub id of its configuration."""
     if not Path(path).is_file():
         raise UserError(f"guidance.path={path}: no such file")
-    options = {"config": config} if config else {}
+    kind, vae_config, options = kind_of_file(path), {}, {}
+    if config is not None:
+        options["config"] = config
+        if Path(config).is_dir():
+            folder = Path(config)
+            if (of_config := kind_of_folder(config, folder)) != kind:
+                raise UserError(
+                    f"guidance.config={config} is of a model of kind {of_config}, and {path} of kind {kind}"
+                )
+            vae_config = read_json(config, folder / "vae" / "config.json")
     try:
-        return StableDiffusionPipeline.from_single_file(path, **options)
+        of_vae = vae_dtype(kind, vae_config, dtype, device)
+        vae = AutoencoderKL.from_single_file(path, subfolder="vae", torch_dtype=of_vae, **options)
+        not_needed = dict.fromkeys(_NOT_NEEDED[kind])
+        pipeline = _PIPELINES[kind].from_single_file(path, vae=vae, torch_dtype=dtype, **not_needed, **options)
+        check_complete(path, {"model.diffusion_model.": pipeline.unet, "first_stage_model.": vae})
+    except UserError:
+        raise
     except Exception as error:  # diffusers raises a dozen kinds here, some of them its dependencies'
         raise UserError(
             f"cannot load {path} ({reason(error)}): without a network, pass guidance.config=FOLDER, a folder with the "
             "model_index.json, tokenizer and configuration files of the same model"
         ) from error
+    return kind, SimpleNamespace(**pipeline.components, zero_empty=_zero_empty(pipeline.config))
+
+
+def _zero_empty(index: dict) -> bool:
+    """Whether the empty prompt is all zeros in SDXL; as its pipeline does where model_index.json does not say."""
+    return bool(index.get("force_zeros_for_empty_prompt", True))

@@ -78,9 +78,11 @@ class Prior:
             raise ValueError(f"a scheduler that predicts {prediction!r} is not supported: epsilon or v_prediction")
         self.prediction, self.device, self.dtype, self.vae_dtype = prediction, device, dtype, vae_dtype or dtype
         self.alphas = alphas.to(device, torch.float32)
-        # Channels-last convolutions are faster on both kinds of device; the values stay the same.
+        # Channels-last convolutions are faster. But a CPU's group norms lose digits in that layout as maps grow: none
+        # on latents, one or more on pictures of 512x512. So on a CPU the VAE has the other layout.
+        self._vae_layout = torch.contiguous_format if device.type == "cpu" else torch.channels_last
         self.unet = unet.to(device, dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
-        self.vae = vae.to(device, self.vae_dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.vae = vae.to(device, self.vae_dtype, memory_format=self._vae_layout).eval().requires_grad_(False)
         self.text = text
         for encoder in text.encoders:
             encoder.to(device, dtype).eval().requires_grad_(False)
@@ -106,7 +108,7 @@ class Prior:
 
         h and w are H and W divided by eight and rounded down: 252x189 gives 31x23.
         """
-        x = (image * 2 - 1).to(self.device, self.vae_dtype, memory_format=torch.channels_last)
+        x = (image * 2 - 1).to(self.device, self.vae_dtype, memory_format=self._vae_layout)
         mean = self.vae.encode(x).latent_dist.mean
         shift = self.vae.config.get("shift_factor") or 0.0
         return (mean.float() - shift) * self.vae.config.scaling_factor
@@ -115,7 +117,8 @@ class Prior:
     def decode_image(self, z: Tensor) -> Tensor:
         """(1, C, h, w) scaled latent -> (1, 3, H, W) in [0, 1], clipped."""
         shift = self.vae.config.get("shift_factor") or 0.0
-        x = self.vae.decode((z / self.vae.config.scaling_factor + shift).to(self.vae_dtype)).sample
+        latent = (z / self.vae.config.scaling_factor + shift).to(self.vae_dtype, memory_format=self._vae_layout)
+        x = self.vae.decode(latent).sample
         return (x.float() / 2 + 0.5).clamp(0, 1)
 
     # --- noise

@@ -1,9 +1,12 @@
 """A diffusers pipeline's weights under the names of the original Stable Diffusion checkpoints (CompVis's ldm).
 
-The inverse of what `StableDiffusionPipeline.from_single_file` does, for U-Nets whose blocks all have attention.
+The inverse of what `from_single_file` does, for Stable Diffusion 1.x and XL and U-Nets whose up-sampling blocks but the
+last have attention.
 """
 
 import re
+
+from tiny_models import open_clip_layout
 
 _RESNET = {
     "norm1": "in_layers.0",
@@ -19,12 +22,14 @@ _UNET_ENDS = {
     "time_embedding.linear_2": "time_embed.2",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
 }
 _VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
 
 def original_layout(pipeline) -> dict:
-    """Name -> tensor of a whole checkpoint: U-Net, VAE and text encoder."""
+    """Name -> tensor of a whole checkpoint: U-Net, VAE and text encoders."""
     tensors = {}
     layers = pipeline.unet.config.layers_per_block
     for key, value in pipeline.unet.state_dict().items():
@@ -33,9 +38,14 @@ def original_layout(pipeline) -> dict:
     for key, value in pipeline.vae.state_dict().items():
         name, value = _vae_entry(key, value, blocks)
         tensors["first_stage_model." + name] = value.contiguous()
+    second = getattr(pipeline, "text_encoder_2", None)
+    prefix = "cond_stage_model" if second is None else "conditioner.embedders.0"
     for key, value in pipeline.text_encoder.state_dict().items():
         name = key if key.startswith("text_model.") else "text_model." + key
-        tensors["cond_stage_model.transformer." + name] = value.contiguous()
+        tensors[f"{prefix}.transformer.{name}"] = value.contiguous()
+    if second is not None:
+        for name, value in open_clip_layout(second).items():
+            tensors["conditioner.embedders.1.model." + name] = value.contiguous()
     return tensors
 
 

@@ -1,4 +1,4 @@
-"""Guidance on a tiny Stable Diffusion of random weights: loading, latents, noise, features, and what a step costs."""
+"""A prior on a tiny Stable Diffusion of random weights: latents, noise, features, and what a step costs."""
 
 import gc
 import math
@@ -7,256 +7,140 @@ import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
-from ldm_layout import original_layout
-from safetensors.torch import save_file
 
-from cds3d.guidance import load_guidance
-from cds3d.objectives.objective import Objective, Prompts
-from tensorf.errors import UserError
+from cds3d.commands.preparing import build_objective
+from cds3d.guidance import Query, load_prior
+from cds3d.guidance.prior import Prior
+from cds3d.objectives.objective import Draw, Prompts
+from cds3d.options import load_config
+from cds3d.subjects.image import LatentPair
 
 CPU = torch.device("cpu")
 
 
-def prompts_of(guidance):
-    return Prompts(*(guidance.encode_text(text) for text in ("", "a yellow flower", "a red flower")))
+def ask(prior, z_t, t, text, features=None, grad=False):
+    """(noise, features) of one query."""
+    ((answer,),) = prior.gather(prior.submit(Query(z_t, t, prior.embed(text), features, grad)))
+    return answer.noise, answer.features
 
 
 def hooks_of(module):
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules())
 
 
-def message_of(*args, **kwargs):
-    """The UserError that loading ends in; always a single line."""
-    with pytest.raises(UserError) as caught:
-        load_guidance(*args, device=CPU, **kwargs)
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
-
-
-# --- loading
-
-
-def test_folder_loads_with_frozen_weights(guidance):
-    assert guidance.prediction == "epsilon"
-    assert guidance.alphas.shape == (1000,) and guidance.alphas.dtype == torch.float32
-    modules = (guidance.unet, guidance.vae, guidance.text_encoder)
-    assert not any(p.requires_grad for m in modules for p in m.parameters())
-    assert not any(m.training for m in modules)
-    assert guidance.parameters == sum(p.numel() for m in modules for p in m.parameters())
-
-
-def test_single_file_loads_as_the_folder_it_came_from(tiny_folder, guidance, tmp_path):
-    from diffusers import StableDiffusionPipeline
-
-    pipeline = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
-    save_file(original_layout(pipeline), tmp_path / "model.safetensors")
-    single = load_guidance(str(tmp_path / "model.safetensors"), device=CPU, config=str(tiny_folder))
-    torch.manual_seed(0)
-    z, image = torch.randn(1, 4, 6, 8), torch.rand(1, 3, 32, 24)
-    text = guidance.encode_text("a red flower")
-    torch.testing.assert_close(single.encode_text("a red flower"), text)
-    torch.testing.assert_close(single.predict(z, 100, text)[0], guidance.predict(z, 100, text)[0])
-    torch.testing.assert_close(single.encode_image(image), guidance.encode_image(image))
-    torch.testing.assert_close(single.decode_image(z), guidance.decode_image(z))
-
-
-def test_corrupt_single_file(tiny_folder, tmp_path):
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(b"not a safetensors file at all")
-    text = message_of(str(path), config=str(tiny_folder))
-    assert str(path) in text and "guidance.config=FOLDER" in text
-
-
-def test_missing_single_file(tmp_path):
-    assert "no such file" in message_of(str(tmp_path / "none.safetensors"))
-
-
-@pytest.mark.parametrize("native", [True, False])
-def test_emulated_bf16_is_warned_of(tiny_folder, monkeypatch, caplog, native):
-    monkeypatch.setattr("cds3d.guidance.loading._has_bf16_instructions", lambda: native)
-    load_guidance(str(tiny_folder), dtype="bf16", device=CPU)
-    assert ("slower than with fp32" in caplog.text) is not native
-
-
-def test_bf16_is_close_to_fp32(tiny_folder, guidance):
-    half = load_guidance(str(tiny_folder), dtype="bf16", device=CPU)
-    torch.manual_seed(0)
-    z, image = torch.randn(2, 4, 6, 8), torch.rand(1, 3, 32, 24)
-    full_eps, _ = guidance.predict(z, 500, guidance.encode_text("a pig").expand(2, -1, -1))
-    half_eps, _ = half.predict(z, 500, half.encode_text("a pig").expand(2, -1, -1))
-    assert half.unet.dtype == torch.bfloat16 and half_eps.dtype == torch.float32
-    assert not torch.equal(half_eps, full_eps)
-    assert (half_eps - full_eps).norm() < 0.05 * full_eps.norm()  # bf16 has 8 bits: 0.4% an operation
-    latent = guidance.encode_image(image)
-    assert half.encode_image(image).dtype == torch.float32
-    assert (half.encode_image(image) - latent).norm() < 0.05 * latent.norm()
-
-
-def test_unknown_dtype():
-    assert "fp32, bf16, fp16" in message_of("pocket", dtype="fp8")
-
-
-def test_fp16_on_a_cpu():
-    assert "use fp32 or bf16" in message_of("pocket", dtype="fp16")
-
-
-@pytest.mark.parametrize("name", ["model.ckpt", "model.pt", "model.bin"])
-def test_pickles_are_refused(tmp_path, name):
-    (tmp_path / name).write_bytes(b"x")
-    assert ".safetensors" in message_of(str(tmp_path / name))
-
-
-def test_pickled_weights_inside_a_folder_are_refused(tiny_folder, tmp_path):
-    import shutil
-
-    folder = tmp_path / "pickled"
-    shutil.copytree(tiny_folder, folder)
-    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    torch.save({}, weights.with_suffix(".bin"))
-    weights.unlink()
-    assert str(folder) in message_of(str(folder))
-
-
-@pytest.mark.parametrize("path", ["./nowhere", "/no/where/at/all", "one/two/three", "name"])
-def test_missing_folder(path):
-    text = message_of(path)
-    assert path in text and "no such folder" in text
-
-
-def test_hub_id_without_a_network(monkeypatch, tmp_path):
-    import huggingface_hub.constants as constants
-
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    text = message_of("CompVis/stable-diffusion-v1-4")
-    assert "hf download CompVis/stable-diffusion-v1-4 --local-dir" in text
-    assert "guidance.path=FOLDER" in text and "guidance=pocket" in text and "HF_HUB_OFFLINE" in text
-
-
-def test_folder_that_is_no_pipeline(tmp_path):
-    (tmp_path / "readme.txt").write_text("nothing here")
-    assert str(tmp_path) in message_of(str(tmp_path))
-
-
-def test_damaged_weights_in_a_folder(tiny_folder, tmp_path):
-    import shutil
-
-    shutil.copytree(tiny_folder, tmp_path / "torn")
-    weights = tmp_path / "torn" / "unet" / "diffusion_pytorch_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    assert "torn" in message_of(str(tmp_path / "torn"))
-
-
-def test_scheduler_that_predicts_neither(tiny_folder, tmp_path):
-    import json
-    import shutil
-
-    shutil.copytree(tiny_folder, tmp_path / "sample")
-    path = tmp_path / "sample" / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "sample"}))
-    text = message_of(str(tmp_path / "sample"))
-    assert "epsilon and v_prediction" in text
-
-
 # --- images and latents
 
 
-def test_252x189_gives_latents_of_31x23(guidance):
-    z = guidance.encode_image(torch.rand(1, 3, 189, 252))
+def test_252x189_gives_latents_of_31x23(prior):
+    z = prior.encode_image(torch.rand(1, 3, 189, 252))
     assert z.shape == (1, 4, 23, 31)  # 189 / 8 = 23.6, 252 / 8 = 31.5, rounded down
     assert z.dtype == torch.float32
 
 
-def test_latent_is_the_scaled_mean_of_the_posterior(guidance):
+def test_latent_is_the_scaled_mean_of_the_posterior(prior):
     torch.manual_seed(0)
     image = torch.rand(1, 3, 24, 32)
-    z = guidance.encode_image(image)
-    moments = guidance.vae.quant_conv(guidance.vae.encoder(image * 2 - 1))  # [0, 1] -> [-1, 1]; mean and log-variance
+    z = prior.encode_image(image)
+    moments = prior.vae.quant_conv(prior.vae.encoder(image * 2 - 1))  # [0, 1] -> [-1, 1]; mean and log-variance
     torch.testing.assert_close(z, 0.5 * moments[:, :4])  # conftest's scaling factor
-    assert torch.equal(guidance.encode_image(image), z)  # nothing is sampled
+    assert torch.equal(prior.encode_image(image), z)  # nothing is sampled
 
 
-def test_encoding_is_differentiable_to_the_pixels(guidance):
+def test_encoding_is_differentiable_to_the_pixels(prior):
     # The directional derivative along a random direction, against central differences.
     torch.manual_seed(1)
     image, direction = torch.rand(1, 3, 16, 24, requires_grad=True), torch.randn(1, 3, 16, 24)
     weights = torch.randn(1, 4, 2, 3)
-    (gradient,) = torch.autograd.grad((guidance.encode_image(image) * weights).sum(), image)
+    (gradient,) = torch.autograd.grad((prior.encode_image(image) * weights).sum(), image)
     h = 2e-3
     with torch.no_grad():
-        ends = [(guidance.encode_image(image + s * h * direction) * weights).sum() for s in (1, -1)]
+        ends = [(prior.encode_image(image + s * h * direction) * weights).sum() for s in (1, -1)]
     assert ((gradient * direction).sum()).item() == pytest.approx(((ends[0] - ends[1]) / (2 * h)).item(), rel=2e-2)
-    assert all(p.grad is None for p in guidance.vae.parameters())
+    assert all(p.grad is None for p in prior.vae.parameters())
 
 
-def test_decoded_images_are_in_range_and_eight_times_as_large(guidance):
+def test_decoded_images_are_in_range_and_eight_times_as_large(prior):
     torch.manual_seed(2)
-    image = guidance.decode_image(30 * torch.randn(1, 4, 3, 5))
+    image = prior.decode_image(30 * torch.randn(1, 4, 3, 5))
     assert image.shape == (1, 3, 24, 40)
     assert image.min() >= 0 and image.max() <= 1
 
 
-def test_decoding_undoes_the_scaling(guidance):
+def test_decoding_undoes_the_scaling(prior):
     z = torch.randn(1, 4, 2, 2)
-    expected = (guidance.vae.decode(z / 0.5).sample / 2 + 0.5).clamp(0, 1)
-    torch.testing.assert_close(guidance.decode_image(z), expected)
+    expected = (prior.vae.decode(z / 0.5).sample / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(prior.decode_image(z), expected)
 
 
 # --- noise
 
 
-def test_added_noise_by_hand(guidance):
+def test_added_noise_by_hand(prior):
     # Equation 3 with a_t^2 the product of (1 - beta) over the scaled-linear schedule, in plain Python.
     t, product = 321, 1.0
     for k in range(t + 1):
         product *= 1 - (math.sqrt(0.00085) + k / 999 * (math.sqrt(0.012) - math.sqrt(0.00085))) ** 2
     z, noise = torch.full((1, 4, 2, 2), 3.0), torch.full((1, 4, 2, 2), -2.0)
     expected = 3 * math.sqrt(product) - 2 * math.sqrt(1 - product)
-    torch.testing.assert_close(guidance.add_noise(z, noise, t), torch.full_like(z, expected), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(prior.noised(z, t, noise), torch.full_like(z, expected), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("t", [0, 50, 500, 949, 999])
-def test_noise_keeps_unit_variance(guidance, t):
+def test_noise_keeps_unit_variance(prior, t):
     one, zero = torch.ones(1), torch.zeros(1)
-    a, b = guidance.add_noise(one, zero, t), guidance.add_noise(zero, one, t)
+    a, b = prior.noised(one, t, zero), prior.noised(zero, t, one)
     assert (a**2 + b**2).item() == pytest.approx(1)
 
 
-def test_v_prediction_becomes_noise(tiny_v_folder, guidance):
+def test_noise_is_undone(prior):
+    torch.manual_seed(9)
+    z, noise = torch.randn(2, 1, 4, 3, 5)
+    torch.testing.assert_close(prior.denoised(prior.noised(z, 700, noise), 700, noise), z, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [None, "self", "score"])
+def test_v_prediction_becomes_noise(tiny_v_folder, prior, kind):
     # eps = a v + b z_t, with v what the same U-Net gives as plain output.
-    other = load_guidance(str(tiny_v_folder), device=CPU)
+    other = load_prior(str(tiny_v_folder), device=CPU)
     assert other.prediction == "v_prediction"
     torch.manual_seed(3)
-    z_t, text, t = torch.randn(1, 4, 6, 5), guidance.encode_text("a cat"), 700
-    v, _ = guidance.predict(z_t, t, text)  # the epsilon folder holds the same weights and hands the output on
-    a, b = guidance.alphas[t].sqrt(), (1 - guidance.alphas[t]).sqrt()
-    torch.testing.assert_close(other.predict(z_t, t, text)[0], a * v + b * z_t)
-    _, (score,) = other.predict(z_t, t, text, "score")
-    torch.testing.assert_close(score, a * v + b * z_t)  # the score is the noise, not v
+    z_t, t = torch.randn(1, 4, 6, 5), 700
+    v, _ = ask(prior, z_t, t, "a cat")  # the epsilon folder holds the same weights and hands the output on
+    a, b = prior.alphas[t].sqrt(), (1 - prior.alphas[t]).sqrt()
+    noise, features = ask(other, z_t, t, "a cat", kind)
+    torch.testing.assert_close(noise, a * v + b * z_t)
+    if kind == "score":
+        torch.testing.assert_close(features[0], (a * v + b * z_t)[0])  # the score is the noise, not v
 
 
 # --- text
 
 
-def test_text_embeddings(guidance):
-    short, other = guidance.encode_text("a red flower"), guidance.encode_text("a blue flower")
+def test_text_embeddings(prior):
+    short, other = prior.embed("a red flower").tokens, prior.embed("a blue flower").tokens
     assert short.shape == (1, 16, 32)
     assert not torch.equal(short, other)
-    assert guidance.encode_text("").shape == (1, 16, 32)
+    assert prior.embed("").tokens.shape == (1, 16, 32)
+    assert prior.embed("").pooled is None
 
 
-def test_long_prompts_are_cut(guidance):
+def test_long_prompts_are_cut(prior):
     # 16 tokens: one at the start, one at the end, 14 words between them.
-    long = guidance.encode_text(" ".join(["red"] * 100))
+    long = prior.embed(" ".join(["red"] * 100)).tokens
     assert long.shape == (1, 16, 32)
-    assert torch.equal(long, guidance.encode_text(" ".join(["red"] * 14)))
-    assert not torch.equal(long, guidance.encode_text(" ".join(["red"] * 13)))
+    assert torch.equal(long, prior.embed(" ".join(["red"] * 14)).tokens)
+    assert not torch.equal(long, prior.embed(" ".join(["red"] * 13)).tokens)
+
+
+def test_a_text_is_embedded_once(prior, monkeypatch):
+    first = prior.embed("a striped mug")
+    monkeypatch.setattr(prior, "text", None)
+    assert prior.embed("a striped mug") is first
 
 
 # --- features
@@ -266,55 +150,59 @@ CAUGHT = ["self", None, "cross", "score", None, "self"]
 
 @pytest.mark.parametrize("kind", ["self", "cross"])
 @pytest.mark.parametrize(("height", "width"), [(23, 31), (7, 13), (8, 8)])
-def test_features_are_the_layers_outputs_with_their_height_and_width(guidance, kind, height, width):
+def test_features_are_the_layers_outputs_with_their_height_and_width(prior, kind, height, width):
     layer = {"self": ".attn1", "cross": ".attn2"}[kind]
     seen, handles = [], []
-    for name, module in guidance.unet.up_blocks.named_modules():
+    for name, module in prior.unet.up_blocks.named_modules():
         if name.endswith(layer):
             handles.append(module.register_forward_hook(lambda m, a, out: seen.append(out)))
     torch.manual_seed(4)
-    text = guidance.encode_text("a red flower").expand(2, -1, -1)
-    with torch.no_grad():
-        _, maps = guidance.predict(torch.randn(2, 4, height, width), 10, text, kind)
+    _, maps = ask(prior, torch.randn(1, 4, height, width), 10, "a red flower", kind)
     for handle in handles:
         handle.remove()
     # Two layers at half the size, rounded up as the strided convolution does, then two at the full one.
     half = (-(-height // 2), -(-width // 2))
-    assert [m.shape for m in maps] == [(2, 64, *half)] * 2 + [(2, 32, height, width)] * 2
+    assert [m.shape for m in maps] == [(64, *half)] * 2 + [(32, height, width)] * 2
     assert len(seen) == len(maps) == 4
     for flat, m in zip(seen, maps):
-        assert torch.equal(m.flatten(2).transpose(1, 2), flat)
-        assert torch.equal(m[:, :, 1, 2], flat[:, m.shape[3] + 2])  # rows of the map's own width
+        assert torch.equal(m.flatten(1).T, flat[0])
+        assert torch.equal(m[:, 1, 2], flat[0, m.shape[2] + 2])  # rows of the map's own width
 
 
-def test_score_is_the_prediction_and_none_catches_nothing(guidance):
-    z_t, text = torch.randn(1, 4, 4, 4), guidance.encode_text("a dog")
-    with torch.no_grad():
-        output, maps = guidance.predict(z_t, 10, text, "score")
-        assert len(maps) == 1 and maps[0] is output
-        plain, none = guidance.predict(z_t, 10, text)
-    assert none == [] and torch.equal(plain, output)
+def test_score_is_the_prediction_and_none_catches_nothing(prior):
+    z_t = torch.randn(1, 4, 4, 4)
+    noise, (score,) = ask(prior, z_t, 10, "a dog", "score")
+    assert torch.equal(score, noise[0])
+    plain, none = ask(prior, z_t, 10, "a dog")
+    assert none == () and torch.equal(plain, noise)
 
 
-def test_nothing_is_caught_after_an_exception_or_from_another_thread(guidance):
-    z_t, text = torch.randn(1, 4, 4, 4), guidance.encode_text("a dog")
-    before = hooks_of(guidance.unet)
-    with torch.no_grad():
-        _, wanted = guidance.predict(z_t, 10, text, "self")
-        with pytest.raises(RuntimeError):
-            guidance.predict(z_t, 10, torch.zeros(1, 16, 7), "self")  # a wrong text width
-        assert guidance.predict(z_t, 10, text)[1] == []
-        with ThreadPoolExecutor(3) as threads:
-            others = [threads.submit(guidance.predict, z_t + k, 10, text, kind) for k, kind in enumerate(CAUGHT)]
-            _, maps = guidance.predict(z_t, 10, text, "self")
-    assert hooks_of(guidance.unet) == before  # no more with every forward
+def test_only_those_who_ask_get_features(prior):
+    z_t, prompt = torch.randn(1, 4, 4, 4), prior.embed("a dog")
+    ((one, other),) = prior.gather(prior.submit(Query(z_t, 10, prompt), Query(z_t, 10, prompt, "self")))
+    assert one.features == () and len(other.features) == 4
+
+
+def test_nothing_is_caught_after_an_exception_or_from_another_thread(prior):
+    z_t = torch.randn(1, 4, 4, 4)
+    before = hooks_of(prior.unet)
+    _, wanted = ask(prior, z_t, 10, "a dog", "self")
+    bad = replace(prior.embed("a dog"), tokens=torch.zeros(1, 16, 7))  # a wrong text width
+    with pytest.raises(RuntimeError):
+        prior.gather(prior.submit(Query(z_t, 10, bad, "self")))
+    assert ask(prior, z_t, 10, "a dog")[1] == ()
+    with ThreadPoolExecutor(3) as threads:
+        others = [threads.submit(ask, prior, z_t + k, 10, "a dog", kind) for k, kind in enumerate(CAUGHT)]
+        _, maps = ask(prior, z_t, 10, "a dog", "self")
+    assert hooks_of(prior.unet) == before  # no more with every forward
     assert [torch.equal(a, b) for a, b in zip(maps, wanted, strict=True)] == [True] * 4
     assert [len(f.result()[1]) for f in others] == [4, 0, 4, 1, 0, 4]
 
 
-def test_a_step_that_is_over_keeps_no_graph(guidance):
+def test_a_step_that_is_over_keeps_no_graph(prior):
     z = torch.randn(1, 4, 4, 4, requires_grad=True)
-    output, maps = guidance.predict(z, 10, guidance.encode_text("a dog"), "self")
+    output, maps = ask(prior, z, 10, "a dog", "self", grad=True)
+    assert maps[0].requires_grad
     graph = weakref.ref(maps[0])
     del output, maps
     gc.collect()
@@ -325,12 +213,12 @@ def test_a_step_that_is_over_keeps_no_graph(guidance):
 
 
 @pytest.fixture()
-def counted_unet(guidance):
+def counted_unet(prior):
     """(rows, with gradients) of each U-Net forward, and how often a backward passed its last layer."""
     forwards, backwards = [], []
     handles = [
-        guidance.unet.register_forward_hook(lambda m, a, out: forwards.append((len(a[0]), out.sample.requires_grad))),
-        guidance.unet.conv_in.register_full_backward_hook(lambda m, gi, go: backwards.append(len(go[0]))),
+        prior.unet.register_forward_hook(lambda m, a, out: forwards.append((len(a[0]), out.sample.requires_grad))),
+        prior.unet.conv_in.register_full_backward_hook(lambda m, gi, go: backwards.append(len(go[0]))),
     ]
     yield forwards, backwards
     for handle in handles:
@@ -339,16 +227,15 @@ def counted_unet(guidance):
 
 @pytest.mark.parametrize(
     ("kind", "expected", "passes"),
-    [("sds", [(2, False)], 0), ("dds", [(3, False), (1, False)], 0), ("cds", [(3, False), (1, True)], 1)],
+    [("sds", [(2, False)], 0), ("dds", [(4, False)], 0), ("cds", [(3, False), (1, True)], 1)],
 )
-def test_forwards_and_backwards_of_a_step(guidance, counted_unet, monkeypatch, kind, expected, passes):
-    monkeypatch.setattr(guidance, "aside", None)
-    forwards, backwards = counted_unet
-    gradient = step_of(kind, guidance)
+def test_forwards_and_backwards_of_a_step(prior, counted_unet, kind, expected, passes):
+    forwards, backwards = counted_unet  # on one thread, as conftest has it: there is no thread aside
+    gradient = step_of(kind, prior)
     # CDS: three rows without gradients in one batch, the conditional target with
     assert sorted(forwards) == sorted(expected)
     assert backwards == [1] * passes
-    modules = (guidance.unet, guidance.vae, guidance.text_encoder)
+    modules = (prior.unet, prior.vae, *prior.text.encoders)
     assert all(p.grad is None and not p.requires_grad for m in modules for p in m.parameters())
     assert torch.isfinite(gradient).all() and gradient.abs().max() > 0
 
@@ -356,88 +243,125 @@ def test_forwards_and_backwards_of_a_step(guidance, counted_unet, monkeypatch, k
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        ("sds", [(2, False, True)]),
-        ("dds", [(1, False, False), (1, False, True), (2, False, False)]),
+        ("sds", [(2, False, False)]),
+        ("dds", [(1, False, False), (1, False, False), (2, False, False)]),
         ("cds", [(1, False, False), (1, True, True), (2, False, False)]),
     ],
 )
-def test_a_thread_aside_takes_the_forwards_that_can_wait(guidance, monkeypatch, kind, expected):
-    monkeypatch.setattr(guidance, "aside", None)
-    alone = step_of(kind, guidance)
+def test_a_thread_takes_the_forwards_without_gradients(prior, monkeypatch, kind, expected):
+    alone = step_of(kind, prior)
     seen = []
-    hook = guidance.unet.register_forward_hook(
+    hook = prior.unet.register_forward_hook(
         lambda m, a, out: seen.append((len(a[0]), out.sample.requires_grad, threading.current_thread() is main))
     )
     main = threading.current_thread()
     with ThreadPoolExecutor(1) as executor:
-        monkeypatch.setattr(guidance, "aside", executor)
-        together = step_of(kind, guidance)
+        monkeypatch.setitem(prior.__dict__, "_thread", executor)
+        together = step_of(kind, prior)
     hook.remove()
     assert sorted(seen) == expected
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
-def step_of(kind, guidance):
+def objective_of(kind, **changes):
+    return replace(build_objective(load_config("edit", [f"objective={kind}", "guidance=sd14"])), **changes)
+
+
+def gradient_of(objective, prior, z_src, z_tgt, t=500):
+    torch.manual_seed(7)
+    prompts = Prompts.of(prior, "a yellow flower", "a red flower")
+    pair = LatentPair(z_src, torch.nn.Parameter(z_tgt))
+    return objective.gradient(prior, pair, prompts, Draw(t, torch.randn(z_tgt.shape)))
+
+
+def step_of(kind, prior):
     torch.manual_seed(5)
-    z_src, z_tgt = torch.randn(2, 1, 4, 9, 7).unbind()
-    objective, prompts = Objective(kind, 7.5), prompts_of(guidance)
-    return objective.gradient(guidance, z_tgt, objective.begin(guidance, z_src, prompts), prompts)[0]
+    return gradient_of(objective_of(kind), prior, *torch.randn(2, 1, 4, 9, 7).unbind()).gradient
 
 
-def test_who_has_a_thread_aside(tiny_folder):
+def test_who_has_a_thread(tiny_folder):
     # In a process of its own, whose number of threads is its own.
     code = f"""
-import sys
 import torch
-from cds3d.guidance import guidance as module
-from cds3d.guidance.loading import load_guidance
-load = lambda: load_guidance({str(tiny_folder)!r}, device=torch.device("cpu"))
+from cds3d.guidance import load_prior
+from cds3d.guidance import prior as module
+load = lambda: load_prior({str(tiny_folder)!r}, device=torch.device("cpu"))
 torch.set_num_threads(3)
 some = load()
-aside = some.aside
-assert aside.submit(torch.get_num_threads).result() == 1 and torch.get_num_threads() == 3
-assert some.aside is aside
+thread = some._thread
+assert thread.submit(torch.get_num_threads).result() == 1 and torch.get_num_threads() == 3
+assert some._thread is thread
 torch.set_num_threads(1)
-assert load().aside is None
+assert load()._thread is None
 torch.set_num_threads(3)
 module.SMALL = 10
-assert load().aside is None
+assert load()._thread is None
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-def test_contrastive_gradient_through_the_unet_by_differences(guidance):
+def test_contrastive_gradient_through_the_unet_by_differences(prior):
     # CDS less DDS along a random direction = weight x the directional derivative of the reported loss.
     torch.manual_seed(6)
     z_src, z_tgt, direction = torch.randn(3, 1, 4, 7, 5).unbind()
-    prompts, common = prompts_of(guidance), dict(scale=7.5, patches=1000, t_min=300, t_max=300)
-    cds = Objective("cds", weight=4.0, temperature=0.5, **common)
-
-    def gradient(objective, z):
-        torch.manual_seed(7)
-        return objective.gradient(guidance, z, objective.begin(guidance, z_src, prompts), prompts)
-
-    pull = gradient(cds, z_tgt)[0] - gradient(Objective("dds", **common), z_tgt)[0]
+    cds = objective_of("cds", weight=4.0, temperature=0.5, patches=1000)
+    pull = gradient_of(cds, prior, z_src, z_tgt, 300).gradient
+    pull = pull - gradient_of(objective_of("dds"), prior, z_src, z_tgt, 300).gradient
     h = 5e-2  # smaller steps differ by no more than rounding does
-    ends = [gradient(cds, z_tgt + s * h * direction)[1]["contrastive_loss"] for s in (1, -1)]
+    ends = [gradient_of(cds, prior, z_src, z_tgt + s * h * direction, 300).figures["contrastive_loss"] for s in (1, -1)]
     slope = (ends[0] - ends[1]) / (2 * h)
     assert (pull * direction).sum().item() == pytest.approx(4 * slope, rel=0.03)
     assert abs(slope) > 1e-3
 
 
-def test_attention_stays_the_fast_default(guidance):
-    processors = list(guidance.unet.attn_processors.values())
+def test_attention_stays_the_fast_default(prior):
+    processors = list(prior.unet.attn_processors.values())
     assert len(processors) == 14  # (2 down + 1 middle + 4 up) x (attn1, attn2)
     assert all(type(p) is AttnProcessor2_0 for p in processors)
 
 
-def test_a_wide_batch_gives_each_row_its_own_answer(guidance):
+def test_a_wide_batch_gives_each_row_its_own_answer(prior):
     torch.manual_seed(8)
-    z = torch.randn(3, 4, 5, 7)
-    text = torch.cat([guidance.encode_text(t) for t in ("", "a cat", "a red rose")])
-    with torch.no_grad():
-        together, maps = guidance.predict(z, 40, text, "self")
-        for i in range(3):
-            alone, one = guidance.predict(z[i : i + 1], 40, text[i : i + 1], "self")
-            torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(maps[-1][i], one[-1][0], rtol=1e-4, atol=1e-5)
+    queries = [
+        Query(torch.randn(1, 4, 5, 7), t, prior.embed(p), "self") for t, p in ((4, ""), (40, "a cat"), (400, "red"))
+    ]
+    ((*together,),) = prior.gather(prior.submit(*queries))
+    for query, answer in zip(queries, together, strict=True):
+        ((alone,),) = prior.gather(prior.submit(query))
+        torch.testing.assert_close(answer.noise, alone.noise, rtol=1e-4, atol=1e-5)
+        for a, b in zip(answer.features, alone.features, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+# --- types
+
+
+def test_bf16_is_close_to_fp32(tiny_folder, prior):
+    half = load_prior(str(tiny_folder), dtype="bf16", device=CPU)
+    torch.manual_seed(0)
+    z, image = torch.randn(1, 4, 6, 8), torch.rand(1, 3, 32, 24)
+    (full_eps, _), (half_eps, _) = (ask(p, z, 500, "a pig") for p in (prior, half))
+    assert half.unet.dtype == torch.bfloat16 and half_eps.dtype == torch.float32
+    assert not torch.equal(half_eps, full_eps)
+    assert (half_eps - full_eps).norm() < 0.05 * full_eps.norm()  # bf16 has 8 bits: 0.4% an operation
+    latent = prior.encode_image(image)
+    assert half.encode_image(image).dtype == torch.float32
+    assert (half.encode_image(image) - latent).norm() < 0.05 * latent.norm()
+
+
+def test_the_vae_may_have_a_type_of_its_own(tiny_folder, prior):
+    fresh = load_prior(str(tiny_folder), device=CPU)
+    mixed = Prior(
+        unet=fresh.unet,
+        vae=fresh.vae,
+        text=fresh.text,
+        alphas=fresh.alphas,
+        prediction="epsilon",
+        device=CPU,
+        dtype=torch.bfloat16,
+        vae_dtype=torch.float32,
+    )
+    image = torch.rand(1, 3, 32, 24, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(mixed.encode_image(image), prior.encode_image(image))
+    torch.testing.assert_close(mixed.decode_image(torch.ones(1, 4, 2, 3)), prior.decode_image(torch.ones(1, 4, 2, 3)))
+    assert mixed.unet.dtype == torch.bfloat16

@@ -1,0 +1,67 @@
+"""The prior's networks in the memory layouts that it gives them, against float64."""
+
+import copy
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from cds3d.guidance import Prior, Query, load_prior
+
+CPU = torch.device("cpu")
+WIDE = torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(4))
+
+
+@pytest.fixture()
+def wide_vae(tiny_folder):
+    """(a prior, the same VAE in float64) whose maps have a mean far from 0, as trained ones do."""
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(32,) * 4,
+        layers_per_block=1,
+        norm_num_groups=8,
+        latent_channels=4,
+        scaling_factor=1.0,
+    )
+    vae.encoder.conv_in.bias.data += 3
+    exact = copy.deepcopy(vae).double()
+    tiny = load_prior(str(tiny_folder), device=CPU)
+    given = dict(unet=tiny.unet, text=tiny.text, alphas=tiny.alphas, prediction="epsilon", device=CPU)
+    return Prior(vae=vae, **given), exact
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_latents_and_their_gradients_are_exact_on_wide_pictures(wide_vae, layout):
+    ours, exact = wide_vae
+    image = WIDE.clone(memory_format=layout).requires_grad_()
+    z = ours.encode_image(image)
+    (gradient,) = torch.autograd.grad(z.square().sum(), image)
+    image_64 = WIDE.double().requires_grad_()
+    z_64 = exact.encode(image_64 * 2 - 1).latent_dist.mean
+    (gradient_64,) = torch.autograd.grad(z_64.square().sum(), image_64)
+    assert relative_error(z, z_64) < 1e-5
+    assert relative_error(gradient, gradient_64) < 1e-5
+
+
+@pytest.mark.parametrize("size", [(23, 31), (64, 64)])
+def test_noise_and_features_are_exact(tiny_folder, prior, size):
+    # The U-Net is channels-last.
+    torch.manual_seed(10)
+    z, prompt = torch.randn(1, 4, *size), prior.embed("a dog")
+    exact = UNet2DConditionModel.from_pretrained(tiny_folder, subfolder="unet").double()
+    seen = []
+    for name, module in exact.up_blocks.named_modules():
+        if name.endswith("attn1"):
+            module.register_forward_hook(lambda m, a, out: seen.append(out[0].T))
+    with torch.no_grad():
+        ((answer,),) = prior.gather(prior.submit(Query(z, 500, prompt, "self")))
+        expected = exact(z.double(), 500, prompt.tokens.double()).sample
+    assert relative_error(answer.noise, expected) < 1e-5
+    for ours, theirs in zip(answer.features, seen, strict=True):
+        assert relative_error(ours.flatten(1), theirs) < 1e-5
+
+
+def relative_error(a, b):
+    return ((a.double() - b).norm() / b.norm()).item()
