@@ -66,10 +66,9 @@ def ddim_inversion(
     scheduler, prompt = ddim_inverse(prior, steps), prior.embed(text)
     timesteps = scheduler.timesteps.tolist()
     if not set(kept) <= set(timesteps):
-        most = len(prior.alphas) - 1
         raise UserError(
-            f"baseline.inversion_steps={steps} does not pass all timesteps of sampling: use {most}, baseline.steps "
-            "or a multiple of it"
+            f"baseline.inversion_steps={steps} does not pass all timesteps of sampling: use {len(prior.alphas) - 1}, or "
+            "as many as baseline.steps"
         )
     z, latents = source, {}
     for t in track(timesteps[: timesteps.index(max(kept)) + 1], "invert"):
