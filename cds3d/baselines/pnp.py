@@ -67,8 +67,8 @@ def ddim_inversion(
     timesteps = scheduler.timesteps.tolist()
     if not set(kept) <= set(timesteps):
         raise UserError(
-            f"baseline.inversion_steps={steps} does not pass all timesteps of sampling: use {len(prior.alphas) - 1}, or "
-            "as many as baseline.steps"
+            f"baseline.inversion_steps={steps} does not pass all timesteps of sampling: use "
+            f"{len(prior.alphas) - 1}, or as many as baseline.steps"
         )
     z, latents = source, {}
     for t in track(timesteps[: timesteps.index(max(kept)) + 1], "invert"):
