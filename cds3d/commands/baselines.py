@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ from cds3d.runs import RunFolder, slug
 from cds3d.subjects.image import LatentImage
 from tensorf.errors import UserError
 
+log = logging.getLogger("cds3d")
+
 
 def edit_by_baseline(config: DictConfig) -> Path:
     """Edit the picture `config.image` by `config.baseline` and return the run folder."""
@@ -31,6 +34,7 @@ def edit_by_baseline(config: DictConfig) -> Path:
     method = build_baseline(config)
     edit_config = build(EditConfig, config.edit, group="edit", seed=config.seed)
     image = configured_image(config)
+    _warn_of_negative_prompt(config)
     run = RunFolder(_output_folder(config), config)
     prior = configured_prior(config, device)
     subject = LatentImage(image, prior)
@@ -56,6 +60,21 @@ def build_baseline(config: DictConfig) -> Baseline | Objective:
     if kind not in BASELINES:
         raise UserError(f"baseline.kind={kind} is unknown; use baseline=NAME with one of: {', '.join(BASELINES)}")
     return build(BASELINES[kind], config.baseline, group="baseline")
+
+
+def _warn_of_negative_prompt(config: DictConfig) -> None:
+    """Tell that pocket does not know a negative prompt's words: guidance then leads anywhere."""
+    negative = config.baseline.get("negative_prompt")
+    if config.guidance.path == "pocket" and negative:
+        from cds3d.pocket.world.vocabulary import unknown_words  # other priors need no world
+
+        if unknown := unknown_words(negative):
+            words = ", ".join(f'"{w}"' for w in unknown)
+            log.warning(
+                "guidance=pocket does not know %s of the negative prompt, which spoils its edits: "
+                "baseline.negative_prompt= leaves it out",
+                words,
+            )
 
 
 def _output_folder(config: DictConfig) -> Path:

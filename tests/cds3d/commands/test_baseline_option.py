@@ -12,6 +12,7 @@ import cds3d.commands.baselines
 from cds3d.baselines import BASELINES
 from cds3d.baselines.sdedit import SDEdit
 from cds3d.cli import run_command
+from tensorf.errors import UserError
 
 TINY = {
     "sdedit": ["baseline.steps=4"],
@@ -100,6 +101,27 @@ def test_wrong_uses_are_told_in_one_line(image_options, tiny_folder, capsys, mon
         assert message in fails(capsys, "edit", *image_options, *options)
     monkeypatch.setattr(SDEdit, "edit", lambda self, prior, source, *_, **__: source / 0)
     assert "the edited latent is not finite" in fails(capsys, "edit", *image_options, "baseline=sdedit")
+
+
+@pytest.mark.parametrize(
+    ("guidance", "negative", "told"),
+    [
+        ("pocket", "a blurry cat", True),
+        ("pocket", "a cat", False),
+        ("pocket", "", False),
+        ("sd14", "a blurry cat", False),
+    ],
+)
+def test_words_that_pocket_does_not_know_are_told(image_options, caplog, monkeypatch, guidance, negative, told):
+    def stop(config):
+        raise UserError("far enough")
+
+    monkeypatch.setattr(cds3d.commands.baselines, "_output_folder", stop)
+    options = [o for o in image_options if not o.startswith("guidance.path")]
+    options += [f"guidance={guidance}", "baseline=pnp", f"baseline.negative_prompt={negative}"]
+    assert run_command("edit", options) == 1
+    text = caplog.text
+    assert ('does not know "blurry" of the negative prompt' in text) == told == ("negative" in text)
 
 
 def test_help_names_the_baselines(capsys):
