@@ -21,6 +21,7 @@ from cds3d.guidance import load_prior
 from cds3d.objectives.dds import DDS
 from cds3d.objectives.objective import Draw, Prompts
 from cds3d.options import groups, load_config
+from cds3d.pocket.weights_path import WEIGHTS
 from cds3d.subjects.image import LatentImage
 from tensorf.errors import UserError
 
@@ -42,6 +43,11 @@ def tiny_v(tiny_v_folder):
 @pytest.fixture(scope="module")
 def pocket():
     return load_prior("pocket", device=CPU)
+
+
+@pytest.fixture(scope="module")
+def pocket_folder():
+    return WEIGHTS
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +137,7 @@ def test_the_schedule_is_the_priors_own(tiny):
 # --- SDEdit
 
 
-@pytest.mark.parametrize("prediction", ["tiny", "tiny_v"])
+@pytest.mark.parametrize("prediction", ["tiny", "tiny_v", "pocket"])
 def test_sdedit_is_diffusers_image_to_image(request, prediction):
     prior, folder = (request.getfixturevalue(prediction + end) for end in ("", "_folder"))
     pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(folder, safety_checker=None)
@@ -347,3 +353,10 @@ def test_dds_pnp_is_dds_below_its_thresholds(tiny, monkeypatch):
         assert torch.allclose(ours, plain, atol=1e-5) == (t == 200)
     assert windows(calls) == [(False, False), (True, False), (True, False), (True, True)]
     assert all(args[1] == (0, 1, 0, 1) for args, _ in calls)
+
+
+def test_half_precision_gives_about_the_same(tiny, tiny_folder):
+    half, source = load_prior(str(tiny_folder), dtype="bf16", device=CPU), latent()
+    options = {"steps": 4, "skip": 1, "target_scale": 2.0, "source_scale": 2.0}
+    a, b = (edit("ddpm-p2p", prior, source, **options) for prior in (tiny, half))
+    assert b.dtype == torch.float32 and (a - b).std() < 0.05 * a.std()
