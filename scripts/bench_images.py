@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cds3d  # noqa: E402, F401  (sets the thread policy before torch starts)
 from cds3d.bench.image_bench import ImageBench, bench_images  # noqa: E402
-from cds3d.bench.image_runs import BASELINES  # noqa: E402
+from cds3d.bench.image_runs import baseline_names  # noqa: E402
 from cds3d.cli import tell  # noqa: E402
 from cds3d.options import groups  # noqa: E402
 from tensorf.errors import UserError  # noqa: E402
@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tgt", metavar="TEXT", help="what they should become")
     objectives = ",".join(groups()["objective"])
     parser.add_argument("--methods", type=_names, default=("cds", "dds", "sds"), help=f"cds,dds,sds; of {objectives}")
-    parser.add_argument("--baselines", type=_names, default=(), help=f"none; of {','.join(BASELINES)}")
+    parser.add_argument("--baselines", type=_names, default=(), help=f"none; of {','.join(baseline_names())}")
     parser.add_argument("--clip", metavar="ID_OR_FOLDER", help="CLIP's weights, for the accuracy and CLIP scores")
     parser.add_argument("--dino", metavar="ID_OR_FOLDER", help="DINO's weights, for the structure distance")
     parser.add_argument("--lpips", metavar="FILE", help="VGG-16's, AlexNet's or SqueezeNet's weights, for LPIPS")

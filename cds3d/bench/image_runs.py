@@ -23,7 +23,6 @@ from tensorf.files import write_text
 
 log = logging.getLogger("cds3d")
 
-BASELINES = ("sdedit", "ddpm-inversion", "ddpm-p2p", "ddpm-pnp", "pnp", "dds-pnp")
 # Keys of edit.py that the benchmark sets itself.
 _OURS = ("objective", "baseline", "scene", "output", "resume", "overwrite", "src", "tgt", "image", "capture", "run")
 # Keys that change no picture: a benchmark may go on with others.
@@ -50,12 +49,16 @@ def folder_items(folder: Path, src: str | None, tgt: str | None) -> list[Item]:
     return items
 
 
+def baseline_names() -> list[str]:
+    return [name for name in groups()["baseline"] if name != "none"]
+
+
 def plan(methods: list[str], baselines: list[str], options: list[str]) -> dict[str, list[str]]:
     """Each method's options of edit.py: its own, and those of `options` (key=value) that it has.
 
     UserError for unknown methods, and for options that no method has or that are the benchmark's own to set.
     """
-    for given, known, what in ((methods, groups()["objective"], "--methods"), (baselines, BASELINES, "--baselines")):
+    for given, known, what in ((methods, groups()["objective"], "--methods"), (baselines, baseline_names(), "--baselines")):
         if wrong := [m for m in given if m not in known]:
             raise UserError(f"{what}: {wrong[0]} is unknown; use some of {','.join(known)}")
     names = [*methods, *baselines]
@@ -156,5 +159,5 @@ def _run(item: Item, options: list[str], folder: Path) -> None:
         config[key] = value
     config.resume = (folder / "state" / "state.pt").exists()
     set_threads(config)
-    reset_peak_memory()  # of the edit before
+    reset_peak_memory(pick_device(config.device))  # of the edit before
     edit_command(config)

@@ -47,6 +47,8 @@ def edit_command(config: DictConfig) -> Path:
 
 
 def _edit_scene(config: DictConfig) -> Path:
+    if config.baseline.kind != "none":
+        raise UserError(f"baseline={config.baseline.kind} edits images, not scenes: give one with --image FILE")
     device = pick_device(config.device)
     # Whatever can be wrong is told before anything is trained or written.
     root = capture_root(config)

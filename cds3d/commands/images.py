@@ -29,17 +29,17 @@ _PARAMETERS = {"latent": LatentImage, "pixels": PixelImage}
 
 def edit_image(config: DictConfig) -> Path:
     """Edit the picture `config.image` and return the run folder."""
+    if config.baseline.kind != "none":
+        from cds3d.commands.baselines import edit_by_baseline  # which builds on this module
+
+        return edit_by_baseline(config)
     device, path = pick_device(config.device), Path(config.image)
     if config.edit.get("parameter") not in _PARAMETERS:
         raise UserError("an image is edited with edit=latent or edit=pixels")
-    if config.guidance.image_width is not None:
-        whole(config, "guidance.image_width", least=16)
-    image = read_image(path, config.guidance.image_width)
+    image = configured_image(config)
     edit_config = build(EditConfig, config.edit, group="edit", seed=config.seed)
     run = RunFolder(output_folder(config, Path("outputs") / "images" / path.stem), config)
     prior, objective, prompts = prepare(config, device)
-    if config.guidance.path == "pocket":
-        log.warning("guidance=pocket knows only its own procedural world: photographs need guidance=sd14 or another")
     subject = _PARAMETERS[config.edit.parameter](image, prior)
     editor = Editor(subject, prior, objective, prompts, edit_config)
     run.begin()
@@ -49,6 +49,16 @@ def edit_image(config: DictConfig) -> Path:
     figures = {"iterations": editor.iteration, "seconds_per_iteration": seconds}
     finish_image(run, image, subject.image(), figures | {"edit_seconds": seconds * editor.iteration})
     return run.path
+
+
+def configured_image(config: DictConfig) -> Tensor:
+    """(3, H, W) in [0, 1]: the picture `config.image` at the guidance's width. UserError if it cannot be read."""
+    if config.guidance.image_width is not None:
+        whole(config, "guidance.image_width", least=16)
+    image = read_image(Path(config.image), config.guidance.image_width)
+    if config.guidance.path == "pocket":
+        log.warning("guidance=pocket knows only its own procedural world: photographs need guidance=sd14 or another")
+    return image
 
 
 def finish_image(run: RunFolder, source: Tensor, edited: Tensor, figures: dict) -> None:

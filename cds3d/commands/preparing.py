@@ -54,11 +54,21 @@ def output_folder(config: DictConfig, parent: Path) -> Path:
 def prepare(config: DictConfig, device: torch.device) -> tuple[Prior, Objective, Prompts]:
     """The prior, the objective and the embedded prompts; UserError for options that do not fit together."""
     objective = build_objective(config)
-    prior = load_prior(config.guidance.path, dtype=config.guidance.dtype, device=device, config=config.guidance.config)
+    prior = configured_prior(config, device)
+    check_timesteps(objective, prior)
+    return prior, objective, Prompts.of(prior, config.src, config.tgt)
+
+
+def configured_prior(config: DictConfig, device: torch.device) -> Prior:
+    """The prior that configs/guidance describes."""
+    return load_prior(config.guidance.path, dtype=config.guidance.dtype, device=device, config=config.guidance.config)
+
+
+def check_timesteps(objective: Objective, prior: Prior, group: str = "objective") -> None:
+    """UserError if the objective's timesteps are not all the prior's. group: of its options."""
     last = len(prior.alphas) - 1
     if not 0 <= objective.t_min <= objective.t_max <= last:
-        raise UserError(f"objective.t_min..t_max is {objective.t_min}..{objective.t_max}: it has to lie in 0..{last}")
-    return prior, objective, Prompts.of(prior, config.src, config.tgt)
+        raise UserError(f"{group}.t_min..t_max is {objective.t_min}..{objective.t_max}: it has to lie in 0..{last}")
 
 
 def build_objective(config: DictConfig) -> Objective:

@@ -1,0 +1,109 @@
+"""`edit.py --image ... baseline=NAME`: one picture edited by a method that CDS is compared with."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from cds3d.baselines import BASELINES
+from cds3d.baselines.baseline import Baseline
+from cds3d.commands.driving import drive
+from cds3d.commands.images import configured_image, finish_image
+from cds3d.commands.preparing import check_timesteps, configured_prior, log_step
+from cds3d.editor import EditConfig, Editor
+from cds3d.objectives.objective import Objective, Prompts
+from cds3d.options import build, pick_device
+from cds3d.runs import RunFolder, slug
+from cds3d.subjects.image import LatentImage
+from tensorf.errors import UserError
+
+log = logging.getLogger("cds3d")
+
+
+def edit_by_baseline(config: DictConfig) -> Path:
+    """Edit the picture `config.image` by `config.baseline` and return the run folder."""
+    device = pick_device(config.device)
+    if config.edit.get("parameter") != "latent":
+        raise UserError("a baseline edits the latent: leave out edit=, or say edit=latent")
+    method = build_baseline(config)
+    edit_config = build(EditConfig, config.edit, group="edit", seed=config.seed)
+    image = configured_image(config)
+    _warn_of_negative_prompt(config)
+    run = RunFolder(_output_folder(config), config)
+    prior = configured_prior(config, device)
+    subject = LatentImage(image, prior)
+    if isinstance(method, Objective):
+        check_timesteps(method, prior, "baseline")
+        editor = Editor(subject, prior, method, Prompts.of(prior, config.src, config.tgt), edit_config)
+        run.begin()
+        seconds = drive(
+            editor, edit_config.iterations, run, save_every=config.save_every, label="edit", each=log_step(editor)
+        )
+        steps = editor.iteration
+    else:
+        run.begin()
+        steps, seconds = _sample(method, subject, config)
+    figures = {"iterations": steps, "seconds_per_iteration": seconds, "edit_seconds": seconds * steps}
+    finish_image(run, image, subject.image(), figures)
+    return run.path
+
+
+def build_baseline(config: DictConfig) -> Baseline | Objective:
+    """The method that configs/baseline describes; UserError for options that make no sense."""
+    kind = config.baseline.kind
+    if kind not in BASELINES:
+        raise UserError(f"baseline.kind={kind} is unknown; use baseline=NAME with one of: {', '.join(BASELINES)}")
+    return build(BASELINES[kind], config.baseline, group="baseline")
+
+
+def _warn_of_negative_prompt(config: DictConfig) -> None:
+    """Tell that pocket does not know a negative prompt's words: guidance then leads anywhere."""
+    negative = config.baseline.get("negative_prompt")
+    if config.guidance.path == "pocket" and negative:
+        from cds3d.pocket.world.vocabulary import unknown_words  # other priors need no world
+
+        if unknown := unknown_words(negative):
+            words = ", ".join(f'"{w}"' for w in unknown)
+            log.warning(
+                "guidance=pocket does not know %s of the negative prompt, which spoils its edits: "
+                "baseline.negative_prompt= leaves it out",
+                words,
+            )
+
+
+def _output_folder(config: DictConfig) -> Path:
+    """outputs/images/<file stem>/<prompt>-<baseline>."""
+    if config.output is not None:
+        return Path(config.output)
+    return Path("outputs") / "images" / Path(config.image).stem / f"{slug(config.tgt)}-{config.baseline.kind}"
+
+
+@torch.no_grad()
+def _sample(method: Baseline, subject: LatentImage, config: DictConfig) -> tuple[int, float]:
+    """Put the edited latent into `subject`; returns the steps of inversion and sampling, and the seconds each took.
+
+    There is no state in between: a run that was stopped starts again.
+    """
+    count, start = 0, time.perf_counter()
+
+    def track(steps: Iterable, label: str) -> Iterator:
+        nonlocal count
+        for step in tqdm(steps, desc=label, unit="step"):
+            yield step
+            count += 1
+
+    generator = torch.Generator().manual_seed(config.seed)
+    try:
+        z = method.edit(subject.prior, subject.source, config.src, config.tgt, generator=generator, track=track)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"after {count} steps; the same command starts again") from None
+    if not torch.isfinite(z).all():
+        raise UserError("the edited latent is not finite: lower the baseline's scale, or use guidance.dtype=fp32")
+    subject.parameter.copy_(z)
+    return count, (time.perf_counter() - start) / max(1, count)
