@@ -58,7 +58,8 @@ def plan(methods: list[str], baselines: list[str], options: list[str]) -> dict[s
 
     UserError for unknown methods, and for options that no method has or that are the benchmark's own to set.
     """
-    for given, known, what in ((methods, groups()["objective"], "--methods"), (baselines, baseline_names(), "--baselines")):
+    known_methods = groups()["objective"]
+    for given, known, what in ((methods, known_methods, "--methods"), (baselines, baseline_names(), "--baselines")):
         if wrong := [m for m in given if m not in known]:
             raise UserError(f"{what}: {wrong[0]} is unknown; use some of {','.join(known)}")
     names = [*methods, *baselines]
