@@ -7,9 +7,20 @@ from cds3d.objectives.cds import CDS
 from cds3d.objectives.csd import CSD
 from cds3d.objectives.dds import DDS
 from cds3d.objectives.ids import IDS
+from cds3d.objectives.masked_dds import MaskedDDS
 from cds3d.objectives.nfsd import NFSD
 from cds3d.objectives.pds import PDS
 from cds3d.objectives.sds import SDS
 from cds3d.objectives.ssd import SSD
 
-OBJECTIVES = {"sds": SDS, "dds": DDS, "cds": CDS, "pds": PDS, "ids": IDS, "ssd": SSD, "csd": CSD, "nfsd": NFSD}
+OBJECTIVES = {
+    "sds": SDS,
+    "dds": DDS,
+    "cds": CDS,
+    "pds": PDS,
+    "ids": IDS,
+    "ssd": SSD,
+    "csd": CSD,
+    "nfsd": NFSD,
+    "masked-dds": MaskedDDS,
+}

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cds3d.guidance.prior import Prior
+from cds3d.subjects import CELL
 from cds3d.subjects.region import EditedRegion, RegionConfig, dilated
 from tensorf.cameras import Camera
 from tensorf.renderable import FastView, Renderable
@@ -121,6 +123,10 @@ class FieldPair:
             self._image = image.view_as(picture).requires_grad_()
             self._encoded = self._prior.encode_image(_as_batch(self._image))
         return self._encoded.detach()
+
+    def mask(self) -> Tensor:
+        """Means of the weight over latent elements; rows and columns beyond the last whole element are left out."""
+        return F.avg_pool2d(self._weight.view(1, 1, *self._made.image.shape[:2]), CELL)
 
     def backward(self, gradient: Tensor) -> Tensor:
         """Pixels of the region get the objective's gradient; pixels outside are pulled back to the source's colour.

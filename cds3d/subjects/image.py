@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cds3d.guidance.prior import Prior
-
-_CELL = 8  # pixels a latent element
+from cds3d.subjects import CELL
 
 
 class LatentPair:
@@ -19,6 +18,9 @@ class LatentPair:
 
     def target(self) -> Tensor:
         return self._parameter.detach()
+
+    def mask(self) -> None:
+        return None
 
     def backward(self, gradient: Tensor) -> Tensor:
         before = self._parameter.grad
@@ -35,7 +37,7 @@ class LatentImage:
     def __init__(self, image: Tensor, prior: Prior):
         self.prior, self.size = prior, tuple(image.shape[1:])
         height, width = self.size
-        padded = F.pad(image[None], (0, -width % _CELL, 0, -height % _CELL), mode="replicate")
+        padded = F.pad(image[None], (0, -width % CELL, 0, -height % CELL), mode="replicate")
         with torch.no_grad():
             self.source = prior.encode_image(padded)
         self.parameter = nn.Parameter(self.source.clone())
@@ -72,6 +74,9 @@ class PixelPair:
             self._encoded = self._prior.encode_image(shifted(self._parameter, *self._shift))
         return self._encoded.detach()
 
+    def mask(self) -> None:
+        return None
+
     def backward(self, gradient: Tensor) -> Tensor:
         self.target()
         self._encoded.backward(gradient)
@@ -94,7 +99,7 @@ class PixelImage:
         return [{"params": [self.parameter], "lr": lr}]
 
     def pair(self, step: int) -> PixelPair:
-        shift = tuple(torch.randint(0, _CELL, (2,)).tolist())
+        shift = tuple(torch.randint(0, CELL, (2,)).tolist())
         if shift not in self._sources:
             with torch.no_grad():
                 self._sources[shift] = self.prior.encode_image(shifted(self.source, *shift))
@@ -118,5 +123,5 @@ class PixelImage:
 def shifted(image: Tensor, top: int, left: int) -> Tensor:
     """(1, 3, H, W) moved by (top, left) pixels against the latent's grid, in whole cells, the border repeated."""
     height, width = image.shape[2:]
-    down, right = -(height + top) % _CELL, -(width + left) % _CELL
+    down, right = -(height + top) % CELL, -(width + left) % CELL
     return F.pad(image, (left, right, top, down), mode="replicate")

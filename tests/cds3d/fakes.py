@@ -104,6 +104,10 @@ class TwoLatents:
 
     source: torch.Tensor
     goal: torch.Tensor
+    region: torch.Tensor | None = None
 
     def target(self):
         return self.goal
+
+    def mask(self):
+        return self.region

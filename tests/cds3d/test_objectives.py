@@ -463,6 +463,18 @@ def test_ids_is_dds_with_the_prepared_noise():
     torch.testing.assert_close(step.gradient, dds.gradient)
 
 
+def test_masked_dds_by_its_formula():
+    z_tgt, z_src = latents()
+    mask = torch.rand(1, 1, 6, 5, generator=torch.Generator().manual_seed(3))
+    masked, noise = objective("masked-dds", background=2.0), torch.zeros_like(z_src)
+    step = masked.gradient(LinearDenoiser(), TwoLatents(z_src, z_tgt, mask), PROMPTS, Draw(500, noise))
+    away = z_tgt - z_src
+    expected = SCORE_SCALE * (mask * (0.3 * away + 7.5) + 2.0 * (1 - mask) * away)
+    torch.testing.assert_close(step.gradient, expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(UserError, match="images have none"):
+        masked.gradient(LinearDenoiser(), TwoLatents(z_src, z_tgt), PROMPTS, Draw(500, noise))
+
+
 @pytest.mark.parametrize(
     ("name", "through"),
     [("sds", False), ("dds", False), ("cds", True), ("pds", False), ("ids", True), ("ssd", False), ("ssd-cds", True)],

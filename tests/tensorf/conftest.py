@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from defaults import field_config
+from field_defaults import field_config
 from shapes import write_shapes
 
 from tensorf.cameras import Camera

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from defaults import field_config
+from field_defaults import field_config
 
 from tensorf.errors import UserError
 from tensorf.field import CP, VM

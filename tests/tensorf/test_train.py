@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from defaults import field_config, train_config
+from field_defaults import field_config, train_config
 
 from tensorf import train
 from tensorf.captures import load_capture
