@@ -8,11 +8,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
 from omegaconf import OmegaConf
 
-import cds3d.baselines.ddpm_p2p
-import cds3d.baselines.ddpm_pnp
-import cds3d.baselines.dds_pnp
-import cds3d.baselines.pnp
-from cds3d.baselines import BASELINES
+from cds3d.baselines import BASELINES, ddpm_p2p, ddpm_pnp, dds_pnp, pnp
 from cds3d.baselines.ddpm_inversion import invert, step_distribution
 from cds3d.baselines.pnp import ddim_inversion
 from cds3d.baselines.sampling import ddim, noises
@@ -89,9 +85,9 @@ def test_published_settings():
     assert read["ddpm-inversion"] == {**shared, "kind": "ddpm-inversion", "skip": 36, "target_scale": 15.0}
     p2p = {"cross_steps": 0.6, "self_steps": 0.2, "self_max_queries": 256}
     assert read["ddpm-p2p"] == {**shared, **p2p, "kind": "ddpm-p2p", "skip": 12, "target_scale": 9.0}
-    pnp = read["pnp"]
-    assert (pnp["steps"], pnp["inversion_steps"], pnp["inversion_prompt"], pnp["scale"]) == (50, 999, "", 7.5)
-    assert (pnp["feature_steps"], pnp["attention_steps"]) == (0.8, 0.5)
+    plug = read["pnp"]
+    assert (plug["steps"], plug["inversion_steps"], plug["inversion_prompt"], plug["scale"]) == (50, 999, "", 7.5)
+    assert (plug["feature_steps"], plug["attention_steps"]) == (0.8, 0.5)
 
 
 def test_dds_pnp_has_the_defaults_of_dds_and_thresholds_where_plug_and_play_stops(tiny):
@@ -254,28 +250,69 @@ def windows(calls):
 
 
 def test_pnp_injects_in_the_first_steps(tiny, monkeypatch):
-    calls = watch(monkeypatch, cds3d.baselines.pnp, "injected")
+    calls = watch(monkeypatch, pnp, "injected")
     edit("pnp", tiny, latent(), steps=5, inversion_steps=10)
     assert windows(calls) == [(True, True)] * 2 + [(True, False)] * 2 + [(False, False)]
     assert all(args[1] == (0, 0, 0) for args, _ in calls)
 
 
 def test_ddpm_pnp_injects_in_the_first_steps_that_are_run(tiny, monkeypatch):
-    calls = watch(monkeypatch, cds3d.baselines.ddpm_pnp, "injected")
+    calls = watch(monkeypatch, ddpm_pnp, "injected")
     edit("ddpm-pnp", tiny, latent(), steps=9, skip=4)
     assert windows(calls) == [(True, True)] * 2 + [(True, False)] * 2 + [(False, False)]
     assert all(args[1] == (0, 1, 0, 1) for args, _ in calls)
 
 
 def test_p2p_counts_its_windows_from_the_first_step_that_is_run(tiny, monkeypatch):
-    cross = watch(monkeypatch, cds3d.baselines.ddpm_p2p, "cross_maps_replaced")
-    own = watch(monkeypatch, cds3d.baselines.ddpm_p2p, "self_maps_copied")
+    cross = watch(monkeypatch, ddpm_p2p, "cross_maps_replaced")
+    own = watch(monkeypatch, ddpm_p2p, "self_maps_copied")
     edit("ddpm-p2p", tiny, latent(), steps=10, skip=4, self_max_queries=12)
     assert (len(cross), len(own)) == (6, 2)  # shares of steps, not of the steps that are run
     edit("ddpm-p2p", tiny, latent(), steps=10, skip=4, cross_steps=0.3)
     assert len(cross) == 6 + 3
     assert all(args[:2] == (0, 2) for args, _ in cross)
     assert own[0][0][1:] == ((0, 1, 0), 12)
+
+
+# --- what the source's branch is
+
+
+def watch_rows(monkeypatch, module, count):
+    """Record the rows of the forwards of `count` rows that a module asks for; returns the list."""
+    calls, original = [], module.noises
+
+    def watched(prior, t, *rows):
+        if len(rows) == count:
+            calls.append((t, rows))
+        return original(prior, t, *rows)
+
+    monkeypatch.setattr(module, "noises", watched)
+    return calls
+
+
+def test_pnp_takes_from_the_inversions_latents_under_the_empty_prompt(tiny, monkeypatch):
+    calls, source = watch_rows(monkeypatch, pnp, 3), latent()
+    edit("pnp", tiny, source, steps=5, inversion_steps=10, inversion_prompt=SRC, negative_prompt="a mug")
+    latents = ddim_inversion(tiny, source, SRC, 10, [801, 601, 401, 201, 1])
+    assert [t for t, _ in calls] == list(latents)
+    for t, (of_source, null, target) in calls:
+        assert torch.equal(of_source[0], latents[t]) and of_source[1] is tiny.embed("")
+        assert null[1] is tiny.embed("a mug") and target[1] is tiny.embed(TGT)
+        assert null[0] is target[0] and torch.equal(null[0], latents[t]) == (t == 801)
+
+
+@pytest.mark.parametrize(("name", "sources"), [("ddpm-p2p", [SRC]), ("ddpm-pnp", ["", SRC])])
+def test_ddpm_takes_from_the_inversions_latents(tiny, monkeypatch, name, sources):
+    module = {"ddpm-p2p": ddpm_p2p, "ddpm-pnp": ddpm_pnp}[name]
+    calls, source = watch_rows(monkeypatch, module, len(sources) + 2), latent()
+    edit(name, tiny, source, steps=6, skip=2)
+    options = {"scale": 3.5, "zero_last_map": True, "generator": generator()}
+    inversion = invert(tiny, ddim(tiny, 6), source, SRC, **options)
+    assert [t for t, _ in calls] == inversion.timesteps[2:]
+    for i, (_, rows) in enumerate(calls):
+        assert [prompt for _, prompt in rows] == [tiny.embed(text) for text in (*sources, "", TGT)]
+        assert all(torch.equal(z[0], inversion.latents[2 + i]) for z, _ in rows[: len(sources)])
+        assert all(torch.equal(z[0], inversion.latents[2 + i]) == (i == 0) for z, _ in rows[len(sources) :])
 
 
 # --- Plug-and-Play
@@ -347,7 +384,7 @@ def test_dds_pnp_has_no_gradient_for_equal_prompts_at_the_source(request, prior)
 def test_dds_pnp_is_dds_below_its_thresholds(tiny, monkeypatch):
     objective = method("dds-pnp")
     dds = DDS(**{k: getattr(objective, k) for k in ("scale", "score_scale", "t_min", "t_max", "t_order")})
-    calls = watch(monkeypatch, cds3d.baselines.dds_pnp, "injected")
+    calls = watch(monkeypatch, dds_pnp, "injected")
     for t in (200, 201, 500, 501):
         ours, plain = (gradients(tiny, o, SRC, TGT, t, moved=0.5) for o in (objective, dds))
         assert torch.allclose(ours, plain, atol=1e-5) == (t == 200)
