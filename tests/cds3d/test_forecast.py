@@ -47,7 +47,7 @@ def test_counting_leaves_no_graph_behind():
 
 def test_working_memory_by_hand():
     layer = torch.nn.Linear(512, 512)  # its largest weight is 1 MB
-    assert _working_mb(layer, [3.0, 2.0]) == pytest.approx(3.5 * 1 + 4 * 3)
+    assert _working_mb(layer, [3.0, 2.0]) == pytest.approx(4.5 * 1 + 4 * 3)
     assert _working_mb(torch.nn.Identity(), []) == 0
 
 
