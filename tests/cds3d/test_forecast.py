@@ -54,7 +54,7 @@ def test_working_memory_by_hand():
 def test_a_step_needs_more_with_the_contrastive_term_and_with_size(prior):
     text = prior.embed("a flower")
     small, large = (step_mb(prior, text, *size, through_unet=True) for size in ((48, 64), (96, 128)))
-    assert 3 < large / small < 5  # four times the pixels
+    assert 2.5 < large / small < 4  # four times the pixels; the copies of weights are the same
     assert step_mb(prior, text, 48, 64, through_unet=False) < 0.9 * small
 
 
