@@ -13,7 +13,7 @@ _RAY_BYTES = 9000  # a ray of the view that is rendered and back-propagated, the
 _VIEW_BYTES = 108  # a ray of a kept view: three samples, direction, residue, colour
 # What an operator needs while it runs, besides what is kept, as measured on a CPU: copies of a convolution's weights in
 # the order that its kernel likes, and gradients and intermediate maps as large as the largest map that is kept.
-_WEIGHT_COPIES = 3.5
+_WEIGHT_COPIES = 4.5
 _MAP_COPIES = 4.0
 _MIB = 2**20
 

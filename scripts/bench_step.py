@@ -258,10 +258,12 @@ def main(argv=None) -> None:
     parser.add_argument("--images", nargs="*", default=["252x189", "512x512"], metavar="WxH", help="in pixels")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, help="of the CPU; all cores if not given")
     parser.add_argument("--json", type=Path, default=Path("outputs/bench/step.json"), help="where the figures go")
     args = parser.parse_args(argv)
     device = torch.device(args.device)
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch.set_num_threads(args.threads or cores)
     load = lambda dtype: (  # noqa: E731
         random_sd(dtype, device) if args.model == "sd" else load_prior(args.model, dtype=dtype, device=device)
     )

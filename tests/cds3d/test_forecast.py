@@ -47,14 +47,14 @@ def test_counting_leaves_no_graph_behind():
 
 def test_working_memory_by_hand():
     layer = torch.nn.Linear(512, 512)  # its largest weight is 1 MB
-    assert _working_mb(layer, [3.0, 2.0]) == pytest.approx(3.5 * 1 + 4 * 3)
+    assert _working_mb(layer, [3.0, 2.0]) == pytest.approx(4.5 * 1 + 4 * 3)
     assert _working_mb(torch.nn.Identity(), []) == 0
 
 
 def test_a_step_needs_more_with_the_contrastive_term_and_with_size(prior):
     text = prior.embed("a flower")
     small, large = (step_mb(prior, text, *size, through_unet=True) for size in ((48, 64), (96, 128)))
-    assert 3 < large / small < 5  # four times the pixels
+    assert 2.5 < large / small < 4  # four times the pixels; the copies of weights are the same
     assert step_mb(prior, text, 48, 64, through_unet=False) < 0.9 * small
 
 

@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from tiny_models import build_xl, copy_of, only_bin, only_fp16, set_json
 
 from cds3d.guidance import Query, load_prior
-from cds3d.guidance.loading import vae_dtype
 from tensorf.errors import UserError
 
 CPU = torch.device("cpu")
@@ -255,38 +254,12 @@ def test_pickles_are_refused(tmp_path, name):
 # --- types
 
 
-@pytest.mark.parametrize("native", [True, False])
-def test_emulated_bf16_is_warned_of(tiny_folder, monkeypatch, caplog, native):
-    monkeypatch.setattr("cds3d.guidance.loading._has_bf16_instructions", lambda: native)
-    load_prior(str(tiny_folder), dtype="bf16", device=CPU)
-    assert ("slower than with fp32" in caplog.text) is not native
-
-
 def test_unknown_dtype():
     assert "fp32, bf16, fp16" in message_of("pocket", dtype="fp8")
 
 
 def test_fp16_on_a_cpu():
     assert "use fp32 or bf16" in message_of("pocket", dtype="fp16")
-
-
-@pytest.mark.parametrize(
-    ("kind", "dtype", "upcast", "capability", "expected"),
-    [
-        ("sd", torch.float16, True, (9, 0), torch.float16),
-        ("xl", torch.float16, True, (8, 0), torch.bfloat16),
-        ("xl", torch.float16, True, (7, 5), torch.float32),
-        ("xl", torch.float16, False, (7, 5), torch.float16),
-        ("xl", torch.bfloat16, True, (9, 0), torch.bfloat16),
-        ("xl", torch.float32, True, (9, 0), torch.float32),
-    ],
-)
-def test_type_of_the_vae(monkeypatch, kind, dtype, upcast, capability, expected):
-    asked = []
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: asked.append(device) or capability)
-    device = torch.device("cuda:1")
-    assert vae_dtype(kind, {"force_upcast": upcast}, dtype, device) == expected
-    assert set(asked) <= {device}
 
 
 # --- folders that are refused

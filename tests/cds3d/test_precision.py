@@ -1,4 +1,4 @@
-"""The prior's networks in the memory layouts that it gives them, against float64."""
+"""The types of the prior's networks, and their precision in the memory layouts that they have, against float64."""
 
 import copy
 
@@ -7,6 +7,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from cds3d.guidance import Prior, Query, load_prior
+from cds3d.guidance.loading import vae_dtype
 
 CPU = torch.device("cpu")
 WIDE = torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(4))
@@ -65,3 +66,32 @@ def test_noise_and_features_are_exact(tiny_folder, prior, size):
 
 def relative_error(a, b):
     return ((a.double() - b).norm() / b.norm()).item()
+
+
+# --- types
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_emulated_bf16_is_warned_of(tiny_folder, monkeypatch, caplog, native):
+    monkeypatch.setattr("cds3d.guidance.loading._has_bf16_instructions", lambda: native)
+    load_prior(str(tiny_folder), dtype="bf16", device=CPU)
+    assert ("slower than with fp32" in caplog.text) is not native
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "upcast", "capability", "expected"),
+    [
+        ("sd", torch.float16, True, (9, 0), torch.float16),
+        ("xl", torch.float16, True, (8, 0), torch.bfloat16),
+        ("xl", torch.float16, True, (7, 5), torch.float32),
+        ("xl", torch.float16, False, (7, 5), torch.float16),
+        ("xl", torch.bfloat16, True, (9, 0), torch.bfloat16),
+        ("xl", torch.float32, True, (9, 0), torch.float32),
+    ],
+)
+def test_type_of_the_vae(monkeypatch, kind, dtype, upcast, capability, expected):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: asked.append(device) or capability)
+    device = torch.device("cuda:1")
+    assert vae_dtype(kind, {"force_upcast": upcast}, dtype, device) == expected
+    assert set(asked) <= {device}
