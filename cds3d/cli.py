@@ -165,7 +165,7 @@ def _inlined(path) -> str:
 
 
 def _run(command: str, args: argparse.Namespace) -> None:
-    from cds3d.options import load_config
+    from cds3d.options import load_config, set_text
 
     options = [*args.options, *([switch] if (switch := getattr(args, "switch", None)) else [])]
     if command == "render" and args.run and "=" in args.run:
@@ -180,9 +180,7 @@ def _run(command: str, args: argparse.Namespace) -> None:
         options.insert(0, "edit=latent")
     config = load_config(command, options)
     for name, value in flags.items():
-        if "${" in value:  # which the configuration would take for a reference to another option
-            raise UserError(f"--{name} {value}: leave out the ${{")
-        config[name] = value
+        set_text(config, name, value, f"--{name}")
     if command == "render" and args.run:
         config.run = args.run
     set_threads(config)

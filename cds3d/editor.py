@@ -56,7 +56,7 @@ class EditConfig:
             raise ValueError(f"adam_floor={self.adam_floor} has to be 0 or more")
 
     def rate(self, iteration: int) -> float:
-        """The share of lr that the step after so many iterations is made with."""
+        """The learning rate of the step after so many iterations, as a share of `lr`."""
         rise = min((iteration + 1) / (self.warmup * self.iterations), 1) ** 2 if self.warmup else 1
         return rise * self.lr_decay ** (iteration / self.iterations)
 
@@ -74,7 +74,7 @@ class Editor:
         """One iteration; returns its figures. UserError, with the parameters untouched, if a gradient is not finite."""
         torch.manual_seed(self.config.seed * 1_000_003 + self.iteration)
         pair = self.subject.pair(self.iteration)
-        draw = self.objective.draw(pair.source, self.iteration / self.config.iterations)
+        draw = self.objective.draw(pair.source, self.iteration / max(1, self.config.iterations - 1))
         step = self.objective.gradient(self.prior, pair, self.prompts, draw)
         self.optimizer.zero_grad()
         finite = bool(torch.isfinite(step.gradient).all())
@@ -85,7 +85,7 @@ class Editor:
         if not finite:
             raise UserError(
                 f"the gradient is no longer finite at iteration {self.iteration}: lower edit.lr "
-                f"(now {self.config.lr}), guidance.scale or objective.weight, or use guidance.dtype=fp32, and go on "
+                f"(now {self.config.lr}), objective.scale or objective.weight, or use guidance.dtype=fp32, and go on "
                 "from the state before it with resume=true"
             )
         for group, rate, square in zip(self.optimizer.param_groups, self._rates, squares, strict=True):

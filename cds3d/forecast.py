@@ -22,8 +22,8 @@ def parameter_mb(module: torch.nn.Module) -> float:
     return sum(p.numel() * p.element_size() for p in module.parameters()) / _MIB
 
 
-def step_mb(prior: Prior, prompt: Prompt, height: int, width: int, through_unet: bool) -> float:
-    """What one step needs beside the weights: of the VAE, and of the U-Net if the objective goes back through it.
+def step_mb(prior: Prior, prompt: Prompt, height: int, width: int, unet_graphs: int) -> float:
+    """What one step needs beside the weights: of the VAE, and of the U-Net's graphs that the objective keeps at once.
 
     height, width: pixels. Runs both networks once on zeros, and counts what autograd saves, all of which is there at
     once before the backward passes. What operators need while they run comes on top: of both networks, as what one
@@ -33,11 +33,11 @@ def step_mb(prior: Prior, prompt: Prompt, height: int, width: int, through_unet:
         image = torch.zeros(1, 3, height, width, device=prior.device, requires_grad=True)
         encoder = _saved_mb(lambda: prior.encode_image(image), prior.vae)
         unet = []
-        if through_unet:
+        if unet_graphs:
             z = torch.zeros(1, prior.unet.config.in_channels, height // 8, width // 8, device=prior.device)
-            query = prior.submit(Query(z.requires_grad_(), 500, prompt, "self", grad=True))
-            unet = _saved_mb(lambda: prior.gather(query), prior.unet)
-    return sum(encoder) + sum(unet) + _working_mb(prior.vae, encoder) + _working_mb(prior.unet, unet)
+            query = Query(z.requires_grad_(), 500, prompt, "self", grad=True)
+            unet = _saved_mb(lambda: prior.ask(query), prior.unet)
+    return sum(encoder) + unet_graphs * sum(unet) + _working_mb(prior.vae, encoder) + _working_mb(prior.unet, unet)
 
 
 def _working_mb(network: torch.nn.Module, kept: list[float]) -> float:
@@ -64,12 +64,12 @@ def _saved_mb(forward, *networks: torch.nn.Module) -> list[float]:
 
 
 def field_edit_mb(
-    prior: Prior, prompt: Prompt, field: torch.nn.Module, views: int, height: int, width: int, through_unet: bool
+    prior: Prior, prompt: Prompt, field: torch.nn.Module, views: int, height: int, width: int, unet_graphs: int
 ) -> dict[str, float]:
     """MB that an edit of a loaded field with a loaded model adds to what is there, by what they are for."""
     return {
         "optimiser": 3 * parameter_mb(field),  # gradient and Adam's two moments
         "views": views * height * width * _VIEW_BYTES / _MIB,
         "rendering": _PREPARE_MB + height * width * _RAY_BYTES / _MIB,
-        "networks": step_mb(prior, prompt, height, width, through_unet),
+        "networks": step_mb(prior, prompt, height, width, unet_graphs),
     }

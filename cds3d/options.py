@@ -73,6 +73,22 @@ def groups() -> dict[str, list[str]]:
     return {g.name: sorted(f.stem for f in g.glob("[!_]*.yaml")) for g in sorted(folder.iterdir()) if g.is_dir()}
 
 
+def dotted_keys(tree: Mapping, prefix: str = "") -> list[str]:
+    """All keys of nested mappings, as in "edit" and "edit.lr"."""
+    keys = []
+    for key, value in tree.items():
+        keys.append(f"{prefix}{key}")
+        keys += dotted_keys(value, f"{prefix}{key}.") if isinstance(value, Mapping) else []
+    return keys
+
+
+def set_text(config: DictConfig, name: str, value: str, told: str) -> None:
+    """config[name] = value, from outside the configuration. UserError, which names `told`, for OmegaConf's "${"."""
+    if "${" in value:  # which the configuration would take for a reference to another option
+        raise UserError(f"{told} {value}: leave out the ${{")
+    config[name] = value
+
+
 def _check_groups(command: str, options: list[str]) -> None:
     for option in options:
         key, value = option.split("=", 1)
@@ -142,14 +158,6 @@ def whole(config: DictConfig, *keys: str, least: int = 0) -> None:
         value = OmegaConf.select(config, key)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise UserError(f"{key}={value} has to be a whole number of at least {least}")
-
-
-def not_negative(config: DictConfig, *keys: str) -> None:
-    """UserError unless the values at these dotted keys are numbers, 0 or more."""
-    for key in keys:
-        value = OmegaConf.select(config, key)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
-            raise UserError(f"{key}={value} has to be a number, 0 or more")
 
 
 def pick_device(name: str) -> torch.device:

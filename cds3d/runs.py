@@ -29,7 +29,7 @@ from tensorf.files import atomic, write_text
 # asks to be lowered.
 _FREE_KEYS = ("resume", "overwrite", "output", "device", "threads", "save_every", "video_frames", "video_width")
 _FREE_KEYS += ("edit.lr", "field.lr_grid", "field.lr_network")
-_FREE_KEYS += ("guidance.scale", "guidance.dtype", "objective.weight")
+_FREE_KEYS += ("guidance.scale", "guidance.dtype", "objective.scale", "objective.weight", "baseline.scale")
 
 
 def slug(text: str) -> str:

@@ -78,7 +78,7 @@ def main(argv=None) -> int:
     failures = bench_images(ask)
     if failures:
         print(f"{len(failures)} failed; they are listed in {args.output / 'images.md'}", file=sys.stderr)
-    return 0
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

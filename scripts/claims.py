@@ -32,8 +32,8 @@ from PIL import Image  # noqa: E402
 from cds3d.bench import report  # noqa: E402
 from cds3d.bench.run import bench_command  # noqa: E402
 from cds3d.bench.tasks import cases  # noqa: E402
-from cds3d.commands.preparing import build_objective  # noqa: E402
-from cds3d.guidance import Query, load_prior  # noqa: E402
+from cds3d.commands.preparing import build_objective, configured_prior  # noqa: E402
+from cds3d.guidance import Query  # noqa: E402
 from cds3d.objectives.objective import Prompts  # noqa: E402
 from cds3d.objectives.patchnce import contrastive_loss  # noqa: E402
 from cds3d.options import load_config, pick_device  # noqa: E402
@@ -141,7 +141,7 @@ def sweep(claim: str, args: argparse.Namespace) -> None:
 def figure5(args: argparse.Namespace) -> None:
     """Mean length of DDS's and CDS's gradients near the source latent, over the same draws of t and noise."""
     config = load_config("edit", ["edit=latent", *args.options])
-    prior = load_prior(config.guidance.path, dtype=config.guidance.dtype, device=pick_device(args.device))
+    prior = configured_prior(config, pick_device(args.device))
     pictures, figures = [], []
     for task in CATS:
         for case in cases(task, args.cases):
@@ -189,8 +189,10 @@ def figure5(args: argparse.Namespace) -> None:
 def features(args: argparse.Namespace) -> None:
     """Each up-sampling self-attention layer: how alike its positions are, and what PatchNCE makes of it."""
     config = load_config("edit", ["edit=latent", *args.options])
-    prior = load_prior(config.guidance.path, dtype=config.guidance.dtype, device=pick_device(args.device))
+    prior = configured_prior(config, pick_device(args.device))
     found: dict[str, list[dict]] = {}
+    cds = build_objective(config)
+    options = {name: getattr(cds, name) for name in ("patch_sizes", "patches", "temperature")}
     for case in [c for task in MIXED for c in cases(task, args.cases)]:
         before, after = (
             prior.encode_image(torch.from_numpy(render(build_scene(a)).image).permute(2, 0, 1)[None].float() / 255)
@@ -206,11 +208,11 @@ def features(args: argparse.Namespace) -> None:
                 Query(prior.noised(before.detach(), t, noise), t, source, "self"),
                 Query(prior.noised(moving, t, noise), t, target, "self", grad=True),
             )
-            ((reference,), (current,)) = prior.gather(*map(prior.submit, queries))
+            reference, current = prior.ask(*queries)
             for number, (ref, now) in enumerate(zip(reference.features, current.features)):
                 size = f"{ref.shape[0]} x {ref.shape[2]} x {ref.shape[1]}"
                 for name, center in (("as they are", False), ("centred", True)):
-                    loss = contrastive_loss([(ref, now)], center=center)
+                    loss = contrastive_loss([(ref, now)], **{**options, "center": center})
                     (gradient,) = torch.autograd.grad(loss, moving, retain_graph=True)
                     maps = ref - (ref.mean((1, 2), keepdim=True) if center else 0)
                     unit = F.normalize(maps.flatten(1).T, dim=1)

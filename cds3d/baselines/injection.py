@@ -122,7 +122,7 @@ def cross_maps_replaced(
 
 
 class _CrossMaps:
-    """An attention processor of diffusers that has its maps in hand, which the fast kernels have not."""
+    """An attention processor of diffusers that computes its maps explicitly; the fast kernels give none."""
 
     def __init__(self, source_row: int, target_row: int, mapping: Tensor, taken: Tensor):
         self.source_row, self.target_row, self.mapping, self.taken = source_row, target_row, mapping, taken

@@ -15,19 +15,19 @@ from cds3d.objectives.objective import classifier_free
 from tensorf.errors import UserError
 
 
-def ddim(prior: Prior, steps: int, option: str = "baseline.steps") -> DDIMScheduler:
+def ddim(prior: Prior, steps: int) -> DDIMScheduler:
     """From noise to image in `steps` steps, at Stable Diffusion's timesteps: 981, 961, ..., 1 of 1000 for 50.
 
-    Raises UserError, which names `option`, if the schedule has no room for that many steps.
+    Raises UserError if the schedule has no room for that many steps.
     """
-    scheduler = _scheduler(DDIMScheduler, prior, steps, option)
+    scheduler = _scheduler(DDIMScheduler, prior, steps, "baseline.steps")
     scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
     return scheduler
 
 
-def ddim_inverse(prior: Prior, steps: int, option: str = "baseline.inversion_steps") -> DDIMInverseScheduler:
+def ddim_inverse(prior: Prior, steps: int) -> DDIMInverseScheduler:
     """From image to noise: `ddim`'s timesteps in rising order. Raises UserError as `ddim` does."""
-    scheduler = _scheduler(DDIMInverseScheduler, prior, steps, option)
+    scheduler = _scheduler(DDIMInverseScheduler, prior, steps, "baseline.inversion_steps")
     scheduler.initial_alpha_cumprod = scheduler.alphas_cumprod[0]
     return scheduler
 
@@ -54,8 +54,7 @@ def _scheduler(kind: type, prior: Prior, steps: int, option: str):
 
 def noises(prior: Prior, t: int, *rows: tuple[Tensor, Prompt]) -> list[Tensor]:
     """The noise (1, C, h, w) in each row's latent, given its prompt: one forward, whose batch has the rows in order."""
-    (answers,) = prior.gather(prior.submit(*(Query(z_t, t, prompt) for z_t, prompt in rows)))
-    return [answer.noise for answer in answers]
+    return [answer.noise for answer in prior.ask(*(Query(z_t, t, prompt) for z_t, prompt in rows))]
 
 
 def guided(prior: Prior, z_t: Tensor, t: int, null: Prompt, text: Prompt, scale: float) -> Tensor:

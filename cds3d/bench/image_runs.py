@@ -5,17 +5,17 @@ OUT/<method>/<image>/ is an ordinary run folder. A finished one is not done agai
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from cds3d.bench.items import Failure, Item
 from cds3d.cli import set_threads
 from cds3d.commands.edit import edit_command
-from cds3d.options import groups, load_config, pick_device
+from cds3d.options import dotted_keys, groups, load_config, pick_device, set_text
 from cds3d.runs import reset_peak_memory
 from tensorf.captures.images import IMAGE_SUFFIXES
 from tensorf.errors import UserError, reason
@@ -73,7 +73,7 @@ def plan(methods: list[str], baselines: list[str], options: list[str]) -> dict[s
         if option.split("=", 1)[0] in _OURS:
             raise UserError(f"{option}: this option is the benchmark's own to set")
     chosen = {name: [f"{'baseline' if name in baselines else 'objective'}={name}", *_preset(options)] for name in names}
-    keys = {name: _keys(load_config("edit", own)) for name, own in chosen.items()}
+    keys = {name: {*dotted_keys(OmegaConf.to_container(load_config("edit", own)))} for name, own in chosen.items()}
     for option in options:
         key = option.split("=", 1)[0]
         if not any(key in k for k in keys.values()):
@@ -92,28 +92,15 @@ def _preset(options: list[str]) -> list[str]:
     return given if any(o.startswith("edit=") for o in given) else ["edit=latent", *given]
 
 
-def _keys(config: DictConfig) -> set[str]:
-    """Dotted keys of a configuration, and the names of its groups."""
-    found: set[str] = set()
-
-    def walk(tree: Mapping, prefix: str) -> None:
-        for key, value in tree.items():
-            found.add(f"{prefix}{key}")
-            if isinstance(value, Mapping):
-                walk(value, f"{prefix}{key}.")
-
-    walk(OmegaConf.to_container(config), "")
-    return found
-
-
 def claim(output: Path, items: list[Item], chosen: dict[str, list[str]]) -> None:
-    """Write OUT/settings.json, or compare with it. UserError if OUT was begun with other prompts or options.
+    """Write OUT/settings.json, or compare with it. UserError if OUT was begun with other pictures, prompts or options.
 
     Methods and images may be added later.
     """
     path = output / "settings.json"
     now = {
         "prompts": {item.name: [item.src, item.tgt] for item in items},
+        "pictures": {item.name: hashlib.sha256(item.path.read_bytes()).hexdigest()[:16] for item in items},
         "options": {name: [o for o in own if o.split("=", 1)[0] not in _FREE] for name, own in chosen.items()},
     }
     if path.is_file():
@@ -124,7 +111,7 @@ def claim(output: Path, items: list[Item], chosen: dict[str, list[str]]) -> None
                     if before[part].get(name, value) != value:
                         raise UserError(
                             f"{output} was begun with {before[part][name]} for {name}, not {value}: "
-                            "give another --output, or the same prompts and options"
+                            "give another --output, or the same pictures, prompts and options"
                         )
                 now[part] = before[part] | values
         except (ValueError, KeyError, AttributeError) as error:
@@ -155,9 +142,7 @@ def run_all(items: list[Item], chosen: dict[str, list[str]], output: Path) -> li
 def _run(item: Item, options: list[str], folder: Path) -> None:
     config = load_config("edit", options)
     for key, value in (("image", str(item.path)), ("src", item.src), ("tgt", item.tgt), ("output", str(folder))):
-        if "${" in value:  # which the configuration would take for a reference to another option
-            raise UserError(f"{key} {value}: leave out the ${{")
-        config[key] = value
+        set_text(config, key, value, key)
     config.resume = (folder / "state" / "state.pt").exists()
     set_threads(config)
     reset_peak_memory(pick_device(config.device))  # of the edit before

@@ -20,6 +20,7 @@ from cds3d.metrics.lpips import Lpips
 from cds3d.metrics.pretrained import check_location
 from cds3d.metrics.psnr import psnr
 from tensorf.errors import UserError, reason
+from tensorf.files import atomic
 
 log = logging.getLogger("cds3d")
 
@@ -165,4 +166,5 @@ def sheet(path: Path, items: list[Item], methods: list[str], output: Path) -> No
             shown = ImageOps.contain(shown, (_CELL, _CELL), Image.LANCZOS)
             left = column * _CELL + (_CELL - shown.width) // 2
             page.paste(shown, (left, top + _BAR + (_CELL - shown.height) // 2))
-    page.save(path)
+    with atomic(path) as partial:
+        page.save(partial)

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from cds3d.bench.tasks import Case
-from cds3d.commands.preparing import build_objective
+from cds3d.commands.preparing import build_objective, check_timesteps
 from cds3d.editor import EditConfig, Editor
 from cds3d.guidance.prior import Prior
 from cds3d.metrics.truth import Truth, picture_figures
@@ -37,7 +37,9 @@ def edit_case(case: Case, config: DictConfig, prior: Prior, judge: Judge) -> tup
     subject = LatentImage(torch.from_numpy(before.image).permute(2, 0, 1).float() / 255, prior)
     prompts = Prompts.of(prior, case.src, case.tgt)
     edit_config = build(EditConfig, config.edit, group="edit", seed=config.seed)
-    editor = Editor(subject, prior, build_objective(config), prompts, edit_config)
+    objective = build_objective(config)
+    check_timesteps(objective, prior)
+    editor = Editor(subject, prior, objective, prompts, edit_config)
     source = subject.image().permute(1, 2, 0)  # decoded: what the VAE loses is nobody's edit
     stages, spent = [], 0.0
     for share in STAGES:

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from tensorf.files import atomic
+
 # Student's t, 97.5%, for 1, 2, ... degrees of freedom; the last one stands for all that follow.
 _T = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120)
 _T += (2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042, 1.96)
@@ -183,4 +185,5 @@ def contact_sheet(path: Path, rows: list[tuple[str, list[Path]]], headings: list
         draw.text((4, top + 2), title, fill="black")
         for k, image in enumerate(images):
             sheet.paste(image.resize((width, height)), (k * width, top + bar))
-    sheet.save(path, **({"quality": 88} if path.suffix == ".jpg" else {}))
+    with atomic(path) as partial:
+        sheet.save(partial, **({"quality": 88} if path.suffix == ".jpg" else {}))

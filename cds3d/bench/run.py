@@ -34,7 +34,7 @@ from cds3d.commands.preparing import build_objective
 from cds3d.commands.videos import write_image
 from cds3d.editor import EditConfig
 from cds3d.guidance import Prior, load_prior
-from cds3d.options import build, groups, load_config, pick_device, whole
+from cds3d.options import build, dotted_keys, groups, load_config, pick_device, whole
 from cds3d.pocket.model.judge import FILE as JUDGE
 from cds3d.pocket.model.judge import Judge, load_judge
 from cds3d.pocket.weights_path import WEIGHTS
@@ -55,7 +55,7 @@ _SIZES = {
 _SHEET_ROWS = 6
 # Keys of edit.py that `options` may not set: they would falsify a run's label, or its place.
 _OURS = ("objective", "scene", "scene.name", "seed", "device", "output", "resume", "overwrite", "tgt", "src", "image")
-_OURS += ("capture",)
+_OURS += ("capture", "baseline")
 
 
 @dataclass(frozen=True)
@@ -159,12 +159,12 @@ def _settings(config: DictConfig) -> dict:
     if settings["tuning"] and (shipped := [f for f in settings["fields"] if f in SHIPPED_FIELDS]):
         raise UserError(f"tuning=true: fields has {shipped[0]}, a shipped capture, which is reported, not tuned on")
     pick_device(config.device)
-    _check_options(settings["options"])
+    _check_options(settings["options"], settings["objectives"])
     load_judge()
     return settings | {"fingerprint": _fingerprint(settings)}
 
 
-def _check_options(options: list) -> None:
+def _check_options(options: list, objectives: list[str]) -> None:
     if not isinstance(options, list):
         raise UserError(f"options={options} has to be a list of key=value, as in '[\"objective.weight=6\"]'")
     for option in options:
@@ -173,8 +173,8 @@ def _check_options(options: list) -> None:
             raise UserError(f"options: {option} is not of the form key=value")
         if key in _OURS:
             raise UserError(f"options: {key} is the benchmark's own to set")
-        if not any(_known(option, base) for base in ((), ("edit=latent",))):
-            raise UserError(f"options: {option} is no option of edit.py")
+        if not any(_known(option, _base(kind, objective)) for kind in ("image", "field") for objective in objectives):
+            raise UserError(f"options: {option} is no option of edit.py with objective={'|'.join(objectives)}")
 
 
 def _fingerprint(settings: dict) -> str:
@@ -325,16 +325,7 @@ def _base(kind: str, objective: str) -> tuple[str, ...]:
 def _keys(base: tuple[str, ...]) -> frozenset[str]:
     """Dotted keys and groups of edit.py's configuration with these options."""
     config = load_config("edit", list(base))
-    return frozenset({*_dotted(OmegaConf.to_container(config)), *groups()})
-
-
-def _dotted(tree: dict, prefix: str = "") -> list[str]:
-    """All keys of nested mappings, as in "edit" and "edit.lr"."""
-    keys = []
-    for key, value in tree.items():
-        keys.append(f"{prefix}{key}")
-        keys += _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else []
-    return keys
+    return frozenset({*dotted_keys(OmegaConf.to_container(config)), *groups()})
 
 
 def _known(option: str, base: tuple[str, ...]) -> bool:

@@ -14,8 +14,9 @@ from tqdm import tqdm
 from cds3d.baselines import BASELINES
 from cds3d.baselines.baseline import Baseline
 from cds3d.commands.driving import drive
+from cds3d.commands.evaluation import load_clip
 from cds3d.commands.images import configured_image, finish_image
-from cds3d.commands.preparing import check_timesteps, configured_prior, log_step
+from cds3d.commands.preparing import check_negative_prompt, check_timesteps, configured_prior, log_step
 from cds3d.editor import EditConfig, Editor
 from cds3d.objectives.objective import Objective, Prompts
 from cds3d.options import build, pick_device
@@ -34,9 +35,10 @@ def edit_by_baseline(config: DictConfig) -> Path:
     method = build_baseline(config)
     edit_config = build(EditConfig, config.edit, group="edit", seed=config.seed)
     image = configured_image(config)
-    _warn_of_negative_prompt(config)
+    check_negative_prompt(config, "baseline")
     run = RunFolder(_output_folder(config), config)
     prior = configured_prior(config, device)
+    clip = load_clip(config.clip, device)
     subject = LatentImage(image, prior)
     if isinstance(method, Objective):
         check_timesteps(method, prior, "baseline")
@@ -50,7 +52,7 @@ def edit_by_baseline(config: DictConfig) -> Path:
         run.begin()
         steps, seconds = _sample(method, subject, config)
     figures = {"iterations": steps, "seconds_per_iteration": seconds, "edit_seconds": seconds * steps}
-    finish_image(run, image, subject.image(), figures)
+    finish_image(run, image, subject.image(), figures, clip)
     return run.path
 
 
@@ -60,21 +62,6 @@ def build_baseline(config: DictConfig) -> Baseline | Objective:
     if kind not in BASELINES:
         raise UserError(f"baseline.kind={kind} is unknown; use baseline=NAME with one of: {', '.join(BASELINES)}")
     return build(BASELINES[kind], config.baseline, group="baseline")
-
-
-def _warn_of_negative_prompt(config: DictConfig) -> None:
-    """Tell that pocket does not know a negative prompt's words: guidance then leads anywhere."""
-    negative = config.baseline.get("negative_prompt")
-    if config.guidance.path == "pocket" and negative:
-        from cds3d.pocket.world.vocabulary import unknown_words  # other priors need no world
-
-        if unknown := unknown_words(negative):
-            words = ", ".join(f'"{w}"' for w in unknown)
-            log.warning(
-                "guidance=pocket does not know %s of the negative prompt, which spoils its edits: "
-                "baseline.negative_prompt= leaves it out",
-                words,
-            )
 
 
 def _output_folder(config: DictConfig) -> Path:

@@ -88,7 +88,13 @@ def _edit_scene(config: DictConfig) -> Path:
     write_views(run.path / "views", held_out, truth)
     metrics = edit_figures(subject.target, held_out, truth)
     frames = _videos(config, capture, subject, run.path)
-    metrics |= clip_figures(clip, config.src, config.tgt, held_out, frames)
+    metrics |= clip_figures(
+        clip,
+        config.src,
+        config.tgt,
+        *([v["color"] for v in views] for views in (held_out.before, held_out.after)),
+        frames,
+    )
     metrics |= {
         "iterations": editor.iteration,
         "seconds_per_iteration": seconds,
@@ -106,7 +112,7 @@ def _forecast(prior: Prior, prompts: Prompts, field: Renderable, views: list, ob
     """Tell, and return, the peak memory in MB that the edit is expected to need."""
     size = (views[0].height, views[0].width)
     before = memory_mb(prior.device)  # asked first: what the forecast itself frees stays with the process
-    parts = field_edit_mb(prior, prompts.target, field, len(views), *size, objective.backward_through_unet)
+    parts = field_edit_mb(prior, prompts.target, field, len(views), *size, objective.unet_graphs)
     expected = before + sum(parts.values())
     told = ", ".join(f"{name} {mb:.0f}" for name, mb in parts.items())
     log.info("expecting a peak of %.1f GB of memory: %.0f MB now, and %s", expected / 1024, before, told)

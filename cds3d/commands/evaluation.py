@@ -110,23 +110,27 @@ def load_clip(path: str | None, device: torch.device):
     return Clip(path, device, fit="squash", option="clip")
 
 
-def clip_figures(clip, src: str, tgt: str, views: HeldOut, frames: tuple[list, list]) -> dict[str, float]:
-    """clip_direction over the held-out views, and clip_consistency along the video's path (`metrics.clip`).
+def clip_figures(
+    clip, src: str, tgt: str, before: list[Tensor], after: list[Tensor], frames: tuple[list, list] = ((), ())
+) -> dict[str, float]:
+    """clip_direction over pictures (H, W, 3) of source and edit, and along a video's frames how constant it is.
 
-    Empty without a CLIP model; without frames there is no consistency.
+    The latter has two formulas in the literature: clip_path_consistency and clip_motion_consistency (`metrics.clip`).
+    Empty without a CLIP model.
     """
     if clip is None:
         return {}
-    from cds3d.metrics.clip import path_consistency, view_direction
+    from cds3d.metrics.clip import motion_consistency, path_consistency, view_direction
 
     def embedded(images: list[Tensor]) -> Tensor:
         return torch.stack([clip.image(image) for image in images])
 
-    before, after = (embedded([v["color"] for v in renders]) for renders in (views.before, views.after))
-    rows = {"clip_direction": view_direction(before, after, clip.text(src), clip.text(tgt))}
+    row = {"clip_direction": view_direction(embedded(before), embedded(after), clip.text(src), clip.text(tgt))}
     if len(frames[0]) > 1:
-        rows["clip_consistency"] = path_consistency(*(embedded(f) for f in frames))
-    return mean_figures([{key: float(value) for key, value in rows.items()}])
+        along = [embedded(f) for f in frames]
+        row["clip_path_consistency"] = path_consistency(*along)
+        row["clip_motion_consistency"] = motion_consistency(*along)
+    return mean_figures([{key: float(value) for key, value in row.items()}])
 
 
 def write_views(folder: Path, views: HeldOut, truth: KnownTruth | None) -> None:

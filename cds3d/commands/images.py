@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from cds3d.commands.driving import drive
+from cds3d.commands.evaluation import clip_figures, load_clip
 from cds3d.commands.preparing import log_step, output_folder, prepare
 from cds3d.commands.videos import side_by_side, write_image
 from cds3d.editor import EditConfig, Editor
@@ -40,6 +41,7 @@ def edit_image(config: DictConfig) -> Path:
     edit_config = build(EditConfig, config.edit, group="edit", seed=config.seed)
     run = RunFolder(output_folder(config, Path("outputs") / "images" / path.stem), config)
     prior, objective, prompts = prepare(config, device)
+    clip = load_clip(config.clip, device)
     subject = _PARAMETERS[config.edit.parameter](image, prior)
     editor = Editor(subject, prior, objective, prompts, edit_config)
     run.begin()
@@ -47,7 +49,7 @@ def edit_image(config: DictConfig) -> Path:
         editor, edit_config.iterations, run, save_every=config.save_every, label="edit", each=log_step(editor)
     )
     figures = {"iterations": editor.iteration, "seconds_per_iteration": seconds}
-    finish_image(run, image, subject.image(), figures | {"edit_seconds": seconds * editor.iteration})
+    finish_image(run, image, subject.image(), figures | {"edit_seconds": seconds * editor.iteration}, clip)
     return run.path
 
 
@@ -61,12 +63,13 @@ def configured_image(config: DictConfig) -> Tensor:
     return image
 
 
-def finish_image(run: RunFolder, source: Tensor, edited: Tensor, figures: dict) -> None:
-    """Write edited.png, comparison.png and metrics.json. source, edited: (3, H, W) in [0, 1]."""
+def finish_image(run: RunFolder, source: Tensor, edited: Tensor, figures: dict, clip=None) -> None:
+    """Write edited.png, comparison.png and metrics.json. source, edited: (3, H, W) in [0, 1]; clip: `load_clip`'s."""
     before, after = (x.permute(1, 2, 0) for x in (source, edited))
     write_image(run.path / "edited.png", after)
     write_image(run.path / "comparison.png", side_by_side(before, after))
-    run.finish({"psnr_to_source_db": psnr(after, before), **figures})
+    told = clip_figures(clip, run.config.src, run.config.tgt, [before], [after])
+    run.finish({"psnr_to_source_db": psnr(after, before), **told, **figures})
     log.info("%s: done", run.path / "edited.png")
 
 

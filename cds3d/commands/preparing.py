@@ -42,6 +42,22 @@ def check_prompts(config: DictConfig) -> None:
             )
 
 
+def check_negative_prompt(config: DictConfig, group: str) -> None:
+    """Warn of a negative prompt with words that pocket does not know: guidance then leads anywhere."""
+    negative = config[group].get("negative_prompt")
+    if config.guidance.path == "pocket" and negative:
+        from cds3d.pocket.world.vocabulary import unknown_words  # other priors need no world
+
+        if unknown := unknown_words(negative):
+            words = ", ".join(f'"{w}"' for w in unknown)
+            log.warning(
+                "guidance=pocket does not know %s of the negative prompt, which spoils its edits: "
+                "%s.negative_prompt= leaves it out",
+                words,
+                group,
+            )
+
+
 def output_folder(config: DictConfig, parent: Path) -> Path:
     """<parent>/<prompt>, with the names of the objective and of the preset where they are not the defaults."""
     if config.output is not None:
@@ -54,6 +70,7 @@ def output_folder(config: DictConfig, parent: Path) -> Path:
 def prepare(config: DictConfig, device: torch.device) -> tuple[Prior, Objective, Prompts]:
     """The prior, the objective and the embedded prompts; UserError for options that do not fit together."""
     objective = build_objective(config)
+    check_negative_prompt(config, "objective")
     prior = configured_prior(config, device)
     check_timesteps(objective, prior)
     return prior, objective, Prompts.of(prior, config.src, config.tgt)
@@ -73,6 +90,8 @@ def check_timesteps(objective: Objective, prior: Prior, group: str = "objective"
 
 def build_objective(config: DictConfig) -> Objective:
     """The objective that configs/objective describes."""
+    if config.objective.kind not in OBJECTIVES:
+        raise UserError(f"objective.kind={config.objective.kind} is unknown; use one of: {', '.join(OBJECTIVES)}")
     return build(OBJECTIVES[config.objective.kind], config.objective, group="objective")
 
 

@@ -46,7 +46,7 @@ _PARTS = {
 
 
 def refused(path: str, what: str) -> UserError:
-    """The line that says what `path` holds and what works instead. what: ends where the list of models follows."""
+    """The line that says what `path` holds and what works instead. what: text that the list of what works completes."""
     return UserError(f"guidance.path={path} is {what} {_WORKS}")
 
 

@@ -2,8 +2,9 @@
 
 prior = load_prior("pocket", device=device)
 prompt = prior.embed("a red flower")
-answers = prior.submit(Query(z_t, t, prompt), Query(z_t, t, prior.embed("")))   # may start at once
-(text, null), = prior.gather(answers)                                           # waits, or computes in one batch
+    text, null = prior.ask(Query(z_t, t, prompt), Query(z_t, t, prior.embed("")))     # one batch, now
+    pending = prior.submit(Query(z_t, t, prompt))                                     # may start in a thread
+    ((text,),) = prior.gather(pending)                                                # waits for it, or computes it
 """
 
 from __future__ import annotations
@@ -89,11 +90,6 @@ class Prior:
         self._tap = FeatureTap(self.unet)
         self._prompts: dict[str, Prompt] = {}
 
-    @property
-    def parameters(self) -> int:
-        """Weights of all networks together."""
-        return sum(_size(m) for m in (self.unet, self.vae, *self.text.encoders))
-
     # --- text and images
 
     @torch.no_grad()
@@ -133,18 +129,24 @@ class Prior:
         a = self.alphas[t]
         return (z_t - (1 - a).sqrt() * noise) / a.sqrt()
 
-    def submit(self, *queries: Query) -> Pending:
-        """Hand over queries; those without gradients start at once where a thread of their own pays.
+    def ask(self, *queries: Query) -> list[Prediction]:
+        """The answers, at once: for who has nothing else to do meanwhile."""
+        return self.gather(Pending(queries))[0]
 
-        On a GPU, and for a U-Net whose operators are large, they wait until `gather` makes one batch of them.
+    def submit(self, *queries: Query) -> Pending:
+        """Hand over queries, and go on with other work until `gather`.
+
+        Those without gradients start at once where a thread of their own pays. On a GPU, and for a U-Net whose
+        operators are large, they wait until `gather` makes one batch of them.
         """
         if self._thread and not any(q.grad for q in queries):
             return Pending(queries, self._thread.submit(self._without_gradients, queries))
         return Pending(queries)
 
     def gather(self, *pending: Pending) -> list[list[Prediction]]:
-        """The answers, a list for each `Pending`. Queries that have not started become one batch, but those with
-        gradients, each of which is a forward of its own.
+        """The answers, a list for each `Pending`.
+
+        Waiting queries without gradients share one forward; each query with gradients gets its own.
         """
         waiting = [q for p in pending if p.future is None for q in p.queries if not q.grad]
         answers = dict(zip(map(id, waiting), self._without_gradients(waiting) if waiting else (), strict=True))
@@ -160,8 +162,11 @@ class Prior:
         return self._forward(queries)
 
     def _forward(self, queries: Sequence[Query]) -> list[Prediction]:
-        """One forward of the U-Net. Queries of one batch that ask for features ask for the same kind."""
-        kind = next((q.features for q in queries if q.features), None)
+        """One forward of the U-Net. ValueError if its queries ask for different kinds of features."""
+        kinds = {q.features for q in queries if q.features}
+        if len(kinds) > 1:
+            raise ValueError(f"one batch cannot give features of several kinds: {', '.join(sorted(kinds))}")
+        kind = next(iter(kinds), None)
         z_t = torch.cat([q.z_t for q in queries])
         t = torch.tensor([q.t for q in queries], device=self.device)
         with torch.set_grad_enabled(any(q.grad for q in queries)):

@@ -7,7 +7,6 @@ from cds3d.objectives.cds import CDS
 from cds3d.objectives.csd import CSD
 from cds3d.objectives.dds import DDS
 from cds3d.objectives.ids import IDS
-from cds3d.objectives.masked_dds import MaskedDDS
 from cds3d.objectives.nfsd import NFSD
 from cds3d.objectives.pds import PDS
 from cds3d.objectives.sds import SDS
@@ -22,5 +21,4 @@ OBJECTIVES = {
     "ssd": SSD,
     "csd": CSD,
     "nfsd": NFSD,
-    "masked-dds": MaskedDDS,
 }

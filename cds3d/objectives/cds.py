@@ -47,8 +47,8 @@ class Contrastive(Objective):
         return self.features if self.weight > 0 else None
 
     @property
-    def backward_through_unet(self) -> bool:
-        return self.contrasted is not None
+    def unet_graphs(self) -> int:
+        return int(self.contrasted is not None)
 
     def with_contrast(self, step: Step, z: Tensor, reference: tuple[Tensor, ...], current: tuple[Tensor, ...]) -> Step:
         """The step, and the pull of PatchNCE on z if features are compared: those of the two conditional forwards."""
@@ -61,7 +61,9 @@ class Contrastive(Objective):
             temperature=self.temperature,
             center=self.center,
         )
-        pull = self.weight * torch.autograd.grad(loss, z)[0]
+        # In half precision the gradient on a feature is near the smallest number that there is.
+        enlarged = 4096.0 if current[0].dtype == torch.float16 else 1.0
+        pull = self.weight / enlarged * torch.autograd.grad(enlarged * loss, z)[0]
         figures = step.figures | {"contrastive_loss": loss.item(), "contrastive_gradient_rms": rms(pull)}
         return replace(step, gradient=step.gradient + pull, figures=figures)
 

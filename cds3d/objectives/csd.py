@@ -24,6 +24,6 @@ class CSD(Objective):
     def gradient(self, prior, pair, prompts, draw) -> Step:
         z_t = prior.noised(pair.target(), draw.t, draw.noise)
         other = prompts.source if self.versus == "source" else prompts.null
-        ((text, less),) = prior.gather(prior.submit(Query(z_t, draw.t, prompts.target), Query(z_t, draw.t, other)))
+        text, less = prior.ask(Query(z_t, draw.t, prompts.target), Query(z_t, draw.t, other))
         factor = 1.0 if self.versus == "source" else 1 - float(prior.alphas[draw.t])
         return self.step(draw, self.scaled(self.scale * factor * (text.noise - less.noise)))

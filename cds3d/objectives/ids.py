@@ -6,6 +6,7 @@ noisy latent is first moved until the guess fits. Both branches then use the noi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -29,12 +30,12 @@ class IDS(CDS):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.noise_steps < 0 or self.noise_rate < 0:
+        if self.noise_steps < 0 or not 0 <= self.noise_rate < math.inf:
             raise ValueError(f"noise_steps={self.noise_steps} and noise_rate={self.noise_rate} have to be 0 or more")
 
     @property
-    def backward_through_unet(self) -> bool:
-        return self.noise_steps > 0 or super().backward_through_unet
+    def unet_graphs(self) -> int:
+        return 2 if self.noise_steps > 0 else super().unet_graphs
 
     def gradient(self, prior, pair, prompts, draw) -> Step:
         noise = fixed_point_noise(
@@ -50,8 +51,7 @@ def fixed_point_noise(
     t, z_t = draw.t, prior.noised(z, draw.t, draw.noise)
     for _ in range(steps):
         z_t = z_t.detach().requires_grad_()
-        asked = prior.submit(Query(z_t, t, prompts.null, grad=True), Query(z_t, t, prompts.source, grad=True))
-        ((null, text),) = prior.gather(asked)
+        null, text = prior.ask(Query(z_t, t, prompts.null, grad=True), Query(z_t, t, prompts.source, grad=True))
         guess = prior.denoised(z_t, t, classifier_free(null.noise, text.noise, scale))
         distance = torch.linalg.vector_norm(z - guess)
         z_t = z_t.detach() - rate * torch.autograd.grad(distance, z_t)[0]

@@ -26,7 +26,7 @@ class NFSD(Objective):
         t, small = draw.t, draw.t < self.t_small
         z_t = prior.noised(pair.target(), t, draw.noise)
         asked = [prompts.null, prompts.target, *([] if small else [prior.embed(self.negative_prompt)])]
-        (answers,) = prior.gather(prior.submit(*(Query(z_t, t, prompt) for prompt in asked)))
+        answers = prior.ask(*(Query(z_t, t, prompt) for prompt in asked))
         null, text = answers[0].noise, answers[1].noise
         delta = null if small else null - answers[2].noise
         return self.step(draw, self.scaled(delta + self.scale * (text - null)))

@@ -69,7 +69,7 @@ class Objective:
         raise NotImplementedError
 
     def draw(self, latent: Tensor, progress: float) -> Draw:
-        """t and noise for a latent (1, C, h, w), from the global generator. progress: of the edit, in [0, 1)."""
+        """t and noise for a latent (1, C, h, w), from the global generator. progress: of the edit, in [0, 1]."""
         if self.t_order == "falling":
             t = round(self.t_max + progress * (self.t_min - self.t_max))
         else:
@@ -86,9 +86,9 @@ class Objective:
         return Step(gradient, {"t": draw.t, "score_gradient_rms": rms(gradient), **figures})
 
     @property
-    def backward_through_unet(self) -> bool:
-        """Whether a step needs the U-Net's activations for a backward pass, which is what takes memory."""
-        return False
+    def unet_graphs(self) -> int:
+        """How many forwards of the U-Net a step keeps at once for backward passes, which is what takes memory."""
+        return 0
 
 
 def classifier_free(eps_null: Tensor, eps_text: Tensor, scale: float) -> Tensor:

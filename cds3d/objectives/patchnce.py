@@ -37,10 +37,10 @@ def patch_nce(reference: Tensor, target: Tensor, *, patches: int, temperature: f
 def contrastive_loss(
     pairs: Iterable[tuple[Tensor, Tensor]],
     *,
-    patch_sizes: tuple[int, ...] = (1, 2),
-    patches: int = 256,
-    temperature: float = 0.07,
-    center: bool = False,
+    patch_sizes: tuple[int, ...],
+    patches: int,
+    temperature: float,
+    center: bool,
 ) -> Tensor:
     """Scalar: the mean over positions of `patch_nce`, summed over patch sizes and layers.
 

@@ -14,8 +14,6 @@ class SDS(Objective):
 
     def gradient(self, prior, pair, prompts, draw) -> Step:
         z_t = prior.noised(pair.target(), draw.t, draw.noise)
-        ((null, text),) = prior.gather(
-            prior.submit(Query(z_t, draw.t, prompts.null), Query(z_t, draw.t, prompts.target))
-        )
+        null, text = prior.ask(Query(z_t, draw.t, prompts.null), Query(z_t, draw.t, prompts.target))
         guided = classifier_free(null.noise, text.noise, self.scale)
         return self.step(draw, self.scaled(guided - draw.noise))

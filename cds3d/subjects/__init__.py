@@ -20,9 +20,6 @@ class Pair(Protocol):
     def target(self) -> Tensor:
         """The target's latent (1, C, h, w), detached. It is computed, and its graph kept, when first asked for."""
 
-    def mask(self) -> Tensor | None:
-        """(1, 1, h, w) in [0, 1]: how much each latent element belongs to the region of the edit; None without one."""
-
     def backward(self, gradient: Tensor) -> Tensor:
         """Add dLoss/dlatent (1, C, h, w) of the target to the parameters' gradients; call it once.
 

@@ -11,11 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cds3d.guidance.prior import Prior
-from cds3d.subjects import CELL
 from cds3d.subjects.region import EditedRegion, RegionConfig, dilated
 from tensorf.cameras import Camera
 from tensorf.renderable import FastView, Renderable
@@ -25,7 +23,7 @@ _GROUPS = ("color", "density", "network", "color_lines", "density_lines")  # of 
 
 @dataclass(frozen=True)
 class FieldRates:
-    """Learning rates, as shares of the edit's; 0 freezes what it is of.
+    """Learning rates, as shares of the edit's; 0 freezes a group.
 
     color_lr, network_lr, density_lr: of the colour grids, the colour network and the density grids. The network gives
     all that looks alike a new look at once, also where the gradient says little; grids change one place apart from
@@ -123,10 +121,6 @@ class FieldPair:
             self._image = image.view_as(picture).requires_grad_()
             self._encoded = self._prior.encode_image(_as_batch(self._image))
         return self._encoded.detach()
-
-    def mask(self) -> Tensor:
-        """Means of the weight over latent elements; rows and columns beyond the last whole element are left out."""
-        return F.avg_pool2d(self._weight.view(1, 1, *self._made.image.shape[:2]), CELL)
 
     def backward(self, gradient: Tensor) -> Tensor:
         """Pixels of the region get the objective's gradient; pixels outside are pulled back to the source's colour.

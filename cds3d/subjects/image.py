@@ -19,9 +19,6 @@ class LatentPair:
     def target(self) -> Tensor:
         return self._parameter.detach()
 
-    def mask(self) -> None:
-        return None
-
     def backward(self, gradient: Tensor) -> Tensor:
         before = self._parameter.grad
         self._parameter.grad = gradient.clone() if before is None else before + gradient
@@ -73,9 +70,6 @@ class PixelPair:
         if self._encoded is None:
             self._encoded = self._prior.encode_image(shifted(self._parameter, *self._shift))
         return self._encoded.detach()
-
-    def mask(self) -> None:
-        return None
 
     def backward(self, gradient: Tensor) -> Tensor:
         self.target()

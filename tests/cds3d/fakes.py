@@ -49,6 +49,9 @@ class LinearDenoiser:
     def embed(self, text):
         return Prompt(torch.full((1, 1, 1), float(len(text))))
 
+    def ask(self, *queries):
+        return self.gather(self.submit(*queries))[0]
+
     def submit(self, *queries):
         return Pending(queries)
 
@@ -104,10 +107,6 @@ class TwoLatents:
 
     source: torch.Tensor
     goal: torch.Tensor
-    region: torch.Tensor | None = None
 
     def target(self):
         return self.goal
-
-    def mask(self):
-        return self.region

@@ -53,14 +53,15 @@ def test_working_memory_by_hand():
 
 def test_a_step_needs_more_with_the_contrastive_term_and_with_size(prior):
     text = prior.embed("a flower")
-    small, large = (step_mb(prior, text, *size, through_unet=True) for size in ((48, 64), (96, 128)))
+    small, large = (step_mb(prior, text, *size, unet_graphs=1) for size in ((48, 64), (96, 128)))
     assert 2.5 < large / small < 4  # four times the pixels; the copies of weights are the same
-    assert step_mb(prior, text, 48, 64, through_unet=False) < 0.9 * small
+    none, two = (step_mb(prior, text, 48, 64, unet_graphs=n) for n in (0, 2))
+    assert none < 0.9 * small and two > small + 0.5 * (small - none)  # IDS keeps two graphs at once
 
 
 def test_parts_of_a_field_edit(prior):
     field = torch.nn.Linear(1024, 1024)
-    parts = field_edit_mb(prior, prior.embed("a flower"), field, 10, 48, 64, True)
+    parts = field_edit_mb(prior, prior.embed("a flower"), field, 10, 48, 64, 1)
     assert parts["optimiser"] == pytest.approx(3 * parameter_mb(field))
     assert parts["views"] == pytest.approx(10 * 48 * 64 * 108 / 2**20)
-    assert parts["networks"] == pytest.approx(step_mb(prior, prior.embed("a flower"), 48, 64, True))
+    assert parts["networks"] == pytest.approx(step_mb(prior, prior.embed("a flower"), 48, 64, 1))

@@ -243,7 +243,7 @@ def test_forwards_and_backwards_of_a_step(prior, counted_unet, kind, expected, p
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        ("sds", [(2, False, False)]),
+        ("sds", [(2, False, True)]),  # nothing else to do meanwhile
         ("dds", [(1, False, False), (1, False, False), (2, False, False)]),
         ("cds", [(1, False, False), (1, True, True), (2, False, False)]),
     ],
@@ -365,3 +365,16 @@ def test_the_vae_may_have_a_type_of_its_own(tiny_folder, prior):
     torch.testing.assert_close(mixed.encode_image(image), prior.encode_image(image))
     torch.testing.assert_close(mixed.decode_image(torch.ones(1, 4, 2, 3)), prior.decode_image(torch.ones(1, 4, 2, 3)))
     assert mixed.unet.dtype == torch.bfloat16
+
+
+def test_one_batch_gives_one_kind_of_features(prior):
+    z_t, prompt = torch.randn(1, 4, 4, 4), prior.embed("a cat")
+    with pytest.raises(ValueError, match="cross, self"):
+        prior.ask(Query(z_t, 10, prompt, "self"), Query(z_t, 10, prompt, "cross"))
+
+
+def test_ask_is_submit_and_gather(prior):
+    queries = [Query(torch.randn(1, 4, 4, 4), t, prior.embed("a cat")) for t in (10, 900)]
+    (later,) = prior.gather(prior.submit(*queries))
+    for a, b in zip(prior.ask(*queries), later, strict=True):
+        torch.testing.assert_close(a.noise, b.noise, atol=1e-5, rtol=1e-5)

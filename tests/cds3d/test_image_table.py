@@ -84,8 +84,8 @@ def test_a_baseline_is_an_option_of_the_command(monkeypatch):
 @pytest.mark.parametrize(
     "methods, baselines, options, text",
     [
-        (["cds", "magic"], [], [], "--methods: magic is unknown; use some of cds,dds"),
-        (["cds"], ["magic"], [], "--baselines: magic is unknown; use some of sdedit,"),
+        (["cds", "magic"], [], [], "--methods: magic is unknown; use some of cds,csd,dds,ids,ids-cds,nfsd"),
+        (["cds"], ["magic"], [], "--baselines: magic is unknown; use some of ddpm-inversion,"),
         ([], [], [], "no method is given"),
         (["cds", "cds"], [], [], "cds is given twice"),
         (["cds"], [], ["tgt=x"], "benchmark's own"),
@@ -103,6 +103,8 @@ def test_wrong_methods_and_options(methods, baselines, options, text):
 
 
 def test_a_folder_goes_on_with_its_own_prompts_and_options_only(tmp_path):
+    for name in ("a", "b"):
+        save_picture(tmp_path / f"{name}.png")
     item, chosen = Item("a", tmp_path / "a.png", "a cat", "a dog"), {"dds": ["objective=dds", "threads=1"]}
     output = tmp_path / "out"
     claim(output, [item], chosen)

@@ -62,7 +62,6 @@ def test_networks_are_frozen(prior):
     modules = (prior.unet, prior.vae, *prior.text.encoders)
     assert not any(p.requires_grad for m in modules for p in m.parameters())
     assert not any(m.training for m in modules)
-    assert prior.parameters == sum(p.numel() for m in modules for p in m.parameters())
 
 
 def test_a_folder_gives_what_its_pipeline_gives(tiny_folder, prior):

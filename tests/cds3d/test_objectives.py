@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from defaults import changed, objective
 from fakes import PROMPTS, LinearDenoiser, TwoLatents
 
-from cds3d.objectives import CDS, OBJECTIVES
+from cds3d.objectives import CDS, OBJECTIVES, patchnce
 from cds3d.objectives.ids import fixed_point_noise
 from cds3d.objectives.objective import Draw, Prompts, classifier_free
-from cds3d.objectives.patchnce import contrastive_loss, patch_nce
+from cds3d.objectives.patchnce import patch_nce
 from cds3d.objectives.pds import posterior_factors
 from cds3d.options import groups
 from tensorf.errors import UserError
@@ -28,6 +28,12 @@ def test_classifier_free_by_hand_and_in_the_papers_form():
     w = 6.5  # the paper's (1 + w) text - w null, with 1 + w = 7.5: 7.5 * 3 - 6.5 * 1 = 16
     assert torch.equal(guided, (1 + w) * text - w * null)
     assert torch.equal(classifier_free(null, text, 1.0), text)  # no guidance beyond the condition
+
+
+def contrastive_loss(pairs, **options):
+    """Options as published, unless said otherwise."""
+    published = dict(patch_sizes=(1, 2), patches=256, temperature=0.07, center=False)
+    return patchnce.contrastive_loss(pairs, **{**published, **options})
 
 
 def as_map(*vectors):
@@ -463,22 +469,10 @@ def test_ids_is_dds_with_the_prepared_noise():
     torch.testing.assert_close(step.gradient, dds.gradient)
 
 
-def test_masked_dds_by_its_formula():
-    z_tgt, z_src = latents()
-    mask = torch.rand(1, 1, 6, 5, generator=torch.Generator().manual_seed(3))
-    masked, noise = objective("masked-dds", background=2.0), torch.zeros_like(z_src)
-    step = masked.gradient(LinearDenoiser(), TwoLatents(z_src, z_tgt, mask), PROMPTS, Draw(500, noise))
-    away = z_tgt - z_src
-    expected = SCORE_SCALE * (mask * (0.3 * away + 7.5) + 2.0 * (1 - mask) * away)
-    torch.testing.assert_close(step.gradient, expected, atol=1e-5, rtol=1e-5)
-    with pytest.raises(UserError, match="images have none"):
-        masked.gradient(LinearDenoiser(), TwoLatents(z_src, z_tgt), PROMPTS, Draw(500, noise))
-
-
 @pytest.mark.parametrize(
     ("name", "through"),
-    [("sds", False), ("dds", False), ("cds", True), ("pds", False), ("ids", True), ("ssd", False), ("ssd-cds", True)],
+    [("sds", 0), ("dds", 0), ("cds", 1), ("pds", 0), ("ids", 2), ("ssd", 0), ("ssd-cds", 1)],
 )
 def test_which_objectives_go_back_through_the_unet(name, through):
-    assert objective(name).backward_through_unet == through
+    assert objective(name).unet_graphs == through
     assert isinstance(objective("ids-cds"), CDS)

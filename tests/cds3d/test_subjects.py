@@ -316,15 +316,6 @@ def test_a_pair_is_fixed_when_it_is_made(field, cameras, right_is_edited):
     assert not torch.equal(later.isnan(), before.isnan())  # by now the region is known
 
 
-def test_a_pairs_mask_is_the_region_of_its_latent(field, cameras, monkeypatch):
-    right = torch.zeros(19, 26)  # latents are 2 x 3: the last two columns and three rows belong to none
-    right[:, 12:] = 1
-    monkeypatch.setattr(EditedRegion, "weight", lambda self, camera, picture: right)
-    mask = field_views(field, cameras, LinearPrior(), mask_threshold=0.5).pair(0).mask()
-    assert mask.shape == (1, 1, 2, 3)
-    assert torch.allclose(mask[0, 0], torch.tensor([0.0, 0.5, 1.0]).expand(2, 3))
-
-
 def test_backward_adds_gradients_and_nothing_else(field, cameras, right_is_edited):
     subject = field_views(field, [cameras[0].resized(32, 16)], LinearPrior(), mask_threshold=0.5, preservation=10.0)
     pair = subject.pair(0)

@@ -173,9 +173,9 @@ def test_shrinking_to_the_whole_box_changes_nothing(make_field):
 
 
 def test_unknown_names_are_refused(make_field):
-    with pytest.raises(UserError, match="tucker.*vm or cp"):
+    with pytest.raises(ValueError, match="decomposition=tucker.*vm or cp"):
         make_field("tucker")
-    with pytest.raises(UserError, match="siren.*mlp or tcnn"):
+    with pytest.raises(ValueError, match="decoder=siren.*mlp or tcnn"):
         make_field(decoder="siren")
 
 

@@ -85,6 +85,9 @@ def test_finished_runs_are_kept_and_half_done_ones_go_on(cats, bench, monkeypatc
     assert not result(Path("out"))["failed"]
     with pytest.raises(UserError, match="was begun with"):
         bench.main([str(cats), "--src", "a cat", "--tgt", "a pig", "--methods", "dds", "--output", "out", *QUICK])
+    (cats / "b.png").write_bytes((cats / "a.png").read_bytes())  # another picture of the same name
+    with pytest.raises(UserError, match="was begun with .* for b"):
+        bench.main(given)
 
 
 def test_missing_weights_leave_columns_out(cats, bench, capsys):
@@ -98,7 +101,7 @@ def test_missing_weights_leave_columns_out(cats, bench, capsys):
 def test_an_image_that_fails_is_listed_and_the_rest_goes_on(cats, bench, capsys):
     (cats / "aa.png").write_bytes(b"no image")
     given = [str(cats), *PROMPTS, "--methods", "dds", "--output", "out", "--user-study", "study.html", *QUICK]
-    assert bench.main(given) == 0
+    assert bench.main(given) == 1
     assert [(f["method"], f["name"]) for f in result(Path("out"))["failed"]] == [("dds", "aa")]
     assert result(Path("out"))["summary"]["overall"]["dds"]["cases"] == 2
     assert "- aa, dds:" in (Path("out") / "images.md").read_text()

@@ -111,6 +111,8 @@ def test_an_interrupted_bench_tells_how_to_go_on(tmp_path, tiny_folder, capture_
         (["options=null"], "options=None has to be a list of key=value"),
         (["options=objective.weight"], "options=objective.weight has to be a list of key=value"),
         (['options=["objective.patch_sizes=[]"]'], "patch_sizes=[] has to be a list of whole numbers"),
+        (['options=["baseline=pnp"]'], "baseline is the benchmark's own"),
+        (['options=["objective.stride=4"]'], "objective.stride=4 is no option of edit.py with objective=sds|dds|cds"),
         (['options=["guidance.path=[]"]'], "guidance.path=[] has to be text"),
         (["output=[a]"], "output=['a'] has to be text"),
         (["output=null"], "output=null: a path has to be given"),

@@ -182,3 +182,13 @@ def test_finished_run_is_not_overwritten(trained, train_options, capsys):
     text = fails(capsys, "train", *train_options)
     assert "outputs/daisies/source" in text and "overwrite=true" in text
     assert {name: (trained / name).read_bytes() for name in files(trained)} == before
+
+
+def test_an_edit_goes_on_with_a_lower_guidance_scale(tmp_path, edit_options, trained, monkeypatch):
+    """As the message about a gradient that is not finite advises."""
+    with monkeypatch.context() as patch:
+        stops_at(patch, Editor, 1)
+        assert run_command("edit", edit_options) == 130
+    assert run_command("edit", [*edit_options, "resume=true", "guidance.scale=3", "objective.weight=1"]) == 0
+    config = OmegaConf.load(tmp_path / "outputs" / "daisies" / "a-red-flower" / "config.yaml")
+    assert config.guidance.scale == config.objective.scale == 3

@@ -98,7 +98,7 @@ def test_the_figures_are_those_of_the_files(tmp_path, trained, edit_options, cap
     assert metrics["edit_gain_db"] == pytest.approx(mean(gains), abs=1e-3) and abs(metrics["edit_gain_db"]) > 1e-3
     assert metrics["kept_psnr_db"] == pytest.approx(mean(kept), abs=1e-3)
     assert metrics["psnr_to_source_db"] == pytest.approx(mean(same), abs=1e-3)
-    assert -1 <= metrics["clip_direction"] <= 1 and -1 <= metrics["clip_consistency"] <= 1
+    assert all(-1 <= metrics[f"clip_{k}"] <= 1 for k in ("direction", "path_consistency", "motion_consistency"))
     assert OmegaConf.load(run / "config.yaml").clip == str(clip)
 
 

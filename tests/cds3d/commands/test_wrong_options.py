@@ -21,6 +21,7 @@ from cds3d.options import load_config
         ("edit.iterations=0", ["edit.iterations=0"]),
         ("edit.lr=-0.1", ["edit.lr=-0.1"]),
         ("edit.lr=nan", ["edit.lr=nan"]),
+        ("objective.kind=hds", ["objective.kind=hds", "cds", "nfsd"]),
         ("edit.lr_decay=0", ["lr_decay=0", "at most 1"]),
         ("edit.color_lr=-1", ["edit.color_lr=-1"]),
         ("edit.density_lr=-1", ["edit.density_lr=-1"]),
