@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from cds3d.baselines.baseline import Baseline
 from cds3d.bench.tasks import Case
+from cds3d.commands.baselines import build_baseline
 from cds3d.commands.preparing import build_objective, check_timesteps
 from cds3d.editor import EditConfig, Editor
 from cds3d.guidance.prior import Prior
@@ -27,7 +30,7 @@ STAGES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)  # shares of 
 
 
 def edit_case(case: Case, config: DictConfig, prior: Prior, judge: Judge) -> tuple[dict, list[dict], dict[str, Tensor]]:
-    """Run the edit that `config` (configs/edit.yaml with edit=latent) describes on a case's image.
+    """Run the edit of a case's image that `config` (configs/edit.yaml with edit=latent) describes, baselines too.
 
     Returns the final figures with seconds, those of each stage with its iteration, and pictures (H, W, 3).
     """
@@ -35,23 +38,38 @@ def edit_case(case: Case, config: DictConfig, prior: Prior, judge: Judge) -> tup
     truth = Truth.of(before, after)
     reset_peak_memory(prior.device)
     subject = LatentImage(torch.from_numpy(before.image).permute(2, 0, 1).float() / 255, prior)
-    prompts = Prompts.of(prior, case.src, case.tgt)
-    edit_config = build(EditConfig, config.edit, group="edit", seed=config.seed)
-    objective = build_objective(config)
-    check_timesteps(objective, prior)
-    editor = Editor(subject, prior, objective, prompts, edit_config)
     source = subject.image().permute(1, 2, 0)  # decoded: what the VAE loses is nobody's edit
-    stages, spent = [], 0.0
-    for share in STAGES:
-        start = time.perf_counter()
-        while editor.iteration < math.ceil(share * editor.config.iterations):
-            editor.step()
+    stages, spent, start = [], 0.0, time.perf_counter()
+    for iteration in _edited(subject, case, config, prior):
         spent += time.perf_counter() - start
         edited = subject.image().permute(1, 2, 0)
-        stages.append({"iteration": editor.iteration, **picture_and_judge(edited, source, truth, judge, case.target)})
+        stages.append({"iteration": iteration, **picture_and_judge(edited, source, truth, judge, case.target)})
+        start = time.perf_counter()
     final = {k: v for k, v in stages[-1].items() if k != "iteration"}
     final |= {"seconds": spent, "peak_memory_mb": peak_memory_mb(prior.device)}
     return final, stages, {"source": source, "truth": truth.image, "edit": edited}
+
+
+def _edited(subject: LatentImage, case: Case, config: DictConfig, prior: Prior) -> Iterator[int]:
+    """Edit the subject by the configuration's objective or baseline; gives the iteration at each stage.
+
+    A baseline that samples has one stage, its end, and no iterations.
+    """
+    baseline = None if config.baseline.kind == "none" else build_baseline(config)
+    if isinstance(baseline, Baseline):
+        generator = torch.Generator().manual_seed(config.seed)
+        with torch.no_grad():
+            subject.parameter.copy_(baseline.edit(prior, subject.source, case.src, case.tgt, generator=generator))
+        yield 0
+        return
+    objective = baseline or build_objective(config)
+    check_timesteps(objective, prior, "baseline" if baseline else "objective")
+    edit_config = build(EditConfig, config.edit, group="edit", seed=config.seed)
+    editor = Editor(subject, prior, objective, Prompts.of(prior, case.src, case.tgt), edit_config)
+    for share in STAGES:
+        while editor.iteration < math.ceil(share * editor.config.iterations):
+            editor.step()
+        yield editor.iteration
 
 
 def bounds(case: Case, prior: Prior, judge: Judge) -> dict[str, dict[str, float]]:

@@ -30,6 +30,7 @@ from cds3d.bench import report
 from cds3d.bench.fields import check_held_out_capture, edit_field, held_out_capture, make_held_out_capture
 from cds3d.bench.images import bounds, edit_case
 from cds3d.bench.tasks import IMAGE_TASKS, SHIPPED_FIELDS, Case, cases
+from cds3d.commands.baselines import build_baseline
 from cds3d.commands.preparing import build_objective
 from cds3d.commands.videos import write_image
 from cds3d.editor import EditConfig
@@ -60,7 +61,9 @@ _OURS += ("capture", "baseline")
 
 @dataclass(frozen=True)
 class Run:
-    """One edit: `kind` is "image" or "field"; objective "bounds" takes the figures of no edit and of the true one."""
+    """One edit: `kind` is "image" or "field". objective: of an image perhaps a baseline; "bounds" takes the figures of
+    no edit and of the true one.
+    """
 
     kind: str
     task: str
@@ -119,7 +122,7 @@ def bench_command(config: DictConfig) -> Path:
         "runs": edits,
     }
     text = report.table(summary, limits, progress)
-    _sheets(runs, folder, settings["objectives"])
+    _sheets(runs, folder)
     write_text(output / "edits.md", text)
     write_text(output / "edits.json", json.dumps(result, indent=1) + "\n")
     print(text)
@@ -139,13 +142,14 @@ def _settings(config: DictConfig) -> dict:
         raise UserError(f"size={config.size} is unknown; use quick or full")
     given = OmegaConf.to_object(config)
     settings = {k: v if given[k] is None else given[k] for k, v in _SIZES[config.size].items()}
-    settings |= {k: given[k] for k in ("objectives", "seeds", "tuning", "options")}
+    settings |= {k: given[k] for k in ("objectives", "baselines", "seeds", "tuning", "options")}
     for key in ("cases", "field_cases", "seeds"):
         whole(OmegaConf.create(settings), key, least=1)
     for key, known in (
         ("tasks", IMAGE_TASKS),
         ("fields", {**SHIPPED_FIELDS, **IMAGE_TASKS}),
         ("objectives", groups()["objective"]),
+        ("baselines", [name for name in groups()["baseline"] if name != "none"]),
     ):
         values = settings[key]
         wrong = (
@@ -154,17 +158,24 @@ def _settings(config: DictConfig) -> dict:
         if wrong or len(set(values)) < len(values):
             what = f"{wrong[0]} is unknown" if wrong else "a name comes twice"
             raise UserError(f"{key}: {what}; use a list of {', '.join(known)}, as in {key}=[{next(iter(known))}]")
-    if not settings["objectives"] or not settings["tasks"] + settings["fields"]:
+    todo = settings["tasks"] and settings["objectives"] + settings["baselines"]
+    if not todo and not (settings["fields"] and settings["objectives"]):
         raise UserError("tasks and fields, or objectives, are empty: there is nothing to do")
     if settings["tuning"] and (shipped := [f for f in settings["fields"] if f in SHIPPED_FIELDS]):
         raise UserError(f"tuning=true: fields has {shipped[0]}, a shipped capture, which is reported, not tuned on")
     pick_device(config.device)
-    _check_options(settings["options"], settings["objectives"])
+    _check_options(settings["options"], _bases(settings))
     load_judge()
     return settings | {"fingerprint": _fingerprint(settings)}
 
 
-def _check_options(options: list, objectives: list[str]) -> None:
+def _bases(settings: dict) -> list[tuple[str, ...]]:
+    """How each kind of run's options of edit.py begin."""
+    images = [_base("image", m) for m in settings["objectives"] + settings["baselines"] if settings["tasks"]]
+    return images + [_base("field", m) for m in settings["objectives"] if settings["fields"]]
+
+
+def _check_options(options: list, bases: list[tuple[str, ...]]) -> None:
     if not isinstance(options, list):
         raise UserError(f"options={options} has to be a list of key=value, as in '[\"objective.weight=6\"]'")
     for option in options:
@@ -173,21 +184,19 @@ def _check_options(options: list, objectives: list[str]) -> None:
             raise UserError(f"options: {option} is not of the form key=value")
         if key in _OURS:
             raise UserError(f"options: {key} is the benchmark's own to set")
-        if not any(_known(option, _base(kind, objective)) for kind in ("image", "field") for objective in objectives):
-            raise UserError(f"options: {option} is no option of edit.py with objective={'|'.join(objectives)}")
+        if not any(_known(option, base) for base in bases):
+            raise UserError(f"options: {option} is no option of edit.py that a run here has")
 
 
 def _fingerprint(settings: dict) -> str:
     """A digest of the configurations that the runs resolve to, of the judge, and of a local model's weights."""
     digest, models = hashlib.sha256(JUDGE.read_bytes()), set()
-    for objective in settings["objectives"]:
-        for kind in [k for k, names in (("image", "tasks"), ("field", "fields")) if settings[names]]:
-            base = _base(kind, objective)
-            config = load_config("edit", [*base, *_fitting(tuple(settings["options"]), base)])
-            build_objective(config)
-            build(EditConfig, config.edit, group="edit", seed=0)
-            digest.update(OmegaConf.to_yaml(config, resolve=True).encode())
-            models.add(WEIGHTS if config.guidance.path == "pocket" else Path(str(config.guidance.path)))
+    for base in _bases(settings):
+        config = load_config("edit", [*base, *_fitting(tuple(settings["options"]), base)])
+        _ = build_objective(config) if config.baseline.kind == "none" else build_baseline(config)
+        build(EditConfig, config.edit, group="edit", seed=0)
+        digest.update(OmegaConf.to_yaml(config, resolve=True).encode())
+        models.add(WEIGHTS if config.guidance.path == "pocket" else Path(str(config.guidance.path)))
     for model in sorted(models):
         for file in sorted(model.rglob("*.safetensors")) if model.is_dir() else []:
             digest.update(hashlib.sha256(file.read_bytes()).digest())
@@ -217,7 +226,8 @@ def _plan(settings: dict, folder: Path, device: str) -> list[Run]:
         for case in range(settings["cases"]):
             runs.append(Run("image", task, case, "bounds", 0, **common))
             for seed in range(settings["seeds"]):
-                runs += [Run("image", task, case, o, seed, **common) for o in settings["objectives"]]
+                methods = settings["objectives"] + settings["baselines"]
+                runs += [Run("image", task, case, m, seed, **common) for m in methods]
     for field in settings["fields"]:
         for case in range(1 if field in SHIPPED_FIELDS else settings["field_cases"]):
             for seed in range(settings["seeds"]):
@@ -317,8 +327,10 @@ def _field_config(run: Run, options: list[str]) -> DictConfig:
     return config
 
 
-def _base(kind: str, objective: str) -> tuple[str, ...]:
-    return (f"objective={objective}", *(("edit=latent",) if kind == "image" else ()))
+def _base(kind: str, method: str) -> tuple[str, ...]:
+    """method: an objective or, of images, a baseline."""
+    group = "objective" if method in groups()["objective"] else "baseline"
+    return (f"{group}={method}", *(("edit=latent",) if kind == "image" else ()))
 
 
 @lru_cache
@@ -339,7 +351,7 @@ def _fitting(options: tuple[str, ...], base: tuple[str, ...]) -> list[str]:
     return [o for o in options if _known(o, base)]
 
 
-def _sheets(runs: list[Run], folder: Path, objectives: list[str]) -> None:
+def _sheets(runs: list[Run], folder: Path) -> None:
     for task in dict.fromkeys(r.task for r in runs):
         mine = [r for r in runs if r.task == task and r.objective != "bounds" and r.seed == 0]
         rows = []
@@ -349,4 +361,6 @@ def _sheets(runs: list[Run], folder: Path, objectives: list[str]) -> None:
             title = f'"{source}" to "{target}"'
             pictures = [edits[0].picture("source"), edits[0].picture("truth"), *(r.picture("edit") for r in edits)]
             rows.append((title, pictures))
-        report.contact_sheet(folder / f"{task}.png", rows, ["source", "true edit", *objectives])
+        report.contact_sheet(
+            folder / f"{task}.png", rows, ["source", "true edit", *dict.fromkeys(r.objective for r in mine)]
+        )

@@ -44,6 +44,22 @@ def test_bench_writes_its_report_and_goes_on(quick, tmp_path, capsys):
     assert run_command("bench", [*quick, "seeds=2", "overwrite=true"]) == 0
 
 
+def test_baselines_stand_beside_objectives(tmp_path, tiny_folder, capsys):
+    options = f'options=["guidance.path={tiny_folder}","edit.iterations=2","baseline.steps=4"]'
+    methods = ["objectives=[dds]", "baselines=[sdedit,dds-pnp]"]
+    bench = ["tasks=[color]", "cases=2", "jobs=1", "threads=1", *methods, options]
+    assert run_command("bench", bench) == 0
+    out = tmp_path / "outputs" / "bench"
+    result = json.loads((out / "edits.json").read_text())
+    rows = result["summary"]["color"]
+    assert list(rows) == ["dds", "sdedit", "dds-pnp"] and all(row["cases"] == 2 for row in rows.values())
+    assert len({row["kept_psnr_db"] for row in rows.values()}) == 3  # three methods, three results
+    assert len(result["curves"]["color"]["sdedit"]) == 1 and len(result["curves"]["color"]["dds-pnp"]) == 8
+    with Image.open(out / "edits" / "color.png") as sheet:
+        assert sheet.width == 5 * 256
+    assert "sdedit" not in fails(capsys, "bench", "baselines=[magic]", "output=other").split("use a list of")[0]
+
+
 def test_bench_edits_fields_by_the_command(tmp_path, tiny_folder, capture_folder):
     options = [f"scene.root={capture_folder}", f"guidance.path={tiny_folder}", "edit.iterations=2", "edit.width=48"]
     options += [o for o in (*TINY_SCENE, *TINY_FIELD) if not o.startswith("threads")]
@@ -112,7 +128,7 @@ def test_an_interrupted_bench_tells_how_to_go_on(tmp_path, tiny_folder, capture_
         (["options=objective.weight"], "options=objective.weight has to be a list of key=value"),
         (['options=["objective.patch_sizes=[]"]'], "patch_sizes=[] has to be a list of whole numbers"),
         (['options=["baseline=pnp"]'], "baseline is the benchmark's own"),
-        (['options=["objective.stride=4"]'], "objective.stride=4 is no option of edit.py with objective=sds|dds|cds"),
+        (['options=["objective.stride=4"]'], "objective.stride=4 is no option of edit.py that a run here has"),
         (['options=["guidance.path=[]"]'], "guidance.path=[] has to be text"),
         (["output=[a]"], "output=['a'] has to be text"),
         (["output=null"], "output=null: a path has to be given"),
