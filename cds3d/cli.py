@@ -24,6 +24,7 @@ _FLAGS = {
         "tgt": "TEXT|what the scene or image should become",
         "src": "TEXT|what it shows now (default: the scene's own prompt)",
         "image": "FILE|edit this image instead of a scene",
+        "views": "FOLDER|refit the scene's field to these edited pictures, named as its photos",
         "capture": "PATH|a capture, a folder of photos or a video from anywhere, in place of scene=NAME",
     },
     "render": {},

@@ -18,7 +18,18 @@ from omegaconf.errors import OmegaConfBaseException
 from tensorf.errors import UserError, reason
 
 _ROOT = Path(__file__).resolve().parents[1]
-_TEXT = ("src", "tgt", "image", "capture", "output", "run", "scene.name", "scene.root", "scene.prompt")  # or null
+_TEXT = (
+    "src",
+    "tgt",
+    "image",
+    "views",
+    "capture",
+    "output",
+    "run",
+    "scene.name",
+    "scene.root",
+    "scene.prompt",
+)  # or null
 _TEXT += ("guidance.path", "guidance.config", "clip")
 
 

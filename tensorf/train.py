@@ -6,9 +6,11 @@ measured by what rays see, a loss gathers the weights along each ray, and grids 
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tensorf.captures import Capture
@@ -46,12 +48,24 @@ class PixelBatches:
 class Trainer:
     """One training run: `step()` until `iteration == config.iterations`. `state_dict` holds all that a resume needs."""
 
-    def __init__(self, capture: Capture, field_config: FieldConfig, config: TrainConfig, device: torch.device):
+    def __init__(
+        self,
+        capture: Capture,
+        field_config: FieldConfig,
+        config: TrainConfig,
+        device: torch.device,
+        start: Field | None = None,
+    ):
+        """start: a field of this capture and configuration to go on from; a copy of it is trained, at its own size."""
         self.capture, self.config, self.device, self.iteration = capture, config, device, 0
-        space = space_of(capture)
+        space = space_of(capture) if start is None else start.space
         torch.manual_seed(config.seed)
-        self.resolution = min(config.resolution, finest_resolution(capture, space, config))
-        self.field = Field(field_config, space, *self._size(space, 0)).to(device)
+        if start is None:
+            self.resolution = min(config.resolution, finest_resolution(capture, space, config))
+            self.field = Field(field_config, space, *self._size(space, 0)).to(device)
+        else:
+            self.resolution = max(start.resolution)
+            self.field = copy.deepcopy(start).requires_grad_(True).to(device)
         self.pixels = PixelBatches(capture, capture.train, self.field.space, device)
         self.held_out = PixelBatches(capture, capture.test, self.field.space, device) if capture.test else None
         self._poses = torch.stack([c.pose for c in capture.cameras]).to(device)
@@ -172,6 +186,18 @@ class Trainer:
         rays, _ = self.pixels.draw(count, generator)
         cells = min(config.occupancy_cells, round(config.cells_per_point * max(field.resolution)))
         field.occupancy = measure(field, rays, threshold, cells=cells, most=config.prune_most)
+
+    @torch.no_grad()
+    def open_occupancy(self, share: float) -> None:
+        """Let surfaces appear as far as `share` of the scene's longest side around those that there are."""
+        occupancy = self.field.occupancy
+        radius = round(share * max(occupancy.shape))
+        grown = occupancy[None, None].float()
+        for axis in range(3):  # one axis after the other: a cube
+            size, padding = [1, 1, 1], [0, 0, 0]
+            size[axis], padding[axis] = 2 * radius + 1, radius
+            grown = F.max_pool3d(grown, size, 1, padding)
+        self.field.occupancy = grown[0, 0] > 0
 
     def _shrink(self) -> None:
         self.field.shrink(occupied_box(self.field))

@@ -14,13 +14,15 @@ from cds3d.commands.evaluation import (
     held_out_views,
     known_truth,
     load_clip,
+    write_videos,
     write_views,
 )
 from cds3d.commands.images import edit_image
 from cds3d.commands.preparing import check_prompts, log_step, output_folder, prepare
+from cds3d.commands.refit import refit_command
 from cds3d.commands.scenes import capture_root, load_scene
 from cds3d.commands.train import source_folder, train_command
-from cds3d.commands.videos import frames_of, path_cameras, resized_to, side_by_side, write_video
+from cds3d.commands.videos import resized_to
 from cds3d.editor import EditConfig, Editor
 from cds3d.forecast import field_edit_mb
 from cds3d.guidance.prior import Prior
@@ -29,7 +31,6 @@ from cds3d.options import build, load_config, pick_device, positive, whole
 from cds3d.runs import RunFolder, memory_mb, peak_memory_mb, reset_peak_memory
 from cds3d.subjects.field import FieldRates, FieldViews, Preservation
 from cds3d.subjects.region import RegionConfig
-from tensorf.captures import Capture
 from tensorf.errors import UserError
 from tensorf.renderable import Renderable, load_field
 from tensorf.runtime import give_back_free_memory
@@ -39,6 +40,8 @@ log = logging.getLogger("cds3d")
 
 def edit_command(config: DictConfig) -> Path:
     """Edit what `config` says (configs/edit.yaml) and return the run folder."""
+    if config.views is not None:
+        return _refit_scene(config)
     positive(config, "guidance.scale")
     whole(config, "save_every", least=1)
     whole(config, "seed", "video_frames")
@@ -87,7 +90,7 @@ def _edit_scene(config: DictConfig) -> Path:
     truth = known_truth(root, capture, subject.target, held_out, config.src, config.tgt)
     write_views(run.path / "views", held_out, truth)
     metrics = edit_figures(subject.target, held_out, truth)
-    frames = _videos(config, capture, subject, run.path)
+    frames = write_videos(config, capture, subject.source, subject.target, run.path)
     metrics |= clip_figures(
         clip,
         config.src,
@@ -106,6 +109,20 @@ def _edit_scene(config: DictConfig) -> Path:
     told = ", ".join(f"{k} {metrics[k]:.2f}" for k in ("edit_gain_db", "kept_psnr_db") if k in metrics)
     log.info("%s: done%s", run.path, f" ({told})" if told else "")
     return run.path
+
+
+def _refit_scene(config: DictConfig) -> Path:
+    if config.image is not None:
+        raise UserError("--views is for scenes: give either --image or --views")
+    whole(config, "save_every", least=1)
+    whole(config, "seed", "video_frames")
+    capture_root(config)  # a missing scene is told first
+    source_path = source_folder(config)
+    if config.src is None and config.tgt is not None:
+        config.src = config.scene.prompt
+    if not (source_path / "metrics.json").exists():
+        _train_source(config, source_path)
+    return refit_command(config, source_path)
 
 
 def _forecast(prior: Prior, prompts: Prompts, field: Renderable, views: list, objective: Objective) -> float:
@@ -130,16 +147,3 @@ def _train_source(config: DictConfig, path: Path) -> None:
     except UserError as error:
         raise UserError(f"{error} (of train_source.py, which trains the source)") from error
     give_back_free_memory()
-
-
-def _videos(config: DictConfig, capture: Capture, subject: FieldViews, folder: Path) -> tuple[list, list]:
-    """Write the videos; returns the frames (H, W, 3) of source and edit."""
-    if not config.video_frames:
-        return [], []
-    cameras = path_cameras(capture, "auto", config.video_frames, config.edit.width)
-    source = frames_of(subject.source, cameras, "source video")
-    edited = frames_of(subject.target, cameras, "edited video")
-    write_video(folder / "video.mp4", edited, fps=15)
-    pairs = [side_by_side(a, b) for a, b in zip(source, edited)]
-    write_video(folder / "comparison.mp4", pairs, fps=15)
-    return source, edited

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
-from cds3d.commands.videos import resized_to, side_by_side, write_image
+from cds3d.commands.videos import frames_of, path_cameras, resized_to, side_by_side, write_image, write_video
 from cds3d.metrics.consistency import view_consistency
 from cds3d.metrics.depth import depth_error, true_depth
 from cds3d.metrics.psnr import psnr
@@ -139,6 +140,19 @@ def write_views(folder: Path, views: HeldOut, truth: KnownTruth | None) -> None:
         write_image(folder / f"{k:02d}.png", side_by_side(before["color"], after["color"]))
         if truth is not None:
             write_image(folder / f"{k:02d}_truth.png", truth.views[k].image)
+
+
+def write_videos(
+    config: DictConfig, capture: Capture, source: Renderable, edited: Renderable, folder: Path
+) -> tuple[list, list]:
+    """video.mp4 and comparison.mp4 of `config.video_frames`; returns the frames (H, W, 3) of source and edit."""
+    if not config.video_frames:
+        return [], []
+    cameras = path_cameras(capture, "auto", config.video_frames, config.edit.width)
+    before, after = frames_of(source, cameras, "source video"), frames_of(edited, cameras, "edited video")
+    write_video(folder / "video.mp4", after, fps=15)
+    write_video(folder / "comparison.mp4", [side_by_side(a, b) for a, b in zip(before, after)], fps=15)
+    return before, after
 
 
 def nearest_first(positions: Tensor) -> list[int]:

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from cds3d.cli import run_command
 from cds3d.commands import edit as edit_module
+from cds3d.commands import evaluation as evaluation_module
 from cds3d.commands import images as images_module
 from cds3d.editor import Editor
 from cds3d.metrics.psnr import psnr
@@ -112,7 +113,7 @@ def test_metrics_are_written_last(tmp_path, trained, edit_options, monkeypatch):
     def broken(*arguments, **options):
         raise OSError(28, "no room")
 
-    monkeypatch.setattr(edit_module, "write_video", broken)
+    monkeypatch.setattr(evaluation_module, "write_video", broken)
     assert run_command("edit", edit_options) == 1
     run = tmp_path / "outputs" / "daisies" / "a-red-flower"
     assert (run / "field.safetensors").exists() and not (run / "metrics.json").exists()

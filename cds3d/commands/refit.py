@@ -1,0 +1,188 @@
+"""`edit.py --views FOLDER`: a field refitted to pictures of it that something else has edited.
+
+    python edit.py --views my_edits                       # pictures named as the scene's photos, all or some of them
+    python edit.py --capture my_scene --views my_edits --src "a cat" --tgt "a pig"
+
+The pictures may come from any tool, or a hand. The source field is trained on, with the pictures in the photos' place:
+the "dataset update" of Instruct-NeRF2NeRF (Haque et al., ICCV 2023), whose editor here is whatever made the pictures.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from cds3d.commands.driving import drive
+from cds3d.commands.evaluation import edit_figures, held_out_views, known_truth, write_videos, write_views
+from cds3d.commands.scenes import capture_root, load_scene, naming_options
+from cds3d.commands.train import field_options
+from cds3d.options import build, pick_device
+from cds3d.runs import RunFolder, peak_memory_mb, reset_peak_memory, slug
+from tensorf.captures import Capture
+from tensorf.captures.images import IMAGE_SUFFIXES
+from tensorf.captures.pictures import read_picture
+from tensorf.errors import UserError
+from tensorf.field import Field
+from tensorf.renderable import load_field
+from tensorf.train import Trainer
+
+log = logging.getLogger("cds3d")
+
+_SAME_ASPECT = 0.02  # relative difference up to which a picture has its photo's shape
+
+
+@dataclass(frozen=True)
+class RefitConfig:
+    """iterations; lr_grid, lr_network: Adam's rates, which fall as in training.
+
+    mask_threshold: a pixel is taken from the edited picture if it differs from the photo by more than this, in [0, 1],
+    in the mean over a small square; all others stay the photo's. 0 takes whole pictures. margin: how far around such
+    pixels the picture is taken too, and blur: side of the square, as shares of the width.
+    grow: how far from the source's surfaces new ones may appear, as a share of the scene's longest side.
+
+    Raises ValueError for what makes no sense.
+    """
+
+    iterations: int
+    lr_grid: float
+    lr_network: float
+    mask_threshold: float
+    margin: float
+    blur: float
+    grow: float
+
+    def __post_init__(self):
+        if self.iterations < 1:
+            raise ValueError(f"iterations={self.iterations} has to be at least 1")
+        for name in ("lr_grid", "lr_network"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} has to be above 0")
+        for name in ("mask_threshold", "margin", "blur", "grow"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} has to be at least 0 and below 1")
+
+
+def refit_command(config: DictConfig, source_path: Path) -> Path:
+    """Refit the source field to the pictures in `config.views` and return the run folder.
+
+    source_path: the finished run of the source. UserError for pictures that do not fit, before anything is written.
+    """
+    device, root = pick_device(config.device), capture_root(config)
+    refit = build(RefitConfig, config.refit, group="refit")
+    name = slug(str(config.tgt)) if config.tgt is not None else slug(Path(config.views).resolve().name)
+    run = RunFolder(Path(config.output) if config.output else source_path.parent / f"{name}-views", config)
+    capture, source = load_scene(config), load_field(source_path / "field.safetensors", device)
+    if not isinstance(source, Field):
+        raise UserError(f"{source_path} holds a {type(source).__name__}: only TensoRF's fields can be refitted")
+    edited = with_pictures(capture, Path(config.views), refit)
+    _, train = field_options(config, capture.space)
+    train = replace(
+        train,
+        iterations=refit.iterations,
+        lr_grid=refit.lr_grid,
+        lr_network=refit.lr_network,
+        stages=(1.0,),
+        upsample_at=(),
+        prune_at=(0.5,),
+        sightings=0.0,  # the points are the source's
+    )
+    trainer = Trainer(edited, source.config, train, device, start=source)
+    trainer.open_occupancy(refit.grow)
+    run.begin()
+    reset_peak_memory(device)
+
+    def each(psnr_db: float, bar, writer) -> None:
+        if trainer.iteration % 10 == 0:
+            bar.set_postfix(psnr=f"{psnr_db:.2f} dB", refresh=False)
+            writer.add_scalar("refit/psnr_db", psnr_db, trainer.iteration)
+
+    with naming_options("refit", "lr_grid"):
+        seconds = drive(trainer, refit.iterations, run, save_every=config.save_every, label="refit", each=each)
+    trainer.finish()
+    target, peak_mb = trainer.field, peak_memory_mb(device)
+    target.save(run.path / "field.safetensors")
+    held_out = held_out_views(source, target, capture, config.edit.width)
+    told = config.src is not None and config.tgt is not None
+    truth = known_truth(root, capture, target, held_out, str(config.src), str(config.tgt)) if told else None
+    write_views(run.path / "views", held_out, truth)
+    metrics = edit_figures(target, held_out, truth)
+    write_videos(config, capture, source, target, run.path)
+    run.finish(
+        metrics
+        | {
+            "pictures": len(edited.train),
+            "iterations": trainer.iteration,
+            "seconds_per_iteration": seconds,
+            "edit_seconds": seconds * trainer.iteration,
+            "edit_peak_memory_mb": peak_mb,
+        }
+    )
+    log.info("%s: done", run.path)
+    return run.path
+
+
+def with_pictures(capture: Capture, folder: Path, refit: RefitConfig) -> Capture:
+    """The capture with edited pictures in place of the training photos of their names, and those views alone to train.
+
+    UserError if the folder has no picture of a training view, or one of another shape than its photo.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--views {folder}: no such folder")
+    files = {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."}
+    stems = {Path(name).stem: i for i, name in enumerate(capture.image_names)}
+    if unknown := sorted(files.keys() - stems.keys()):
+        raise UserError(
+            f"--views {files[unknown[0]]}: the capture has no photo {unknown[0]}; pictures are named as the photos, "
+            f"such as {Path(capture.image_names[capture.train[0]]).name}"
+        )
+    given = [stems[stem] for stem in files if stems[stem] in set(capture.train)]
+    if not given:
+        raise UserError(f"--views {folder} has no picture of a training view, such as {capture.image_names[0]}")
+    left = len(files) - len(given)
+    log.info(
+        "refitting to %d of %d training views%s", len(given), len(capture.train),
+        f"; {left} of held-out views are not used" if left else "",
+    )  # fmt: skip
+    images, taken = capture.images.clone(), []
+    for i in tqdm(sorted(given), desc="pictures", unit="picture"):
+        path = files[Path(capture.image_names[i]).stem]
+        photo = capture.images[i]
+        picture = _as_photo(path, photo.shape[1], photo.shape[0])
+        mask = changed_mask(picture, photo, refit)
+        images[i] = torch.where(mask[..., None], picture, photo)
+        taken.append(float(mask.float().mean()))
+    log.info("%.0f%% of the pixels are taken from the pictures, the others from the photos", 100 * np.mean(taken))
+    return replace(capture, images=images, train=sorted(given))
+
+
+def changed_mask(picture: Tensor, photo: Tensor, refit: RefitConfig) -> Tensor:
+    """(H, W) bool: where an edited picture (H, W, 3) uint8 is taken in place of its photo."""
+    if refit.mask_threshold == 0:
+        return torch.ones(picture.shape[:2], dtype=torch.bool)
+    apart = ((picture.float() - photo.float()).abs().amax(-1) / 255)[None, None]
+    side = 2 * round(refit.blur * picture.shape[1] / 2) + 1
+    near = F.avg_pool2d(apart, side, 1, side // 2, count_include_pad=False) > refit.mask_threshold
+    margin = round(refit.margin * picture.shape[1])
+    return F.max_pool2d(near.float(), 2 * margin + 1, 1, margin)[0, 0] > 0
+
+
+def _as_photo(path: Path, width: int, height: int) -> Tensor:
+    """(height, width, 3) uint8. UserError, which names the file, if it is no picture or has another aspect."""
+    picture = Image.fromarray(read_picture(path, white=True, upright=True))
+    if abs(picture.width / picture.height * height / width - 1) > _SAME_ASPECT:
+        raise UserError(
+            f"--views {path} is {picture.width}x{picture.height}, and its photo has the shape of {width}x{height}: "
+            "a picture has to show what its photo shows, to the edges"
+        )
+    if picture.size != (width, height):
+        picture = picture.resize((width, height), Image.LANCZOS)
+    return torch.from_numpy(np.asarray(picture).copy())
