@@ -8,18 +8,10 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from cds3d.commands.driving import drive
-from cds3d.commands.evaluation import (
-    clip_figures,
-    edit_figures,
-    held_out_views,
-    known_truth,
-    load_clip,
-    write_videos,
-    write_views,
-)
+from cds3d.commands.evaluation import evaluate_edit, load_clip
 from cds3d.commands.images import edit_image
 from cds3d.commands.preparing import check_prompts, log_step, output_folder, prepare
-from cds3d.commands.refit import refit_command
+from cds3d.commands.refit import begin_refit, refit_field
 from cds3d.commands.scenes import capture_root, load_scene
 from cds3d.commands.train import source_folder, train_command
 from cds3d.commands.videos import resized_to
@@ -50,14 +42,10 @@ def edit_command(config: DictConfig) -> Path:
 
 
 def _edit_scene(config: DictConfig) -> Path:
-    if config.baseline.kind != "none":
-        raise UserError(f"baseline={config.baseline.kind} edits images, not scenes: give one with --image FILE")
     device = pick_device(config.device)
     # Whatever can be wrong is told before anything is trained or written.
-    root = capture_root(config)
-    if "width" not in config.edit:
-        raise UserError("a scene is edited with edit=field or edit=published; edit=latent and pixels are for --image")
-    whole(config, "edit.width", least=16)
+    capture_root(config)
+    _check_scene(config)
     parts = (
         build(FieldRates, config.edit, group="edit"),
         build(RegionConfig, config.edit.region, group="edit.region"),
@@ -86,18 +74,7 @@ def _edit_scene(config: DictConfig) -> Path:
     )
     edit_peak_mb = peak_memory_mb(device)
     subject.target.save(run.path / "field.safetensors")
-    held_out = held_out_views(subject.source, subject.target, capture, config.edit.width)
-    truth = known_truth(root, capture, subject.target, held_out, config.src, config.tgt)
-    write_views(run.path / "views", held_out, truth)
-    metrics = edit_figures(subject.target, held_out, truth)
-    frames = write_videos(config, capture, subject.source, subject.target, run.path)
-    metrics |= clip_figures(
-        clip,
-        config.src,
-        config.tgt,
-        *([v["color"] for v in views] for views in (held_out.before, held_out.after)),
-        frames,
-    )
+    metrics = evaluate_edit(config, run.path, capture, source, subject.target, clip)
     metrics |= {
         "iterations": editor.iteration,
         "seconds_per_iteration": seconds,
@@ -116,13 +93,23 @@ def _refit_scene(config: DictConfig) -> Path:
         raise UserError("--views is for scenes: give either --image or --views")
     whole(config, "save_every", least=1)
     whole(config, "seed", "video_frames")
-    capture_root(config)  # a missing scene is told first
-    source_path = source_folder(config)
+    _check_scene(config)
     if config.src is None and config.tgt is not None:
         config.src = config.scene.prompt
+    source_path = source_folder(config)  # a missing scene is told first
+    run, refit = begin_refit(config, source_path.parent)
     if not (source_path / "metrics.json").exists():
         _train_source(config, source_path)
-    return refit_command(config, source_path)
+    return refit_field(config, source_path, run, refit)
+
+
+def _check_scene(config: DictConfig) -> None:
+    """UserError for presets and options that edit images."""
+    if config.baseline.kind != "none":
+        raise UserError(f"baseline={config.baseline.kind} edits images, not scenes: give one with --image FILE")
+    if "width" not in config.edit:
+        raise UserError("a scene is edited with edit=field or edit=published; edit=latent and pixels are for --image")
+    whole(config, "edit.width", least=16)
 
 
 def _forecast(prior: Prior, prompts: Prompts, field: Renderable, views: list, objective: Objective) -> float:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
+from cds3d.commands.scenes import capture_root
 from cds3d.commands.videos import frames_of, path_cameras, resized_to, side_by_side, write_image, write_video
 from cds3d.metrics.consistency import view_consistency
 from cds3d.metrics.depth import depth_error, true_depth
@@ -18,6 +19,22 @@ from cds3d.metrics.truth import Truth, mean_figures, picture_figures
 from tensorf.cameras import Camera
 from tensorf.captures import Capture
 from tensorf.renderable import Renderable
+
+
+def evaluate_edit(
+    config: DictConfig, folder: Path, capture: Capture, source: Renderable, edited: Renderable, clip
+) -> dict[str, float]:
+    """Write views and videos of an edited field into its run folder; returns its figures.
+
+    config: configs/edit.yaml; without both prompts there is no truth to compare with. clip: `load_clip`'s.
+    """
+    views, truth = held_out_views(source, edited, capture, config.edit.width), None
+    if config.src is not None and config.tgt is not None:
+        truth = known_truth(capture_root(config), capture, edited, views, str(config.src), str(config.tgt))
+    write_views(folder / "views", views, truth)
+    frames = write_videos(config, capture, source, edited, folder)
+    before, after = ([view["color"] for view in renders] for renders in (views.before, views.after))
+    return edit_figures(edited, views, truth) | clip_figures(clip, config.src, config.tgt, before, after, frames)
 
 
 @dataclass(frozen=True)

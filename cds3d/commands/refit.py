@@ -22,8 +22,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cds3d.commands.driving import drive
-from cds3d.commands.evaluation import edit_figures, held_out_views, known_truth, write_videos, write_views
-from cds3d.commands.scenes import capture_root, load_scene, naming_options
+from cds3d.commands.evaluation import evaluate_edit, load_clip
+from cds3d.commands.scenes import load_scene, naming_options
 from cds3d.commands.train import field_options
 from cds3d.options import build, pick_device
 from cds3d.runs import RunFolder, peak_memory_mb, reset_peak_memory, slug
@@ -71,15 +71,26 @@ class RefitConfig:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 0 and below 1")
 
 
-def refit_command(config: DictConfig, source_path: Path) -> Path:
+def begin_refit(config: DictConfig, parent: Path) -> tuple[RunFolder, RefitConfig]:
+    """The run folder, in `parent` unless `config.output` says where, and the options.
+
+    UserError for what can be told without work, of the folder of pictures too.
+    """
+    refit = build(RefitConfig, config.refit, group="refit")
+    folder = Path(config.views)
+    if not _pictures(folder):
+        raise UserError(f"--views {folder}: no pictures ({', '.join(IMAGE_SUFFIXES)}) there")
+    name = slug(str(config.tgt)) if config.tgt is not None else slug(folder.resolve().name)
+    return RunFolder(Path(config.output) if config.output else parent / f"{name}-views", config), refit
+
+
+def refit_field(config: DictConfig, source_path: Path, run: RunFolder, refit: RefitConfig) -> Path:
     """Refit the source field to the pictures in `config.views` and return the run folder.
 
     source_path: the finished run of the source. UserError for pictures that do not fit, before anything is written.
     """
-    device, root = pick_device(config.device), capture_root(config)
-    refit = build(RefitConfig, config.refit, group="refit")
-    name = slug(str(config.tgt)) if config.tgt is not None else slug(Path(config.views).resolve().name)
-    run = RunFolder(Path(config.output) if config.output else source_path.parent / f"{name}-views", config)
+    device = pick_device(config.device)
+    clip = load_clip(config.clip, device) if config.tgt is not None else None
     capture, source = load_scene(config), load_field(source_path / "field.safetensors", device)
     if not isinstance(source, Field):
         raise UserError(f"{source_path} holds a {type(source).__name__}: only TensoRF's fields can be refitted")
@@ -110,12 +121,7 @@ def refit_command(config: DictConfig, source_path: Path) -> Path:
     trainer.finish()
     target, peak_mb = trainer.field, peak_memory_mb(device)
     target.save(run.path / "field.safetensors")
-    held_out = held_out_views(source, target, capture, config.edit.width)
-    told = config.src is not None and config.tgt is not None
-    truth = known_truth(root, capture, target, held_out, str(config.src), str(config.tgt)) if told else None
-    write_views(run.path / "views", held_out, truth)
-    metrics = edit_figures(target, held_out, truth)
-    write_videos(config, capture, source, target, run.path)
+    metrics = evaluate_edit(config, run.path, capture, source, target, clip)
     run.finish(
         metrics
         | {
@@ -135,9 +141,7 @@ def with_pictures(capture: Capture, folder: Path, refit: RefitConfig) -> Capture
 
     UserError if the folder has no picture of a training view, or one of another shape than its photo.
     """
-    if not folder.is_dir():
-        raise UserError(f"--views {folder}: no such folder")
-    files = {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."}
+    files = {p.stem: p for p in _pictures(folder)}
     stems = {Path(name).stem: i for i, name in enumerate(capture.image_names)}
     if unknown := sorted(files.keys() - stems.keys()):
         raise UserError(
@@ -162,6 +166,13 @@ def with_pictures(capture: Capture, folder: Path, refit: RefitConfig) -> Capture
         taken.append(float(mask.float().mean()))
     log.info("%.0f%% of the pixels are taken from the pictures, the others from the photos", 100 * np.mean(taken))
     return replace(capture, images=images, train=sorted(given))
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """The folder's picture files by name. UserError if there is no such folder."""
+    if not folder.is_dir():
+        raise UserError(f"--views {folder}: no such folder")
+    return [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."]
 
 
 def changed_mask(picture: Tensor, photo: Tensor, refit: RefitConfig) -> Tensor:

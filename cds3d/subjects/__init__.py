@@ -6,8 +6,6 @@ from typing import Protocol
 
 from torch import Tensor
 
-CELL = 8  # pixels a latent element, along each side
-
 
 class Pair(Protocol):
     """One step: its source and target, and whatever it draws at random, fixed when the pair is made.

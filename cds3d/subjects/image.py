@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cds3d.guidance.prior import Prior
-from cds3d.subjects import CELL
+
+_CELL = 8  # pixels a latent element, along each side
 
 
 class LatentPair:
@@ -34,7 +35,7 @@ class LatentImage:
     def __init__(self, image: Tensor, prior: Prior):
         self.prior, self.size = prior, tuple(image.shape[1:])
         height, width = self.size
-        padded = F.pad(image[None], (0, -width % CELL, 0, -height % CELL), mode="replicate")
+        padded = F.pad(image[None], (0, -width % _CELL, 0, -height % _CELL), mode="replicate")
         with torch.no_grad():
             self.source = prior.encode_image(padded)
         self.parameter = nn.Parameter(self.source.clone())
@@ -93,7 +94,7 @@ class PixelImage:
         return [{"params": [self.parameter], "lr": lr}]
 
     def pair(self, step: int) -> PixelPair:
-        shift = tuple(torch.randint(0, CELL, (2,)).tolist())
+        shift = tuple(torch.randint(0, _CELL, (2,)).tolist())
         if shift not in self._sources:
             with torch.no_grad():
                 self._sources[shift] = self.prior.encode_image(shifted(self.source, *shift))
@@ -117,5 +118,5 @@ class PixelImage:
 def shifted(image: Tensor, top: int, left: int) -> Tensor:
     """(1, 3, H, W) moved by (top, left) pixels against the latent's grid, in whole cells, the border repeated."""
     height, width = image.shape[2:]
-    down, right = -(height + top) % CELL, -(width + left) % CELL
+    down, right = -(height + top) % _CELL, -(width + left) % _CELL
     return F.pad(image, (left, right, top, down), mode="replicate")

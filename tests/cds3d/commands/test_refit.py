@@ -109,7 +109,7 @@ def test_surfaces_may_appear_near_those_that_there_are(trained, capture_folder, 
 def test_wrong_pictures_are_told_before_anything_is_written(tmp_path, trained, train_options, true_edits, capsys):
     told = {"nowhere": "nowhere: no such folder"}
     (tmp_path / "empty").mkdir()
-    told["empty"] = "has no picture of a training view, such as view000.jpg"
+    told["empty"] = "no pictures"
     strange = tmp_path / "strange"
     strange.mkdir()
     iio.imwrite(strange / "holiday.png", np.zeros((48, 64, 3), np.uint8))
@@ -122,6 +122,19 @@ def test_wrong_pictures_are_told_before_anything_is_written(tmp_path, trained, t
         assert text in fails(capsys, "edit", *train_options, "--views", folder, "output=run")
     both = ["--image", str(square / "view001.png"), "--views", "square"]
     assert "either --image or --views" in fails(capsys, "edit", *train_options, *both)
+    held_out = tmp_path / "held_out"
+    held_out.mkdir()
+    iio.imwrite(held_out / "view000.png", np.zeros((48, 64, 3), np.uint8))
+    given = ["--views", held_out, "scene.test_every=6", "output=run"]
+    assert "has no picture of a training view" in fails(capsys, "edit", *train_options, *given)
+    for option in ("baseline=sdedit", "edit=latent"):
+        text = fails(capsys, "edit", *train_options, "--views", "square", option)
+        assert option.split("=")[0] in text and "image" in text
     wrong = ["--views", "square", "refit.grow=2", "output=run"]
     assert "refit.grow=2" in fails(capsys, "edit", *train_options, *wrong)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_without_pictures_is_told_before_the_source_is_trained(tmp_path, train_options, capsys):
+    assert "no such folder" in fails(capsys, "edit", *train_options, "--views", "nowhere")
+    assert not (tmp_path / "outputs").exists()
