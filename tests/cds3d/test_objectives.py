@@ -11,7 +11,7 @@ from fakes import PROMPTS, LinearDenoiser, TwoLatents
 
 from cds3d.objectives import CDS, OBJECTIVES, patchnce
 from cds3d.objectives.ids import fixed_point_noise
-from cds3d.objectives.objective import Draw, Prompts, classifier_free
+from cds3d.objectives.objective import Draw, Prompts, Step, classifier_free
 from cds3d.objectives.patchnce import patch_nce
 from cds3d.objectives.pds import posterior_factors
 from cds3d.options import groups
@@ -253,6 +253,17 @@ def test_cds_is_dds_plus_the_contrastive_gradient(features):
     assert expected.abs().max() > 1e-3
     torch.testing.assert_close((cds - dds).double(), 3.0 * expected, atol=2e-6, rtol=1e-4)
     assert figures["contrastive_loss"] == pytest.approx(loss(z_tgt.double()), rel=1e-5)
+
+
+def test_the_contrastive_gradient_survives_half_precision():
+    cds, start = objective("cds", patches=100), Step(torch.zeros(1, 2, 4, 3), {})
+    z = torch.randn(1, 2, 4, 3, generator=torch.Generator().manual_seed(4))
+    reference, pulls = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(5)), []
+    for dtype in (torch.float32, torch.float16):
+        moving = z.clone().requires_grad_()
+        step = cds.with_contrast(start, moving, (reference.to(dtype),), (moving[0].to(dtype) * 2,))
+        pulls.append(step.gradient)
+    torch.testing.assert_close(pulls[1], pulls[0], rtol=0.02, atol=0.02 * pulls[0].abs().max().item())
 
 
 def test_weight_zero_makes_cds_equal_to_dds():

@@ -9,6 +9,7 @@ import torch
 from checks import fails, stops_at
 
 from cds3d.cli import run_command
+from cds3d.commands import refit as refit_module
 from cds3d.commands.refit import RefitConfig, changed_mask, with_pictures
 from cds3d.options import build, load_config
 from cds3d.pocket.world.capture import WorldCapture
@@ -41,6 +42,21 @@ def test_a_field_becomes_what_the_pictures_show(tmp_path, trained, train_options
     assert metrics["edit_gain_db"] > 3 and metrics["pictures"] == 5  # of six views one is held out
     for name in ("field.safetensors", "video.mp4", "comparison.mp4", "views/00.png", "config.yaml", "state/state.pt"):
         assert (run / name).exists()
+
+
+def test_a_refit_is_what_its_options_say(trained, train_options, true_edits, monkeypatch):
+    built = []
+
+    class Recorded(Trainer):
+        def __init__(self, *arguments, **more):
+            super().__init__(*arguments, **more)
+            built.append((self, [g["lr"] for g in self.optimizer.param_groups]))
+
+    monkeypatch.setattr(refit_module, "Trainer", Recorded)
+    options = ["refit.iterations=2", "refit.lr_grid=0.03", "refit.lr_network=0.004", "video_frames=0", "edit.width=48"]
+    assert run_command("edit", [*train_options, "--views", str(true_edits), *options]) == 0
+    ((trainer, rates),) = built
+    assert rates == [0.03, 0.03, 0.004] and trainer.config.iterations == 2 and trainer.config.sightings == 0
 
 
 def test_prompts_are_not_needed(tmp_path, trained, train_options, true_edits):

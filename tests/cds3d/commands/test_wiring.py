@@ -12,6 +12,7 @@ from cds3d.commands import edit as edit_module
 from cds3d.commands import evaluation as evaluation_module
 from cds3d.commands import images as images_module
 from cds3d.editor import Editor
+from cds3d.metrics.clip import Clip
 from cds3d.metrics.psnr import psnr
 from cds3d.metrics.truth import changed_region
 from cds3d.pocket.world.capture import WorldCapture
@@ -85,7 +86,9 @@ def test_the_figures_are_those_of_the_files(tmp_path, trained, edit_options, cap
     metrics = json.loads((run / "metrics.json").read_text())
     source, edited = (load_field(folder / "field.safetensors") for folder in (trained, run))
     capture, world = load_capture(capture_folder, width=64), WorldCapture.read(capture_folder)
-    gains, kept, same = [], [], []
+    gains, kept, same, directions = [], [], [], []
+    judge = Clip(str(clip), torch.device("cpu"), fit="squash")
+    words = judge.text("a red flower") - judge.text("a yellow flower")
     for i in capture.test:
         camera = capture.cameras[i].resized(48, 36)
         before, after = (field.render(camera)["color"] for field in (source, edited))
@@ -95,10 +98,13 @@ def test_the_figures_are_those_of_the_files(tmp_path, trained, edit_options, cap
         gains.append(psnr(after, truth, changed) - psnr(before, truth, changed))
         kept.append(psnr(after, before, ~changed))
         same.append(psnr(after, before))
+        seen = judge.image(after) - judge.image(before)
+        directions.append(float(torch.nn.functional.cosine_similarity(seen, words, 0)))
     mean = lambda values: sum(values) / len(values)  # noqa: E731
     assert metrics["edit_gain_db"] == pytest.approx(mean(gains), abs=1e-3) and abs(metrics["edit_gain_db"]) > 1e-3
     assert metrics["kept_psnr_db"] == pytest.approx(mean(kept), abs=1e-3)
     assert metrics["psnr_to_source_db"] == pytest.approx(mean(same), abs=1e-3)
+    assert metrics["clip_direction"] == pytest.approx(mean(directions), abs=1e-3)
     assert all(-1 <= metrics[f"clip_{k}"] <= 1 for k in ("direction", "path_consistency", "motion_consistency"))
     assert OmegaConf.load(run / "config.yaml").clip == str(clip)
 
