@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -71,8 +72,8 @@ def _check_text(command: str, config: DictConfig) -> None:
 def _quoted(option: str) -> str:
     """Hydra's grammar wants quotes around free text such as paths with spaces; users do not."""
     key, value = option.split("=", 1)
-    plain = value and not any(c in value for c in "[]{}'\"$")
-    if plain and any(c in value for c in " ,:()"):
+    plain = value and value[0] not in "'\"" and not any(c in value for c in "[]{}$")
+    if plain and re.search(r"[^\w./\-+%*@?|=\\]", value, re.ASCII):
         escaped = value.replace("'", "\\'")
         return f"{key}='{escaped}'"
     return option

@@ -135,3 +135,15 @@ def test_no_gpu(capsys, edit_options, tmp_path):
     text = fails(capsys, "edit", *edit_options, "device=cuda")
     assert "device=cuda" in text and "device=cpu" in text
     assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("text", ["~/models/sd", "my folder/sd (1)", "été/#1", "a:b,c", "50%", "it's & <that>;!"])
+def test_paths_are_taken_as_they_are_typed(text):
+    assert load_config("edit", [f"guidance.path={text}"]).guidance.path == text
+    assert load_config("edit", ["edit.lr=1e-3", "edit.region.visits=2"]).edit.lr == 0.001
+
+
+def test_the_home_folder_is_found(tmp_path, tiny_folder, monkeypatch, capsys, train_options):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = fails(capsys, "edit", *train_options, "--src", "a", "--tgt", "b", "guidance.path=~/nowhere")
+    assert "guidance.path" in text and "nowhere" in text and "cannot read the options" not in text
