@@ -13,16 +13,28 @@ from safetensors.torch import save
 from tensorf.errors import UserError, reason
 from tensorf.field import Field, FieldConfig
 from tensorf.files import atomic
+from tensorf.local import LocalField
 from tensorf.space import Space
 
-KIND = "tensorf"
+KIND, LOCAL = "tensorf", "local"
 FORMAT = "cds3d-field-2"  # 1 had no diffuse colour in its decoder
 
 
-def save_tensorf(field: Field, path: Path) -> None:
+def save_field(field: Field | LocalField, path: Path) -> None:
     """Write atomically: a stopped save leaves the old file or none."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in field.state_dict().items()}
+    tensors = {k: v.to(torch.uint8) if v.dtype == torch.bool else v for k, v in tensors.items()}
+    kind = LOCAL if isinstance(field, LocalField) else KIND
+    with atomic(path) as partial:
+        metadata = {"format": FORMAT, "kind": kind, "field": json.dumps(_header(field))}
+        partial.write_bytes(_sorted(save(tensors, metadata)))
+
+
+def _header(field: Field | LocalField) -> dict:
+    if isinstance(field, LocalField):
+        return {"source": _header(field.source), "target": _header(field.target)}
     space = field.space
-    header = {
+    return {
         "config": asdict(field.config),
         "resolution": list(field.resolution),
         "steps": field.steps,
@@ -35,10 +47,6 @@ def save_tensorf(field: Field, path: Path) -> None:
             "background": space.background,
         },
     }
-    tensors = {k: v.detach().cpu().contiguous() for k, v in field.state_dict().items()}
-    tensors["occupancy"] = tensors["occupancy"].to(torch.uint8)
-    with atomic(path) as partial:
-        partial.write_bytes(_sorted(save(tensors, {"format": FORMAT, "kind": KIND, "field": json.dumps(header)})))
 
 
 def _sorted(file: bytes) -> bytes:
@@ -63,8 +71,8 @@ def read_kind(path: Path) -> str:
         return KIND
 
 
-def load_tensorf(path: Path, device: torch.device | str = "cpu") -> Field:
-    """Read what `save_tensorf` wrote. UserError if the file is missing, damaged or something else."""
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Field | LocalField:
+    """Read what `save_field` wrote. UserError if the file is missing, damaged or something else."""
     try:
         with safe_open(path, "pt", device="cpu") as file:
             metadata = file.metadata() or {}
@@ -74,17 +82,22 @@ def load_tensorf(path: Path, device: torch.device | str = "cpu") -> Field:
                 raise UserError(f"{path} is a safetensors file but holds no radiance field")
             header = json.loads(metadata["field"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        field = _build(header, tensors["occupancy"].bool())
-        field.load_state_dict({**tensors, "occupancy": tensors["occupancy"].bool()})
+        tensors = {k: v.bool() if v.dtype == torch.uint8 else v for k, v in tensors.items()}
+        field = _build(header, tensors)
+        field.load_state_dict(tensors)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{path} is damaged or no field ({reason(error)}): delete it and train again") from error
     return field.to(device)
 
 
-def _build(header: dict, occupancy: torch.Tensor) -> Field:
+def _build(header: dict, tensors: dict[str, torch.Tensor], prefix: str = "") -> Field | LocalField:
+    """A field of the header's sizes; tensors tell those of its cells."""
+    if "source" in header:
+        parts = [_build(header[name], tensors, f"{prefix}{name}.") for name in ("source", "target")]
+        return LocalField(parts[0], torch.zeros_like(tensors[prefix + "region"]), parts[1])
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in header["config"].items()}
     geometry = dict(header["space"])
     geometry["box"], geometry["reference"] = torch.tensor(geometry["box"]), torch.tensor(geometry["reference"])
     field = Field(FieldConfig(**config), Space(**geometry), tuple(header["resolution"]), header["steps"])
-    field.occupancy = torch.zeros_like(occupancy)
+    field.occupancy = torch.zeros_like(tensors[prefix + "occupancy"])
     return field

@@ -80,3 +80,9 @@ def contract(u: Tensor) -> Tensor:
     """(..., 3) -> (..., 3) in [-2, 2]."""
     n = u.abs().amax(-1, keepdim=True).clamp(min=1)
     return (2 - 1 / n) * u / n
+
+
+def expand(c: Tensor) -> Tensor:
+    """The inverse of `contract`: (..., 3) in [-2, 2] -> (..., 3). The surface, which is infinity, stays finite."""
+    n = c.abs().amax(-1, keepdim=True)
+    return torch.where(n <= 1, c, c / (n * (2 - n).clamp(min=1e-6)))

@@ -190,10 +190,10 @@ class Field(nn.Module):
         return View(self, camera)
 
     def save(self, path: Path) -> None:
-        """Write the field to a safetensors file (`checkpoint.save_tensorf`)."""
-        from tensorf.checkpoint import save_tensorf
+        """Write the field to a safetensors file (`checkpoint.save_field`)."""
+        from tensorf.checkpoint import save_field
 
-        save_tensorf(self, path)
+        save_field(self, path)
 
     def density(self, x: Tensor) -> Tensor:
         """x (n, 3) in [-1, 1] -> (n,) >= 0; the opacity of a sample of length `step` is 1 - exp(-density step)."""
@@ -204,6 +204,10 @@ class Field(nn.Module):
         """x (n, 3) in [-1, 1], viewdirs (n, 3) unit -> (n, 3) in [0, 1]."""
         features = self.basis(self.color_grid(x))
         return self.decoder(features, viewdirs)
+
+    def total_variation(self) -> Tensor:
+        """Mean squared difference of neighbours on the grids of density, a number."""
+        return self.density_grid.total_variation()
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by what they are: "density" and "color" grids, and the "network" from features to colour.

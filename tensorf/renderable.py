@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorf.cameras import Camera
-from tensorf.checkpoint import load_tensorf, read_kind
+from tensorf.checkpoint import load_checkpoint, read_kind
 from tensorf.errors import UserError
 from tensorf.space import Space
 
@@ -28,6 +28,9 @@ class FastView(Protocol):
 
     def color(self, field: nn.Module, index: Tensor | None = None) -> Tensor:
         """(n, 3) colours of the rays `index` (n,) int64, or of all, by a copy of the prepared field; differentiable."""
+
+    def surfaces(self, field: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+        """What is seen: positions (n, 3) in [-1, 1], their weights (n,) in the picture, and their rays (n,)."""
 
 
 class Renderable(Protocol):
@@ -56,7 +59,7 @@ class Renderable(Protocol):
         """Write everything that `load` needs to a safetensors file, atomically, with its kind in the header."""
 
 
-KINDS = {"tensorf": load_tensorf}  # kind, as in the file's header -> loader (path, device)
+KINDS = {"tensorf": load_checkpoint, "local": load_checkpoint}  # kind, as in the file's header -> loader (path, device)
 
 
 def load_field(path: Path, device: torch.device | str = "cpu") -> Renderable:

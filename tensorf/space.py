@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tensorf.cameras import Camera
-from tensorf.contraction import SPAN, Course, contract
+from tensorf.contraction import SPAN, Course, contract, expand
 from tensorf.errors import UserError
 
 _LEAST_FORWARD = 0.05  # cosine to the reference axis below which a ray cannot be treated in NDC
@@ -97,6 +97,17 @@ class Space:
         low, high = self.box[0], self.box[1]
         inside = (points - low) * (2 / (high - low)) - 1
         return contract(inside) / 2 if self.kind == "unbounded" else inside
+
+    def world(self, x: Tensor) -> Tensor:
+        """Positions (..., 3) in [-1, 1], as samples have them, -> world coordinates."""
+        low, high = self.box[0], self.box[1]
+        if self.kind == "unbounded":
+            x = expand(2 * x)
+        points = low + (x + 1) / 2 * (high - low)
+        if self.kind != "ndc":
+            return points
+        z = 2 * self.near / (1 - points[..., 2:]).clamp(min=1e-3)
+        return torch.cat([points[..., :2] * z, z], -1) @ self.reference[:, :3].T + self.reference[:, 3]
 
     def rays(self, camera: Camera) -> Rays:
         """All rays of a camera, row by row. UserError if NDC cannot hold them."""

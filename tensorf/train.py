@@ -189,7 +189,7 @@ class Trainer:
 
     @torch.no_grad()
     def open_occupancy(self, share: float) -> None:
-        """Let surfaces appear as far as `share` of the scene's longest side around those that there are."""
+        """Open the cells around occupied ones, as far as `share` of the longest side, for new surfaces to appear in."""
         occupancy = self.field.occupancy
         radius = round(share * max(occupancy.shape))
         grown = occupancy[None, None].float()

@@ -13,13 +13,16 @@ from torch import Tensor
 
 from tensorf.cameras import Camera
 from tensorf.field import Field
+from tensorf.local import LocalField
 from tensorf.occupancy import Samples
 from tensorf.packed import ray_sum
 from tensorf.quadrature import representatives
-from tensorf.render import composite, march, shade, weights_of
+from tensorf.render import COLORS, composite, march, shade, weights_of
+from tensorf.space import Rays
 
 KEPT = 3  # groups of thin samples on a ray, of which one is kept
 MOST = 1.02  # opacity
+FAINT = 3e-3  # weight outside a region below which a sample is left out: `LocalView`'s residue makes up for it
 THIN = 1e-5  # samples with less weight are left out, in the knowledge that `residue` makes up for them
 
 
@@ -89,6 +92,79 @@ class View:
         return composite(field, samples, weights, viewdirs)[0] + residue
 
     @torch.no_grad()
+    def surfaces(self, field: Field) -> tuple[Tensor, Tensor, Tensor]:
+        """What is seen: positions (n, 3) in [-1, 1], their weights (n,) in the picture, and their rays (n,)."""
+        samples, scale = self.samples()
+        return samples.x, weights_of(field.density(samples.x) * samples.step, samples) * scale, samples.ray
+
+    @torch.no_grad()
     def render(self, field: Field) -> Tensor:
         """(H, W, 3) colours, without gradients."""
         return self.color(field).view(self.camera.height, self.camera.width, 3)
+
+
+class LocalView:
+    """A camera's rays through the region of a `LocalField`, for rendering it again and again while its shape changes.
+
+    Inside the region all samples are evaluated each time, for surfaces may appear anywhere. Outside nothing changes:
+    rates and colours of the samples with weight are computed once, also behind the region, where an edit may reveal
+    them. What that leaves of the source's picture is added to every render.
+
+    index (rays,): the pixels, row by row, whose rays pass through the region.
+    """
+
+    @torch.no_grad()
+    def __init__(self, local: LocalField, camera: Camera, *, chunk: int = 4096):
+        rays = local.space.rays(camera).to(local.device)
+        parts = [self._kept(local, rays[i : i + chunk]) for i in range(0, len(rays), chunk)]
+        crossing, count, self._x, self._step, inside, self._rate, self._outer, full = (
+            torch.cat(tensors) for tensors in zip(*parts, strict=True)
+        )
+        self.index = crossing.nonzero()[:, 0]
+        self._viewdirs, self._count = rays.viewdirs[self.index], count[self.index]
+        self._inner, self._rest = inside.nonzero()[:, 0], (~inside).nonzero()[:, 0]
+        self._residue = torch.zeros_like(full)
+        self._residue = full - self._render(local.source, local.space.background)
+
+    @staticmethod
+    def _kept(local: LocalField, rays: Rays) -> tuple[Tensor, ...]:
+        """Of some of the camera's rays: which of them cross the region (rays,), their numbers of kept samples (rays,),
+        these samples' x, step and inside, outside rates (0 inside), colours outside, and the source's full render.
+        """
+        samples = march(local, rays)
+        inside = local.inside(samples.x)
+        crossing = torch.zeros(len(rays), dtype=torch.bool, device=inside.device)
+        crossing[samples.ray[inside]] = True
+        chosen = crossing[samples.ray].nonzero()[:, 0]
+        samples, inside = samples.subset(chosen), inside[chosen]
+        rate = local.source.density(samples.x) * samples.step
+        full = shade(local.source, samples, weights_of(rate, samples), rays.viewdirs)[0][crossing]
+        rate[inside] = 0
+        kept = (inside | (weights_of(rate, samples) > FAINT)).nonzero()[:, 0]
+        samples, rate, inside = samples.subset(kept), rate[kept], inside[kept]
+        outside = (~inside).nonzero()[:, 0]
+        outer = local.source.color(samples.x[outside], rays.viewdirs[samples.ray[outside]])
+        count = torch.bincount(samples.ray, minlength=len(rays))
+        return crossing, count, samples.x, samples.step, inside, rate, outer, full
+
+    def color(self, local: LocalField) -> Tensor:
+        """(rays, 3) colours, differentiable in the target's parameters.
+
+        The residue can take an edited one a little out of [0, 1].
+        """
+        return self._render(local.target, local.space.background)
+
+    def _render(self, field: Field | LocalField, background: float) -> Tensor:
+        """With `field` inside the region."""
+        first, ray = self._count.cumsum(0) - self._count, torch.repeat_interleave(self._count)
+        samples = Samples(self._x, ray, self._x.new_zeros(len(ray)), self._step, first, len(self.index))
+        inner = samples.subset(self._inner)
+        rate = self._rate.index_copy(0, self._inner, field.density(inner.x) * inner.step)
+        weights = weights_of(rate, samples)
+        which = representatives(weights[self._inner], inner, COLORS)
+        gathered = torch.zeros_like(inner.step).index_add(0, which, weights[self._inner])
+        seen = (gathered.detach() > 0).nonzero()[:, 0]
+        color = field.color(inner.x[seen], self._viewdirs[inner.ray[seen]])
+        total = torch.zeros_like(self._viewdirs).index_add(0, inner.ray[seen], gathered[seen, None] * color)
+        total = total.index_add(0, ray[self._rest], weights[self._rest, None] * self._outer)
+        return total + (1 - ray_sum(weights, samples))[:, None] * background + self._residue

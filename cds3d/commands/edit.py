@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -22,8 +24,12 @@ from cds3d.objectives.objective import Objective, Prompts
 from cds3d.options import build, load_config, pick_device, positive, whole
 from cds3d.runs import RunFolder, memory_mb, peak_memory_mb, reset_peak_memory
 from cds3d.subjects.field import FieldRates, FieldViews, Preservation
+from cds3d.subjects.local import LocalViews
 from cds3d.subjects.region import RegionConfig
+from cds3d.subjects.volume import VolumeConfig
 from tensorf.errors import UserError
+from tensorf.field import Field
+from tensorf.local import LocalField
 from tensorf.renderable import Renderable, load_field
 from tensorf.runtime import give_back_free_memory
 
@@ -46,12 +52,8 @@ def _edit_scene(config: DictConfig) -> Path:
     # Whatever can be wrong is told before anything is trained or written.
     capture_root(config)
     _check_scene(config)
-    parts = (
-        build(FieldRates, config.edit, group="edit"),
-        build(RegionConfig, config.edit.region, group="edit.region"),
-        build(Preservation, config.edit, group="edit"),
-    )
     edit_config = build(EditConfig, config.edit, group="edit", seed=config.seed)
+    begin = _subject(config, edit_config)
     source_path = source_folder(config)
     run = RunFolder(output_folder(config, source_path.parent), config)
     prior, objective, prompts = prepare(config, device)
@@ -64,7 +66,9 @@ def _edit_scene(config: DictConfig) -> Path:
         'editing %s: "%s" to "%s", %s, %dx%d, on %s',
         source_path, config.src, config.tgt, config.objective.kind, views[0].width, views[0].height, device,
     )  # fmt: skip
-    subject = FieldViews(source, views, prior, *parts, seed=config.seed)
+    if "volume" in config.edit and not isinstance(source, Field | LocalField):
+        raise UserError(f"{source_path} holds a {type(source).__name__}: edit=shape is for TensoRF's fields")
+    subject = begin(source, views, prior)
     editor = Editor(subject, prior, objective, prompts, edit_config)
     expected_mb = _forecast(prior, prompts, source, views, objective)
     run.begin()
@@ -73,8 +77,9 @@ def _edit_scene(config: DictConfig) -> Path:
         editor, edit_config.iterations, run, save_every=config.save_every, label="edit", each=log_step(editor)
     )
     edit_peak_mb = peak_memory_mb(device)
-    subject.target.save(run.path / "field.safetensors")
-    metrics = evaluate_edit(config, run.path, capture, source, subject.target, clip)
+    edited = subject.edited()
+    edited.save(run.path / "field.safetensors")
+    metrics = evaluate_edit(config, run.path, capture, source, edited, clip)
     metrics |= {
         "iterations": editor.iteration,
         "seconds_per_iteration": seconds,
@@ -86,6 +91,18 @@ def _edit_scene(config: DictConfig) -> Path:
     told = ", ".join(f"{k} {metrics[k]:.2f}" for k in ("edit_gain_db", "kept_psnr_db") if k in metrics)
     log.info("%s: done%s", run.path, f" ({told})" if told else "")
     return run.path
+
+
+def _subject(config: DictConfig, edit: EditConfig) -> Callable[..., FieldViews | LocalViews]:
+    """What makes the subject from source, cameras and prior. UserError for options that make no sense."""
+    rates = build(FieldRates, config.edit, group="edit")
+    region = build(RegionConfig, config.edit.region, group="edit.region")
+    if "volume" not in config.edit:
+        kept = build(Preservation, config.edit, group="edit")
+        return partial(FieldViews, rates=rates, region=region, preservation=kept, seed=config.seed)
+    volume = build(VolumeConfig, config.edit.volume, group="edit.volume")
+    looks = max(1, round(volume.look * edit.iterations))
+    return partial(LocalViews, rates=rates, region=region, volume=volume, looks=looks, seed=config.seed)
 
 
 def _refit_scene(config: DictConfig) -> Path:

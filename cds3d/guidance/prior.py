@@ -130,7 +130,7 @@ class Prior:
         return (z_t - (1 - a).sqrt() * noise) / a.sqrt()
 
     def ask(self, *queries: Query) -> list[Prediction]:
-        """The answers, at once: for who has nothing else to do meanwhile."""
+        """Compute the answers now, in the calling thread, in as few forwards as `gather` does."""
         return self.gather(Pending(queries))[0]
 
     def submit(self, *queries: Query) -> Pending:

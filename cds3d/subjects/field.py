@@ -119,7 +119,7 @@ class FieldPair:
             within, picture = self._rays[: self._within], self._made.image
             image = picture.view(-1, 3).index_copy(0, within, self._color[: self._within].detach())
             self._image = image.view_as(picture).requires_grad_()
-            self._encoded = self._prior.encode_image(_as_batch(self._image))
+            self._encoded = self._prior.encode_image(as_batch(self._image))
         return self._encoded.detach()
 
     def backward(self, gradient: Tensor) -> Tensor:
@@ -162,26 +162,10 @@ class FieldViews:
         self._views: dict[int, SourceView] = {}
 
     def parameter_groups(self, lr: float) -> list[dict]:
-        """Groups in an order of their own, whatever the field's: it is part of a resumed optimiser's state."""
-        groups, moved = self.target.parameter_groups(), []
-        if unknown := groups.keys() - set(_GROUPS):
-            raise ValueError(f"{unknown.pop()!r} is no group of parameters: use {', '.join(_GROUPS)}")
-        for name in _GROUPS:
-            share, parameters = self.rates.of(name), groups.get(name, [])
-            for p in parameters:
-                p.requires_grad_(share > 0)
-            if share > 0 and parameters:
-                moved.append({"params": parameters, "lr": lr * share})
-        return moved
-
-    def camera_index(self, step: int) -> int:
-        """Every camera once in random order, then all again in another order."""
-        turn, place = divmod(step, len(self.cameras))
-        order = torch.randperm(len(self.cameras), generator=torch.Generator().manual_seed(self.seed * 7919 + turn))
-        return int(order[place])
+        return moved_groups(self.target, self.rates, lr)
 
     def pair(self, step: int) -> FieldPair:
-        camera, kept = self.camera_index(step), self.preservation
+        camera, kept = turn_of(step, len(self.cameras), self.seed), self.preservation
         source = self._source_view(camera)
         weight = self.region.weight(camera, source.image)
         margin = round(kept.margin * source.image.shape[1])
@@ -199,14 +183,16 @@ class FieldViews:
 
     def _source_view(self, camera: int) -> SourceView:
         if camera not in self._views:
-            view = self.source.view(self.cameras[camera])
-            with torch.no_grad():
-                self._views[camera] = SourceView(view, view.full, self.prior.encode_image(_as_batch(view.full)))
+            self._views[camera] = source_view(self.source, self.cameras[camera], self.prior)
         return self._views[camera]
 
     def observe(self, pair: FieldPair, image_gradient: Tensor) -> None:
         """Let the region learn from the step's gradient."""
         self.region.add(pair.camera, image_gradient, self._source_view(pair.camera).image)
+
+    def edited(self) -> Renderable:
+        """The field as it is to be saved."""
+        return self.target
 
     def state(self) -> dict:
         return self.region.state()
@@ -215,6 +201,35 @@ class FieldViews:
         self.region.load_state(state, self.source.device)
 
 
-def _as_batch(image: Tensor) -> Tensor:
+def moved_groups(target: Renderable, rates: FieldRates, lr: float) -> list[dict]:
+    """What an optimiser moves, at shares of `lr`; other parameters are frozen.
+
+    Groups come in an order of their own, whatever the field's: it is part of a resumed optimiser's state.
+    """
+    groups, moved = target.parameter_groups(), []
+    if unknown := groups.keys() - set(_GROUPS):
+        raise ValueError(f"{unknown.pop()!r} is no group of parameters: use {', '.join(_GROUPS)}")
+    for name in _GROUPS:
+        share, parameters = rates.of(name), groups.get(name, [])
+        for p in parameters:
+            p.requires_grad_(share > 0)
+        if share > 0 and parameters:
+            moved.append({"params": parameters, "lr": lr * share})
+    return moved
+
+
+def turn_of(step: int, cameras: int, seed: int) -> int:
+    """The camera of a step: every one once in random order, then all again in another order."""
+    turn, place = divmod(step, cameras)
+    return int(torch.randperm(cameras, generator=torch.Generator().manual_seed(seed * 7919 + turn))[place])
+
+
+@torch.no_grad()
+def source_view(source: Renderable, camera: Camera, prior: Prior) -> SourceView:
+    view = source.view(camera)
+    return SourceView(view, view.full, prior.encode_image(as_batch(view.full)))
+
+
+def as_batch(image: Tensor) -> Tensor:
     """(H, W, 3) -> (1, 3, H, W)."""
     return image.permute(2, 0, 1)[None]

@@ -179,6 +179,11 @@ class EditedRegion:
         found = F.grid_sample(colors, points, padding_mode="border", align_corners=True)
         return F.avg_pool2d(found.view(1, 1, *picture.shape[:2]), 3, 1, 1, count_include_pad=False)[0, 0], trust
 
+    @property
+    def visited(self) -> list[int]:
+        """The cameras that have a mask."""
+        return sorted(self._visited)
+
     def state(self) -> dict:
         """Cameras' mean gradients, visits and pictures."""
         return {camera: (v.mean, v.visits, v.picture) for camera, v in self._visited.items()}

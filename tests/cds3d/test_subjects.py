@@ -9,7 +9,7 @@ from defaults import edit_config, field_views, region_config, run
 from fakes import PROMPTS, FixedGradient, LinearPrior
 
 from cds3d.editor import Editor
-from cds3d.subjects.field import FieldRates, Preservation
+from cds3d.subjects.field import FieldRates, Preservation, turn_of
 from cds3d.subjects.image import LatentImage, PixelImage
 from cds3d.subjects.region import EditedRegion
 from tensorf.captures import load_capture
@@ -136,13 +136,12 @@ def test_source_is_encoded_once_a_camera(field, cameras, prior, monkeypatch):
 
 
 def test_every_camera_comes_once_a_turn_in_a_reproducible_order(field, cameras):
-    many = cameras * 3
-    subject, again, other = (field_views(field, many, None, seed=seed) for seed in (4, 4, 5))
-    turns = [[subject.camera_index(9 * turn + i) for i in range(9)] for turn in range(4)]
+    turns = [[turn_of(9 * turn + i, 9, seed=4) for i in range(9)] for turn in range(4)]
     assert all(sorted(turn) == list(range(9)) for turn in turns)
     assert len({tuple(turn) for turn in turns}) > 1
-    assert turns[2] == [again.camera_index(18 + i) for i in range(9)]  # no need to have seen the first turns
-    assert turns[0] != [other.camera_index(i) for i in range(9)]
+    assert turns[0] != [turn_of(i, 9, seed=5) for i in range(9)]
+    subject = field_views(field, cameras * 3, LinearPrior(), seed=4)
+    assert [subject.pair(step).camera for step in (18, 19, 3)] == [turns[2][0], turns[2][1], turns[0][3]]
 
 
 def test_latent_gradient_reaches_the_field_as_through_one_graph(field, cameras, prior):
@@ -155,7 +154,7 @@ def test_latent_gradient_reaches_the_field_as_through_one_graph(field, cameras, 
     gradient = torch.randn(target.shape)
     pair.backward(gradient)
 
-    view = View(field, cameras[subject.camera_index(0)])
+    view = View(field, cameras[pair.camera])
     color = view.color(direct).view(19, 26, 3)
     encoded = prior.encode_image(color.permute(2, 0, 1)[None])
     torch.testing.assert_close(encoded.detach(), target)

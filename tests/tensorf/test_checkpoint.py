@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tensorf.checkpoint import KIND, load_tensorf, read_kind, save_tensorf
+from tensorf.checkpoint import KIND, load_checkpoint, read_kind, save_field
 from tensorf.errors import UserError
 from tensorf.renderable import load_field
 from tensorf.space import Space
@@ -29,8 +29,8 @@ def field(request, make_field):
 
 
 def test_round_trip_is_bit_for_bit(field, path):
-    save_tensorf(field, path)
-    loaded = load_tensorf(path)
+    save_field(field, path)
+    loaded = load_checkpoint(path)
     state = loaded.state_dict()
     assert state.keys() == field.state_dict().keys()
     for name, tensor in field.state_dict().items():
@@ -49,25 +49,25 @@ def test_round_trip_is_bit_for_bit(field, path):
 def test_round_trip_after_resampling_and_shrinking(field, path):
     field.resample((9, 8, 7), 20)
     field.shrink(torch.tensor([[0.0, -0.2, -0.5], [0.8, 0.3, 0.5]]))
-    save_tensorf(field, path)
-    loaded = load_tensorf(path)
+    save_field(field, path)
+    loaded = load_checkpoint(path)
     assert loaded.resolution == field.resolution != (9, 8, 7)
     assert torch.equal(loaded.space.box, field.space.box)
     assert torch.equal(loaded.occupancy, torch.ones(1, 1, 1, dtype=torch.bool))
 
 
 def test_saving_twice_replaces(field, path):
-    save_tensorf(field, path)
+    save_field(field, path)
     with torch.no_grad():
         field.basis.weight.add_(1)
-    save_tensorf(field, path)
-    assert torch.equal(load_tensorf(path).basis.weight, field.basis.weight)
+    save_field(field, path)
+    assert torch.equal(load_checkpoint(path).basis.weight, field.basis.weight)
     assert [p.name for p in path.parent.iterdir()] == ["field.safetensors"]
 
 
 def test_equal_fields_are_equal_bytes(field, path):
-    save_tensorf(field, path)
-    save_tensorf(load_tensorf(path), path.with_name("again"))
+    save_field(field, path)
+    save_field(load_checkpoint(path), path.with_name("again"))
     assert path.read_bytes() == path.with_name("again").read_bytes()
 
 
@@ -89,7 +89,7 @@ def test_a_folder_is_no_file(path):
 
 @pytest.mark.parametrize("keep", [0, 5, 200, -100])
 def test_truncated_file(make_field, path, keep):
-    save_tensorf(make_field(), path)
+    save_field(make_field(), path)
     path.write_bytes(path.read_bytes()[:keep])
     refused(path, "damaged")
 
@@ -112,7 +112,7 @@ def test_a_field_of_another_format(path):
 
 def altered(field, path, change, tensors=None):
     """Save, then write again with the header that `change` has edited in place, and `tensors` over the old ones."""
-    save_tensorf(field, path)
+    save_field(field, path)
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     header = json.loads(metadata["field"])
@@ -146,7 +146,7 @@ def test_tensors_missing_or_too_many(make_field, path, tensors):
 
 def test_a_save_that_fails_leaves_the_old_file(make_field, path, monkeypatch):
     field = make_field()
-    save_tensorf(field, path)
+    save_field(field, path)
     before = path.read_bytes()
 
     def full(*_):
@@ -156,7 +156,7 @@ def test_a_save_that_fails_leaves_the_old_file(make_field, path, monkeypatch):
         field.basis.weight.add_(1)
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="no space left"):
-        save_tensorf(field, path)
+        save_field(field, path)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["field.safetensors"]
 
@@ -176,7 +176,7 @@ def test_a_file_names_its_kind(field, path):
 
 
 def test_files_written_before_there_were_kinds_still_load(field, path):
-    save_tensorf(field, path)
+    save_field(field, path)
     with_kind(path, None)
     with safe_open(path, "pt") as file:
         assert "kind" not in file.metadata()
@@ -185,7 +185,7 @@ def test_files_written_before_there_were_kinds_still_load(field, path):
 
 
 def test_an_unknown_kind_is_named(make_field, path):
-    save_tensorf(make_field(), path)
+    save_field(make_field(), path)
     with_kind(path, "splats")
     refused(path, "kind 'splats', which this version does not know: tensorf")
 

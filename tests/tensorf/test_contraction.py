@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import tensorf.occupancy as occupancy
 from tensorf.cameras import Camera
-from tensorf.contraction import SPAN, Course, contract
+from tensorf.contraction import SPAN, Course, contract, expand
 from tensorf.render import march, render_rays, render_view
 from tensorf.space import Space
 from tensorf.visibility import View
@@ -36,6 +36,12 @@ def random_rays(space, count=300):
 )
 def test_contraction_by_hand(u, expected):
     assert contract(torch.tensor(u)).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_expansion_undoes_contraction():
+    u = torch.randn(500, 3, generator=torch.Generator().manual_seed(0)) * torch.logspace(-1, 2, 500)[:, None]
+    torch.testing.assert_close(expand(contract(u)), u, rtol=1e-3, atol=1e-4)
+    assert expand(torch.tensor([2.0, -2, 0.5])).isfinite().all()
 
 
 def test_normalise_fills_the_cube():

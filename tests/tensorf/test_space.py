@@ -116,6 +116,18 @@ def test_normalise_maps_the_box_to_the_unit_cube():
     assert space.normalise(torch.tensor([1.0, 0.25, 6])).tolist() == [0.0, -0.5, 1.0]
 
 
+@pytest.mark.parametrize("kind", ["ndc", "box", "unbounded"])
+def test_world_undoes_normalise(kind):
+    reference = pose_at([0.3, -0.2, 0.5], yaw=0.7, pitch=-0.4)
+    box = torch.tensor([[-1.2, -0.9, -1], [1.1, 1.3, 1]])
+    space = Space(kind, box, near=1.5, far=50.0, reference=reference)
+    local = torch.rand(200, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([2.0, 2, 12]) - 1
+    local[:, 2] += 2.6  # before the near plane nothing is
+    world = local @ reference[:, :3].T + reference[:, 3]
+    x = space.normalise(ndc_point(space, world) if kind == "ndc" else world)
+    torch.testing.assert_close(space.world(x), world, rtol=1e-3, atol=1e-3)
+
+
 def test_t_span_is_the_longest_stretch():
     box = torch.tensor([[0.0, 0, 0], [2, 3, 6]])  # diagonal: sqrt(4 + 9 + 36) = 7
     assert Space("box", box, 0.1, 10.0, torch.eye(3, 4)).t_span == 7.0

@@ -92,7 +92,7 @@ class Attributes:
         """
         draw = Jitter(seed)
         share, plastic = draw("subject"), draw("plastic") < 0.6
-        subject = "flower" if share < 0.33 else "animal" if share < 0.68 else "object"
+        subject = "flower" if share < 0.3 else "animal" if share < 0.7 else "object"
         material = "plastic" if plastic else draw.choice("material", MATERIALS[1:])
         species, color = draw.choice("species", SPECIES[subject]), draw.choice("color", tuple(COLORS))
         return Attributes(seed, subject, species, color, draw.choice("ground", tuple(GROUNDS)), material)

@@ -3,6 +3,7 @@
 import json
 
 import imageio.v3 as iio
+import torch
 from checks import fails, files, stops_at
 from fakes import TINY_FIELD, TINY_SCENE
 from omegaconf import OmegaConf
@@ -10,6 +11,8 @@ from safetensors import safe_open
 
 from cds3d.cli import run_command
 from cds3d.editor import Editor
+from tensorf.local import LocalField
+from tensorf.renderable import load_field
 from tensorf.train import Trainer
 
 # --- train, edit, render
@@ -35,6 +38,29 @@ def test_train_writes_the_run_folder(tmp_path, capture_folder):
         header = json.loads(file.metadata()["field"])
     assert {"config", "resolution", "steps", "space"} <= header.keys()
     assert {"kind", "box", "near", "far", "reference"} <= header["space"].keys()
+
+
+def test_an_edit_of_shape_leaves_a_field_that_renders(tmp_path, trained, edit_options):
+    options = [*edit_options, "edit=shape", "edit.iterations=4", "edit.region.mask_threshold=0.3", "save_every=1"]
+    assert run_command("edit", options) == 0
+    run = tmp_path / "outputs" / "daisies" / "a-red-flower-shape"
+    assert {"edit_gain_db", "kept_psnr_db"} <= json.loads((run / "metrics.json").read_text()).keys()
+    edited = load_field(run / "field.safetensors")
+    assert isinstance(edited, LocalField) and 0 < edited.region.sum() < edited.region.numel()
+    source = load_field(trained / "field.safetensors").state_dict()
+    inside, outside = (
+        {k.split(".", 1)[1]: v for k, v in edited.state_dict().items() if k.startswith(name)}
+        for name in ("target", "source")
+    )
+    assert all(torch.equal(outside[k], v) for k, v in source.items())
+    assert not all(torch.equal(inside[k], v) for k, v in source.items())
+    assert run_command("render", [str(run), "frames=2", "width=48"]) == 0
+    assert iio.imread(run / "path.mp4", plugin="FFMPEG").shape == (2, 36, 48, 3)
+
+
+def test_an_edit_of_shape_with_a_bad_region_is_one_line(trained, edit_options, capsys):
+    told = fails(capsys, "edit", *edit_options, "edit=shape", "edit.volume.grow=-1")
+    assert "edit.volume.grow=-1" in told
 
 
 def test_edit_trains_the_source_that_is_missing_then_reuses_it(tmp_path, edit_options, monkeypatch, caplog):

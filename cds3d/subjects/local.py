@@ -1,0 +1,160 @@
+"""A radiance field edited inside a region of space, shape and all; outside it is the source by construction.
+
+First the edit only looks: gradients of the unchanged views give the masks (`region.py`), and the masks the region
+(`volume.py`). Then density and colour inside the region are free.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cds3d.guidance.prior import Prior
+from cds3d.subjects.field import FieldRates, SourceView, as_batch, moved_groups, source_view, turn_of
+from cds3d.subjects.region import EditedRegion, RegionConfig, dilated
+from cds3d.subjects.volume import VolumeConfig, edited_volume
+from tensorf.cameras import Camera
+from tensorf.local import LocalField
+from tensorf.renderable import Renderable
+from tensorf.visibility import LocalView
+
+log = logging.getLogger("cds3d")
+
+
+class LookPair:
+    """A view of the source as source and target both: its gradient tells where the prompts disagree."""
+
+    def __init__(self, prior: Prior, camera: int, source: SourceView):
+        self.source, self.camera = source.latent, camera
+        self._image = source.image.clone().requires_grad_()
+        self._encoded = prior.encode_image(as_batch(self._image))
+
+    def target(self) -> Tensor:
+        return self._encoded.detach()
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        """As `Pair.backward`; no parameter gets a gradient."""
+        return torch.autograd.grad(self._encoded, self._image, gradient)[0]
+
+
+class LocalPair:
+    """One camera's views of source and target. Rays through the region are rendered, all others are the source's.
+
+    reach: (rays,) in [0, 1], how much each of the view's rays may change: the mask, grown by the margin. The others,
+    which show what is behind or beside the subject, are pulled back to the source's colour with weight `pull`.
+    smoothness: weight of the density grids' total variation.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        target: LocalField,
+        camera: int,
+        source: SourceView,
+        view: LocalView,
+        reach: Tensor,
+        pull: float,
+        smoothness: float,
+    ):
+        self.source, self.camera = source.latent, camera
+        self._prior, self._field, self._made, self._view = prior, target, source, view
+        self._reach, self._pull, self._smoothness = reach, pull, smoothness
+        self._encoded: Tensor | None = None
+
+    def target(self) -> Tensor:
+        if self._encoded is None:
+            self._color = self._view.color(self._field)
+            image = self._made.image.view(-1, 3).index_copy(0, self._view.index, self._color.detach())
+            self._image = image.view_as(self._made.image).requires_grad_()
+            self._encoded = self._prior.encode_image(as_batch(self._image))
+        return self._encoded.detach()
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        """The objective's gradient, and those of the pull and of the total variation."""
+        self.target()
+        (image_gradient,) = torch.autograd.grad(self._encoded, self._image, gradient)
+        index, reach = self._view.index, self._reach[:, None]
+        own = reach * image_gradient.view(-1, 3)[index]
+        back = self._pull * (self._color.detach() - self._made.image.view(-1, 3)[index])
+        loss = (self._color * (own + (1 - reach) * back)).sum()
+        if self._smoothness > 0:
+            loss = loss + self._smoothness * float(own.norm()) * len(own) ** 0.5 * self._field.total_variation()
+        loss.backward()
+        return image_gradient
+
+
+class LocalViews:
+    """source: the field to edit, left alone. cameras: the views to edit through, at the editing size.
+
+    looks: how many steps only look. seed: of the order in which cameras come.
+    """
+
+    def __init__(
+        self,
+        source: Renderable,
+        cameras: Sequence[Camera],
+        prior: Prior,
+        rates: FieldRates,
+        region: RegionConfig,
+        volume: VolumeConfig,
+        looks: int,
+        seed: int = 0,
+    ):
+        self.source = source.requires_grad_(False)
+        self.target = LocalField(source, torch.zeros_like(source.occupancy))
+        self.cameras, self.prior, self.rates, self.seed = list(cameras), prior, rates, seed
+        self.region, self.volume, self.looks = EditedRegion(region), volume, looks
+        self._sources: dict[int, SourceView] = {}
+        self._views: dict[int, LocalView] = {}
+
+    def parameter_groups(self, lr: float) -> list[dict]:
+        return moved_groups(self.target, self.rates, lr)
+
+    def pair(self, step: int) -> LookPair | LocalPair:
+        camera = turn_of(step, len(self.cameras), self.seed)
+        source = self._source(camera)
+        if step < self.looks:
+            return LookPair(self.prior, camera, source)
+        if not self.target.region.any():
+            self._open()
+        if camera not in self._views:
+            self._views[camera] = LocalView(self.target, self.cameras[camera])
+        view, width = self._views[camera], source.image.shape[1]
+        reach = dilated(self.region.weight(camera, source.image), round(self.volume.margin * width))
+        pull, smoothness = self.volume.preservation * self.region.usual, self.volume.smoothness
+        reach = reach.flatten()[view.index]
+        return LocalPair(self.prior, self.target, camera, source, view, reach, pull, smoothness)
+
+    def _source(self, camera: int) -> SourceView:
+        if camera not in self._sources:
+            self._sources[camera] = source_view(self.source, self.cameras[camera], self.prior)
+        return self._sources[camera]
+
+    def _open(self) -> None:
+        """Find the region from the masks of the views that have been looked at."""
+        seen = [self._source(camera) for camera in self.region.visited]
+        masks = [self.region.weight(camera, made.image) for camera, made in zip(self.region.visited, seen)]
+        region = edited_volume(self.source, zip((made.view for made in seen), masks), self.volume)
+        self.target.open(region)
+        log.info("the region of the edit is %.2g%% of the scene's cells", 100 * float(region.float().mean()))
+
+    def observe(self, pair: LookPair | LocalPair, image_gradient: Tensor) -> None:
+        """Let the masks learn from a look."""
+        if isinstance(pair, LookPair):
+            self.region.add(pair.camera, image_gradient, self._source(pair.camera).image)
+
+    def edited(self) -> LocalField:
+        """The target, with what is empty now left out."""
+        self.target.settle()
+        return self.target
+
+    def state(self) -> dict:
+        return {"masks": self.region.state(), "region": self.target.region}
+
+    def load_state(self, state: dict) -> None:
+        self.region.load_state(state["masks"], self.source.device)
+        self.target.open(state["region"].to(self.source.device))
+        self._views.clear()

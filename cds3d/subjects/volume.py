@@ -1,0 +1,89 @@
+"""The region of an edit in space: what the masks of all views agree on, grown by what an edit may add.
+
+The masks of `region.py` say which pixels show what is to be edited. Every surface point is seen by many views; those
+that most views count as foreground are the subject. A shape cannot grow where nothing may change, so all space near
+the subject belongs to the region too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tensorf.errors import UserError
+from tensorf.local import cell_centers
+from tensorf.occupancy import cell_index
+from tensorf.renderable import FastView, Renderable
+
+_STRAY = 1.5  # subject sizes from its middle, beyond which a cell is no part of it
+_SEEN = 0.3  # weight, over all views, from which a cell holds a surface
+_CELLS = 4096  # at a time
+
+
+@dataclass(frozen=True)
+class VolumeConfig:
+    """look: share of the iterations in which nothing moves and gradients are gathered for the masks. agreement: of the
+    weight with which views see a cell, the share that has to be foreground. grow: how far around the subject the
+    region reaches, as a share of the subject's size.
+
+    margin: how far around its mask a view is edited, as a share of its width. preservation: weight of the pull of the
+    region's other pixels towards the source's colour, in root-mean-square gradients a unit of colour. smoothness:
+    weight of the density grids' total variation, in such gradients times the number of pixels.
+
+    Raises ValueError for what makes no sense.
+    """
+
+    look: float
+    agreement: float
+    grow: float
+    margin: float
+    preservation: float
+    smoothness: float
+
+    def __post_init__(self):
+        if not 0 < self.look < 1:
+            raise ValueError(f"look={self.look} has to be between 0 and 1")
+        if not 0 < self.agreement <= 1:
+            raise ValueError(f"agreement={self.agreement} has to be above 0 and at most 1")
+        if not 0 <= self.margin <= 1:
+            raise ValueError(f"margin={self.margin} has to be between 0 and 1")
+        for name in ("grow", "preservation", "smoothness"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} has to be 0 or more")
+
+
+@torch.no_grad()
+def edited_volume(field: Renderable, views: Iterable[tuple[FastView, Tensor]], config: VolumeConfig) -> Tensor:
+    """(z, y, x) bool in the cells of the field's occupancy: the subject and space around it.
+
+    views: of some cameras, each with its mask (H, W) in [0, 1]. UserError if the views agree on nothing.
+    """
+    shape = field.occupancy.shape
+    foreground, total = torch.zeros(2, math.prod(shape), device=field.device)
+    for view, mask in views:
+        x, weight, ray = view.surfaces(field)
+        cell = cell_index(shape, x)
+        total.index_add_(0, cell, weight)
+        foreground.index_add_(0, cell, weight * mask.flatten()[ray])
+    subject = ((total > _SEEN) & (foreground > config.agreement * total)).nonzero()[:, 0]
+    if len(subject) == 0:
+        raise UserError(
+            "the views agree on nothing that the prompts tell apart, so there is no region to edit: "
+            "lower edit.volume.agreement or edit.region.mask_threshold, or give prompts that differ in what is seen"
+        )
+    centers = field.space.world(cell_centers(shape, field.device))
+    points, weight = centers[subject], foreground[subject]
+    middle = (points * weight[:, None]).sum(0) / weight.sum()
+    away = (points - middle).norm(dim=1)
+    size = 2 * float((away.square() * weight).sum().div(weight.sum()).sqrt())  # twice the RMS distance
+    points, reach = points[away <= _STRAY * size], config.grow * size
+    near = ((centers >= points.amin(0) - reach) & (centers <= points.amax(0) + reach)).all(1).nonzero()[:, 0]
+    region = torch.zeros(len(centers), dtype=torch.bool, device=field.device)
+    region[subject[away <= _STRAY * size]] = True
+    for part in near.split(_CELLS):
+        region[part] |= torch.cdist(centers[part], points).amin(1) <= reach
+    return region.view(shape)

@@ -1,0 +1,132 @@
+"""A field that differs from another one inside a region of space only.
+
+It holds an edited field: outside the region density and colour are the source's by construction, whatever the edit's
+parameters are. The grids of TensoRF cannot do that by themselves, for each of their points belongs to many places.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tensorf.cameras import Camera
+from tensorf.field import Field
+from tensorf.occupancy import cell_index
+from tensorf.space import Space
+
+_EMPTY = 1e-3  # opacity of a step below which a place counts as empty
+
+
+class LocalField(nn.Module):
+    """`target` inside the region, `source` outside.
+
+    region: (z, y, x) bool over the source's box, in the cells of its occupancy. target: a copy of the source unless
+    given. Its parameters are trainable and the source's are frozen.
+
+    Raises ValueError if the region has another shape than the occupancy.
+    """
+
+    def __init__(self, source: Field | LocalField, region: Tensor, target: Field | LocalField | None = None):
+        super().__init__()
+        if region.shape != source.occupancy.shape:
+            raise ValueError(f"region {tuple(region.shape)} has to have the shape {tuple(source.occupancy.shape)}")
+        self.source = source.requires_grad_(False)
+        self.target = (copy.deepcopy(source) if target is None else target).requires_grad_(True)
+        self.register_buffer("region", region)
+        self.register_buffer("occupancy", source.occupancy | region)
+
+    @property
+    def device(self) -> torch.device:
+        return self.source.device
+
+    @property
+    def space(self) -> Space:
+        return self.source.space
+
+    @property
+    def steps(self) -> int:
+        return self.source.steps
+
+    @property
+    def step(self) -> float:
+        return self.source.step
+
+    def open(self, region: Tensor) -> None:
+        """Take another region, of the same shape."""
+        self.region, self.occupancy = region, self.source.occupancy | region
+
+    @torch.no_grad()
+    def settle(self, points: int = 2, chunk: int = 1 << 18) -> None:
+        """Leave cells of the region in which the target is empty out of the occupancy: renders are faster then.
+
+        Density is looked at in `points`^3 places of each cell. A cell stays if a neighbour is not empty.
+        """
+        shape = self.region.shape
+        cell = self.region.flatten().nonzero()[:, 0]
+        offsets = (torch.arange(points, device=self.device) + 0.5) / points - 0.5
+        offsets = torch.cartesian_prod(offsets, offsets, offsets) * 2
+        size = torch.tensor(shape[::-1], device=self.device)
+        filled = torch.zeros(shape, device=self.device)
+        for part in cell.split(max(1, chunk // len(offsets))):
+            x = (cell_centers(shape, self.device)[part][:, None] + offsets / size).view(-1, 3)
+            opacity = -torch.expm1(-self.target.density(x) * self.step)
+            filled.view(-1)[part] = opacity.view(len(part), -1).amax(1)
+        near = F.max_pool3d((filled > _EMPTY).float()[None, None], 3, 1, 1)[0, 0] > 0
+        self.occupancy = torch.where(self.region, near, self.source.occupancy)
+
+    def inside(self, x: Tensor) -> Tensor:
+        """x (n, 3) in [-1, 1] -> (n,) bool: of the region."""
+        return self.region.reshape(-1)[cell_index(self.region.shape, x)]
+
+    def density(self, x: Tensor) -> Tensor:
+        """As `Field.density`."""
+        inside, outside = self._split(x)
+        values = x.new_zeros(len(x)).index_copy(0, outside, self.source.density(x[outside]))
+        return values.index_copy(0, inside, self.target.density(x[inside]))
+
+    def color(self, x: Tensor, viewdirs: Tensor) -> Tensor:
+        """As `Field.color`."""
+        inside, outside = self._split(x)
+        values = x.new_zeros(len(x), 3).index_copy(0, outside, self.source.color(x[outside], viewdirs[outside]))
+        return values.index_copy(0, inside, self.target.color(x[inside], viewdirs[inside]))
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        within = self.inside(x)
+        return within.nonzero()[:, 0], (~within).nonzero()[:, 0]
+
+    def render(self, camera: Camera) -> dict[str, Tensor]:
+        """As `Field.render`."""
+        from tensorf.render import render_view  # the renderer imports what this file does
+
+        return render_view(self, camera)
+
+    def view(self, camera: Camera):
+        """As `Field.view`."""
+        from tensorf.visibility import View
+
+        return View(self, camera)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The target's."""
+        return self.target.parameter_groups()
+
+    def total_variation(self) -> Tensor:
+        """The target's."""
+        return self.target.total_variation()
+
+    def save(self, path: Path) -> None:
+        """Write both fields and the region to one safetensors file (`checkpoint.save_field`)."""
+        from tensorf.checkpoint import save_field
+
+        save_field(self, path)
+
+
+def cell_centers(shape: torch.Size, device: torch.device) -> Tensor:
+    """(cells, 3) the centres, in [-1, 1], of the cells of a grid of `shape` (z, y, x)."""
+    axes = [(torch.arange(n, device=device) + 0.5) / n * 2 - 1 for n in shape]
+    z, y, x = torch.meshgrid(*axes, indexing="ij")
+    return torch.stack([x, y, z], -1).view(-1, 3)

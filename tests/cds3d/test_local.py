@@ -1,0 +1,240 @@
+"""Edits inside a region of space: looking first, the region from the masks, and then the field inside it alone."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from defaults import edit_config, region_config, run
+from fakes import PROMPTS, FixedGradient, LinearPrior
+
+from cds3d.editor import Editor
+from cds3d.options import build, load_config
+from cds3d.subjects.field import FieldRates
+from cds3d.subjects.local import LocalPair, LocalViews, LookPair
+from cds3d.subjects.region import EditedRegion
+from cds3d.subjects.volume import VolumeConfig, edited_volume
+from tensorf.captures import load_capture
+from tensorf.errors import UserError
+from tensorf.local import cell_centers
+from tensorf.renderable import load_field
+
+
+@pytest.fixture()
+def field(source_run):
+    return load_field(source_run / "field.safetensors")
+
+
+@pytest.fixture(scope="module")
+def cameras(capture_folder):
+    """Three of the capture's cameras, 32x24: latents are 4x3."""
+    capture = load_capture(capture_folder, width=64)
+    return [camera.resized(32, 24) for camera in capture.cameras[:3]]
+
+
+def volume(**changes):
+    return replace(build(VolumeConfig, load_config("edit", ["edit=shape"]).edit.volume), **changes)
+
+
+def local_views(field, cameras, looks=3, **changes):
+    rates = FieldRates(color_lr=1.0, network_lr=0.1, density_lr=1.0, line_lr=1.0)
+    return LocalViews(field, cameras, LinearPrior(), rates, region_config(0.5, 32), volume(**changes), looks)
+
+
+def right_half(self, camera, picture):
+    mask = torch.zeros(picture.shape[:2])
+    mask[:, 16:] = 1
+    return mask
+
+
+@pytest.fixture
+def masked(monkeypatch):
+    """The masks of all views are their right halves."""
+    monkeypatch.setattr(EditedRegion, "weight", right_half)
+
+
+GRADIENT = torch.ones(1, 3, 3, 4)
+
+
+def looked(subject):
+    for step in range(subject.looks):
+        pair = subject.pair(step)
+        subject.observe(pair, pair.backward(GRADIENT))
+    return subject
+
+
+def clones(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+# --- looking
+
+
+def test_the_first_steps_only_look(field, cameras):
+    subject = local_views(field, cameras)
+    before = clones(subject.target)
+    editor = Editor(subject, subject.prior, FixedGradient(), PROMPTS, edit_config(3, 0.1))
+    for _ in range(3):
+        assert isinstance(subject.pair(editor.iteration), LookPair)
+        editor.step()
+    assert all(torch.equal(v, before[k]) for k, v in subject.target.state_dict().items())
+    assert subject.region.visited == [0, 1, 2]
+    assert all(visited[1] == 1 for visited in subject.region.state().values())
+
+
+def test_a_look_compares_the_source_with_itself(field, cameras):
+    subject = local_views(field, cameras)
+    pair = subject.pair(0)
+    torch.testing.assert_close(pair.target(), pair.source)
+    image_gradient = pair.backward(GRADIENT)
+    assert image_gradient.shape == (24, 32, 3) and torch.allclose(image_gradient, torch.tensor(2 / 64))
+    assert all(p.grad is None for p in subject.target.parameters())
+
+
+# --- the region
+
+
+def test_the_region_is_what_most_views_mark(field, cameras, masked):
+    views = [(field.view(c), right_half(None, 0, torch.zeros(24, 32, 3))) for c in cameras]
+    region = edited_volume(field, views, volume(grow=0.0))
+    assert region.shape == field.occupancy.shape and 0 < region.sum() < region.numel() / 2
+    seen = cell_centers(region.shape, region.device)[region.flatten()]
+    world = field.space.world(seen)
+    marked = torch.zeros(len(world))
+    for camera in cameras:  # where each view sees these places
+        local = (world - camera.position) @ camera.pose[:, :3]
+        u = camera.fx * local[:, 0] / local[:, 2] + camera.cx
+        marked += (u > 15).float() / len(cameras)
+    assert (marked > 0.4).float().mean() > 0.95
+
+
+def test_the_region_grows_by_a_share_of_the_subject(field, cameras):
+    views = [(field.view(c), right_half(None, 0, torch.zeros(24, 32, 3))) for c in cameras]
+    small, large = (edited_volume(field, views, volume(grow=g)) for g in (0.0, 0.2))
+    assert (small <= large).all() and large.sum() > 1.3 * small.sum()
+    centers = field.space.world(cell_centers(small.shape, small.device))
+    points = centers[small.flatten()]
+    added = centers[(large & ~small).flatten()]
+    size = 2 * (points - points.mean(0)).square().sum(1).mean().sqrt()  # every point counts alike: nearly the size
+    assert torch.cdist(added, points).amin(1).max() < 0.2 * size * 1.5
+
+
+def test_masks_that_agree_on_nothing_are_told(field, cameras):
+    views = [(field.view(c), torch.zeros(24, 32)) for c in cameras]
+    with pytest.raises(UserError, match="edit.volume.agreement"):
+        edited_volume(field, views, volume())
+
+
+def test_unvisited_cameras_have_no_say(field, cameras, monkeypatch):
+    """With one look of three cameras the region is that camera's alone."""
+    asked = []
+    monkeypatch.setattr(
+        EditedRegion,
+        "weight",
+        lambda self, camera, picture: (asked.append(camera), right_half(self, camera, picture))[1],
+    )
+    subject = looked(local_views(field, cameras, looks=1))
+    camera = subject.pair(0).camera
+    asked.clear()
+    subject._open()
+    assert asked == [camera] == subject.region.visited
+
+
+# --- the edit
+
+
+def test_outside_the_region_nothing_changes(field, cameras, masked):
+    subject = local_views(field, cameras, margin=1.0)
+    before = clones(subject.source)
+    run(Editor(subject, subject.prior, FixedGradient(), PROMPTS, edit_config(8, 0.1)))
+    edited = subject.edited()
+    assert all(torch.equal(v, before[k]) for k, v in subject.source.state_dict().items())
+    x = torch.rand(4000, 3) * 2 - 1
+    inside = edited.inside(x)
+    assert 0 < inside.sum() < 4000
+    d = torch.nn.functional.normalize(x, dim=1)
+    for ask in (lambda f: f.density(x), lambda f: f.color(x, d)):
+        torch.testing.assert_close(ask(edited)[~inside], ask(field)[~inside], rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(ask(edited)[inside], ask(field)[inside])
+
+
+def test_the_editing_picture_is_the_sources_but_where_the_region_is(field, cameras, masked):
+    subject = looked(local_views(field, cameras))
+    pair = subject.pair(3)
+    assert isinstance(pair, LocalPair)
+    torch.testing.assert_close(pair.target(), pair.source, atol=1e-4, rtol=0)  # nothing is edited yet
+    with torch.no_grad():
+        for p in subject.target.target.color_grid.parameters():
+            p.mul_(2)
+    pair = subject.pair(3)
+    pair.target()
+    source = subject._source(pair.camera).image
+    changed = (pair._image - source).abs().amax(-1).flatten() > 0
+    rays = torch.zeros(24 * 32, dtype=torch.bool)
+    rays[pair._view.index] = True
+    assert changed.any() and not changed[~rays].any()
+
+
+def pixel_gradients(subject, step=3):
+    """(rays, 3) what the step gives the colours of its rays, and the pair."""
+    pair, caught = subject.pair(step), []
+    pair.target()
+    pair._color.register_hook(caught.append)
+    pair.backward(GRADIENT)
+    return caught[0], pair
+
+
+def test_pixels_beyond_the_margin_are_pulled_back(field, cameras, masked):
+    subject = looked(local_views(field, cameras, margin=2 / 32, preservation=10.0, smoothness=0.0))
+    with torch.no_grad():
+        for p in subject.target.target.color_grid.parameters():
+            p.mul_(2)
+    gradient, pair = pixel_gradients(subject)
+    column, source = pair._view.index % 32, subject._source(pair.camera).image.view(-1, 3)
+    edited, beyond = column >= 14, column < 14
+    assert edited.any() and beyond.any()
+    torch.testing.assert_close(gradient[edited], torch.full_like(gradient[edited], 2 / 64))
+    away = (pair._color.detach() - source[pair._view.index])[beyond]
+    assert away.abs().max() > 1e-3
+    torch.testing.assert_close(gradient[beyond], 10 * subject.region.usual * away)
+
+
+def test_with_a_margin_of_one_every_ray_is_edited(field, cameras, masked):
+    gradient, _ = pixel_gradients(looked(local_views(field, cameras, margin=1.0, smoothness=0.0)))
+    torch.testing.assert_close(gradient, torch.full_like(gradient, 2 / 64))
+
+
+def test_smoothness_adds_the_total_variations_gradient(field, cameras, masked):
+    plain, smooth = (looked(local_views(field, cameras, margin=1.0, smoothness=s)) for s in (0.0, 2.0))
+    for subject in (plain, smooth):
+        pair = subject.pair(3)
+        pair.backward(GRADIENT)
+    plane = lambda s: s.target.target.density_grid.planes[0]  # noqa: E731
+    weight = 2.0 * (2 / 64) * 3**0.5 * len(pair._view.index)  # two RMS gradients of a pixel, times the rays
+    (variation,) = torch.autograd.grad(weight * smooth.target.total_variation(), plane(smooth))
+    torch.testing.assert_close(plane(smooth).grad - plane(plain).grad, variation, rtol=1e-3, atol=1e-6)
+
+
+def test_a_resumed_edit_goes_on_as_the_unbroken_one(field, cameras, masked):
+    def editor():
+        return Editor(local_views(field, cameras), LinearPrior(), FixedGradient(), PROMPTS, edit_config(7, 0.1))
+
+    for stop in (2, 5):  # while it looks, and after
+        whole, first, second = editor(), editor(), editor()
+        run(whole)
+        for _ in range(stop):
+            first.step()
+        second.load_state_dict(first.state_dict())
+        run(second)
+        assert torch.equal(second.subject.target.region, whole.subject.target.region)
+        for a, b in zip(second.subject.target.parameters(), whole.subject.target.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [dict(look=0.0), dict(look=1.0), dict(agreement=0.0), dict(grow=-1.0), dict(margin=2.0), dict(smoothness=math.nan)],
+)
+def test_options_that_make_no_sense_are_refused_by_name(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        volume(**wrong)
