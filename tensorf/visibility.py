@@ -22,7 +22,7 @@ from tensorf.space import Rays
 
 KEPT = 3  # groups of thin samples on a ray, of which one is kept
 MOST = 1.02  # opacity
-FAINT = 3e-3  # weight outside a region below which a sample is left out: `LocalView`'s residue makes up for it
+FAINT = 1e-2  # weight outside a region below which a sample is left out: `LocalView`'s residue makes up for it
 THIN = 1e-5  # samples with less weight are left out, in the knowledge that `residue` makes up for them
 
 
@@ -117,19 +117,18 @@ class LocalView:
     def __init__(self, local: LocalField, camera: Camera, *, chunk: int = 4096):
         rays = local.space.rays(camera).to(local.device)
         parts = [self._kept(local, rays[i : i + chunk]) for i in range(0, len(rays), chunk)]
-        crossing, count, self._x, self._step, inside, self._rate, self._outer, full = (
+        crossing, count, self._x, self._step, self._inside, self._rate, self._outer, full = (
             torch.cat(tensors) for tensors in zip(*parts, strict=True)
         )
         self.index = crossing.nonzero()[:, 0]
         self._viewdirs, self._count = rays.viewdirs[self.index], count[self.index]
-        self._inner, self._rest = inside.nonzero()[:, 0], (~inside).nonzero()[:, 0]
         self._residue = torch.zeros_like(full)
         self._residue = full - self._render(local.source, local.space.background)
 
     @staticmethod
     def _kept(local: LocalField, rays: Rays) -> tuple[Tensor, ...]:
         """Of some of the camera's rays: which of them cross the region (rays,), their numbers of kept samples (rays,),
-        these samples' x, step and inside, outside rates (0 inside), colours outside, and the source's full render.
+        x and step of those inside, which these are, rates and colours of those outside, and the source's full render.
         """
         samples = march(local, rays)
         inside = local.inside(samples.x)
@@ -145,7 +144,7 @@ class LocalView:
         outside = (~inside).nonzero()[:, 0]
         outer = local.source.color(samples.x[outside], rays.viewdirs[samples.ray[outside]])
         count = torch.bincount(samples.ray, minlength=len(rays))
-        return crossing, count, samples.x, samples.step, inside, rate, outer, full
+        return crossing, count, samples.x[inside], samples.step[inside], inside, rate[outside], outer, full
 
     def color(self, local: LocalField) -> Tensor:
         """(rays, 3) colours, differentiable in the target's parameters.
@@ -156,15 +155,20 @@ class LocalView:
 
     def _render(self, field: Field | LocalField, background: float) -> Tensor:
         """With `field` inside the region."""
-        first, ray = self._count.cumsum(0) - self._count, torch.repeat_interleave(self._count)
-        samples = Samples(self._x, ray, self._x.new_zeros(len(ray)), self._step, first, len(self.index))
-        inner = samples.subset(self._inner)
-        rate = self._rate.index_copy(0, self._inner, field.density(inner.x) * inner.step)
+        ray = torch.repeat_interleave(self._count)
+        within, rest = self._inside.nonzero()[:, 0], (~self._inside).nonzero()[:, 0]
+        none = self._viewdirs.new_zeros(len(ray))
+        first = self._count.cumsum(0) - self._count
+        samples = Samples(none, ray, none, none, first, len(self.index))
+        of_inner = torch.bincount(ray[within], minlength=len(self.index))
+        first = of_inner.cumsum(0) - of_inner
+        inner = Samples(self._x, ray[within], none, self._step, first, len(self.index))
+        rate = none.index_copy(0, rest, self._rate).index_copy(0, within, field.density(inner.x) * inner.step)
         weights = weights_of(rate, samples)
-        which = representatives(weights[self._inner], inner, COLORS)
-        gathered = torch.zeros_like(inner.step).index_add(0, which, weights[self._inner])
+        own = weights[within]
+        gathered = torch.zeros_like(own).index_add(0, representatives(own, inner, COLORS), own)
         seen = (gathered.detach() > 0).nonzero()[:, 0]
         color = field.color(inner.x[seen], self._viewdirs[inner.ray[seen]])
         total = torch.zeros_like(self._viewdirs).index_add(0, inner.ray[seen], gathered[seen, None] * color)
-        total = total.index_add(0, ray[self._rest], weights[self._rest, None] * self._outer)
+        total = total.index_add(0, ray[rest], weights[rest, None] * self._outer)
         return total + (1 - ray_sum(weights, samples))[:, None] * background + self._residue

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cds3d.guidance.prior import Prior
 from cds3d.subjects.field import FieldRates, SourceView, as_batch, moved_groups, source_view, turn_of
-from cds3d.subjects.region import EditedRegion, RegionConfig, dilated
+from cds3d.subjects.region import EditedRegion, RegionConfig
 from cds3d.subjects.volume import VolumeConfig, edited_volume
 from tensorf.cameras import Camera
 from tensorf.local import LocalField
@@ -43,25 +43,15 @@ class LookPair:
 class LocalPair:
     """One camera's views of source and target. Rays through the region are rendered, all others are the source's.
 
-    reach: (rays,) in [0, 1], how much each of the view's rays may change: the mask, grown by the margin. The others,
-    which show what is behind or beside the subject, are pulled back to the source's colour with weight `pull`.
     smoothness: weight of the density grids' total variation.
     """
 
     def __init__(
-        self,
-        prior: Prior,
-        target: LocalField,
-        camera: int,
-        source: SourceView,
-        view: LocalView,
-        reach: Tensor,
-        pull: float,
-        smoothness: float,
+        self, prior: Prior, target: LocalField, camera: int, source: SourceView, view: LocalView, smoothness: float
     ):
         self.source, self.camera = source.latent, camera
         self._prior, self._field, self._made, self._view = prior, target, source, view
-        self._reach, self._pull, self._smoothness = reach, pull, smoothness
+        self._smoothness = smoothness
         self._encoded: Tensor | None = None
 
     def target(self) -> Tensor:
@@ -73,15 +63,14 @@ class LocalPair:
         return self._encoded.detach()
 
     def backward(self, gradient: Tensor) -> Tensor:
-        """The objective's gradient, and those of the pull and of the total variation."""
+        """The objective's gradient, and that of the total variation."""
         self.target()
         (image_gradient,) = torch.autograd.grad(self._encoded, self._image, gradient)
-        index, reach = self._view.index, self._reach[:, None]
-        own = reach * image_gradient.view(-1, 3)[index]
-        back = self._pull * (self._color.detach() - self._made.image.view(-1, 3)[index])
-        loss = (self._color * (own + (1 - reach) * back)).sum()
+        inside = image_gradient.view(-1, 3)[self._view.index]
+        loss = (self._color * inside).sum()
         if self._smoothness > 0:
-            loss = loss + self._smoothness * float(own.norm()) * len(own) ** 0.5 * self._field.total_variation()
+            usual = float(inside.square().sum(1).mean().sqrt())
+            loss = loss + self._smoothness * usual * len(inside) * self._field.total_variation()
         loss.backward()
         return image_gradient
 
@@ -122,11 +111,7 @@ class LocalViews:
             self._open()
         if camera not in self._views:
             self._views[camera] = LocalView(self.target, self.cameras[camera])
-        view, width = self._views[camera], source.image.shape[1]
-        reach = dilated(self.region.weight(camera, source.image), round(self.volume.margin * width))
-        pull, smoothness = self.volume.preservation * self.region.usual, self.volume.smoothness
-        reach = reach.flatten()[view.index]
-        return LocalPair(self.prior, self.target, camera, source, view, reach, pull, smoothness)
+        return LocalPair(self.prior, self.target, camera, source, self._views[camera], self.volume.smoothness)
 
     def _source(self, camera: int) -> SourceView:
         if camera not in self._sources:

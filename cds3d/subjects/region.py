@@ -200,7 +200,9 @@ class EditedRegion:
 
 def dilated(weight: Tensor, radius: int) -> Tensor:
     """(H, W): the largest of the square of 2 radius + 1 pixels around each."""
-    return F.max_pool2d(weight[None], 2 * radius + 1, 1, radius)[0]
+    for size, padding in (((2 * radius + 1, 1), (radius, 0)), ((1, 2 * radius + 1), (0, radius))):
+        weight = F.max_pool2d(weight[None], size, 1, padding)[0]
+    return weight
 
 
 def _pixels(share: float, picture: Tensor, least: int = 0) -> int:

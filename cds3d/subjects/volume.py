@@ -28,11 +28,8 @@ _CELLS = 4096  # at a time
 class VolumeConfig:
     """look: share of the iterations in which nothing moves and gradients are gathered for the masks. agreement: of the
     weight with which views see a cell, the share that has to be foreground. grow: how far around the subject the
-    region reaches, as a share of the subject's size.
-
-    margin: how far around its mask a view is edited, as a share of its width. preservation: weight of the pull of the
-    region's other pixels towards the source's colour, in root-mean-square gradients a unit of colour. smoothness:
-    weight of the density grids' total variation, in such gradients times the number of pixels.
+    region reaches, as a share of the subject's size. smoothness: weight of the density grids' total variation, in
+    root-mean-square gradients of a pixel times the number of pixels.
 
     Raises ValueError for what makes no sense.
     """
@@ -40,8 +37,6 @@ class VolumeConfig:
     look: float
     agreement: float
     grow: float
-    margin: float
-    preservation: float
     smoothness: float
 
     def __post_init__(self):
@@ -49,9 +44,7 @@ class VolumeConfig:
             raise ValueError(f"look={self.look} has to be between 0 and 1")
         if not 0 < self.agreement <= 1:
             raise ValueError(f"agreement={self.agreement} has to be above 0 and at most 1")
-        if not 0 <= self.margin <= 1:
-            raise ValueError(f"margin={self.margin} has to be between 0 and 1")
-        for name in ("grow", "preservation", "smoothness"):
+        for name in ("grow", "smoothness"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} has to be 0 or more")
 

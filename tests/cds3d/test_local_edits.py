@@ -144,7 +144,7 @@ def test_unvisited_cameras_have_no_say(field, cameras, monkeypatch):
 
 
 def test_outside_the_region_nothing_changes(field, cameras, masked):
-    subject = local_views(field, cameras, margin=1.0)
+    subject = local_views(field, cameras)
     before = clones(subject.source)
     run(Editor(subject, subject.prior, FixedGradient(), PROMPTS, edit_config(8, 0.1)))
     edited = subject.edited()
@@ -184,28 +184,13 @@ def pixel_gradients(subject, step=3):
     return caught[0], pair
 
 
-def test_pixels_beyond_the_margin_are_pulled_back(field, cameras, masked):
-    subject = looked(local_views(field, cameras, margin=2 / 32, preservation=10.0, smoothness=0.0))
-    with torch.no_grad():
-        for p in subject.target.target.color_grid.parameters():
-            p.mul_(2)
-    gradient, pair = pixel_gradients(subject)
-    column, source = pair._view.index % 32, subject._source(pair.camera).image.view(-1, 3)
-    edited, beyond = column >= 14, column < 14
-    assert edited.any() and beyond.any()
-    torch.testing.assert_close(gradient[edited], torch.full_like(gradient[edited], 2 / 64))
-    away = (pair._color.detach() - source[pair._view.index])[beyond]
-    assert away.abs().max() > 1e-3
-    torch.testing.assert_close(gradient[beyond], 10 * subject.region.usual * away)
-
-
-def test_with_a_margin_of_one_every_ray_is_edited(field, cameras, masked):
-    gradient, _ = pixel_gradients(looked(local_views(field, cameras, margin=1.0, smoothness=0.0)))
+def test_every_ray_of_the_region_gets_the_objectives_gradient(field, cameras, masked):
+    gradient, _ = pixel_gradients(looked(local_views(field, cameras, smoothness=0.0)))
     torch.testing.assert_close(gradient, torch.full_like(gradient, 2 / 64))
 
 
 def test_smoothness_adds_the_total_variations_gradient(field, cameras, masked):
-    plain, smooth = (looked(local_views(field, cameras, margin=1.0, smoothness=s)) for s in (0.0, 2.0))
+    plain, smooth = (looked(local_views(field, cameras, smoothness=s)) for s in (0.0, 2.0))
     for subject in (plain, smooth):
         pair = subject.pair(3)
         pair.backward(GRADIENT)
@@ -233,7 +218,7 @@ def test_a_resumed_edit_goes_on_as_the_unbroken_one(field, cameras, masked):
 
 @pytest.mark.parametrize(
     "wrong",
-    [dict(look=0.0), dict(look=1.0), dict(agreement=0.0), dict(grow=-1.0), dict(margin=2.0), dict(smoothness=math.nan)],
+    [dict(look=0.0), dict(look=1.0), dict(agreement=0.0), dict(grow=-1.0), dict(smoothness=math.nan)],
 )
 def test_options_that_make_no_sense_are_refused_by_name(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
