@@ -11,6 +11,9 @@ from cds3d.guidance.text import Prompt
 _PREPARE_MB = 220  # what a view's preparation, in chunks, needs for a while: measured
 _RAY_BYTES = 9000  # a ray of the view that is rendered and back-propagated, the gaps that it leaves behind: measured
 _VIEW_BYTES = 108  # a ray of a kept view: three samples, direction, residue, colour
+_REGION_BYTES = (
+    900  # the same of a view's samples in a region of space, if the subject fills most of the view: measured
+)
 # What an operator needs while it runs, besides what is kept, as measured on a CPU: copies of a convolution's weights in
 # the order that its kernel likes, and gradients and intermediate maps as large as the largest map that is kept.
 _WEIGHT_COPIES = 4.5
@@ -64,10 +67,21 @@ def _saved_mb(forward, *networks: torch.nn.Module) -> list[float]:
 
 
 def field_edit_mb(
-    prior: Prior, prompt: Prompt, field: torch.nn.Module, views: int, height: int, width: int, unet_graphs: int
+    prior: Prior,
+    prompt: Prompt,
+    field: torch.nn.Module,
+    views: int,
+    height: int,
+    width: int,
+    unet_graphs: int,
+    local: bool = False,
 ) -> dict[str, float]:
-    """MB that an edit of a loaded field with a loaded model adds to what is there, by what they are for."""
-    return {
+    """MB that an edit of a loaded field with a loaded model adds to what is there, by what they are for.
+
+    local: the edit is of a region of space. How large that is nobody knows yet: the figure is for a large one.
+    """
+    region = {"region": views * height * width * _REGION_BYTES / _MIB} if local else {}
+    return region | {
         "optimiser": 3 * parameter_mb(field),  # gradient and Adam's two moments
         "views": views * height * width * _VIEW_BYTES / _MIB,
         "rendering": _PREPARE_MB + height * width * _RAY_BYTES / _MIB,

@@ -70,7 +70,7 @@ def _edit_scene(config: DictConfig) -> Path:
         raise UserError(f"{source_path} holds a {type(source).__name__}: edit=shape is for TensoRF's fields")
     subject = begin(source, views, prior)
     editor = Editor(subject, prior, objective, prompts, edit_config)
-    expected_mb = _forecast(prior, prompts, source, views, objective)
+    expected_mb = _forecast(prior, prompts, source, views, objective, "volume" in config.edit)
     run.begin()
     reset_peak_memory(device)  # of a source that was trained in this process
     seconds = drive(
@@ -129,11 +129,13 @@ def _check_scene(config: DictConfig) -> None:
     whole(config, "edit.width", least=16)
 
 
-def _forecast(prior: Prior, prompts: Prompts, field: Renderable, views: list, objective: Objective) -> float:
+def _forecast(
+    prior: Prior, prompts: Prompts, field: Renderable, views: list, objective: Objective, local: bool
+) -> float:
     """Tell, and return, the peak memory in MB that the edit is expected to need."""
     size = (views[0].height, views[0].width)
     before = memory_mb(prior.device)  # asked first: what the forecast itself frees stays with the process
-    parts = field_edit_mb(prior, prompts.target, field, len(views), *size, objective.unet_graphs)
+    parts = field_edit_mb(prior, prompts.target, field, len(views), *size, objective.unet_graphs, local)
     expected = before + sum(parts.values())
     told = ", ".join(f"{name} {mb:.0f}" for name, mb in parts.items())
     log.info("expecting a peak of %.1f GB of memory: %.0f MB now, and %s", expected / 1024, before, told)

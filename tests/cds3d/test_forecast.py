@@ -65,3 +65,6 @@ def test_parts_of_a_field_edit(prior):
     assert parts["optimiser"] == pytest.approx(3 * parameter_mb(field))
     assert parts["views"] == pytest.approx(10 * 48 * 64 * 108 / 2**20)
     assert parts["networks"] == pytest.approx(step_mb(prior, prior.embed("a flower"), 48, 64, 1))
+    assert "region" not in parts
+    local = field_edit_mb(prior, prior.embed("a flower"), field, 10, 48, 64, 1, local=True)
+    assert local == {**parts, "region": pytest.approx(10 * 48 * 64 * 900 / 2**20)}
