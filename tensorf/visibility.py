@@ -14,7 +14,7 @@ from torch import Tensor
 from tensorf.cameras import Camera
 from tensorf.field import Field
 from tensorf.local import LocalField
-from tensorf.occupancy import Samples
+from tensorf.occupancy import Samples, cell_index
 from tensorf.packed import ray_sum
 from tensorf.quadrature import representatives
 from tensorf.render import COLORS, composite, march, shade, weights_of
@@ -106,9 +106,9 @@ class View:
 class LocalView:
     """A camera's rays through the region of a `LocalField`, for rendering it again and again while its shape changes.
 
-    Inside the region all samples are evaluated each time, for surfaces may appear anywhere. Outside nothing changes:
-    rates and colours of the samples with weight are computed once, also behind the region, where an edit may reveal
-    them. What that leaves of the source's picture is added to every render.
+    Inside the region samples are evaluated each time, those in occupied cells (`LocalField.settle`). Outside nothing
+    changes: rates and colours of the samples with weight are computed once, also behind the region, where an edit may
+    reveal them. What that leaves of the source's picture is added to every render.
 
     index (rays,): the pixels, row by row, whose rays pass through the region.
     """
@@ -123,7 +123,9 @@ class LocalView:
         self.index = crossing.nonzero()[:, 0]
         self._viewdirs, self._count = rays.viewdirs[self.index], count[self.index]
         self._residue = torch.zeros_like(full)
-        self._residue = full - self._render(local.source, local.space.background)
+        every = torch.arange(len(self._x), device=local.device)
+        self._residue = full - self._render(local.source, local.space.background, every)
+        self._occupancy, self._live = None, every  # which of the inner samples the occupancy has, when last looked
 
     @staticmethod
     def _kept(local: LocalField, rays: Rays) -> tuple[Tensor, ...]:
@@ -151,19 +153,23 @@ class LocalView:
 
         The residue can take an edited one a little out of [0, 1].
         """
-        return self._render(local.target, local.space.background)
+        if self._occupancy is not local.occupancy:
+            self._occupancy = local.occupancy
+            occupied = local.occupancy.view(-1)[cell_index(local.occupancy.shape, self._x)]
+            self._live = occupied.nonzero()[:, 0]
+        return self._render(local.target, local.space.background, self._live)
 
-    def _render(self, field: Field | LocalField, background: float) -> Tensor:
-        """With `field` inside the region."""
+    def _render(self, field: Field | LocalField, background: float, live: Tensor) -> Tensor:
+        """With `field` inside the region, of whose samples those in `live` are evaluated and the others are empty."""
         ray = torch.repeat_interleave(self._count)
-        within, rest = self._inside.nonzero()[:, 0], (~self._inside).nonzero()[:, 0]
+        within, rest = self._inside.nonzero()[live, 0], (~self._inside).nonzero()[:, 0]
         none = self._viewdirs.new_zeros(len(ray))
         first = self._count.cumsum(0) - self._count
         samples = Samples(none, ray, none, none, first, len(self.index))
         of_inner = torch.bincount(ray[within], minlength=len(self.index))
-        first = of_inner.cumsum(0) - of_inner
-        inner = Samples(self._x, ray[within], none, self._step, first, len(self.index))
-        rate = none.index_copy(0, rest, self._rate).index_copy(0, within, field.density(inner.x) * inner.step)
+        first, step = of_inner.cumsum(0) - of_inner, self._step[live]
+        inner = Samples(self._x[live], ray[within], step, step, first, len(self.index))
+        rate = none.index_copy(0, rest, self._rate).index_copy(0, within, field.density(inner.x) * step)
         weights = weights_of(rate, samples)
         own = weights[within]
         gathered = torch.zeros_like(own).index_add(0, representatives(own, inner, COLORS), own)

@@ -23,6 +23,8 @@ from tensorf.visibility import LocalView
 
 log = logging.getLogger("cds3d")
 
+_SETTLE = 25  # steps after which the cells of the region that are empty by now are no longer sampled
+
 
 class LookPair:
     """A view of the source as source and target both: its gradient tells where the prompts disagree."""
@@ -109,6 +111,8 @@ class LocalViews:
             return LookPair(self.prior, camera, source)
         if not self.target.region.any():
             self._open()
+        elif (step - self.looks) % _SETTLE == 0:
+            self.target.settle()
         if camera not in self._views:
             self._views[camera] = LocalView(self.target, self.cameras[camera])
         return LocalPair(self.prior, self.target, camera, source, self._views[camera], self.volume.smoothness)
@@ -137,9 +141,10 @@ class LocalViews:
         return self.target
 
     def state(self) -> dict:
-        return {"masks": self.region.state(), "region": self.target.region}
+        return {"masks": self.region.state(), "region": self.target.region, "occupancy": self.target.occupancy}
 
     def load_state(self, state: dict) -> None:
         self.region.load_state(state["masks"], self.source.device)
         self.target.open(state["region"].to(self.source.device))
+        self.target.occupancy = state["occupancy"].to(self.source.device)
         self._views.clear()

@@ -8,6 +8,7 @@ import torch
 from defaults import edit_config, region_config, run
 from fakes import PROMPTS, FixedGradient, LinearPrior
 
+import cds3d.subjects.local as local_module
 from cds3d.editor import Editor
 from cds3d.options import build, load_config
 from cds3d.subjects.field import FieldRates
@@ -200,11 +201,12 @@ def test_smoothness_adds_the_total_variations_gradient(field, cameras, masked):
     torch.testing.assert_close(plane(smooth).grad - plane(plain).grad, variation, rtol=1e-3, atol=1e-6)
 
 
-def test_a_resumed_edit_goes_on_as_the_unbroken_one(field, cameras, masked):
+def test_a_resumed_edit_goes_on_as_the_unbroken_one(field, cameras, masked, monkeypatch):
     def editor():
         return Editor(local_views(field, cameras), LinearPrior(), FixedGradient(), PROMPTS, edit_config(7, 0.1))
 
-    for stop in (2, 5):  # while it looks, and after
+    monkeypatch.setattr(local_module, "_SETTLE", 2)
+    for stop in (2, 5, 6):  # while it looks, and after
         whole, first, second = editor(), editor(), editor()
         run(whole)
         for _ in range(stop):
@@ -212,6 +214,7 @@ def test_a_resumed_edit_goes_on_as_the_unbroken_one(field, cameras, masked):
         second.load_state_dict(first.state_dict())
         run(second)
         assert torch.equal(second.subject.target.region, whole.subject.target.region)
+        assert torch.equal(second.subject.target.occupancy, whole.subject.target.occupancy)
         for a, b in zip(second.subject.target.parameters(), whole.subject.target.parameters(), strict=True):
             assert torch.equal(a, b)
 

@@ -132,6 +132,19 @@ def test_a_view_follows_the_edit(local, camera):
     torch.testing.assert_close(full[others], before[others], atol=1e-6, rtol=0)
 
 
+def test_a_view_leaves_out_what_the_occupancy_does(local, camera):
+    view = LocalView(local, camera)
+    before = view.color(local)
+    local.occupancy = local.source.occupancy & ~local.region  # as if all of the region were empty
+    after, asked = view.color(local), []
+    density = local.target.density
+    local.target.density = lambda x: (asked.append(len(x)), density(x))[1]
+    view.color(local)
+    assert asked == [0] and (after - before).abs().max() > 0.1
+    local.open(local.region)
+    assert torch.equal(view.color(local), before)
+
+
 def test_what_an_edit_uncovers_is_seen(source, camera):
     """The region empties: what the source has behind it shows, hidden before or not."""
     region = torch.zeros_like(source.occupancy)
