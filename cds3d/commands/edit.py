@@ -66,6 +66,8 @@ def _edit_scene(config: DictConfig) -> Path:
         'editing %s: "%s" to "%s", %s, %dx%d, on %s',
         source_path, config.src, config.tgt, config.objective.kind, views[0].width, views[0].height, device,
     )  # fmt: skip
+    if "volume" not in config.edit and config.edit.get("name") is None:
+        log.info("edit=field changes colours and materials and keeps the shape; edit=shape lets the shape change too")
     if "volume" in config.edit and not isinstance(source, Field | LocalField):
         raise UserError(f"{source_path} holds a {type(source).__name__}: edit=shape is for TensoRF's fields")
     subject = begin(source, views, prior)

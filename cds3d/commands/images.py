@@ -58,7 +58,9 @@ def configured_image(config: DictConfig) -> Tensor:
     if config.guidance.image_width is not None:
         whole(config, "guidance.image_width", least=16)
     image = read_image(Path(config.image), config.guidance.image_width)
-    if config.guidance.path == "pocket":
+    around = list(Path(config.image).absolute().parents)[:2]  # a capture's photos lie in it or in its images/
+    of_the_world = any((folder / "world.json").exists() for folder in around)
+    if config.guidance.path == "pocket" and not of_the_world:
         log.warning("guidance=pocket knows only its own procedural world: photographs need guidance=sd14 or another")
     return image
 

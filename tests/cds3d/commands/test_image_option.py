@@ -6,7 +6,8 @@ import torch
 from checks import fails, files
 from PIL import Image
 
-from cds3d.commands.images import read_image
+from cds3d.commands.images import configured_image, read_image
+from cds3d.options import load_config
 
 GREY16 = np.linspace(0, 65535, 24 * 32).round().astype(np.uint16).reshape(24, 32)
 
@@ -45,3 +46,19 @@ def test_floats_of_another_range_are_told_in_one_line(tmp_path, capsys, image_op
     text = fails(capsys, "edit", *options)
     assert f"--image {path} cannot be read as an image (float samples of" in text and "8-bit PNG" in text
     assert not any(name.startswith("outputs") for name in files(tmp_path))
+
+
+def test_pictures_of_the_world_need_no_other_prior(tmp_path, image_file, caplog):
+    for place in ("world.json", "images/world.json"):
+        folder = (tmp_path / place).parent
+        folder.mkdir(exist_ok=True)
+        config = load_config("edit", [])
+        config.image = str(folder / "a.png")
+        Image.open(image_file).save(config.image)
+        caplog.clear()
+        configured_image(config)
+        assert "photographs need" in caplog.text
+    (tmp_path / "world.json").write_text("{}")
+    caplog.clear()
+    configured_image(config)
+    assert "photographs need" not in caplog.text
