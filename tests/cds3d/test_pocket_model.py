@@ -246,7 +246,7 @@ def trained(tmp_path_factory):
         psnr = training.reconstruction_psnr
         patch.setattr(training, "reconstruction_psnr", lambda vae: psnr(vae, count=1))  # of 64 images
         drawn = samples.draw_samples
-        patch.setattr(samples, "draw_samples", lambda folder, device: drawn(folder, device=device, steps=1))
+        patch.setattr(samples, "draw_samples", lambda folder, device: drawn(folder, count=9, device=device, steps=1))
         patch.setattr(samples, "_UNSEEN", range(training.HELD_OUT_SEED, training.HELD_OUT_SEED + 3))
         asked = samples.prompts()
         patch.setattr(samples, "prompts", lambda: asked[:7])
@@ -292,7 +292,9 @@ def test_trained_judge_is_a_judge(trained):
 
 def test_samples_are_drawn_and_judged(trained):
     report = json.loads((trained / "out" / "training.json").read_text())
-    assert report["sample_prompts"] == 7 and 0 <= report["sample_judge_agreement"] <= 1
+    assert report["sample_prompts"] == 9
+    shares = [report[f"sample_judge_agreement{name}"] for name in ("", "_species", "_color")]
+    assert all(0 <= share <= 1 for share in shares)
     with Image.open(trained / "out" / "samples.jpg") as sheet:
         assert sheet.size == (6 * 192, 2 * 144)
 
@@ -301,7 +303,10 @@ def test_sample_prompts_are_of_the_world():
     asked = samples.prompts()
     assert len(asked) == 36 and asked[0][0].startswith("a red daisy")
     assert any("wooden" in prompt for prompt, _ in asked)
-    for prompt, attributes in asked:
+    more = samples.random_prompts(50)
+    assert len(more) == 50 and {a.subject for _, a in more} == {"flower", "animal", "object"}
+    assert all(a.seed >= training.HELD_OUT_SEED for _, a in more)
+    for prompt, attributes in [*asked, *more]:
         assert attributes.species in prompt.split() and not unknown_words(prompt)
 
 
