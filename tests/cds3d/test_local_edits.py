@@ -17,7 +17,7 @@ from cds3d.subjects.region import EditedRegion
 from cds3d.subjects.volume import VolumeConfig, edited_volume
 from tensorf.captures import load_capture
 from tensorf.errors import UserError
-from tensorf.local import cell_centers
+from tensorf.local import LocalField, cell_centers
 from tensorf.renderable import load_field
 
 
@@ -129,16 +129,20 @@ def test_masks_that_agree_on_nothing_are_told(field, cameras):
 def test_unvisited_cameras_have_no_say(field, cameras, monkeypatch):
     """With one look of three cameras the region is that camera's alone."""
     asked = []
-    monkeypatch.setattr(
-        EditedRegion,
-        "weight",
-        lambda self, camera, picture: (asked.append(camera), right_half(self, camera, picture))[1],
-    )
-    subject = looked(local_views(field, cameras, looks=1))
+
+    def weight(self, camera, picture):
+        asked.append((camera, picture))
+        return right_half(self, camera, picture)
+
+    monkeypatch.setattr(EditedRegion, "weight", weight)
+    subject = looked(local_views(field, cameras[::-1], looks=1))
     camera = subject.pair(0).camera
+    assert camera > 0  # the first one would hide a mix-up
     asked.clear()
     subject._open()
-    assert asked == [camera] == subject.region.visited
+    ((known, picture),) = asked
+    assert [known] == [camera] == subject.region.visited
+    assert torch.equal(picture, subject._source(camera).image)
 
 
 # --- the edit
@@ -201,11 +205,25 @@ def test_smoothness_adds_the_total_variations_gradient(field, cameras, masked):
     torch.testing.assert_close(plane(smooth).grad - plane(plain).grad, variation, rtol=1e-3, atol=1e-6)
 
 
+def test_what_is_empty_is_left_out_as_the_edit_goes_on_and_at_its_end(field, cameras, masked, monkeypatch):
+    monkeypatch.setattr(local_module, "_SETTLE", 2)
+    subject, settled = local_views(field, cameras), []
+    monkeypatch.setattr(subject.target, "settle", lambda: settled.append(editor.iteration))
+    editor = Editor(subject, subject.prior, FixedGradient(), PROMPTS, edit_config(8, 0.1))
+    run(editor)
+    assert settled == [5, 7]  # the region opens at 3
+    assert subject.edited() is subject.target and settled == [5, 7, 8]
+
+
 def test_a_resumed_edit_goes_on_as_the_unbroken_one(field, cameras, masked, monkeypatch):
     def editor():
         return Editor(local_views(field, cameras), LinearPrior(), FixedGradient(), PROMPTS, edit_config(7, 0.1))
 
+    def settle(self):  # something is empty, which this field nowhere is
+        self.occupancy = self.occupancy & (torch.arange(self.occupancy.numel()).view(self.occupancy.shape) % 3 > 0)
+
     monkeypatch.setattr(local_module, "_SETTLE", 2)
+    monkeypatch.setattr(LocalField, "settle", settle)
     for stop in (2, 5, 6):  # while it looks, and after
         whole, first, second = editor(), editor(), editor()
         run(whole)

@@ -1,6 +1,7 @@
 """The commands from end to end on a tiny capture: train, edit, render, images, resume."""
 
 import json
+import re
 
 import imageio.v3 as iio
 import torch
@@ -40,11 +41,14 @@ def test_train_writes_the_run_folder(tmp_path, capture_folder):
     assert {"kind", "box", "near", "far", "reference"} <= header["space"].keys()
 
 
-def test_an_edit_of_shape_leaves_a_field_that_renders(tmp_path, trained, edit_options):
-    options = [*edit_options, "edit=shape", "edit.iterations=4", "edit.region.mask_threshold=0.3", "save_every=1"]
-    assert run_command("edit", options) == 0
+def test_an_edit_of_shape_leaves_a_field_that_renders(tmp_path, trained, edit_options, caplog):
+    options = [*edit_options, "edit=shape", "edit.iterations=4", "edit.volume.look=0.5"]
+    assert run_command("edit", [*options, "edit.region.mask_threshold=0.3"]) == 0
+    assert re.search(r"expecting a peak of .* region \d+", caplog.text)
     run = tmp_path / "outputs" / "daisies" / "a-red-flower-shape"
     assert {"edit_gain_db", "kept_psnr_db"} <= json.loads((run / "metrics.json").read_text()).keys()
+    looks = torch.load(run / "state" / "state.pt", weights_only=True)["subject"]["masks"]
+    assert sum(visits for _, visits, _ in looks.values()) == 2  # half of the steps
     edited = load_field(run / "field.safetensors")
     assert isinstance(edited, LocalField) and 0 < edited.region.sum() < edited.region.numel()
     source = load_field(trained / "field.safetensors").state_dict()
