@@ -11,9 +11,7 @@ from cds3d.guidance.text import Prompt
 _PREPARE_MB = 220  # what a view's preparation, in chunks, needs for a while: measured
 _RAY_BYTES = 9000  # a ray of the view that is rendered and back-propagated, the gaps that it leaves behind: measured
 _VIEW_BYTES = 108  # a ray of a kept view: three samples, direction, residue, colour
-_REGION_BYTES = (
-    900  # the same of a view's samples in a region of space, if the subject fills most of the view: measured
-)
+_REGION_BYTES = 900  # the same of a view's samples in a region of space that fills most of the view: measured
 # What an operator needs while it runs, besides what is kept, as measured on a CPU: copies of a convolution's weights in
 # the order that its kernel likes, and gradients and intermediate maps as large as the largest map that is kept.
 _WEIGHT_COPIES = 4.5

@@ -67,12 +67,13 @@ class LocalField(nn.Module):
         """
         shape = self.region.shape
         cell = self.region.flatten().nonzero()[:, 0]
+        centers = cell_centers(shape, self.device)
         offsets = (torch.arange(points, device=self.device) + 0.5) / points - 0.5
         offsets = torch.cartesian_prod(offsets, offsets, offsets) * 2
         size = torch.tensor(shape[::-1], device=self.device)
         filled = torch.zeros(shape, device=self.device)
         for part in cell.split(max(1, chunk // len(offsets))):
-            x = (cell_centers(shape, self.device)[part][:, None] + offsets / size).view(-1, 3)
+            x = (centers[part][:, None] + offsets / size).view(-1, 3)
             opacity = -torch.expm1(-self.target.density(x) * self.step)
             filled.view(-1)[part] = opacity.view(len(part), -1).amax(1)
         near = F.max_pool3d((filled > _EMPTY).float()[None, None], 3, 1, 1)[0, 0] > 0
