@@ -35,6 +35,10 @@ setup(
         "torchmetrics>=1.2",
         "tqdm>=4.66",
     ],
-    extras_require={"colmap": ["pycolmap>=4.2"], "test": ["pytest>=8"]},
+    extras_require={
+        "colmap": ["pycolmap>=4.2"],
+        "viewer": ["viser>=1.1.1,<1.2"],
+        "test": ["pytest>=8"],
+    },
     entry_points={"console_scripts": ["cds3d = cds3d.cli:main"]},
 )

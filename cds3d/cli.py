@@ -12,24 +12,33 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
+from pathlib import Path
 
 import cds3d  # noqa: F401  (thread policy before torch)
 from tensorf.errors import UserError
 
-COMMANDS = ("train", "edit", "render", "bench")
+COMMANDS = ("train", "edit", "render", "view", "export", "bench")
 
 _FLAGS = {
     "train": {"capture": "PATH|a capture, a folder of photos or a video from anywhere, in place of scene=NAME"},
     "edit": {
         "tgt": "TEXT|what the scene or image should become",
         "src": "TEXT|what it shows now (default: the scene's own prompt)",
+        "where": "TEXT|what the edit may change, in words; all else stays as it is",
+        "run": "FOLDER|edit the field of this finished run on, instead of a scene's source",
         "image": "FILE|edit this image instead of a scene",
         "views": "FOLDER|refit the scene's field to these edited pictures, named as its photos",
         "capture": "PATH|a capture, a folder of photos or a video from anywhere, in place of scene=NAME",
     },
     "render": {},
+    "view": {
+        "scene": "NAME|a scene that ships: its source field, trained if need be",
+        "capture": "PATH|a capture, a folder of photos or a video from anywhere: its source field",
+    },
+    "export": {},
     "bench": {},
 }
+_PLACES = {"render": ("run",), "view": ("run",), "export": ("run", "format")}  # arguments without a name
 _SWITCHES = {
     "bench": {"quick": "size=quick|minutes", "full": "size=full|hours on two cores"},
 }
@@ -37,6 +46,8 @@ _SUMMARY = {
     "train": "Train a radiance field from a capture: the source that edits start from.",
     "edit": "Edit a radiance field, or an image, towards a prompt.",
     "render": "Render a video of a run's field.",
+    "view": "Look at a field in the browser, and edit it from there.",
+    "export": "Write a run's field as a dataset of views, as splats or as points, for other programs.",
     "bench": "Compare SDS, DDS and CDS on edits whose true result is known.",
 }
 
@@ -45,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
-        print("usage: cds3d {train,edit,render,bench} [options]\n")
+        print(f"usage: cds3d {{{','.join(COMMANDS)}}} [options]\n")
         for name in COMMANDS:
             print(f"  {name:8}{_SUMMARY[name]}")
         print("\ncds3d COMMAND --help lists a command's options.")
@@ -106,16 +117,23 @@ def _onward(command: str) -> str:
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
-    script = {"train": "train_source.py", "edit": "edit.py", "render": "render.py", "bench": "bench_edits.py"}[command]
+    scripts = {
+        "train": "train_source.py",
+        "edit": "edit.py",
+        "render": "render.py",
+        "view": "view.py",
+        "bench": "bench_edits.py",
+    }
+    script = scripts.get(command)
     parser = argparse.ArgumentParser(
-        prog=script if sys.argv[0].endswith(".py") else f"cds3d {command}",
+        prog=script if script and Path(sys.argv[0]).name == script else f"cds3d {command}",
         description=_SUMMARY[command],
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )
     parser.add_argument("-h", "--help", action=_Help, command=command)
-    if command == "render":
-        parser.add_argument("run", nargs="?", help="run folder, or key=value")
+    for place in _PLACES.get(command, ()):
+        parser.add_argument(place, nargs="?", help=f"{place}, or key=value")
     for name, text in _FLAGS[command].items():
         metavar, help_ = text.split("|")
         parser.add_argument(f"--{name}", metavar=metavar, help=help_)
@@ -169,21 +187,35 @@ def _run(command: str, args: argparse.Namespace) -> None:
     from cds3d.options import load_config, set_text
 
     options = [*args.options, *([switch] if (switch := getattr(args, "switch", None)) else [])]
-    if command == "render" and args.run and "=" in args.run:
-        options.insert(0, args.run)
-        args.run = None
+    for place in _PLACES.get(command, ()):
+        value = getattr(args, place)
+        if value and "=" in value:
+            options.insert(0, value)
+            setattr(args, place, None)
     flags = {k: v for k in _FLAGS[command] if (v := getattr(args, k)) is not None}
+    if "scene" in flags:
+        options.insert(0, f"scene={flags.pop('scene')}")
     if flags.get("capture") is not None:
         if any(o.startswith("scene=") for o in options):
             raise UserError("give either --capture or scene=, not both")
         options.insert(0, "scene=capture")
+    if flags.get("run") is not None:
+        for other, given in (
+            ("--capture", flags.get("capture")),
+            ("--image", flags.get("image")),
+            ("--views", flags.get("views")),
+            ("scene=", any(o.startswith(("scene=", "scene.")) for o in options)),
+        ):
+            if given:
+                raise UserError(f"--run brings its scene along: give either --run or {other}, not both")
     if flags.get("image") is not None and not any(o.startswith("edit=") for o in options):
         options.insert(0, "edit=latent")
     config = load_config(command, options)
     for name, value in flags.items():
         set_text(config, name, value, f"--{name}")
-    if command == "render" and args.run:
-        config.run = args.run
+    for place in _PLACES.get(command, ()):
+        if getattr(args, place):
+            config[place] = getattr(args, place)
     set_threads(config)
     runner: Callable = _import_command(command)
     runner(config)
@@ -202,6 +234,14 @@ def _import_command(command: str) -> Callable:
         from cds3d.commands.render import render_command
 
         return render_command
+    if command == "view":
+        from cds3d.commands.view import view_command
+
+        return view_command
+    if command == "export":
+        from cds3d.commands.export import export_command
+
+        return export_command
     from cds3d.bench.run import bench_command
 
     return bench_command

@@ -31,7 +31,7 @@ _TEXT = (
     "scene.root",
     "scene.prompt",
 )  # or null
-_TEXT += ("guidance.path", "guidance.config", "clip")
+_TEXT += ("guidance.path", "guidance.config", "clip", "where", "mask", "path", "format")
 
 
 def data_folder(name: str) -> Path:

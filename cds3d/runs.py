@@ -28,8 +28,11 @@ from tensorf.files import atomic, write_text
 # What a resume may change: where and how it runs, and what the message about a gradient that is no longer finite
 # asks to be lowered.
 _FREE_KEYS = ("resume", "overwrite", "output", "device", "threads", "save_every", "video_frames", "video_width")
+_FREE_KEYS += ("preview_every",)
 _FREE_KEYS += ("edit.lr", "field.lr_grid", "field.lr_network")
 _FREE_KEYS += ("guidance.scale", "guidance.dtype", "objective.scale", "objective.weight", "baseline.scale")
+
+_REPORT_EVERY = 1.0  # seconds
 
 
 def slug(text: str) -> str:
@@ -47,6 +50,7 @@ class RunFolder:
         self.path, self.config = path, config
         self.state_path = path / "state" / "state.pt"
         self.resumed, self.seconds_before, self._start = False, 0.0, time.time()
+        self._reported = -_REPORT_EVERY
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file; give another output folder")
         for key in ("resume", "overwrite"):
@@ -112,6 +116,15 @@ class RunFolder:
         except RuntimeError as error:  # torch's zip writer turns a full disk into this
             raise OSError(28, f"cannot write {self.state_path}: {error}") from error
 
+    def report(self, iteration: int, iterations: int, figures: dict[str, float]) -> None:
+        """Tell others how far the run is, in state/progress.json; at most once a second."""
+        now = time.monotonic()
+        if now - self._reported < _REPORT_EVERY and iteration < iterations:
+            return
+        self._reported = now
+        told = {"iteration": iteration, "iterations": iterations, "seconds": round(self.seconds, 1), **figures}
+        write_text(self.path / "state" / "progress.json", json.dumps(told) + "\n")
+
     def logger(self):
         """A TensorBoard writer into logs/."""
         from torch.utils.tensorboard import SummaryWriter
@@ -168,6 +181,13 @@ def read_config(folder: Path) -> DictConfig:
     if not OmegaConf.is_dict(config) or "scene" not in config:
         raise UserError(f"{folder} is no run folder: its config.yaml is another program's")
     return config
+
+
+def finished_runs(folder: Path) -> list[Path]:
+    """The finished runs in a folder's folders, by name; none if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return [p for p in sorted(folder.iterdir()) if (p / "config.yaml").is_file() and (p / "metrics.json").is_file()]
 
 
 def peak_memory_mb(device: torch.device | None = None) -> float:

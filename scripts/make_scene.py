@@ -4,6 +4,7 @@ python scripts/make_scene.py flower                                   # the ship
 python scripts/make_scene.py flower --truth red --output /tmp/truth   # the same views with a red flower, and masks
 python scripts/make_scene.py cat --truth dog --output /tmp/truth
 python scripts/make_scene.py --seed 7 --species tulip --color blue --output /tmp/tulip
+python scripts/make_scene.py --seed 7 --species daisy --color red --beside yellow --output /tmp/two   # two flowers
 python scripts/make_scene.py --seed 7 --species chair --material wooden --output /tmp/chair
 """
 
@@ -60,6 +61,9 @@ def main(argv=None) -> None:
     parser.add_argument("--color", choices=tuple(COLORS), help="of petals and plastic objects")
     parser.add_argument("--material", choices=MATERIALS, help="of objects")
     parser.add_argument("--ground", choices=tuple(GROUNDS))
+    parser.add_argument(
+        "--beside", choices=tuple(COLORS), help="a second flower of this colour, to the right of a flower"
+    )
     parser.add_argument("--views", type=int, default=34)
     parser.add_argument("--width", type=int, default=504, help="pixels; the height is three quarters of it")
     truths = (*COLORS, *_SPECIES, *MATERIALS)
@@ -80,7 +84,7 @@ def main(argv=None) -> None:
             write_truth(SCENES / args.scene, args.truth, output)
             return
         attributes = SHIPPED[args.scene] if args.scene else Attributes.sample(args.seed)
-        changes = {k: v for k in ("species", "color", "ground", "material") if (v := getattr(args, k))}
+        changes = {k: v for k in ("species", "color", "ground", "material", "beside") if (v := getattr(args, k))}
         write_capture(
             output,
             attributes.edited(**changes),

@@ -112,12 +112,16 @@ class LocalField(nn.Module):
         return View(self, camera)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The target's."""
-        return self.target.parameter_groups()
+        """The source's and the target's. Freeze the source's where it is not to be edited."""
+        merged: dict[str, list[nn.Parameter]] = {}
+        for part in (self.source, self.target):
+            for name, parameters in part.parameter_groups().items():
+                merged.setdefault(name, []).extend(parameters)
+        return merged
 
     def total_variation(self) -> Tensor:
-        """The target's."""
-        return self.target.total_variation()
+        """The source's and the target's."""
+        return self.source.total_variation() + self.target.total_variation()
 
     def save(self, path: Path) -> None:
         """Write both fields and the region to one safetensors file (`checkpoint.save_field`)."""

@@ -110,6 +110,24 @@ def nearest_point(poses: Tensor) -> Tensor:
     return torch.linalg.lstsq(across.sum(0), (across @ poses[:, :, 3:]).sum(0)).solution[:, 0]
 
 
+def keyframed(poses: Tensor, frames: int) -> list[Tensor]:
+    """`frames` poses (3, 4) from the first of `poses` (n, 3, 4) to the last, n of at least 2, through all of them.
+
+    Positions lie on a Catmull-Rom curve; axes are linear in between, then orthonormal again.
+    """
+    n = len(poses)
+    path = []
+    for i in range(frames):
+        position = i / max(1, frames - 1) * (n - 1)
+        k = min(int(position), n - 2)
+        s = position - k
+        a, b, c, d = (poses[min(max(j, 0), n - 1)] for j in (k - 1, k, k + 1, k + 2))
+        curve = b + 0.5 * s * (c - a + s * (2 * a - 5 * b + 4 * c - d + s * (3 * (b - c) + d - a)))
+        axes = b.lerp(c, s)
+        path.append(look_at(curve[:, 3], curve[:, 3] + axes[:, 2], axes[:, 1]))
+    return path
+
+
 def _interpolated(poses: Tensor, frames: int) -> list[Tensor]:
     """Through all cameras in their order and back to the first: positions and axes linear, then orthonormal again."""
     n = len(poses)

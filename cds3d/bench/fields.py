@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from cds3d.commands.scenes import capture_root, load_scene, scene_name
 from cds3d.pocket.world.capture import WorldCapture, write_capture
 from cds3d.pocket.world.scenes import Attributes
 from tensorf.errors import UserError
+from tensorf.files import atomic_folder
 
 
 def held_out_capture(name: str) -> Path:
@@ -43,10 +43,8 @@ def check_held_out_capture(folder: Path, attributes: Attributes) -> bool:
 
 def make_held_out_capture(folder: Path, attributes: Attributes) -> None:
     """As many and as large views as those that ship, all or nothing."""
-    begun = folder.with_name(f"{folder.name}.begun")
-    shutil.rmtree(begun, ignore_errors=True)
-    write_capture(begun, attributes, progress=partial(tqdm, desc=str(folder), unit="view"))
-    begun.rename(folder)
+    with atomic_folder(folder) as begun:
+        write_capture(begun, attributes, progress=partial(tqdm, desc=str(folder), unit="view"))
 
 
 # Figures of an edit's metrics.json, under the benchmark's own names.

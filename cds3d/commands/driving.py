@@ -49,6 +49,8 @@ def drive(
                 result = work.step()
                 bar.update()
                 each(result, bar, writer)
+                told = result if isinstance(result, dict) else {}
+                run.report(work.iteration, iterations, {k: v for k, v in told.items() if isinstance(v, (int, float))})
                 if work.iteration % save_every == 0:
                     run.save_state(work.state_dict())
                 check()

@@ -11,9 +11,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from cds3d.commands.driving import drive
 from cds3d.commands.evaluation import evaluate_edit, load_clip
+from cds3d.commands.history import Past, take_over
 from cds3d.commands.images import edit_image
 from cds3d.commands.preparing import check_prompts, log_step, output_folder, prepare
 from cds3d.commands.refit import begin_refit, refit_field
+from cds3d.commands.regions import Pointing, given_region, read_pointing, zoomed_views
 from cds3d.commands.scenes import capture_root, load_scene
 from cds3d.commands.train import source_folder, train_command
 from cds3d.commands.videos import resized_to
@@ -42,24 +44,37 @@ def edit_command(config: DictConfig) -> Path:
         return _refit_scene(config)
     positive(config, "guidance.scale")
     whole(config, "save_every", least=1)
-    whole(config, "seed", "video_frames")
+    whole(config, "seed", "video_frames", "preview_every")
+    past = _past(config)
     check_prompts(config)
-    return _edit_scene(config) if config.image is None else edit_image(config)
+    return edit_image(config) if past is None else _edit_scene(config, past)
 
 
-def _edit_scene(config: DictConfig) -> Path:
+def _past(config: DictConfig) -> Past | None:
+    """What the edit of a scene starts from; None for that of an image. UserError for what only scenes have."""
+    if config.image is None:
+        capture_root(config)  # a missing scene is told first
+        return take_over(config)
+    for key in ("run", "where", "mask", "box", "ball", "at", "region", "radius"):
+        if config[key] is not None:
+            told = f"--{key}" if key in ("run", "where") else f"{key}="
+            raise UserError(f"{told} is for scenes, not for --image")
+    return None
+
+
+def _edit_scene(config: DictConfig, past: Past) -> Path:
     device = pick_device(config.device)
     # Whatever can be wrong is told before anything is trained or written.
-    capture_root(config)
     _check_scene(config)
     edit_config = build(EditConfig, config.edit, group="edit", seed=config.seed)
-    begin = _subject(config, edit_config)
-    source_path = source_folder(config)
+    pointing = read_pointing(config)
+    begin = _subject(config, edit_config, pointing)
+    source_path = past.folder
     run = RunFolder(output_folder(config, source_path.parent), config)
     prior, objective, prompts = prepare(config, device)
     clip = load_clip(config.clip, device)
-    if not (source_path / "metrics.json").exists():
-        _train_source(config, source_path)
+    if not (source_path / "metrics.json").exists():  # never so after --run
+        train_source(config, source_path)
     capture, source = load_scene(config), load_field(source_path / "field.safetensors", device)
     views = [resized_to(capture.cameras[i], config.edit.width) for i in capture.train]
     log.info(
@@ -70,18 +85,24 @@ def _edit_scene(config: DictConfig) -> Path:
         log.info("edit=field changes colours and materials and keeps the shape; edit=shape lets the shape change too")
     if "volume" in config.edit and not isinstance(source, Field | LocalField):
         raise UserError(f"{source_path} holds a {type(source).__name__}: edit=shape is for TensoRF's fields")
-    subject = begin(source, views, prior)
+    given = given_region(config, pointing, capture, source, views, prior)
+    if given is not None:
+        views = zoomed_views(config, source, views, given)
+    subject = begin(source, views, prior, given=given)
     editor = Editor(subject, prior, objective, prompts, edit_config)
     expected_mb = _forecast(prior, prompts, source, views, objective, "volume" in config.edit)
     run.begin()
     reset_peak_memory(device)  # of a source that was trained in this process
-    seconds = drive(
-        editor, edit_config.iterations, run, save_every=config.save_every, label="edit", each=log_step(editor)
-    )
+    each = log_step(editor)
+    if config.preview_every:
+        each = _previewing(each, editor, run.path / "state" / "preview.safetensors", config.preview_every)
+    seconds = drive(editor, edit_config.iterations, run, save_every=config.save_every, label="edit", each=each)
     edit_peak_mb = peak_memory_mb(device)
     edited = subject.edited()
     edited.save(run.path / "field.safetensors")
-    metrics = evaluate_edit(config, run.path, capture, source, edited, clip)
+    metrics = evaluate_edit(config, run.path, capture, source, edited, clip, past)
+    if past.edits:
+        metrics["history"] = past.told
     metrics |= {
         "iterations": editor.iteration,
         "seconds_per_iteration": seconds,
@@ -95,21 +116,35 @@ def _edit_scene(config: DictConfig) -> Path:
     return run.path
 
 
-def _subject(config: DictConfig, edit: EditConfig) -> Callable[..., FieldViews | LocalViews]:
+def _previewing(each: Callable, editor: Editor, path: Path, every: int) -> Callable:
+    """`each`, and now and then the field as it is."""
+
+    def both(figures: dict, bar, writer) -> None:
+        each(figures, bar, writer)
+        if editor.iteration % every == 0:
+            editor.subject.target.save(path)
+
+    return both
+
+
+def _subject(config: DictConfig, edit: EditConfig, pointing: Pointing) -> Callable[..., FieldViews | LocalViews]:
     """What makes the subject from source, cameras and prior. UserError for options that make no sense."""
     rates = build(FieldRates, config.edit, group="edit")
     region = build(RegionConfig, config.edit.region, group="edit.region")
     if "volume" not in config.edit:
         kept = build(Preservation, config.edit, group="edit")
-        return partial(FieldViews, rates=rates, region=region, preservation=kept, seed=config.seed)
+        return partial(FieldViews, rates=rates, region=region, preservation=kept, find=pointing.find, seed=config.seed)
     volume = build(VolumeConfig, config.edit.volume, group="edit.volume")
-    looks = max(1, round(volume.look * edit.iterations))
+    looks = max(1, round(volume.look * edit.iterations)) if pointing.find else 0
     return partial(LocalViews, rates=rates, region=region, volume=volume, looks=looks, seed=config.seed)
 
 
 def _refit_scene(config: DictConfig) -> Path:
     if config.image is not None:
         raise UserError("--views is for scenes: give either --image or --views")
+    for key in ("where", "mask", "box", "ball", "at", "region"):
+        if config[key] is not None:
+            raise UserError(f"{key} has no say in --views, where the pictures tell what changes: leave it out")
     whole(config, "save_every", least=1)
     whole(config, "seed", "video_frames")
     _check_scene(config)
@@ -118,7 +153,7 @@ def _refit_scene(config: DictConfig) -> Path:
     source_path = source_folder(config)  # a missing scene is told first
     run, refit = begin_refit(config, source_path.parent)
     if not (source_path / "metrics.json").exists():
-        _train_source(config, source_path)
+        train_source(config, source_path)
     return refit_field(config, source_path, run, refit)
 
 
@@ -144,7 +179,7 @@ def _forecast(
     return expected
 
 
-def _train_source(config: DictConfig, path: Path) -> None:
+def train_source(config: DictConfig, path: Path) -> None:
     log.info("%s is not there yet: training the source field first", path)
     train = load_config("train", [])
     for key in ("scene", "field", "capture", "device", "threads", "seed", "video_frames"):

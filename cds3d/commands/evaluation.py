@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import logging
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
+from cds3d.commands.history import Past
 from cds3d.commands.scenes import capture_root
 from cds3d.commands.videos import frames_of, path_cameras, resized_to, side_by_side, write_image, write_video
 from cds3d.metrics.consistency import view_consistency
@@ -18,23 +20,57 @@ from cds3d.metrics.psnr import psnr
 from cds3d.metrics.truth import Truth, mean_figures, picture_figures
 from tensorf.cameras import Camera
 from tensorf.captures import Capture
-from tensorf.renderable import Renderable
+from tensorf.renderable import Renderable, load_field
+
+log = logging.getLogger("cds3d")
+
+# Figures that say how far an edit is from what it started from.
+_AGAINST_SOURCE = ("psnr_to_source_db", "edit_gain_db", "kept_psnr_db", "structure")
 
 
 def evaluate_edit(
-    config: DictConfig, folder: Path, capture: Capture, source: Renderable, edited: Renderable, clip
+    config: DictConfig, folder: Path, capture: Capture, source: Renderable, edited: Renderable, clip, past: Past
 ) -> dict[str, float]:
     """Write views and videos of an edited field into its run folder; returns its figures.
 
-    config: configs/edit.yaml; without both prompts there is no truth to compare with. clip: `load_clip`'s.
+    config: configs/edit.yaml; without both prompts there is no truth to compare with. clip: `load_clip`'s. After other
+    edits (`past`) the figures are against the last field, those that begin with first_ against the first source.
     """
     views, truth = held_out_views(source, edited, capture, config.edit.width), None
+    steps = [*past.prompts, (config.src, config.tgt)]
     if config.src is not None and config.tgt is not None:
-        truth = known_truth(capture_root(config), capture, edited, views, str(config.src), str(config.tgt))
-    write_views(folder / "views", views, truth)
+        truth = known_truth(capture_root(config), capture, edited, views, steps, len(past.edits))
+    first = _first_figures(config, folder, capture, edited, views, steps, truth, past) if past.edits else {}
+    if not first:
+        write_views(folder / "views", views, truth)
     frames = write_videos(config, capture, source, edited, folder)
     before, after = ([view["color"] for view in renders] for renders in (views.before, views.after))
-    return edit_figures(edited, views, truth) | clip_figures(clip, config.src, config.tgt, before, after, frames)
+    told = clip_figures(clip, config.src, config.tgt, before, after, frames)
+    return edit_figures(edited, views, truth) | told | first
+
+
+def _first_figures(
+    config: DictConfig,
+    folder: Path,
+    capture: Capture,
+    edited: Renderable,
+    views: HeldOut,
+    steps: list,
+    truth: KnownTruth | None,
+    past: Past,
+) -> dict[str, float]:
+    """Figures against the first source of a sequence of edits; views with it on the left. Empty if it is gone."""
+    path = past.first / "field.safetensors"
+    if not path.exists():
+        log.warning("%s is gone: no figures against the field that the first edit started from", path)
+        return {}
+    first = load_field(path, edited.device)
+    whole = replace(views, before=rendered(first, views.cameras, "first source views"))
+    write_views(folder / "views", views, truth, whole.before)
+    if truth is not None:
+        truth = known_truth(capture_root(config), capture, edited, whole, steps, 0)
+    figures = edit_figures(edited, whole, truth)
+    return {f"first_{key}": figures[key] for key in _AGAINST_SOURCE if key in figures}
 
 
 @dataclass(frozen=True)
@@ -67,27 +103,38 @@ def held_out_views(source: Renderable, edited: Renderable, capture: Capture, wid
     """Render both fields, `width` pixels wide."""
     indices = capture.test or capture.train
     cameras = [resized_to(capture.cameras[i], width) for i in indices]
-    renders = [
-        [{k: v.cpu() for k, v in f.render(c).items()} for c in tqdm(cameras, desc=f"{label} views", unit="view")]
-        for label, f in (("source", source), ("edited", edited))
-    ]
+    renders = [rendered(f, cameras, f"{label} views") for label, f in (("source", source), ("edited", edited))]
     return HeldOut(cameras, [Path(capture.image_names[i]).stem for i in indices], *renders)
 
 
-def known_truth(root: Path, capture: Capture, edited: Renderable, views: HeldOut, src: str, tgt: str):
-    """A `KnownTruth`, or None where nobody knows what the true edit is: real captures, and other worlds' prompts."""
+@torch.no_grad()
+def rendered(field: Renderable, cameras: list[Camera], label: str) -> list[dict[str, Tensor]]:
+    """What `Renderable.render` gives for each camera, on the CPU."""
+    return [{k: v.cpu() for k, v in field.render(c).items()} for c in tqdm(cameras, desc=label, unit="view")]
+
+
+def known_truth(
+    root: Path, capture: Capture, edited: Renderable, views: HeldOut, steps: list[tuple[str, str]], begin: int
+):
+    """A `KnownTruth`, or None where nobody knows what the true edit is: real captures, and other worlds' prompts.
+
+    steps: (source, target prompt) of all edits of the field, in order. begin: how many of them `views.before` shows.
+    """
     if not (root / "world.json").exists():
         return None
     from cds3d.pocket.model.judge import agrees, labels, load_judge  # photographs need no world
     from cds3d.pocket.world.capture import WorldCapture
 
     world = WorldCapture.read(root)
-    target = world.edited(src, tgt)
-    if target is None:
-        return None
+    shown = [world.attributes]
+    for src, tgt in steps:
+        shown.append(replace(world, attributes=shown[-1]).edited(str(src), str(tgt)))
+        if shown[-1] is None:
+            return None
+    before, target = shown[begin], shown[-1]
     judge, truth = load_judge(), KnownTruth([])
     for name, camera, after in zip(views.names, views.cameras, views.after):
-        was, now = (world.view(name, a, camera.width, camera.height) for a in (world.attributes, target))
+        was, now = (world.view(name, a, camera.width, camera.height) for a in (before, target))
         truth.views.append(Truth.of(was, now))
         truth.depths.append(true_depth(capture, edited.space, camera, now.depth))
         truth.subjects.append(torch.from_numpy(now.subject))
@@ -151,10 +198,14 @@ def clip_figures(
     return mean_figures([{key: float(value) for key, value in row.items()}])
 
 
-def write_views(folder: Path, views: HeldOut, truth: KnownTruth | None) -> None:
-    """views/NN.png, source left and edit right, and views/NN_truth.png where the truth is known."""
+def write_views(folder: Path, views: HeldOut, truth: KnownTruth | None, first: list | None = None) -> None:
+    """views/NN.png, source left and edit right, and views/NN_truth.png where the truth is known.
+
+    first: renders of what the first of several edits started from, which go to the left of the source.
+    """
     for k, (before, after) in enumerate(zip(views.before, views.after, strict=True)):
-        write_image(folder / f"{k:02d}.png", side_by_side(before["color"], after["color"]))
+        pictures = [r["color"] for r in ([] if first is None else [first[k]]) + [before, after]]
+        write_image(folder / f"{k:02d}.png", side_by_side(*pictures))
         if truth is not None:
             write_image(folder / f"{k:02d}_truth.png", truth.views[k].image)
 
@@ -165,7 +216,7 @@ def write_videos(
     """video.mp4 and comparison.mp4 of `config.video_frames`; returns the frames (H, W, 3) of source and edit."""
     if not config.video_frames:
         return [], []
-    cameras = path_cameras(capture, "auto", config.video_frames, config.edit.width)
+    cameras = path_cameras(capture, config.video_frames, config.edit.width)
     before, after = frames_of(source, cameras, "source video"), frames_of(edited, cameras, "edited video")
     write_video(folder / "video.mp4", after, fps=15)
     write_video(folder / "comparison.mp4", [side_by_side(a, b) for a, b in zip(before, after)], fps=15)

@@ -24,7 +24,7 @@ def check_prompts(config: DictConfig) -> None:
     if config.tgt is None or not str(config.tgt).strip():
         raise UserError('--tgt is empty: say what it should become, as in --tgt "a red flower"')
     if config.src is None and config.image is None:
-        config.src = config.scene.prompt
+        config.src = config.scene.prompt  # after --run its target prompt: `history.take_over`
     if config.src is None or not str(config.src).strip():
         raise UserError('--src is missing: say what is there now, as in --src "a yellow flower"')
     config.src, config.tgt = str(config.src).strip(), str(config.tgt).strip()
@@ -64,7 +64,8 @@ def output_folder(config: DictConfig, parent: Path) -> Path:
         return Path(config.output)
     objective = config.objective.get("name") or config.objective.kind
     parts = [slug(config.tgt), *([] if objective == "cds" else [objective]), config.edit.get("name")]
-    return parent / "-".join(p for p in parts if p)
+    before = [] if config.get("run") is None else [Path(config.run).resolve().name, "then"]
+    return parent / "-".join(p for p in [*before, *parts] if p)
 
 
 def prepare(config: DictConfig, device: torch.device) -> tuple[Prior, Objective, Prompts]:

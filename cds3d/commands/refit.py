@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from cds3d.commands.driving import drive
 from cds3d.commands.evaluation import evaluate_edit, load_clip
+from cds3d.commands.history import Past
 from cds3d.commands.scenes import load_scene, naming_options
 from cds3d.commands.train import field_options
 from cds3d.options import build, pick_device
@@ -121,7 +122,7 @@ def refit_field(config: DictConfig, source_path: Path, run: RunFolder, refit: Re
     trainer.finish()
     target, peak_mb = trainer.field, peak_memory_mb(device)
     target.save(run.path / "field.safetensors")
-    metrics = evaluate_edit(config, run.path, capture, source, target, clip)
+    metrics = evaluate_edit(config, run.path, capture, source, target, clip, Past(source_path, (), source_path))
     run.finish(
         metrics
         | {

@@ -1,49 +1,149 @@
-"""`render.py`: a run folder's field along a camera path, as a video."""
+"""`render.py`: a run folder's field along a camera path, as a video or as pictures."""
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
+import numpy as np
+import torch
 from omegaconf import DictConfig
+from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
-from cds3d.commands.scenes import load_scene, naming_options
-from cds3d.commands.videos import colored_depth, depth_range, path_cameras, resized_to, seen_depth, write_video
+from cds3d.commands.scenes import load_scene
+from cds3d.commands.videos import (
+    cameras_along,
+    colored_depth,
+    depth_range,
+    even_sized,
+    path_kind,
+    seen_depth,
+    write_image,
+    write_video,
+)
 from cds3d.options import pick_device, positive, whole
-from cds3d.runs import read_config
+from cds3d.runs import finished_runs, read_config
+from tensorf.cameras import Camera, size_for_width
+from tensorf.captures import Capture
 from tensorf.errors import UserError
-from tensorf.renderable import load_field
+from tensorf.files import atomic, atomic_folder, write_text
+from tensorf.renderable import Renderable, load_field
 
 log = logging.getLogger("cds3d")
 
 
 def render_command(config: DictConfig) -> Path:
-    """Render what `config` says (configs/render.yaml) and return the video's path."""
+    """Render what `config` says (configs/render.yaml) and return the video's, or the pictures' folder's, path."""
     if config.run is None:
         raise UserError("which run? as in: python render.py outputs/flower/a-red-flower")
     whole(config, "frames", least=1)
     positive(config, "fps")
+    if config.width is not None:
+        whole(config, "width", least=16)
+    if config.format not in ("mp4", "png"):
+        raise UserError(f"format={config.format} is unknown; use mp4 or png")
+    if not isinstance(config.depth, bool):
+        raise UserError(f"depth={config.depth} has to be true or false")
+    config.path = config.path or "auto"
     run = Path(config.run)
+    if not (run / "config.yaml").is_file() and (runs := finished_runs(run)):
+        raise UserError(f"{run} is no run folder, but holds some: {', '.join(str(r) for r in runs)}")
     of_run = read_config(run)
     if of_run.get("image") is not None:
         raise UserError(f"{run} is the edit of an image: only fields can be rendered")
     field = load_field(run / "field.safetensors", pick_device(config.device))
     capture = load_scene(of_run)
-    kind = config.path
-    width = config.width if config.width is not None else of_run.get("edit", {}).get("width")
-    cameras = path_cameras(capture, kind, config.frames, None)
-    if width is not None:
-        cameras = [resized_to(c, width) for c in cameras]
-    output = Path(config.output) if config.output else run / f"{'path' if kind == 'auto' else kind}.mp4"
-    if output.suffix != ".mp4":
-        raise UserError(f"output={output} has to end in .mp4")
-    with naming_options("scene", "space"):
-        rendered = [field.render(c) for c in tqdm(cameras, desc="render", unit="frame")]
-    write_video(output, [r["color"].cpu() for r in rendered], config.fps)
+    cameras = _cameras(config, of_run, capture, field)
+    output = _output(config, capture, run)
+    rendered = [field.render(c) for c in tqdm(cameras, desc="render", unit="frame")]
+    colors = [r["color"].cpu() for r in rendered]
+    written = [output]
+    if config.format == "mp4":
+        write_video(output, colors, config.fps)
+    else:
+        write_pictures(output, colors)
     if config.depth:
+        written.append(output.with_name(f"{output.stem}_depth{output.suffix}"))
         depths = [seen_depth(r) for r in rendered]
-        frames = [colored_depth(d, *depth_range(depths)) for d in depths]
-        write_video(output.with_name(output.stem + "_depth.mp4"), frames, config.fps)
-    log.info("%s: %d frames of %dx%d", output, len(cameras), cameras[0].width, cameras[0].height)
+        if config.format == "mp4":
+            write_video(written[1], [colored_depth(d, *depth_range(depths)) for d in depths], config.fps)
+        else:
+            axial = [axial_depth(field, c, d) for c, d in zip(cameras, depths, strict=True)]
+            write_depths(written[1], axial, float(capture.world_from_capture[:3, 0].norm()))
+    for path in written:
+        log.info("%s: %d frames of %dx%d", path, len(cameras), cameras[0].width, cameras[0].height)
     return output
+
+
+def _cameras(config: DictConfig, of_run: DictConfig, capture: Capture, field: Renderable) -> list[Camera]:
+    """The path at its size: of `config.width` pixels, any, else of the run's views, or a file's own."""
+    cameras = cameras_along(
+        capture, config.path if config.path != "auto" else path_kind(capture, "auto"), config.frames
+    )
+    width = config.width
+    if width is None and not config.path.endswith(".json"):
+        width = min(of_run.get("edit", {}).get("width") or cameras[0].width, cameras[0].width)
+    if width is not None:
+        cameras = [c.resized(*size_for_width(c.width, c.height, width)) for c in cameras]
+    if config.format == "mp4":
+        size = even_sized(cameras[0])  # a file's cameras may differ, a video's frames may not
+        cameras = [c.resized(size.width, size.height) for c in cameras]
+    for i, camera in enumerate(cameras):  # in NDC a path may look where there is nothing: told before work is done
+        try:
+            field.space.rays(camera.resized(4, 4))
+        except UserError as error:
+            remedy = "path=spiral stays where the photos were taken" if config.path == "orbit" else str(error)
+            raise UserError(f"path={config.path}: camera {i} looks aside or back from the scene: {remedy}") from error
+    return cameras
+
+
+def _output(config: DictConfig, capture: Capture, run: Path) -> Path:
+    kind = path_kind(capture, config.path)
+    name = Path(kind).stem if kind.endswith(".json") else kind
+    if config.format == "mp4":
+        output = Path(config.output) if config.output else run / f"{name}.mp4"
+        if output.suffix != ".mp4":
+            raise UserError(f"output={output} has to end in .mp4, or give format=png")
+        return output
+    output = Path(config.output) if config.output else run / f"{name}_frames"
+    if output.suffix or (output.exists() and not output.is_dir()):
+        raise UserError(f"output={output} has to be a folder's name for format=png")
+    for folder in (output, output.with_name(f"{output.name}_depth"))[: 1 + config.depth]:
+        if folder.exists() and any(p.suffix not in (".png", ".json") for p in folder.iterdir()):
+            raise UserError(f"{folder} holds other files: give another output=")
+    return output
+
+
+def write_pictures(folder: Path, frames: list[Tensor]) -> None:
+    """frames (H, W, 3) as 0000.png, 0001.png, ...; older pictures go."""
+    with atomic_folder(folder) as begun:
+        for i, frame in enumerate(frames):
+            write_image(begun / f"{i:04d}.png", frame)
+
+
+def write_depths(folder: Path, depths: list[Tensor], scale: float) -> None:
+    """Depths (H, W) along the optical axis as 16-bit pictures, and depth.json, which tells what a level is.
+
+    depths: world units, infinite where nothing is seen, which becomes 0. scale: world units in one of the capture's.
+    """
+    every = torch.cat([d.flatten() for d in depths])
+    seen = every[every.isfinite()]
+    unit = float(seen.max()) / 65535 if len(seen) else 1.0
+    with atomic_folder(folder) as begun:
+        for i, depth in enumerate(depths):
+            levels = torch.where(depth.isfinite(), (depth / unit).round().clamp(1, 65535), 0)
+            picture = Image.fromarray(levels.numpy().astype(np.uint16))
+            with atomic(begun / f"{i:04d}.png") as partial:
+                picture.save(partial)
+        told = {"capture_units_per_level": unit / scale, "nothing_seen": 0, "depth": "along the optical axis"}
+        write_text(begun / "depth.json", json.dumps(told, indent=1) + "\n")
+
+
+def axial_depth(field: Renderable, camera: Camera, depth: Tensor) -> Tensor:
+    """(H, W) as the renderer counts depths (`Space.depth`) -> along the camera's optical axis; infinite stays."""
+    points = field.space.points(camera, depth.nan_to_num(posinf=0.0))
+    along = ((points - camera.position) @ camera.forward).view(depth.shape)
+    return along.masked_fill(depth.isinf(), torch.inf)

@@ -66,7 +66,7 @@ def train_command(config: DictConfig) -> Path:
     training_seconds = run.seconds
     metrics = evaluate(trainer.field, capture, run.path)
     if config.video_frames:
-        cameras = path_cameras(capture, "auto", config.video_frames, config.video_width)
+        cameras = path_cameras(capture, config.video_frames, config.video_width)
         write_video(run.path / "video.mp4", frames_of(trainer.field, cameras, "video"), fps=15)
     metrics |= {
         "iterations": trainer.iteration,

@@ -16,6 +16,7 @@ from tensorf.cameras import Camera, size_for_width
 from tensorf.captures import Capture
 from tensorf.errors import UserError
 from tensorf.files import atomic
+from tensorf.path_files import read_camera_path
 from tensorf.paths import camera_path
 from tensorf.renderable import Renderable
 
@@ -31,20 +32,34 @@ def write_image(path: Path, image: Tensor) -> None:
 
 
 def write_video(path: Path, frames: Iterable[Tensor], fps: int) -> None:
-    """H.264 in mp4, atomically; odd sizes get a repeated last row or column, since the format has none."""
+    """H.264 in mp4, atomically; odd sizes, which the format has not, get a repeated last row or column."""
     with atomic(path) as partial, iio.imopen(partial, "w", plugin="FFMPEG") as file:
         images = [np.pad(to_uint8(f), [(0, f.shape[0] % 2), (0, f.shape[1] % 2), (0, 0)], "edge") for f in frames]
         file.write(np.stack(images), codec="libx264", fps=fps, macro_block_size=1, output_params=["-crf", "17"])
 
 
-def path_cameras(capture: Capture, kind: str, frames: int, width: int | None) -> list[Camera]:
-    """Cameras of a video: "auto" spirals in front of forward-facing captures and orbits the others."""
-    if kind == "auto":
-        kind = "spiral" if capture.forward_facing else "orbit"
-    cameras = camera_path(kind, capture.cameras, frames, focus=_focus(capture))
-    if width is not None:
-        cameras = [resized_to(c, width) for c in cameras]
-    return cameras
+def path_cameras(capture: Capture, frames: int, width: int) -> list[Camera]:
+    """Cameras of a run's videos: a spiral in front of forward-facing captures, else an orbit; sizes are even."""
+    return [even_sized(resized_to(c, width)) for c in cameras_along(capture, path_kind(capture, "auto"), frames)]
+
+
+def path_kind(capture: Capture, kind: str) -> str:
+    """What "auto" stands for."""
+    return ("spiral" if capture.forward_facing else "orbit") if kind == "auto" else kind
+
+
+def cameras_along(capture: Capture, kind: str, frames: int) -> list[Camera]:
+    """Cameras of the capture's size along a path: one of `paths.PATHS`, or a JSON file of cameras in the capture's own
+    coordinates, whose sizes and lenses are its own.
+    """
+    if kind.endswith(".json"):
+        return read_camera_path(Path(kind), capture.world_from_capture, capture.cameras[0])
+    return camera_path(kind, capture.cameras, frames, focus=_focus(capture))
+
+
+def even_sized(camera: Camera) -> Camera:
+    """The same view with an even width and height, as videos need."""
+    return camera.resized(camera.width + camera.width % 2, camera.height + camera.height % 2)
 
 
 def resized_to(camera: Camera, width: int) -> Camera:
@@ -89,5 +104,6 @@ def depth_range(depths: list[Tensor]) -> tuple[float, float]:
     return low, max(high, low * 1.001)
 
 
-def side_by_side(left: Tensor, right: Tensor) -> Tensor:
-    return torch.cat([left, right], 1)
+def side_by_side(*pictures: Tensor) -> Tensor:
+    """(H, W, 3) each, from left to right."""
+    return torch.cat(pictures, 1)

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from cds3d.guidance.prior import Prior
+from cds3d.subjects.given import seen_share
 from cds3d.subjects.region import EditedRegion, RegionConfig, dilated
 from tensorf.cameras import Camera
+from tensorf.local import LocalField
 from tensorf.renderable import FastView, Renderable
 
 _GROUPS = ("color", "density", "network", "color_lines", "density_lines")  # of `Renderable.parameter_groups`
@@ -142,7 +144,8 @@ class FieldPair:
 class FieldViews:
     """source: the field to edit, left alone. cameras: the views to edit through, at the editing size.
 
-    seed: of the order in which cameras come.
+    seed: of the order in which cameras come. given: (z, y, x) bool in the cells of the source's occupancy; if there is
+    one, nothing changes outside of it. find: whether gradients find the region, inside the given one if there is one.
     """
 
     def __init__(
@@ -154,20 +157,24 @@ class FieldViews:
         region: RegionConfig,
         preservation: Preservation,
         seed: int = 0,
+        given: Tensor | None = None,
+        find: bool = True,
     ):
-        self.source = source.requires_grad_(False)
-        self.target = copy.deepcopy(source).requires_grad_(True)
+        self.source, self.find = source.requires_grad_(False), find
+        self._moved = copy.deepcopy(source).requires_grad_(True)
+        self.target = self._moved if given is None else LocalField(source, given, self._moved)
         self.cameras, self.prior, self.rates, self.seed = list(cameras), prior, rates, seed
         self.region, self.preservation = EditedRegion(region), preservation
         self._views: dict[int, SourceView] = {}
+        self._given: dict[int, Tensor] = {}
 
     def parameter_groups(self, lr: float) -> list[dict]:
-        return moved_groups(self.target, self.rates, lr)
+        return moved_groups(self._moved, self.rates, lr)
 
     def pair(self, step: int) -> FieldPair:
         camera, kept = turn_of(step, len(self.cameras), self.seed), self.preservation
         source = self._source_view(camera)
-        weight = self.region.weight(camera, source.image)
+        weight = self._weight(camera, source)
         margin = round(kept.margin * source.image.shape[1])
         return FieldPair(
             self.prior,
@@ -185,6 +192,15 @@ class FieldViews:
         if camera not in self._views:
             self._views[camera] = source_view(self.source, self.cameras[camera], self.prior)
         return self._views[camera]
+
+    def _weight(self, camera: int, source: SourceView) -> Tensor:
+        """(H, W) in [0, 1]: the region of the edit, as this camera sees it."""
+        if not isinstance(self.target, LocalField) or self.target is self._moved:
+            return self.region.weight(camera, source.image)
+        if camera not in self._given:
+            self._given[camera] = seen_share(self.source, source.view, self.target.region).view(source.image.shape[:2])
+        found = self.region.weight(camera, source.image) if self.find else 1
+        return self._given[camera] * found
 
     def observe(self, pair: FieldPair, image_gradient: Tensor) -> None:
         """Let the region learn from the step's gradient."""

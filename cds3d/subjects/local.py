@@ -1,7 +1,7 @@
 """A radiance field edited inside a region of space, shape and all; outside it is the source by construction.
 
 First the edit only looks: gradients of the unchanged views give the masks (`region.py`), and the masks the region
-(`volume.py`). Then density and colour inside the region are free.
+(`volume.py`), unless the user gives it (`given.py`). Then density and colour inside the region are free.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from cds3d.subjects.field import FieldRates, SourceView, as_batch, moved_groups,
 from cds3d.subjects.region import EditedRegion, RegionConfig
 from cds3d.subjects.volume import VolumeConfig, edited_volume
 from tensorf.cameras import Camera
+from tensorf.errors import UserError
 from tensorf.local import LocalField
 from tensorf.renderable import Renderable
 from tensorf.visibility import LocalView
@@ -72,7 +73,7 @@ class LocalPair:
         loss = (self._color * inside).sum()
         if self._smoothness > 0:
             usual = float(inside.square().sum(1).mean().sqrt())
-            loss = loss + self._smoothness * usual * len(inside) * self._field.total_variation()
+            loss = loss + self._smoothness * usual * len(inside) * self._field.target.total_variation()
         loss.backward()
         return image_gradient
 
@@ -80,7 +81,8 @@ class LocalPair:
 class LocalViews:
     """source: the field to edit, left alone. cameras: the views to edit through, at the editing size.
 
-    looks: how many steps only look. seed: of the order in which cameras come.
+    looks: how many steps only look; 0 needs a given region. seed: of the order in which cameras come. given: (z, y, x)
+    bool in the cells of the source's occupancy, which the region lies in, or is where nothing looks.
     """
 
     def __init__(
@@ -93,16 +95,17 @@ class LocalViews:
         volume: VolumeConfig,
         looks: int,
         seed: int = 0,
+        given: Tensor | None = None,
     ):
         self.source = source.requires_grad_(False)
         self.target = LocalField(source, torch.zeros_like(source.occupancy))
         self.cameras, self.prior, self.rates, self.seed = list(cameras), prior, rates, seed
-        self.region, self.volume, self.looks = EditedRegion(region), volume, looks
+        self.region, self.volume, self.looks, self.given = EditedRegion(region), volume, looks, given
         self._sources: dict[int, SourceView] = {}
         self._views: dict[int, LocalView] = {}
 
     def parameter_groups(self, lr: float) -> list[dict]:
-        return moved_groups(self.target, self.rates, lr)
+        return moved_groups(self.target.target, self.rates, lr)
 
     def pair(self, step: int) -> LookPair | LocalPair:
         camera = turn_of(step, len(self.cameras), self.seed)
@@ -123,12 +126,28 @@ class LocalViews:
         return self._sources[camera]
 
     def _open(self) -> None:
-        """Find the region from the masks of the views that have been looked at."""
-        seen = [self._source(camera) for camera in self.region.visited]
-        masks = [self.region.weight(camera, made.image) for camera, made in zip(self.region.visited, seen)]
-        region = edited_volume(self.source, zip((made.view for made in seen), masks), self.volume)
+        """Open the region: the given one, or that of the masks of the views that have been looked at, or both."""
+        region = self.given if self.looks == 0 else self._found()
         self.target.open(region)
         log.info("the region of the edit is %.2g%% of the scene's cells", 100 * float(region.float().mean()))
+
+    def _found(self) -> Tensor:
+        seen = [self._source(camera) for camera in self.region.visited]
+        masks = [self.region.weight(camera, made.image) for camera, made in zip(self.region.visited, seen)]
+        views = zip((made.view for made in seen), masks, strict=True)
+        region = edited_volume(self.source, views, self.volume.agreement, self.volume.grow)
+        if not region.any():
+            raise UserError(
+                "the views agree on nothing that the prompts tell apart, so there is no region to edit: "
+                "lower edit.volume.agreement or edit.region.mask_threshold, or give prompts that differ in what is seen"
+            )
+        if self.given is not None:
+            region &= self.given
+            if not region.any():
+                raise UserError(
+                    "the given region and the one that the prompts show have nothing in common: region=given"
+                )
+        return region
 
     def observe(self, pair: LookPair | LocalPair, image_gradient: Tensor) -> None:
         """Let the masks learn from a look."""

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tensorf.errors import UserError
 from tensorf.local import cell_centers
 from tensorf.occupancy import cell_index
 from tensorf.renderable import FastView, Renderable
@@ -50,10 +49,13 @@ class VolumeConfig:
 
 
 @torch.no_grad()
-def edited_volume(field: Renderable, views: Iterable[tuple[FastView, Tensor]], config: VolumeConfig) -> Tensor:
-    """(z, y, x) bool in the cells of the field's occupancy: the subject and space around it.
+def edited_volume(
+    field: Renderable, views: Iterable[tuple[FastView, Tensor]], agreement: float, grow: float, one_subject: bool = True
+) -> Tensor:
+    """(z, y, x) bool in the cells of the field's occupancy: the subject and space around it, perhaps nothing.
 
-    views: of some cameras, each with its mask (H, W) in [0, 1]. UserError if the views agree on nothing.
+    views: of some cameras, each with its mask (H, W) in [0, 1]. agreement, grow: as `VolumeConfig`'s. one_subject:
+    leave out what lies far from most of it, as stray spots of estimated masks do.
     """
     shape = field.occupancy.shape
     foreground, total = torch.zeros(2, math.prod(shape), device=field.device)
@@ -62,21 +64,19 @@ def edited_volume(field: Renderable, views: Iterable[tuple[FastView, Tensor]], c
         cell = cell_index(shape, x)
         total.index_add_(0, cell, weight)
         foreground.index_add_(0, cell, weight * mask.flatten()[ray])
-    subject = ((total > _SEEN) & (foreground > config.agreement * total)).nonzero()[:, 0]
+    subject = ((total > _SEEN) & (foreground > agreement * total)).nonzero()[:, 0]
     if len(subject) == 0:
-        raise UserError(
-            "the views agree on nothing that the prompts tell apart, so there is no region to edit: "
-            "lower edit.volume.agreement or edit.region.mask_threshold, or give prompts that differ in what is seen"
-        )
+        return torch.zeros(shape, dtype=torch.bool, device=field.device)
     centers = field.space.world(cell_centers(shape, field.device))
     points, weight = centers[subject], foreground[subject]
     middle = (points * weight[:, None]).sum(0) / weight.sum()
     away = (points - middle).norm(dim=1)
     size = 2 * float((away.square() * weight).sum().div(weight.sum()).sqrt())  # twice the RMS distance
-    points, reach = points[away <= _STRAY * size], config.grow * size
+    own = away <= (_STRAY * size if one_subject else math.inf)
+    points, reach = points[own], grow * size
     near = ((centers >= points.amin(0) - reach) & (centers <= points.amax(0) + reach)).all(1).nonzero()[:, 0]
     region = torch.zeros(len(centers), dtype=torch.bool, device=field.device)
-    region[subject[away <= _STRAY * size]] = True
+    region[subject[own]] = True
     for part in near.split(_CELLS):
         region[part] |= torch.cdist(centers[part], points).amin(1) <= reach
     return region.view(shape)

@@ -97,7 +97,7 @@ def test_a_look_compares_the_source_with_itself(field, cameras):
 
 def test_the_region_is_what_most_views_mark(field, cameras, masked):
     views = [(field.view(c), right_half(None, 0, torch.zeros(24, 32, 3))) for c in cameras]
-    region = edited_volume(field, views, volume(grow=0.0))
+    region = edited_volume(field, views, 0.3, grow=0.0)
     assert region.shape == field.occupancy.shape and 0 < region.sum() < region.numel() / 2
     seen = cell_centers(region.shape, region.device)[region.flatten()]
     world = field.space.world(seen)
@@ -111,7 +111,7 @@ def test_the_region_is_what_most_views_mark(field, cameras, masked):
 
 def test_the_region_grows_by_a_share_of_the_subject(field, cameras):
     views = [(field.view(c), right_half(None, 0, torch.zeros(24, 32, 3))) for c in cameras]
-    small, large = (edited_volume(field, views, volume(grow=g)) for g in (0.0, 0.2))
+    small, large = (edited_volume(field, views, 0.3, grow=g) for g in (0.0, 0.2))
     assert (small <= large).all() and large.sum() > 1.3 * small.sum()
     centers = field.space.world(cell_centers(small.shape, small.device))
     points = centers[small.flatten()]
@@ -120,10 +120,12 @@ def test_the_region_grows_by_a_share_of_the_subject(field, cameras):
     assert torch.cdist(added, points).amin(1).max() < 0.2 * size * 1.5
 
 
-def test_masks_that_agree_on_nothing_are_told(field, cameras):
+def test_masks_that_agree_on_nothing_are_told(field, cameras, monkeypatch):
     views = [(field.view(c), torch.zeros(24, 32)) for c in cameras]
+    assert not edited_volume(field, views, 0.3, grow=0.2).any()
+    monkeypatch.setattr(EditedRegion, "weight", lambda *_: torch.zeros(24, 32))
     with pytest.raises(UserError, match="edit.volume.agreement"):
-        edited_volume(field, views, volume())
+        looked(local_views(field, cameras)).pair(3)
 
 
 def test_unvisited_cameras_have_no_say(field, cameras, monkeypatch):

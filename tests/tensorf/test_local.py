@@ -50,10 +50,16 @@ def test_only_the_target_is_trained(local):
     x = torch.rand(50, 3) * 2 - 1
     (local.density(x).sum() + local.color(x, x).sum()).backward()
     assert all(p.grad is None for p in local.source.parameters())
-    groups = [p for group in local.parameter_groups().values() for p in group]
-    assert {id(p) for p in groups} == {id(p) for p in local.target.parameters()}
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in groups)
-    assert local.total_variation().item() == pytest.approx(local.target.density_grid.total_variation().item())
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in local.target.parameters())
+
+
+def test_its_parameters_are_those_of_both(local):
+    """So that an edit of an edited field can change all of it."""
+    groups = local.parameter_groups()
+    assert groups.keys() == local.source.parameter_groups().keys()
+    assert {id(p) for group in groups.values() for p in group} == {id(p) for p in local.parameters()}
+    both = [f.density_grid.total_variation().item() for f in (local.source, local.target)]
+    assert local.total_variation().item() == pytest.approx(sum(both)) and both[0] != both[1]
 
 
 def test_a_region_of_another_shape_is_refused(source):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from cds3d.pocket.world.raycast import Render, render
-from cds3d.pocket.world.scenes import Attributes, build_scene, look_camera
+from cds3d.pocket.world.scenes import COLORS, Attributes, build_scene, look_camera
 from tensorf.cameras import Camera
 from tensorf.errors import UserError
 
@@ -140,7 +140,11 @@ class WorldCapture:
         Only words that the source prompt does not have count: "an orange flower" -> "a red flower" changes the colour.
         """
         said = {*words(source_prompt), *FILLERS}
-        return self.attributes.towards([w for w in words(target_prompt) if w not in said])
+        new, of = [w for w in words(target_prompt) if w not in said], self.attributes
+        if of.beside in said and of.color not in said:  # the flower beside is meant
+            color = new[0] if len(new) == 1 else None
+            return replace(of, beside=color) if color in COLORS and color != of.beside else None
+        return of.towards(new)
 
     def view(self, name: str, attributes: Attributes, width: int, height: int) -> Render:
         """Photo `name` as it would be if the scene had these attributes, at any size."""

@@ -45,6 +45,7 @@ GROUNDS = {
     "sky": "under a blue sky",
 }
 VERTICAL_FOV = 0.70  # radians
+_APART = 0.85  # between two flowers
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,9 @@ class Attributes:
     """What a scene shows. `subject` is a key of SPECIES, `species` one of its values.
 
     `color` (a key of COLORS) is that of petals and of plastic objects; animals have the coats of their species, wood
-    and metal their own colour. `material` (one of MATERIALS) is an object's. `ground` is a key of GROUNDS. ValueError
-    for anything else.
+    and metal their own colour. `material` (one of MATERIALS) is an object's. `ground` is a key of GROUNDS. `beside`, a
+    key of COLORS, puts a second flower of the same species to the right of a flower; pocket is not trained on those.
+    ValueError for anything else.
     """
 
     seed: int
@@ -62,6 +64,7 @@ class Attributes:
     color: str
     ground: str
     material: str = "plastic"
+    beside: str | None = None
 
     def __post_init__(self):
         allowed = {"subject": SPECIES, "color": COLORS, "ground": GROUNDS, "material": MATERIALS}
@@ -69,6 +72,8 @@ class Attributes:
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} {getattr(self, name)!r} is none of {', '.join(values)}")
+        if self.beside is not None and (self.subject != "flower" or self.beside not in COLORS):
+            raise ValueError(f"beside {self.beside!r} has to be the colour of a second flower, beside a flower")
 
     @staticmethod
     def sample(seed: int) -> Attributes:
@@ -169,11 +174,20 @@ class Jitter:
 def build_scene(attributes: Attributes, width: int = 256, height: int = 192) -> Scene:
     """The 3D scene, with a camera of the given image size in front of it."""
     draw = Jitter(attributes.seed)
-    base = np.array([draw("place x", -0.25, 0.25), 0, draw("place z", -0.2, 0.2)], F32)
+    place = draw("place x", -0.25, 0.25)
+    if attributes.beside is not None:
+        place = -_APART / 2  # both flowers are in the picture
+    base = np.array([place, 0, draw("place z", -0.2, 0.2)], F32)
     size = draw("size", 0.85, 1.15)
     if attributes.subject == "flower":
         solids, look_at = flowers.build(attributes.species, COLORS[attributes.color], base, size, draw)
         distance = draw("distance", 1.35, 2.0)
+        if attributes.beside is not None:
+            other = Jitter(attributes.seed + 1)  # a height, bend and face of its own
+            right, seen = flowers.build(
+                attributes.species, COLORS[attributes.beside], base + np.array([_APART, 0, 0], F32), size, other
+            )
+            solids, look_at, distance = solids + right, (look_at + seen) / 2, max(distance, 2.0)
     elif attributes.subject == "animal":
         solids, look_at = animals.build(attributes.species, base, size, draw)
         distance = draw("distance", 1.5, 2.2)

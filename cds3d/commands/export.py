@@ -1,0 +1,83 @@
+"""`cds3d export RUN FORMAT`: a run's field as other programs read it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from cds3d.commands.evaluation import rendered
+from cds3d.commands.scenes import load_scene, naming_options
+from cds3d.commands.videos import cameras_along, resized_to
+from cds3d.export.dataset import write_dataset, write_points
+from cds3d.export.splats import write_splats
+from cds3d.export.surface import surface_points
+from cds3d.options import pick_device, whole
+from cds3d.runs import read_config
+from tensorf.errors import UserError
+from tensorf.files import atomic_folder
+from tensorf.renderable import load_field
+
+log = logging.getLogger("cds3d")
+
+FORMATS = ("dataset", "splats", "points")
+
+
+def export_command(config: DictConfig) -> Path:
+    """Export what `config` (configs/export.yaml) says and return the folder or file."""
+    if config.run is None or config.format is None:
+        raise UserError("which run, and as what? as in: cds3d export outputs/flower/a-red-flower dataset")
+    if config.format not in FORMATS:
+        raise UserError(f"format={config.format} is unknown; use one of: {', '.join(FORMATS)}")
+    if config.path is not None and config.format != "dataset":
+        raise UserError(f"path= adds views to a dataset; {config.format} has none")
+    if not isinstance(config.overwrite, bool):
+        raise UserError(f"overwrite={config.overwrite} has to be true or false")
+    whole(config, "frames", "points", least=1)
+    run = Path(config.run)
+    output = _output(config, run)
+    of_run = read_config(run)
+    if of_run.get("image") is not None:
+        raise UserError(f"{run} is the edit of an image: only fields can be exported")
+    field, capture = load_field(run / "field.safetensors", pick_device(config.device)), load_scene(of_run)
+    cameras, names = list(capture.cameras), [Path(name).stem for name in capture.image_names]
+    if len(set(names)) < len(names):  # two folders of photos with the same names
+        names = [f"{i:04d}" for i in range(len(names))]
+    held_out = {names[i] for i in capture.test}
+    used = sorted([*capture.train, *capture.test])
+    cameras, names = [cameras[i] for i in used], [names[i] for i in used]
+    if config.path is not None:
+        along = cameras_along(capture, config.path, config.frames)
+        cameras += [c.resized(cameras[0].width, cameras[0].height) for c in along]
+        names += [f"path_{i:04d}" for i in range(len(along))]
+    if config.width is not None:
+        cameras = [resized_to(c, config.width) for c in cameras]
+    with naming_options("scene", "space"):
+        views = rendered(field, cameras, "views")
+    points, half_widths = surface_points(field, capture, cameras, views, config.points)
+    if config.format == "dataset":
+        with atomic_folder(output) as begun:
+            write_dataset(begun, capture, names, cameras, views, held_out, points)
+    elif config.format == "splats":
+        write_splats(output, points, half_widths)
+        log.info("a preview: one round Gaussian for each of %d pixels; to train splats, export a dataset", len(points))
+    else:
+        write_points(output, points)
+    log.info("%s: %s", output, f"{len(names)} views and {len(points)} points" if output.is_dir() else len(points))
+    return output
+
+
+def _output(config: DictConfig, run: Path) -> Path:
+    """UserError for what is there already, or has the wrong name."""
+    dataset = config.format == "dataset"
+    default = run / "export" / (config.format if dataset else f"{config.format}.ply")
+    output = Path(config.output) if config.output is not None else default
+    if not dataset and output.suffix != ".ply":
+        raise UserError(f"output={output} has to end in .ply")
+    if output.exists():
+        if not config.overwrite:
+            raise UserError(f"{output} exists: pass overwrite=true, or output=")
+        if output.is_dir() != dataset or (dataset and not (output / "transforms.json").exists()):
+            raise UserError(f"{output} is no export of this format: give another output=")
+    return output

@@ -1,0 +1,68 @@
+"""Edits in sequence: `edit.py --run FOLDER` edits the field of a finished run on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from cds3d.commands.train import source_folder
+from cds3d.runs import read_config
+from tensorf.errors import UserError
+
+_MOST = 1000  # runs in a chain, which might lead in a circle
+
+
+@dataclass(frozen=True)
+class Past:
+    """What an edit starts from. folder: of the run whose field is edited. edits: the run, source and target prompt of
+    every edit before it, the first one first. first: folder of the source that the first of them started from.
+    """
+
+    folder: Path
+    edits: tuple[tuple[str, str, str], ...]
+    first: Path
+
+    @property
+    def prompts(self) -> list[tuple[str, str]]:
+        """(source, target) of every edit."""
+        return [(src, tgt) for _, src, tgt in self.edits]
+
+    @property
+    def told(self) -> list[dict[str, str]]:
+        """As metrics.json has it."""
+        return [dict(zip(("run", "src", "tgt"), edit, strict=True)) for edit in self.edits]
+
+
+def take_over(config: DictConfig) -> Past:
+    """The past of the edit that `config` describes; what `config.run` has decided is filled in.
+
+    That is the scene, and the source prompt if none is given. UserError for a folder without a finished run of a field.
+    """
+    if config.run is None:
+        folder = source_folder(config)
+        return Past(folder, (), folder)
+    run = Path(config.run)
+    edits: list[tuple[str, str, str]] = []
+    of_run = _finished(run)
+    config.scene, config.capture = of_run.scene, of_run.get("capture")
+    if config.src is None:
+        config.src = of_run.get("tgt", of_run.scene.prompt)
+    folder = run
+    while "tgt" in of_run and len(edits) < _MOST:  # a source's configuration has no prompts
+        edits.append((str(folder), *(str(of_run.get(key) or "") for key in ("src", "tgt"))))  # "": refitted without
+        if of_run.get("run") is None:
+            return Past(run, tuple(reversed(edits)), source_folder(of_run))
+        folder = Path(of_run.run)
+        of_run = read_config(folder)
+    return Past(run, tuple(reversed(edits)), folder)
+
+
+def _finished(run: Path) -> DictConfig:
+    of_run = read_config(run)
+    if of_run.get("image") is not None:
+        raise UserError(f"--run {run} is the edit of an image: only fields can be edited on")
+    if not (run / "metrics.json").exists():
+        raise UserError(f"--run {run} did not finish: go on with it first (resume=true)")
+    return of_run

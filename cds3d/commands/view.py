@@ -1,0 +1,98 @@
+"""`view.py`: a field in the browser, and edits from there."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from cds3d.commands.edit import train_source
+from cds3d.commands.history import take_over
+from cds3d.commands.scenes import capture_root, load_scene
+from cds3d.commands.train import source_folder
+from cds3d.options import load_config, pick_device, whole
+from cds3d.runs import read_config
+from tensorf.errors import UserError
+
+log = logging.getLogger("cds3d")
+
+
+def view_command(config: DictConfig) -> None:
+    """Serve what `config` says (configs/view.yaml) until Ctrl-C."""
+    viewer = open_viewer(config)
+    print(f"open {viewer.url}  (Ctrl-C ends it)", flush=True)
+    try:
+        while True:
+            time.sleep(1)
+    finally:
+        viewer.close()
+
+
+def open_viewer(config: DictConfig):
+    """A running `Viewer`. UserError for what cannot be shown, and without viser."""
+    try:
+        from cds3d.viewer.app import Shown, Viewer
+        from cds3d.viewer.guard import LOOPBACK
+    except ModuleNotFoundError as error:
+        if error.name not in ("viser", "websockets"):
+            raise
+        raise UserError('the viewer needs viser: pip install "cds3d[viewer]", in a checkout ".[viewer]"') from None
+    whole(config, "width", "moving_width", least=16)
+    whole(config, "port")
+    if not isinstance(config.host, str) or not config.host:
+        raise UserError(f"host={config.host} has to be an address, such as 127.0.0.1 or 0.0.0.0")
+    device = pick_device(config.device)
+    run = _chosen_run(config)
+    past, of_run = None, None
+    if run is not None:
+        of_run = read_config(run)
+        if of_run.get("image") is not None:
+            raise UserError(f"{run} is the edit of an image: open its comparison.png instead")
+        if not (run / "metrics.json").exists():
+            raise UserError(f"{run} did not finish: go on with it first (resume=true)")
+        config.scene, config.capture = of_run.scene, of_run.get("capture")
+    capture_root(config)
+    source = source_folder(config)
+    if of_run is not None and "tgt" in of_run:
+        past = load_config("edit", [])
+        past.scene, past.capture, past.run = config.scene, config.capture, of_run.get("run")
+        source = take_over(past).folder
+    elif run is not None:
+        source, run = run, None
+    if not (source / "metrics.json").exists():
+        train_source(_as_edit(config), source)
+    capture = load_scene(config)
+    options = [f"--capture={config.capture}"] if config.capture is not None else [f"scene={config.scene.name}"]
+    if config.capture is None and config.scene.root is not None:
+        options.append(f"scene.root={config.scene.root}")
+    prompt = (of_run.get("src") if of_run is not None else None) or config.scene.prompt or ""
+    token = None
+    if config.host not in LOOPBACK:
+        token = str(config.token) if config.token is not None else secrets.token_urlsafe(16)
+        log.warning(
+            "host=%s: whoever reaches this address, and knows the token in it, can start edits here, and nothing that "
+            "they send or see is encrypted", config.host,
+        )  # fmt: skip
+    folder = (run or source).parent
+    return Viewer(Shown(options, folder, str(prompt), source, run), capture, config, device, token)
+
+
+def _chosen_run(config: DictConfig) -> Path | None:
+    if config.run is None:
+        return None
+    run = Path(config.run)
+    if not (run / "config.yaml").is_file() and (run / "source" / "config.yaml").is_file():
+        return run / "source"  # outputs/flower
+    return run
+
+
+def _as_edit(config: DictConfig) -> DictConfig:
+    """With the options that training takes from an edit's configuration."""
+    edit = load_config("edit", [])
+    for key in ("scene", "capture", "device", "threads"):
+        OmegaConf.update(edit, key, config[key], force_add=True)
+    edit.video_frames = 0
+    return edit

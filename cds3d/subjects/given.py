@@ -1,0 +1,88 @@
+"""Regions of an edit that the user gives: a box, a ball around a click, or masks carved into space.
+
+Each is (z, y, x) bool in the cells of a field's occupancy: the cells whose middles lie in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tensorf.cameras import Camera
+from tensorf.local import cell_centers
+from tensorf.occupancy import cell_index
+from tensorf.renderable import FastView, Renderable
+
+_SEEN = 0.5  # opacity from which a pixel shows a surface
+_IN_VIEW = 0.3  # share of a region's cells that a camera has to have in its picture
+_RIM = 0.02  # share of the cells, at either side, that a crop need not hold
+
+
+def in_box(field: Renderable, low: Tensor, high: Tensor) -> Tensor:
+    """Cells inside the box between two corners (3,) in world coordinates."""
+    centers = _centers(field)
+    inside = (centers >= low.to(centers)) & (centers <= high.to(centers))
+    return inside.all(1).view(field.occupancy.shape)
+
+
+def in_ball(field: Renderable, middle: Tensor, radius: float) -> Tensor:
+    """Cells inside a ball. middle: (3,) in world coordinates; radius in world units."""
+    centers = _centers(field)
+    return ((centers - middle.to(centers)).norm(dim=1) <= radius).view(field.occupancy.shape)
+
+
+@torch.no_grad()
+def point_at(field: Renderable, camera: Camera, u: float, v: float) -> Tensor | None:
+    """(3,) the world point that a camera sees at pixel (column u, row v); None where it sees no surface."""
+    rendered = field.render(camera)
+    column, row = min(int(u), camera.width - 1), min(int(v), camera.height - 1)
+    if not float(rendered["opacity"][row, column]) > _SEEN:
+        return None
+    return field.space.points(camera, rendered["depth"].cpu())[row, column]
+
+
+@torch.no_grad()
+def seen_share(field: Renderable, view: FastView, region: Tensor) -> Tensor:
+    """(H * W,) in [0, 1]: of what each pixel of a view of the field shows, the share that lies in the region."""
+    x, weight, ray = view.surfaces(field)
+    inside = region.reshape(-1)[cell_index(region.shape, x)]
+    pixels = view.full.shape[0] * view.full.shape[1]
+    return weight.new_zeros(pixels).index_add(0, ray, weight * inside).clamp(0, 1)
+
+
+def zoomed(cameras: Sequence[Camera], field: Renderable, region: Tensor, zoom: float) -> list[Camera]:
+    """Cameras that see the region large, as a prior's pictures show their subjects; those that see none are left out.
+
+    Each is a crop of the given camera at the same number of pixels: `zoom` times as large as what it sees of the
+    region's occupied cells, but no larger than the whole picture.
+    """
+    points = _centers(field)[(region & field.occupancy).flatten()].cpu()
+    crops = [_crop(camera, points, zoom) for camera in cameras]
+    return [crop for crop in crops if crop is not None]
+
+
+def _crop(camera: Camera, points: Tensor, zoom: float) -> Camera | None:
+    local = (points - camera.position) @ camera.pose[:, :3]
+    local = local[local[:, 2] > 0]
+    u = local[:, 0] / local[:, 2] * camera.fx + camera.cx
+    v = local[:, 1] / local[:, 2] * camera.fy + camera.cy
+    inside = (u >= 0) & (u < camera.width) & (v >= 0) & (v < camera.height)
+    if inside.sum() < _IN_VIEW * len(points):
+        return None
+    spans = torch.stack([u[inside], v[inside]]).quantile(torch.tensor([_RIM, 1 - _RIM]), dim=1).T
+    size = torch.tensor([camera.width, camera.height])
+    share = float(((spans[:, 1] - spans[:, 0]) / size).max()) * zoom  # of the picture's width and height
+    if share >= 1:
+        return camera
+    corner = (spans.mean(1) - share * size / 2).clamp(min=0).minimum((1 - share) * size)
+    shifted = replace(camera, cx=camera.cx - float(corner[0]), cy=camera.cy - float(corner[1]))
+    scale = {name: getattr(shifted, name) / share for name in ("fx", "fy", "cx", "cy")}
+    return replace(shifted, **scale)
+
+
+def _centers(field: Renderable) -> Tensor:
+    """(cells, 3) in world coordinates."""
+    return field.space.world(cell_centers(field.occupancy.shape, field.device))

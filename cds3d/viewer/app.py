@@ -1,0 +1,283 @@
+"""The viewer: the fields of a scene, the windows that look at them, and the edit that runs."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import viser
+from omegaconf import DictConfig
+
+from cds3d.commands.preparing import output_folder
+from cds3d.commands.videos import path_kind
+from cds3d.options import groups, load_config
+from cds3d.runs import finished_runs
+from cds3d.viewer.controls import Controls
+from cds3d.viewer.guard import start_server
+from cds3d.viewer.job import Job
+from cds3d.viewer.places import Place
+from cds3d.viewer.sight import Leash, point_seen
+from cds3d.viewer.window import Window
+from tensorf.cameras import Camera
+from tensorf.captures import Capture
+from tensorf.captures.writing import capture_poses, write_transforms
+from tensorf.errors import UserError
+from tensorf.paths import keyframed
+from tensorf.renderable import Renderable, load_field
+
+log = logging.getLogger("cds3d")
+
+_POLL = 0.5  # seconds between looks at the edit that runs
+_PREVIEW_EVERY = 20  # iterations between fields of a running edit
+_PHOTO = 96  # width of the photos at their cameras, pixels
+_CAMERA_SIZE = 0.12  # of their frames, as a share of the cameras' distance from what they look at
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A scene to view. options: of `edit.py`, that name it; folder: that its runs lie in; prompt: what it shows.
+
+    run: of the edit to begin with, or None. source: of the field that is edited.
+    """
+
+    options: list[str]
+    folder: Path
+    prompt: str
+    source: Path
+    run: Path | None
+
+
+class Viewer:
+    """Serves until `close`. port: 0 takes a free one; `url` tells the address.
+
+    config: configs/view.yaml. Raises UserError for what cannot be read, before anything is served.
+    """
+
+    def __init__(self, shown: Shown, capture: Capture, config: DictConfig, device: torch.device, token: str | None):
+        self.shown, self.capture, self.config, self.device = shown, capture, config, device
+        self.source = load_field(shown.source / "field.safetensors", device)
+        self.edited: Renderable | None = None
+        self.run = shown.run
+        if shown.run is not None:
+            self.edited = load_field(shown.run / "field.safetensors", device)
+        self.lock, self.windows = threading.Lock(), {}
+        self.leash = Leash([capture.cameras[i] for i in capture.train])
+        self.start = capture.cameras[capture.train[0]]
+        self.source.render(self.start.resized(32, 24))  # compiles what the first frame would wait for
+        self.job: Job | None = None
+        self.video: Job | None = None
+        self.keyframes: list[torch.Tensor] = []
+        self._preview, self._closed = 0.0, threading.Event()
+        self.server = start_server(config.host, config.port, token)
+        host = "127.0.0.1" if config.host in ("localhost", "::1") else config.host
+        self.url = f"http://{host}:{self.server.get_port()}/" + (f"?token={token}" if token else "")
+        self._build()
+        self.server.on_client_connect(self._connected)
+        self.server.on_client_disconnect(self._disconnected)
+        threading.Thread(target=self._watch, daemon=True, name="edit").start()
+
+    # --- what is there
+
+    def fields(self) -> tuple[Renderable, Renderable | None]:
+        return self.source, self.edited
+
+    def names(self) -> list[str]:
+        """Of the finished runs of the scene, the source first."""
+        runs = [p.name for p in finished_runs(self.shown.folder) if p != self.shown.source]
+        return ["(source)", *runs]
+
+    def show(self, name: str) -> None:
+        """Show a finished run beside the source. UserError if it cannot be read."""
+        if name not in self.names():  # whatever a browser sends
+            raise UserError("there is no such run")
+        self.run = None if name == "(source)" else self.shown.folder / name
+        self.edited = None if self.run is None else load_field(self.run / "field.safetensors", self.device)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        for window in list(self.windows.values()):
+            window.refresh()
+
+    # --- windows
+
+    def _build(self) -> None:
+        scene = self.server.scene
+        scene.set_up_direction(tuple((-self.start.pose[:, 1]).tolist()))
+        distance = float(np.linalg.norm(self.start.position.numpy() - self.leash.middle)) or 1.0
+        self._photos = [self._photo(i, _CAMERA_SIZE * distance) for i in range(len(self.capture.cameras))]
+        self.place = Place(self.server, self.leash.middle, 0.25 * distance)
+        self.controls = Controls(self, groups()["objective"])
+
+        @scene.on_click()
+        def _(event) -> None:
+            self._clicked(event)
+
+    def _photo(self, i: int, size: float):
+        camera, image = self.capture.cameras[i], self.capture.images[i]
+        small = torch.nn.functional.interpolate(
+            image.permute(2, 0, 1)[None].float(), (round(_PHOTO * camera.height / camera.width), _PHOTO), mode="area"
+        )
+        wxyz = viser.transforms.SO3.from_matrix(camera.pose[:, :3].double().numpy()).wxyz
+        handle = self.server.scene.add_camera_frustum(
+            f"/photos/{i}",
+            fov=2 * float(np.arctan(camera.height / 2 / camera.fy)),
+            aspect=camera.width / camera.height,
+            scale=size,
+            image=small[0].permute(1, 2, 0).byte().numpy(),
+            wxyz=wxyz,
+            position=camera.position.numpy(),
+            visible=False,
+        )
+
+        @handle.on_click
+        def _(event) -> None:
+            window = self.windows.get(event.client.client_id)
+            if window is not None:
+                window.look_from(camera)
+
+        return handle
+
+    def show_photos(self, visible: bool) -> None:
+        for handle in self._photos:
+            handle.visible = visible
+
+    def _connected(self, client: viser.ClientHandle) -> None:
+        self.windows[client.client_id] = Window(
+            client, self.fields, self.lock, self.leash, self.start, self.config.moving_width, self.config.width
+        )
+        self.windows[client.client_id].refresh()
+
+    def _disconnected(self, client: viser.ClientHandle) -> None:
+        window = self.windows.pop(client.client_id, None)
+        if window is not None:
+            window.close()
+
+    def _clicked(self, event) -> None:
+        window = self.windows.get(event.client.client_id)
+        if window is None or not self.controls.pointing:
+            return
+        (u, v), *_ = event.screen_pos
+        with self.lock:
+            point = point_seen(window.look(), u, v, self.edited or self.source)
+        if point is None:
+            self.controls.say("nothing is seen there")
+            return
+        self.place.put(point.numpy())
+        self.controls.placed(self.place.kind)
+
+    # --- edits
+
+    def edit_options(self) -> tuple[list[str], Path]:
+        """The options of `edit.py` that the controls stand for, and the run folder. UserError for what is wrong."""
+        values = self.controls.values()
+        pairs = [
+            f"objective={values['objective']}",
+            f"edit={values['preset']}",
+            f"edit.iterations={values['iterations']}",
+            f"device={self.config.device}",
+            *self.place.option(),
+        ]
+        onward = values["onward"] and self.run is not None
+        config = load_config("edit", [o for o in [*pairs, *self.shown.options] if not o.startswith("--")])
+        config.src, config.tgt, config.run = values["src"], values["tgt"], str(self.run) if onward else None
+        if not values["tgt"]:
+            raise UserError("say what it should become: the field “to” is empty")
+        folder = output_folder(config, self.shown.folder)
+        flags = [f"--src={values['src']}", f"--tgt={values['tgt']}"]
+        flags += [f"--where={values['where']}"] if values["where"] and not self.place.option() else []
+        flags += [f"--run={self.run}"] if onward else self.shown.options
+        fixed = [f"output={folder}", f"preview_every={_PREVIEW_EVERY}", "video_frames=0"]
+        return [*flags, *pairs, *fixed], folder
+
+    def start_edit(self, extra: list[str]) -> None:
+        """extra: such as resume=true. UserError if one is running."""
+        if self.job is not None and self.job.running:
+            raise UserError("an edit is running: stop it first")
+        options, folder = self.edit_options()
+        self._preview = 0.0
+        self.job = Job("edit", [*options, *extra], folder)
+
+    def _watch(self) -> None:
+        while not self._closed.wait(_POLL):
+            try:
+                self._look_at_edit()
+                self._look_at_video()
+            except Exception:  # the viewer goes on whatever an edit does to its files
+                log.exception("the running edit could not be watched")
+
+    def _look_at_edit(self) -> None:
+        job = self.job
+        if job is None:
+            return
+        running = job.running  # asked first: what it wrote before its end is seen
+        self._load_preview(job.folder / "state" / "preview.safetensors")
+        self.controls.progress(job.progress(), job.lines[-1] if job.lines else "starting", running)
+        if running:
+            return
+        self.job = None
+        outcome = job.outcome()
+        self.controls.say(outcome)
+        if outcome == "done":
+            self.controls.list_runs(self.names(), job.folder.name)
+            self.show(job.folder.name)
+
+    def _load_preview(self, path: Path) -> None:
+        try:
+            changed = path.stat().st_mtime
+        except OSError:
+            return
+        if changed > self._preview:
+            self._preview = changed
+            self.edited = load_field(path, self.device)
+            self._refresh()
+
+    # --- videos
+
+    def add_keyframe(self, client: viser.ClientHandle) -> int:
+        window = self.windows.get(client.client_id)
+        if window is not None:
+            self.keyframes.append(window.look().pose)
+        return len(self.keyframes)
+
+    def start_video(self, frames: int) -> Path:
+        """Render the run's field along the keyframes, or along the usual path if there are none."""
+        if self.video is not None and self.video.running:
+            raise UserError("a video is being rendered")
+        run = self.run or self.shown.source
+        if not self.keyframes:
+            path = run / f"{path_kind(self.capture, 'auto')}.mp4"
+            options = [str(run), f"frames={frames}"]
+        else:
+            if len(self.keyframes) < 2:
+                raise UserError("two keyframes at least make a path")
+            cameras = [self._as_start(pose) for pose in keyframed(torch.stack(self.keyframes), frames)]
+            file, path = run / "keyframes.json", run / "keyframes.mp4"
+            names = [f"{i:04d}" for i in range(frames)]
+            write_transforms(file, names, cameras, capture_poses(cameras, self.capture))
+            options = [str(run), f"path={file}", f"width={self.config.width}"]
+        self.video = Job("render", [*options, f"device={self.config.device}"], run)
+        self._video_path = path
+        return path
+
+    def _as_start(self, pose: torch.Tensor) -> Camera:
+        return self.start.with_pose(pose)
+
+    def _look_at_video(self) -> None:
+        if self.video is None or self.video.running:
+            return
+        outcome, self.video = self.video.outcome(), None
+        self.controls.say_of_video(f"{self._video_path}: {outcome}")
+
+    def close(self) -> None:
+        """Stop what runs, with its state kept, and the server."""
+        self._closed.set()
+        for job in (self.job, self.video):
+            if job is not None:
+                job.close()
+        for window in list(self.windows.values()):
+            window.close()
+        self.server.stop()

@@ -1,0 +1,87 @@
+"""An edit in a process of its own, so that nothing that happens to it harms the viewer, or the other way round."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from pathlib import Path
+
+_NICE = 5  # behind the viewer's own frames
+
+
+class Job:
+    """`cds3d COMMAND` with some options, of which the last lines are kept. folder: of its run, or None."""
+
+    def __init__(self, command: str, options: list[str], folder: Path | None = None):
+        self.folder, self.lines = folder, deque(maxlen=12)
+        self.stopping = False
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        package = str(Path(__file__).resolve().parents[2])
+        environment["PYTHONPATH"] = os.pathsep.join(p for p in (package, environment.get("PYTHONPATH")) if p)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "cds3d", command, *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=environment,
+            preexec_fn=_apart if os.name == "posix" else None,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self.process.stderr:
+            text = line.decode(errors="replace").replace("\r", "\n").strip().split("\n")[-1].strip()
+            if text:
+                self.lines.append(text)
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def stop(self) -> None:
+        """Ask the edit to keep its state and end."""
+        self.stopping = True
+        if self.running:
+            self.process.send_signal(signal.SIGINT)
+
+    def close(self, seconds: float = 20.0) -> None:
+        """Stop, and wait until the state is kept."""
+        self.stop()
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+    def progress(self) -> dict:
+        """What `RunFolder.report` wrote last; empty before."""
+        try:
+            return json.loads((self.folder / "state" / "progress.json").read_text())
+        except (OSError, ValueError, TypeError):
+            return {}
+
+    def outcome(self) -> str:
+        """One line for the page, once it has ended."""
+        self._reader.join(2)
+        code = self.process.returncode
+        if code == 0:
+            return "done"
+        told = next((line.removeprefix("error: ") for line in reversed(self.lines) if "error: " in line), None)
+        if told is not None:
+            return told
+        if self.stopping or code == 130:
+            return "stopped; the state is kept: Resume goes on"
+        if code < 0:
+            return f"the process was killed ({signal.Signals(-code).name}): Resume goes on from its last state"
+        return self.lines[-1] if self.lines else f"ended with exit code {code}"
+
+
+def _apart() -> None:
+    """A group of its own: Ctrl-C in the viewer's terminal is the viewer's to pass on."""
+    os.setpgrp()
+    os.nice(_NICE)

@@ -1,0 +1,112 @@
+"""From a browser's camera to a picture of the source, the edit, or both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cds3d.commands.videos import colored_depth, depth_range, seen_depth, to_uint8
+from tensorf.cameras import Camera
+from tensorf.paths import nearest_point
+from tensorf.renderable import Renderable
+
+SHOWN = ("split", "edit", "source", "depth")
+_REACH = 2.0  # of the distance to the next camera, that a view may be away from the nearest
+_LEAST_REACH = 0.15  # of the cameras' spread, where they stand close together
+_TURN = 0.6  # radians, that a view may look past the nearest camera's axis
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a window wants to see. pose: (3, 4) camera to world; fov: vertical, radians; aspect: width / height.
+
+    shown: one of SHOWN. split: where the edit begins, as a share of the width.
+    """
+
+    pose: Tensor
+    fov: float
+    aspect: float
+    shown: str = "edit"
+    split: float = 0.5
+
+    def camera(self, width: int) -> Camera:
+        """At `width` pixels."""
+        height = max(2, round(width / self.aspect))
+        focal = height / 2 / np.tan(self.fov / 2)
+        return Camera(self.pose, focal, focal, width / 2, height / 2, width, height)
+
+
+class Leash:
+    """Keeps views near the capture's cameras: nobody knows what is seen from elsewhere, and NDC fields end there."""
+
+    def __init__(self, cameras: list[Camera]):
+        self.positions = torch.stack([c.position for c in cameras])
+        self.axes = torch.stack([c.forward for c in cameras])
+        self.middle = nearest_point(torch.stack([c.pose for c in cameras])).numpy()  # that all look at
+        apart = torch.cdist(self.positions, self.positions).fill_diagonal_(torch.inf).amin(1)
+        spread = float((self.positions - self.positions.mean(0)).norm(dim=1).mean())
+        self.reach = max(_REACH * float(apart.median()), _LEAST_REACH * spread)
+
+    def held(self, pose: Tensor) -> Tensor:
+        """(3, 4) the pose, moved and turned no more than is needed."""
+        offsets = pose[:, 3] - self.positions
+        nearest = int(offsets.norm(dim=1).argmin())
+        away = float(offsets[nearest].norm())
+        eye = self.positions[nearest] + offsets[nearest] * min(1.0, self.reach / max(away, 1e-9))
+        axis, wanted = self.axes[nearest], pose[:, 2]
+        angle = float(torch.acos((axis @ wanted).clamp(-1, 1)))
+        if angle > _TURN:
+            side = F.normalize(wanted - (wanted @ axis) * axis, dim=0)
+            wanted = float(np.cos(_TURN)) * axis + float(np.sin(_TURN)) * side
+        right = F.normalize(torch.linalg.cross(pose[:, 1], wanted), dim=0)
+        return torch.stack([right, torch.linalg.cross(wanted, right), wanted, eye], 1)
+
+
+@torch.no_grad()
+def picture(sight: Sight, width: int, source: Renderable, edited: Renderable | None) -> np.ndarray:
+    """(H, W, 3) uint8. Without an edit the source is shown; of two halves only what is seen is rendered."""
+    camera = sight.camera(width)
+    if edited is None or sight.shown == "source":
+        return to_uint8(source.render(camera)["color"])
+    if sight.shown == "depth":
+        depth = seen_depth(edited.render(camera))
+        return to_uint8(colored_depth(depth, *depth_range([depth])))
+    at = round(sight.split * width) if sight.shown == "split" else 0
+    parts = [(source, 0, at), (edited, at, width)]
+    halves = [field.render(_columns(camera, a, b))["color"].cpu() for field, a, b in parts if b > a]
+    image = to_uint8(torch.cat(halves, 1))
+    if 0 < at < width:
+        image[:, at - 1 : at + 1] = 255
+    return image
+
+
+def point_seen(sight: Sight, u: float, v: float, field: Renderable) -> Tensor | None:
+    """(3,) the world point under a click; u, v: shares of the picture's width and height. None where nothing is."""
+    camera = sight.camera(252)
+    x, y = (min(max(share, 0.0), 1.0) * size for share, size in ((u, camera.width), (v, camera.height)))
+    column, row = min(int(x), camera.width - 1), min(int(y), camera.height - 1)
+    one = replace(camera, cx=camera.cx - column, cy=camera.cy - row, width=1, height=1)
+    rendered = field.render(one)
+    if not float(rendered["opacity"][0, 0]) > 0.5:
+        return None
+    return field.space.points(one, rendered["depth"].cpu())[0, 0]
+
+
+def _columns(camera: Camera, first: int, last: int) -> Camera:
+    """The camera's pixels from column `first` up to `last`."""
+    return replace(camera, cx=camera.cx - first, width=last - first)
+
+
+def pose_of(wxyz: np.ndarray, position: np.ndarray) -> Tensor:
+    """(3, 4) from viser's quaternion and position, whose camera axes are OpenCV's."""
+    w, x, y, z = np.asarray(wxyz, np.float64) / max(np.linalg.norm(wxyz), 1e-12)
+    rotation = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return torch.from_numpy(np.concatenate([rotation, np.asarray(position).reshape(3, 1)], 1)).float()

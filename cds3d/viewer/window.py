@@ -1,0 +1,112 @@
+"""One browser window: what it looks at, its own controls, and the thread that renders for it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+import viser
+
+from cds3d.viewer.sight import SHOWN, Leash, Sight, picture, pose_of
+from tensorf.cameras import Camera
+from tensorf.errors import UserError
+from tensorf.renderable import Renderable
+
+log = logging.getLogger("cds3d")
+
+_REST = 0.3  # seconds without a move, after which a view is rendered in full
+_GAP = 0.01  # seconds between two renders, for other windows: locks are not fair
+
+
+class Window:
+    """fields: gives (source, edit or None) as they are now. lock: held while rendering, one window at a time.
+
+    moving, full: widths in pixels of pictures while the camera moves and at rest. start: the camera to begin with.
+    """
+
+    def __init__(
+        self,
+        client: viser.ClientHandle,
+        fields: Callable[[], tuple[Renderable, Renderable | None]],
+        lock: threading.Lock,
+        leash: Leash,
+        start: Camera,
+        moving: int,
+        full: int,
+    ):
+        self.client, self._fields, self._lock, self._leash = client, fields, lock, leash
+        self._moving, self._full = moving, full
+        self._wanted, self._closed, self._moved_at = threading.Event(), False, 0.0
+        self.sight: Sight | None = None  # of the last picture
+        self.frames = 0
+        self.look_from(start)
+        with client.gui.add_folder("View", order=0):
+            self._shown = client.gui.add_dropdown("Show", SHOWN, initial_value="split")
+            self._split = client.gui.add_slider("Source | edit", 0.0, 1.0, 0.01, 0.5)
+        for control in (self._shown, self._split):
+            control.on_update(lambda _: self.refresh())
+        client.camera.on_update(lambda _: self._moved())
+        threading.Thread(target=self._run, daemon=True, name=f"window {client.client_id}").start()
+
+    def look_from(self, camera: Camera) -> None:
+        """Stand where a camera of the capture does."""
+        handle = self.client.camera
+        forward, position = camera.forward.numpy(), camera.position.numpy()
+        distance = float(np.linalg.norm(position - self._leash.middle)) or 1.0
+        with self.client.atomic():
+            handle.position = position
+            handle.look_at = position + forward * distance
+            handle.up_direction = -camera.pose[:, 1].numpy()
+            handle.fov = 2 * float(np.arctan(camera.height / 2 / camera.fy))
+
+    def refresh(self) -> None:
+        """Render anew: a field or a control has changed."""
+        self._wanted.set()
+
+    def close(self) -> None:
+        self._closed = True
+        self._wanted.set()
+
+    def _moved(self) -> None:
+        self._moved_at = time.monotonic()
+        self._wanted.set()
+
+    def look(self) -> Sight:
+        """What the window wants to see now, kept near the capture's cameras."""
+        camera = self.client.camera
+        shown = self._shown.value if self._shown.value in SHOWN else SHOWN[0]
+        split = min(max(float(self._split.value), 0.0), 1.0)
+        fov, aspect = min(max(camera.fov, 0.05), 2.5), min(max(camera.aspect, 0.2), 5.0)
+        pose = self._leash.held(pose_of(camera.wxyz, camera.position))
+        return Sight(pose, fov, aspect, shown, split)
+
+    def _run(self) -> None:
+        full_due = False
+        while not self._closed:
+            if not self._wanted.wait(timeout=_REST if full_due else None):
+                self._render(self._full)
+                full_due = False
+                continue
+            self._wanted.clear()
+            moving = time.monotonic() - self._moved_at < _REST
+            if not self._closed:
+                self._render(self._moving if moving else self._full)
+                full_due = moving
+
+    def _render(self, width: int) -> None:
+        try:
+            sight = self.look()
+            with self._lock:
+                image = picture(sight, width, *self._fields())
+            self.sight = sight
+            self.client.scene.set_background_image(image, format="jpeg", jpeg_quality=85 if width == self._full else 70)
+            self.frames += 1
+        except UserError as error:  # a camera that the field's space cannot hold
+            log.debug("no picture: %s", error)
+        except Exception:
+            if not self._closed:  # a browser that went away in between
+                log.exception("a window's picture failed")
+        time.sleep(_GAP)

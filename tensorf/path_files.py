@@ -1,0 +1,126 @@
+"""Camera paths from files: a `transforms.json`, or the camera path that nerfstudio's viewer saves.
+
+Poses are in the capture's own coordinates. nerfstudio normalises its world: where a `dataparser_transforms.json`, which
+nerfstudio writes beside its checkpoints, lies beside the path, it is undone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tensorf.cameras import Camera
+from tensorf.captures.geometry import transformed
+from tensorf.captures.transforms import opencv_from_opengl
+from tensorf.captures.views import checked_pose
+from tensorf.errors import UserError
+
+
+def read_camera_path(file: Path, world_from_capture: torch.Tensor, like: Camera) -> list[Camera]:
+    """Cameras in the normalised world.
+
+    world_from_capture: (4, 4), `Capture`'s. like: a camera whose lens and size are taken where the file tells none.
+    UserError for a file that is missing, damaged, or no camera path.
+    """
+    table = _load(file)
+    if "camera_path" in table:
+        poses, cameras = _nerfstudio(file, table, like)
+    elif "frames" in table:
+        poses, cameras = _transforms(file, table, like)
+    else:
+        raise UserError(f"{file} is no camera path: it has neither frames nor camera_path")
+    if not cameras:
+        raise UserError(f"{file} has no cameras")
+    checked = [checked_pose(opencv_from_opengl(p[:3]), file, f"camera {i}") for i, p in enumerate(poses)]
+    world = transformed(np.stack(checked), world_from_capture.double().numpy())
+    return [c.with_pose(torch.from_numpy(pose).float()) for c, pose in zip(cameras, world, strict=True)]
+
+
+def _transforms(file: Path, table: dict, like: Camera) -> tuple[list[np.ndarray], list[Camera]]:
+    poses, cameras = [], []
+    for i, frame in enumerate(_list(file, table, "frames")):
+        keys = {**table, **frame}
+        poses.append(_matrix(file, frame.get("transform_matrix"), i))
+        if "fl_x" in keys or "camera_angle_x" in keys:
+            width, height = (_number(file, keys, k, getattr(like, n), i) for k, n in (("w", "width"), ("h", "height")))
+            default = None
+            if "camera_angle_x" in keys:
+                default = width / 2 / math.tan(_number(file, keys, "camera_angle_x", None, i) / 2)
+            fx = _number(file, keys, "fl_x", default, i)
+            fy = _number(file, keys, "fl_y", fx, i)
+            cx, cy = (_number(file, keys, k, size / 2, i) for k, size in (("cx", width), ("cy", height)))
+            cameras.append(_camera(file, i, fx, fy, cx, cy, width, height))
+        else:
+            cameras.append(like)
+    return poses, cameras
+
+
+def _nerfstudio(file: Path, table: dict, like: Camera) -> tuple[list[np.ndarray], list[Camera]]:
+    height, width = (
+        _number(file, table, k, getattr(like, k.split("_")[1]), 0) for k in ("render_height", "render_width")
+    )
+    undo, scale = _normalisation(file)
+    poses, cameras = [], []
+    for i, frame in enumerate(_list(file, table, "camera_path")):
+        pose = _matrix(file, frame.get("camera_to_world"), i)
+        pose[:3, 3] /= scale
+        poses.append(undo @ pose)
+        focal = height / 2 / math.tan(math.radians(_number(file, frame, "fov", 50.0, i)) / 2)
+        cameras.append(_camera(file, i, focal, focal, width / 2, height / 2, width, height))
+    return poses, cameras
+
+
+def _normalisation(file: Path) -> tuple[np.ndarray, float]:
+    """((4, 4) that undoes nerfstudio's rotation and shift, its scale)."""
+    beside = file.with_name("dataparser_transforms.json")
+    if not beside.is_file():
+        return np.eye(4), 1.0
+    table = _load(beside)
+    matrix = _matrix(beside, table.get("transform"), 0)
+    return np.linalg.inv(matrix), _number(beside, table, "scale", 1.0, 0)
+
+
+def _camera(file, i, fx, fy, cx, cy, width, height) -> Camera:
+    if not (min(fx, fy) > 0 and all(math.isfinite(x) for x in (fx, fy, cx, cy)) and min(width, height) >= 1):
+        raise UserError(f"{file}: camera {i} has no usable lens or size")
+    return Camera(torch.eye(3, 4), fx, fy, cx, cy, round(width), round(height))
+
+
+def _matrix(file: Path, value, i: int) -> np.ndarray:
+    """(4, 4) from 16 or 12 numbers, nested or flat, row by row."""
+    try:
+        numbers = np.array(value, dtype=np.float64).reshape(-1, 4)
+    except (ValueError, TypeError):
+        numbers = np.empty((0, 4))
+    if len(numbers) not in (3, 4) or not np.isfinite(numbers).all():
+        raise UserError(f"{file}: the pose of camera {i} is not a 4x4 matrix of numbers")
+    return np.concatenate([numbers[:3], [[0.0, 0.0, 0.0, 1.0]]])
+
+
+def _list(file: Path, table: dict, key: str) -> list[dict]:
+    if not isinstance(table[key], list) or not all(isinstance(frame, dict) for frame in table[key]):
+        raise UserError(f"{file}: {key} has to be a list of cameras")
+    return table[key]
+
+
+def _number(file: Path, keys: dict, key: str, default: float | None, i: int) -> float:
+    value = keys.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise UserError(f"{file}: {key} of camera {i} has to be a number, not {value!r}")
+    return float(value)
+
+
+def _load(file: Path) -> dict:
+    if not file.is_file():
+        raise UserError(f"{file}: no such file")
+    try:
+        table = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{file} is not valid JSON ({error})") from error
+    if not isinstance(table, dict):
+        raise UserError(f"{file} has to be a JSON object, not {type(table).__name__}")
+    return table
