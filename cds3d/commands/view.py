@@ -44,6 +44,9 @@ def open_viewer(config: DictConfig):
     whole(config, "port")
     if not isinstance(config.host, str) or not config.host:
         raise UserError(f"host={config.host} has to be an address, such as 127.0.0.1 or 0.0.0.0")
+    if not OmegaConf.is_list(config.options) or not all(isinstance(o, str) and "=" in o for o in config.options):
+        raise UserError(f"options={config.options} has to be a list of key=value, as in '[\"edit.width=189\"]'")
+    load_config("edit", list(config.options))  # wrong ones are told now
     device = pick_device(config.device)
     run = _chosen_run(config)
     past, of_run = None, None

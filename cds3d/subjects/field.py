@@ -195,16 +195,22 @@ class FieldViews:
 
     def _weight(self, camera: int, source: SourceView) -> Tensor:
         """(H, W) in [0, 1]: the region of the edit, as this camera sees it."""
-        if not isinstance(self.target, LocalField) or self.target is self._moved:
-            return self.region.weight(camera, source.image)
+        within = self._given_share(camera, source)
+        return within * self.region.weight(camera, source.image) if self.find else within
+
+    def _given_share(self, camera: int, source: SourceView) -> Tensor:
+        """(H, W) of what each pixel shows, the share that lies in the given region; 1 without one."""
+        if self.target is self._moved:
+            return torch.ones(source.image.shape[:2], device=source.image.device)
         if camera not in self._given:
             self._given[camera] = seen_share(self.source, source.view, self.target.region).view(source.image.shape[:2])
-        found = self.region.weight(camera, source.image) if self.find else 1
-        return self._given[camera] * found
+        return self._given[camera]
 
     def observe(self, pair: FieldPair, image_gradient: Tensor) -> None:
-        """Let the region learn from the step's gradient."""
-        self.region.add(pair.camera, image_gradient, self._source_view(pair.camera).image)
+        """Let the region learn from the step's gradient, of which only that in the given region counts."""
+        source = self._source_view(pair.camera)
+        within = self._given_share(pair.camera, source)
+        self.region.add(pair.camera, image_gradient * within[..., None], source.image)
 
     def edited(self) -> Renderable:
         """The field as it is to be saved."""

@@ -160,7 +160,7 @@ class Viewer:
         window = self.windows.get(event.client.client_id)
         if window is None or not self.controls.pointing:
             return
-        (u, v), *_ = event.screen_pos
+        u, v = event.screen_pos
         with self.lock:
             point = point_seen(window.look(), u, v, self.edited or self.source)
         if point is None:
@@ -180,12 +180,14 @@ class Viewer:
             f"edit.iterations={values['iterations']}",
             f"device={self.config.device}",
             *self.place.option(),
+            *self.config.options,
         ]
         onward = values["onward"] and self.run is not None
         config = load_config("edit", [o for o in [*pairs, *self.shown.options] if not o.startswith("--")])
         config.src, config.tgt, config.run = values["src"], values["tgt"], str(self.run) if onward else None
-        if not values["tgt"]:
-            raise UserError("say what it should become: the field “to” is empty")
+        for name, label, what in (("src", "From", "it shows now"), ("tgt", "To", "it should become")):
+            if not values[name]:
+                raise UserError(f"say what {what}: the field {label} is empty")
         folder = output_folder(config, self.shown.folder)
         flags = [f"--src={values['src']}", f"--tgt={values['tgt']}"]
         flags += [f"--where={values['where']}"] if values["where"] and not self.place.option() else []

@@ -1,0 +1,137 @@
+"""`--where`, `mask=`, `box=`, `ball=`, `at=` and `region=`: what they do to an edit, and what is wrong with them."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cds3d.cli import run_command
+from tensorf.local import LocalField
+from tensorf.renderable import load_field
+
+
+@pytest.fixture()
+def masks(tmp_path):
+    """White on the left, for two of the photos."""
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    picture = np.zeros((48, 64), np.uint8)
+    picture[:, :32] = 255
+    for name in ("view001", "view002"):
+        Image.fromarray(picture).save(folder / f"{name}.png")
+    return folder
+
+
+def edited(tmp_path, edit_options, *options):
+    assert run_command("edit", [*edit_options, "output=edit", "video_frames=0", *options]) == 0
+    field = load_field(tmp_path / "edit" / "field.safetensors")
+    assert json.loads((tmp_path / "edit" / "metrics.json").read_text())["iterations"] == 2
+    return field
+
+
+BOX = "box=-9,-9,0,0,9,99"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [BOX],
+        [BOX, "region=both"],
+        ["ball=0.2,0,1.15,0.3"],
+        ["at=0.4,0.5,view001", "radius=0.5"],
+        ["at=0.4,0.5,1"],
+        ["--where", "the flower", "edit.region.mask_threshold=0.05", "carve.agreement=0.01"],
+        [BOX, "zoom=0"],
+        [BOX, "edit=shape", "edit.width=48", "edit.iterations=2"],
+        [BOX, "edit=shape", "edit.width=48", "edit.iterations=2", "region=both", "edit.volume.agreement=0.01",
+         "edit.region.mask_threshold=0.01"],
+    ],
+)  # fmt: skip
+def test_an_edit_stays_where_it_is_told(options, tmp_path, edit_options, trained):
+    field = edited(tmp_path, edit_options, *options)
+    assert isinstance(field, LocalField) and field.region.any() and not field.region.all()
+    x = torch.rand(2000, 3) * 2 - 1
+    outside = ~field.inside(x)
+    before = load_field(trained / "field.safetensors")
+    torch.testing.assert_close(field.density(x)[outside], before.density(x)[outside])
+    assert not all(torch.equal(a, b) for a, b in zip(field.target.parameters(), field.source.parameters()))
+
+
+def test_masks_are_carved_into_space(tmp_path, edit_options, trained, masks):
+    field = edited(tmp_path, edit_options, f"mask={masks}")
+    share = field.region[:, :, : field.region.shape[2] // 2].sum() / field.region.sum()
+    assert share > 0.8  # the left of the pictures
+
+
+def test_gradients_alone_decide_if_asked(tmp_path, edit_options, trained):
+    assert not isinstance(edited(tmp_path, edit_options, BOX, "region=auto"), LocalField)
+
+
+def test_views_are_cropped_around_the_region(tmp_path, edit_options, trained, caplog):
+    caplog.set_level(logging.INFO, "cds3d")
+    edited(tmp_path, edit_options, "ball=0.2,0,1.15,0.3")
+    assert "cropped around it (zoom=1.6)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        (["box=1,2,3"], "box=1,2,3 has to be six numbers"),
+        (["box=0,0,0,1,1,nan"], "six numbers"),
+        (["box=0,0,0,1,-1,1"], "no room"),
+        (
+            ["box=500,500,500,501,501,501"],
+            "box=500,500,500,501,501,501 has nothing of the scene in it: it lies between",
+        ),
+        (["ball=0,0,2"], "ball=x,y,z,radius"),
+        (["ball=0,0,2,0"], "above 0"),
+        (["at=0.5,0.5"], "u,v,view"),
+        (["at=1.5,0.5,1"], "go from 0"),
+        (["at=0.5,0.5,photo7"], "no photo photo7; give a name, such as view000"),
+        (["at=0.5,0.5,6"], "0 to 5"),
+        (["at=0.5,0.5,1", "radius=0"], "radius=0"),
+        (["radius=1"], "at=u,v,view"),
+        (["region=given"], "which say where"),
+        (["region=some"], "region=some is unknown"),
+        ([BOX, "ball=0,0,2,1"], "give one of"),
+        ([BOX, "zoom=-1"], "zoom"),
+        ([BOX, "carve.agreement=2"], "carve.agreement"),
+        (["mask=nowhere"], "mask=nowhere: no such folder"),
+        (["--where", " "], "--where is empty"),
+        (["--where", "the flower", "edit=published", "edit.width=48"], "edit.region.mask_threshold"),
+    ],
+)
+def test_what_is_wrong_is_one_line(options, told, tmp_path, edit_options, trained, capsys):
+    assert run_command("edit", [*edit_options, "output=edit", *options]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and told in error
+    assert not (tmp_path / "edit").exists()
+
+
+def test_wrong_masks_are_named(tmp_path, edit_options, trained, masks, capsys):
+    def told():
+        assert run_command("edit", [*edit_options, "output=edit", f"mask={masks}"]) == 1
+        assert not (tmp_path / "edit").exists()
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    Image.fromarray(np.full((48, 48), 255, np.uint8)).save(masks / "view001.png")
+    assert "view001.png is 48x48" in told() and "64x48" not in told()
+    for name in ("view001", "view002"):
+        Image.fromarray(np.zeros((48, 64), np.uint8)).save(masks / f"{name}.png")
+    assert "all masks are black" in told()
+    Image.fromarray(np.zeros((48, 64), np.uint8)).save(masks / "other.png")
+    assert "no photo other" in told()
+    (masks / "other.png").write_bytes(b"no picture")
+    for file in masks.iterdir():
+        file.unlink()
+    assert "no pictures" in told()
+
+
+@pytest.mark.parametrize("option", ["--where", "mask", "box", "ball", "at", "region"])
+def test_images_have_no_places(option, image_options, capsys):
+    given = ["--where", "the flower"] if option == "--where" else [f"{option}=both"]
+    assert run_command("edit", [*image_options, *given]) == 1
+    assert "is for scenes, not for --image" in capsys.readouterr().err

@@ -1,0 +1,183 @@
+"""Regions that a user gives: boxes, balls, masks, words; what views see of them; crops around them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from defaults import edit_config, region_config, run
+from fakes import PROMPTS, FixedGradient, LinearPrior
+
+from cds3d.editor import Editor
+from cds3d.options import build, load_config
+from cds3d.subjects.field import FieldRates, FieldViews, Preservation
+from cds3d.subjects.given import in_ball, in_box, point_at, seen_share, zoomed
+from cds3d.subjects.volume import edited_volume
+from cds3d.where import word_masks
+from tensorf.captures import load_capture
+from tensorf.local import LocalField, cell_centers
+from tensorf.renderable import load_field
+
+
+@pytest.fixture()
+def field(source_run):
+    return load_field(source_run / "field.safetensors")
+
+
+@pytest.fixture(scope="module")
+def cameras(capture_folder):
+    capture = load_capture(capture_folder, width=64)
+    return [camera.resized(32, 24) for camera in capture.cameras[:3]]
+
+
+def world(field):
+    return field.space.world(cell_centers(field.occupancy.shape, field.device))
+
+
+def test_a_box_holds_the_cells_between_its_corners(field):
+    low, high = torch.tensor([-0.3, -0.4, 1.5]), torch.tensor([0.2, 0.5, 3.0])
+    region = in_box(field, low, high)
+    expected = [all(a < x < b for x, a, b in zip(p, low, high)) for p in world(field)]
+    assert region.shape == field.occupancy.shape and 0 < region.sum() < region.numel()
+    assert region.flatten().tolist() == expected
+
+
+def test_a_ball_holds_the_cells_within_its_radius(field):
+    middle = torch.tensor([0.1, -0.1, 2.0])
+    region = in_ball(field, middle, 0.5)
+    expected = [(p - middle).square().sum() <= 0.25 for p in world(field)]
+    assert region.flatten().tolist() == expected and region.any()
+
+
+def test_a_click_finds_the_surface_under_it(field, cameras):
+    camera = cameras[0]
+    rendered = field.render(camera)
+    rendered["opacity"][:] = 1.0
+    point = point_at(_Rendering(field, rendered), camera, 20.6, 5.2)
+    local = (point - camera.position) @ camera.pose[:, :3]
+    assert local[0] / local[2] * camera.fx + camera.cx == pytest.approx(20.5, abs=1e-3)  # the middle of the pixel
+    assert local[1] / local[2] * camera.fy + camera.cy == pytest.approx(5.5, abs=1e-3)
+    depth = (point - field.space.reference[:, 3]) @ field.space.reference[:, 2]
+    assert depth == pytest.approx(float(rendered["depth"][5, 20]), rel=1e-4)
+    rendered["opacity"][5, 20] = 0.4
+    assert point_at(_Rendering(field, rendered), camera, 20.6, 5.2) is None
+
+
+class _Rendering:
+    """A field that shows what it is told to."""
+
+    def __init__(self, field, rendered):
+        self.space, self.render = field.space, lambda camera: rendered
+
+
+def test_what_a_view_sees_of_a_region(field, cameras):
+    view = field.view(cameras[0])
+    x, weight, ray = view.surfaces(field)
+    everywhere = torch.ones_like(field.occupancy)
+    total = torch.zeros(24 * 32).index_add(0, ray, weight).clamp(0, 1)
+    torch.testing.assert_close(seen_share(field, view, everywhere), total)
+    assert not seen_share(field, view, ~everywhere).any()
+    left = torch.zeros_like(everywhere)
+    left[:, :, : everywhere.shape[2] // 2] = True
+    share = seen_share(field, view, left).view(24, 32)
+    assert share[:, :10].mean() > 0.8 * total.view(24, 32)[:, :10].mean() and share[:, -10:].mean() < 0.1
+
+
+def test_crops_show_the_region_as_large_as_asked(field, cameras):
+    middle = point_at(_solid(field, cameras[0]), cameras[0], 18, 12)
+    region = in_ball(field, middle, 0.12 * float((middle - cameras[0].position).norm()))
+    field.occupancy = torch.ones_like(field.occupancy)
+    crops = zoomed(cameras, field, region, 2.0)
+    assert len(crops) == 3
+    points = world(field)[region.flatten()]
+    for crop, camera in zip(crops, cameras, strict=True):
+        assert (crop.width, crop.height) == (32, 24) and torch.equal(crop.pose, camera.pose)
+        assert crop.fx / camera.fx == pytest.approx(crop.fy / camera.fy) and crop.fx > 1.2 * camera.fx
+        local = (points - crop.position) @ crop.pose[:, :3]
+        u, v = local[:, 0] / local[:, 2] * crop.fx + crop.cx, local[:, 1] / local[:, 2] * crop.fy + crop.cy
+        q = torch.tensor([0.02, 0.98])
+        spans = (u.quantile(q).diff() / 32).item(), (v.quantile(q).diff() / 24).item()
+        assert max(spans) == pytest.approx(0.5, abs=0.02)
+        assert u.quantile(0.02) >= 0 and u.quantile(0.98) <= 32 and v.quantile(0.02) >= 0 and v.quantile(0.98) <= 24
+        a, b = crop.pixel_rays()[1], camera.pixel_rays()[1]  # it looks at a part of the picture
+        assert (a.amin(0) >= b.amin(0) - 0.01).all() and (a.amax(0) <= b.amax(0) + 0.01).all()
+    assert zoomed(cameras, field, torch.ones_like(region), 2.0) == cameras  # as large as the picture already
+    aside = replace(cameras[0], cx=cameras[0].cx + 100)
+    assert len(zoomed([aside, cameras[1]], field, region, 2.0)) == 1  # one that does not see it is left out
+
+
+def _solid(field, camera):
+    rendered = field.render(camera)
+    rendered["opacity"][:] = 1.0
+    return _Rendering(field, rendered)
+
+
+# --- the subject
+
+
+def views(field, cameras, given, find):
+    rates = FieldRates(color_lr=1.0, network_lr=0.1, density_lr=1.0, line_lr=1.0)
+    kept = build(Preservation, load_config("edit", []).edit)
+    return FieldViews(field, cameras, LinearPrior(), rates, region_config(0.5, 32), kept, given=given, find=find)
+
+
+def half(field):
+    region = torch.zeros_like(field.occupancy)
+    region[:, :, : region.shape[2] // 2] = True
+    return region
+
+
+def test_nothing_changes_outside_of_a_given_region(field, cameras):
+    subject = views(field, cameras, half(field), find=False)
+    editor = Editor(subject, subject.prior, FixedGradient(), PROMPTS, edit_config(4, 0.1))
+    run(editor)
+    edited = subject.edited()
+    assert isinstance(edited, LocalField)
+    x = torch.rand(500, 3) * 2 - 1
+    inside = edited.inside(x)
+    changed = (edited.density(x) != field.density(x)) | (edited.color(x, x) != field.color(x, x)).any(1)
+    assert changed[inside].any() and not changed[~inside].any()
+
+
+def test_a_given_region_is_where_the_gradient_counts(field, cameras):
+    region = half(field)
+    alone = views(field, cameras, region, find=False)
+    made = alone._source_view(0)
+    torch.testing.assert_close(alone._weight(0, made).flatten(), seen_share(field, made.view, region))
+
+
+def test_both_is_what_is_given_and_found(field, cameras, monkeypatch):
+    subject = views(field, cameras, half(field), find=True)
+    made = subject._source_view(0)
+    given = seen_share(field, made.view, half(field)).view(24, 32)
+    found = torch.rand(24, 32)
+    monkeypatch.setattr(subject.region, "weight", lambda camera, picture: found)
+    torch.testing.assert_close(subject._weight(0, made), given * found)
+    subject.find = False
+    torch.testing.assert_close(subject._weight(0, made), given)
+
+
+# --- words
+
+
+def test_words_are_looked_for_against_no_prompt(field, cameras):
+    prior, asked = LinearPrior(), set()
+    ask = prior.ask
+    prior.ask = lambda *queries: asked.update(float(q.prompt.tokens) for q in queries) or ask(*queries)
+    seen = word_masks(field, cameras, prior, "the flower", region_config(0.5, 32), seed=3)
+    assert len(seen) == 3 and all(mask.shape == (24, 32) for _, mask in seen)
+    assert asked == {0.0, float(len("the flower"))}
+    steps = [t for kind, t, *_ in prior.calls if kind == "noise"]
+    assert len(steps) == 3 * region_config(0.5, 32).visits and all(400 <= t <= 600 for t in steps)
+    again = word_masks(field, cameras, LinearPrior(), "the flower", region_config(0.5, 32), seed=3)
+    assert all(torch.equal(a[1], b[1]) for a, b in zip(seen, again))
+
+
+def test_separate_parts_of_masks_are_all_taken(field, cameras):
+    """Masks that a user has drawn may show two things; estimated ones have stray spots."""
+    mask = torch.zeros(24, 32)
+    mask[:, :12] = 1
+    mask[10:12, 30:] = 1
+    seen = [(field.view(camera), mask) for camera in cameras]
+    every = edited_volume(field, seen, 0.5, 0.0, one_subject=False)
+    one = edited_volume(field, seen, 0.5, 0.0)
+    assert (one <= every).all()

@@ -1,0 +1,425 @@
+"""The viewer without a browser: who may connect, pictures over its websocket, its controls, edits as processes."""
+
+import io
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from fakes import TINY_FIELD, TINY_SCENE
+from PIL import Image
+
+viser = pytest.importorskip("viser", reason='no viser: pip install ".[viewer]"')
+import msgspec  # noqa: E402
+import zstandard  # noqa: E402
+from websockets.exceptions import InvalidStatus  # noqa: E402
+from websockets.http11 import Headers, Request  # noqa: E402
+from websockets.sync.client import connect  # noqa: E402
+
+import cds3d.viewer.job as job_module  # noqa: E402
+from cds3d.cli import run_command  # noqa: E402
+from cds3d.commands.view import open_viewer  # noqa: E402
+from cds3d.options import load_config  # noqa: E402
+from cds3d.viewer.guard import COOKIE, refusal  # noqa: E402
+from cds3d.viewer.job import Job  # noqa: E402
+from cds3d.viewer.sight import Leash, Sight, picture, point_seen, pose_of  # noqa: E402
+from tensorf.cameras import Camera  # noqa: E402
+from tensorf.errors import UserError  # noqa: E402
+from tensorf.renderable import load_field  # noqa: E402
+
+# --- who may connect
+
+
+def request(path="/", **headers):
+    return Request(path, Headers({name.capitalize(): value for name, value in headers.items()}))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8080", "localhost:8080", "[::1]:8080"])
+def test_this_machines_own_pages_may_connect(host):
+    assert refusal(request(host=host), None) is None
+    assert refusal(request(host=host, origin=f"http://{host}"), None) is None
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:9999", "http://127.0.0.1.evil"])
+def test_pages_of_other_addresses_may_not(origin):
+    assert "other addresses" in refusal(request(host="127.0.0.1:8080", origin=origin), None)
+    assert "other addresses" in refusal(request("/?token=t", host="10.0.0.1:8080", origin=origin), "t")
+
+
+def test_a_foreign_name_for_this_machine_may_not():
+    assert "this machine alone" in refusal(request(host="evil.example:8080", origin="http://evil.example:8080"), None)
+
+
+@pytest.mark.parametrize(
+    "path, cookie, allowed",
+    [
+        ("/?token=secret", "", True),
+        ("/", f"{COOKIE}=secret", True),
+        ("/", f"a=b; {COOKIE}=secret", True),
+        ("/", "", False),
+        ("/?token=wrong", "", False),
+        ("/?token=", f"{COOKIE}=wrong", False),
+    ],
+)
+def test_other_addresses_need_the_token(path, cookie, allowed):
+    headers = {"host": "10.0.0.1:8080"} | ({"cookie": cookie} if cookie else {})
+    assert (refusal(request(path, **headers), "secret") is None) == allowed
+
+
+# --- a running viewer
+
+
+@pytest.fixture(scope="module")
+def viewer(tmp_path_factory, capture_folder, source_run):
+    """A field that shows more than fog."""
+    here, before = tmp_path_factory.mktemp("viewer"), os.getcwd()
+    os.chdir(here)
+    longer = [*TINY_SCENE, *TINY_FIELD, "field.iterations=150", "field.density_shift=-4", "field.batch=256"]
+    assert run_command("train", ["--capture", str(capture_folder), *longer]) == 0
+    config = load_config("view", ["scene=capture", "scene.width=64", "port=0", "width=48", "moving_width=24"])
+    config.capture = str(capture_folder)
+    config.options = [*TINY_SCENE[:2], *TINY_FIELD, "edit.width=48", "video_frames=0"]
+    config.scene.prompt = "a yellow flower"
+    running = open_viewer(config)
+    yield running
+    running.close()
+    os.chdir(before)
+
+
+def socket_of(viewer, **headers):
+    """A client that has told its camera once, as it has to, and has been told by the viewer where to stand."""
+    url, before = viewer.url.replace("http://", "ws://"), set(viewer.windows)
+    socket = connect(url, subprotocols=[f"viser-v{viser.__version__}"], additional_headers=headers, max_size=None)
+    look(socket, viewer.start)
+    end = time.monotonic() + 20
+    while set(viewer.windows) <= before and time.monotonic() < end:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    return socket
+
+
+def messages(socket, timeout=20):
+    """All that the server has sent, until it has been silent for a while."""
+    found, end = [], time.monotonic() + timeout
+    while time.monotonic() < end:
+        try:
+            data = socket.recv(timeout=2)
+        except TimeoutError:
+            break
+        size, packed = (int.from_bytes(data[i : i + 8], "little") for i in (0, 8))
+        told = msgspec.msgpack.decode(zstandard.decompress(data[16 : 16 + packed], max_output_size=size))
+        start = 16 + packed
+        buffers = []
+        for length in told["binaryBufferLengths"]:
+            start += -start % 8
+            buffers.append(data[start : start + length])
+            start += length
+        found += [message | {"buffers": buffers} for message in told["messages"]]
+    return found
+
+
+def look(socket, camera, moved=0.0):
+    wxyz = viser.transforms.SO3.from_matrix(camera.pose[:, :3].double().numpy()).wxyz
+    position = (camera.position + moved).tolist()
+    message = {
+        "type": "ViewerCameraMessage", "wxyz": wxyz.tolist(), "position": position, "near": 0.01, "far": 1000.0,
+        "fov": 2 * math.atan(camera.height / 2 / camera.fy), "image_height": 300, "image_width": 400,
+        "look_at": (camera.position + camera.forward).tolist(), "up_direction": (-camera.pose[:, 1]).tolist(),
+    }  # fmt: skip
+    socket.send(msgspec.msgpack.encode(message))
+
+
+def pictures(found):
+    images = []
+    for message in found:
+        if message["type"] == "BackgroundImageMessage" and message["rgb_data"]:
+            data = message["rgb_data"]
+            data = message["buffers"][data["__binary_index"]] if isinstance(data, dict) else data
+            images.append(np.asarray(Image.open(io.BytesIO(data))))
+    return images
+
+
+def test_a_browser_gets_a_picture_of_what_it_looks_at(viewer):
+    with socket_of(viewer) as socket:
+        look(socket, viewer.start)
+        images = pictures(messages(socket))
+        assert images and images[-1].shape == (36, 48, 3)
+        expected = viewer.source.render(viewer.start.resized(48, 36))["color"].numpy() * 255
+        assert np.abs(images[-1] - expected).mean() < 6  # JPEG
+
+
+def test_pictures_are_small_while_the_camera_moves(viewer):
+    with socket_of(viewer) as socket:
+        look(socket, viewer.start)
+        messages(socket)
+        look(socket, viewer.start, moved=0.01)
+        sizes = [image.shape[1] for image in pictures(messages(socket))]
+        assert sizes[0] == 24 and sizes[-1] == 48
+
+
+def test_two_windows_look_at_different_things(viewer):
+    with socket_of(viewer) as one, socket_of(viewer) as two:
+        look(one, viewer.capture.cameras[0])
+        look(two, viewer.capture.cameras[-1])
+        first, second = (pictures(messages(s))[-1].astype(float) for s in (one, two))
+        assert np.abs(first - second).mean() > 2
+        assert len(viewer.windows) >= 2
+    end = time.monotonic() + 20
+    while viewer.windows and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not viewer.windows  # both are gone, and so are their threads' wishes
+
+
+@pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Host": "evil.example"}])
+def test_a_foreign_page_is_refused_at_the_door(viewer, headers):
+    with pytest.raises(InvalidStatus) as refused:
+        if "Host" in headers:
+            raise_for_foreign_host(viewer)
+        socket_of(viewer, **headers)
+    assert refused.value.response.status_code == 403
+
+
+def raise_for_foreign_host(viewer):
+    port = viewer.server.get_port()
+    sock = __import__("socket").create_connection(("127.0.0.1", port))
+    connect(f"ws://evil.example:{port}", sock=sock, subprotocols=[f"viser-v{viser.__version__}"])
+
+
+def test_no_public_address_is_asked_for(viewer, monkeypatch):
+    assert viewer.server.request_share_url() is None
+    monkeypatch.setattr(viser.ViserServer, "request_share_url", lambda *_: pytest.fail("asked for"))
+    with socket_of(viewer) as socket:
+        socket.send(msgspec.msgpack.encode({"type": "ShareUrlRequest"}))
+        messages(socket, 3)
+
+
+# --- its controls
+
+
+@pytest.fixture
+def controls(viewer):
+    values = {name: getattr(viewer.controls, name).value for name in ("_src", "_tgt", "_where", "_iterations")}
+    yield viewer.controls
+    for name, value in values.items():
+        getattr(viewer.controls, name).value = value
+    viewer.place.show("anywhere")
+
+
+def test_the_controls_are_options_of_an_edit(viewer, controls):
+    controls._src.value, controls._tgt.value, controls._iterations.value = "a yellow flower", "a red flower", 7
+    options, folder = viewer.edit_options()
+    assert folder == viewer.shown.folder / "a-red-flower"
+    assert "--src=a yellow flower" in options and "--tgt=a red flower" in options
+    assert {"edit.iterations=7", "objective=cds", "edit=field", "edit.width=48", f"output={folder}"} <= set(options)
+    assert f"--capture={viewer.config.capture}" in options
+    viewer.place.put(np.array([0.1, 0.2, 2.0]))
+    assert f"ball=0.1,0.2,2,{viewer.place.radius:.5g}" in viewer.edit_options()[0]
+    controls._where.value = "the flower"
+    assert not any(o.startswith("--where") for o in viewer.edit_options()[0])  # one of both, and the ball is seen
+    viewer.place.show("anywhere")
+    assert "--where=the flower" in viewer.edit_options()[0]
+    viewer.place.show("box")
+    half = viewer.place.half[0]
+    corners = ",".join(f"{x:.5g}" for x in (0.1 - half, 0.2 - half, 2 - half, 0.1 + half, 0.2 + half, 2 + half))
+    assert f"box={corners}" in viewer.edit_options()[0]
+
+
+@pytest.mark.parametrize(
+    "control, value, told",
+    [
+        ("_tgt", "", "To is empty"),
+        ("_src", " ", "From is empty"),
+        ("_tgt", "${oc.env:HOME}", "plain text"),
+        ("_tgt", "a\nb", "plain text"),
+        ("_iterations", 0, "iterations"),
+    ],
+)
+def test_what_a_browser_sends_is_checked(viewer, controls, control, value, told):
+    controls._src.value, controls._tgt.value = "a yellow flower", "a red flower"
+    getattr(controls, control).value = value
+    with pytest.raises(UserError, match=told):
+        viewer.edit_options()
+
+
+def test_only_runs_of_the_list_are_shown(viewer):
+    for name in ("../../etc", "/etc", "nothing"):
+        with pytest.raises(UserError, match="no such run"):
+            viewer.show(name)
+    viewer.show("(source)")
+    assert viewer.run is None and viewer.edited is None
+
+
+def test_a_line_below_the_buttons_is_plain_text(viewer):
+    viewer.controls.say('<img src="x"> *a* {b}')
+    assert viewer.controls._status.content == r'\<img src="x"\> \*a\* \{b\}'
+
+
+# --- what a window sees
+
+
+def pose(eye=(0, 0, 0), forward=(0, 0, 1)):
+    forward = torch.nn.functional.normalize(torch.tensor(forward, dtype=torch.float32), dim=0)
+    right = torch.nn.functional.normalize(torch.linalg.cross(torch.tensor([0.0, 1, 0]), forward), dim=0)
+    return torch.stack([right, torch.linalg.cross(forward, right), forward, torch.tensor(eye, dtype=torch.float32)], 1)
+
+
+def test_views_stay_near_the_cameras():
+    cameras = [Camera(pose((x, 0, 0)), 50, 50, 32, 24, 64, 48) for x in (0.0, 1.0, 2.0)]
+    leash = Leash(cameras)
+    assert leash.reach == 2.0
+    inside = pose((1.2, 0.5, 0), (0.1, 0, 1))
+    torch.testing.assert_close(leash.held(inside), inside)
+    far = leash.held(pose((1.0, 9.0, 0)))
+    torch.testing.assert_close(far[:, 3], torch.tensor([1.0, 2.0, 0.0]))
+    back = leash.held(pose((1.0, 0, 0), (1, 0, -0.2)))
+    assert float(back[:, 2] @ torch.tensor([0.0, 0, 1])) == pytest.approx(math.cos(0.6), abs=1e-5)
+    assert back[0, 2] > 0  # towards where it was meant to look
+    torch.testing.assert_close(back[:, :3].T @ back[:, :3], torch.eye(3))
+
+
+def test_a_quaternion_is_the_rotation_that_viser_means():
+    rotation = viser.transforms.SO3.from_x_radians(0.3) @ viser.transforms.SO3.from_y_radians(-1.1)
+    built = pose_of(rotation.wxyz, np.array([1.0, 2, 3]))
+    torch.testing.assert_close(built[:, :3], torch.from_numpy(rotation.as_matrix()).float())
+    assert built[:, 3].tolist() == [1, 2, 3]
+
+
+@pytest.fixture()
+def two_fields(source_run):
+    source = load_field(source_run / "field.safetensors")
+    edited = load_field(source_run / "field.safetensors")
+    for p in edited.parameter_groups()["network"]:
+        p.data += 0.5
+    return source, edited
+
+
+def test_each_side_of_the_slider_shows_its_field(two_fields, viewer):
+    source, edited = two_fields
+    sight = Sight(viewer.start.pose, 0.7, 4 / 3, "split", 0.25)
+    whole = [picture(replace(sight, shown=shown), 40, source, edited) for shown in ("source", "edit")]
+    image = picture(sight, 40, source, edited)
+    assert image.shape == (30, 40, 3) and not np.array_equal(*whole)
+    assert np.array_equal(image[:, :9], whole[0][:, :9]) and np.array_equal(image[:, 11:], whole[1][:, 11:])
+    assert (image[:, 9:11] == 255).all()
+    for split, shown in ((0.0, whole[1]), (1.0, whole[0])):
+        assert np.array_equal(picture(replace(sight, split=split), 40, source, edited), shown)
+    assert np.array_equal(picture(sight, 40, source, None), whole[0])
+    depth = picture(replace(sight, shown="depth"), 40, source, edited)
+    assert (depth[..., 0] == depth[..., 1]).all() and not np.array_equal(depth, whole[1])
+
+
+def test_a_click_is_the_point_that_its_pixel_shows(two_fields, viewer):
+    source = two_fields[0]
+    source.render = _opaque(source.render)
+    sight = Sight(viewer.start.pose, 0.7, 4 / 3)
+    point = point_seen(sight, 0.3, 0.6, source)
+    camera = sight.camera(252)
+    local = (point - camera.position) @ camera.pose[:, :3]
+    assert local[0] / local[2] * camera.fx + camera.cx == pytest.approx(0.3 * 252, abs=0.6)
+    assert local[1] / local[2] * camera.fy + camera.cy == pytest.approx(0.6 * 189, abs=0.6)
+
+
+def _opaque(render):
+    def opaque(camera):
+        rendered = render(camera)
+        return rendered | {"opacity": torch.ones_like(rendered["opacity"])}
+
+    return opaque
+
+
+# --- edits as processes
+
+
+@pytest.fixture
+def python(monkeypatch):
+    """A job runs a few lines of Python in place of the command."""
+
+    popen = job_module.subprocess.Popen
+
+    def job(code, folder=None):
+        monkeypatch.setattr(
+            job_module.subprocess, "Popen", lambda command, **options: popen([sys.executable, "-c", code], **options)
+        )
+        return Job("edit", [], folder)
+
+    return job
+
+
+def ended(job):
+    job.process.wait(20)
+    return job.outcome()
+
+
+def test_the_outcome_of_a_job_is_one_line(python):
+    assert ended(python("pass")) == "done"
+    assert ended(python("import sys; sys.exit('error: the disk is full')")) == "the disk is full"
+    assert "exit code 3" in ended(python("raise SystemExit(3)"))
+    assert "ValueError: seven" in ended(python("raise ValueError('seven')"))
+
+
+def test_a_stopped_job_keeps_its_state_and_a_killed_one_is_told(python):
+    code = "import signal, time, sys; signal.signal(signal.SIGINT, lambda *_: sys.exit(130)); {}time.sleep(30)"
+    job = python(code.format("print('ready', file=sys.stderr, flush=True); "))
+    while "ready" not in job.lines:
+        time.sleep(0.05)
+    job.close()
+    assert job.process.returncode == 130 and "state is kept" in job.outcome()
+    job = python("import time; time.sleep(30)")
+    job.process.send_signal(signal.SIGKILL)
+    assert "SIGKILL" in ended(job)
+
+
+def test_progress_is_what_the_run_reports(python, tmp_path):
+    job = python("pass", tmp_path)
+    assert job.progress() == {}
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "progress.json").write_text('{"iteration": 3')  # in the middle of being written
+    assert job.progress() == {}
+    (tmp_path / "state" / "progress.json").write_text('{"iteration": 3}')
+    assert job.progress() == {"iteration": 3}
+    ended(job)
+
+
+# --- the command
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        (["nowhere"], "no run folder"),
+        (["--scene", "castle"], "castle"),
+        (["host=", "scene=cat"], "host"),
+        (["width=2"], "width"),
+        (["options=[a]"], "key=value"),
+        (['options=["edit.speed=3"]'], "edit.speed"),
+        (["--capture", "nowhere"], "no such folder"),
+    ],
+)
+def test_what_cannot_be_viewed_is_told(options, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run_command("view", options) == 1
+    assert told in capsys.readouterr().err and not (tmp_path / "outputs").exists()
+
+
+def test_another_address_gets_a_token_and_a_warning(monkeypatch, tmp_path, capture_folder, source_run, caplog):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(source_run, tmp_path / "outputs" / "daisies" / "source")
+    config = load_config("view", ["scene=capture", "scene.width=64", "port=0", "host=0.0.0.0", "width=48"])
+    config.capture = str(capture_folder)
+    viewer = open_viewer(config)
+    try:
+        assert "nothing" in caplog.text and "token=" in viewer.url and len(viewer.url.split("token=")[1]) >= 20
+        url = f"ws://127.0.0.1:{viewer.server.get_port()}/"
+        protocol = [f"viser-v{viser.__version__}"]
+        with pytest.raises(InvalidStatus):
+            connect(url, subprotocols=protocol)
+        token = viewer.url.split("token=")[1]
+        connect(url, subprotocols=protocol, additional_headers={"Cookie": f"{COOKIE}={token}"}).close()
+    finally:
+        viewer.close()
