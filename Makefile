@@ -1,16 +1,21 @@
 # make edit   train the flower's source field if needed, then edit it: python edit.py --tgt "a red flower"
 # make test   run the tests
+# make test-browser   the viewer in Chromium, which has to be there: apt-get install chromium
 # Both set up .venv first if it is not there. PYTHON=python3.12 make ... picks another interpreter.
 
 PYTHON ?= python3
 
-.PHONY: edit test lint
+.PHONY: edit test test-browser lint
 
 edit: .venv/ready
 	.venv/bin/python edit.py --tgt "a red flower"
 
 test: .venv/ready
 	.venv/bin/python -m pytest -q tests
+
+test-browser: .venv/ready
+	.venv/bin/python -m pip install -q playwright==1.65.2
+	.venv/bin/python -m pytest -q -rs tests/cds3d/test_browser.py
 
 lint: .venv/ready
 	.venv/bin/python -m pip install -q ruff==0.17.6

@@ -1,0 +1,242 @@
+"""`cds3d export` and `render.py`: what other programs read."""
+
+import json
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cds3d.cli import main, run_command
+from cds3d.commands.render import axial_depth
+from tensorf.captures import load_capture
+from tensorf.captures.colmap_files import load_model
+from tensorf.captures.writing import capture_poses
+from tensorf.renderable import load_field
+
+
+@pytest.fixture()
+def opaque(trained):
+    """The source run with a field that is solid everywhere."""
+    field = load_field(trained / "field.safetensors")
+    for group in field.parameter_groups().get("density", []):
+        group.data.abs_().add_(3)
+    field.occupancy = torch.ones_like(field.occupancy)
+    field.save(trained / "field.safetensors")
+    return trained
+
+
+def export(run, *options):
+    return main(["export", str(run), *options])
+
+
+def test_a_dataset_is_a_capture_of_the_fields_views(opaque, tmp_path, capture_folder):
+    assert export(opaque, "dataset", "output=set", "points=500", "path=spiral", "frames=2") == 0
+    folder = tmp_path / "set"
+    original = load_capture(capture_folder, width=64, check=False)
+    again = load_capture(folder, width=64, check=False)
+    names = [f"view{i:03d}" for i in range(6)] + ["path_0000", "path_0001"]
+    assert {n.removeprefix("images/").removesuffix(".png") for n in again.image_names} == set(names)
+    held = {again.image_names[i] for i in again.test}
+    assert held == {f"images/view{i:03d}.png" for i in original.test}
+    field = load_field(opaque / "field.safetensors")
+    for i in range(6):  # poses and pictures belong together, in the capture's own coordinates
+        j = again.image_names.index(f"images/view{i:03d}.png")
+        expected = field.render(original.cameras[i])["color"].clamp(0, 1) * 255
+        assert (again.images[j].float() - expected).abs().max() <= 0.51
+        mine = capture_poses([original.cameras[i]], original)[0]
+        theirs = capture_poses([again.cameras[j]], again)[0]
+        np.testing.assert_allclose(mine, theirs, atol=1e-4)
+        assert original.cameras[i].fx == pytest.approx(again.cameras[j].fx)
+    table = json.loads((folder / "transforms.json").read_text())
+    assert table["ply_file_path"] == "points.ply" and table["orientation_override"] == "none"
+    assert set(table["train_filenames"]) | set(table["test_filenames"]) == {f["file_path"] for f in table["frames"]}
+
+
+def test_its_colmap_model_says_the_same(opaque, tmp_path, capture_folder):
+    assert export(opaque, "dataset", "output=set", "points=500") == 0
+    (tmp_path / "set" / "transforms.json").unlink()
+    original = load_capture(capture_folder, width=64, check=False)
+    again = load_capture(tmp_path / "set", width=64, check=False)
+    for i, name in enumerate(again.image_names):
+        mine, theirs = capture_poses([original.cameras[i]], original), capture_poses([again.cameras[i]], again)
+        assert name == f"view{i:03d}.png"
+        np.testing.assert_allclose(mine, theirs, atol=1e-4)
+    model = load_model(tmp_path / "set" / "sparse" / "0")
+    assert 350 < len(model.points) < 650
+    for image in model.images:  # every point lies where its view has it
+        pose = capture_poses([original.cameras[int(image.name[4:7])]], original)[0]
+        rows = np.searchsorted(model.point_ids, image.point_ids)
+        local = (model.points[rows] - pose[:, 3]) @ pose[:, :3]
+        camera = original.cameras[0]
+        u, v = (local[:, k] / local[:, 2] * camera.fx + (camera.width, camera.height)[k] / 2 for k in (0, 1))
+        assert (local[:, 2] > 0).all() and np.abs(u % 1 - 0.5).max() < 1e-2 and np.abs(v % 1 - 0.5).max() < 1e-2
+
+
+def test_pycolmap_reads_it(opaque, tmp_path):
+    pycolmap = pytest.importorskip("pycolmap")
+    assert export(opaque, "dataset", "output=set", "points=300") == 0
+    model = pycolmap.Reconstruction(str(tmp_path / "set" / "sparse" / "0"))
+    assert model.num_reg_images() == 6
+    for point in model.points3D.values():
+        (element,) = point.track.elements
+        image = model.images[element.image_id]
+        seen = image.points2D[element.point2D_idx]
+        assert seen.has_point3D() and np.linalg.norm(image.project_point(point.xyz) - seen.xy) < 0.01
+
+
+def read_ply(path):
+    head, _, body = path.read_bytes().partition(b"end_header\n")
+    lines = head.decode().split("\n")
+    kinds = {"float": "<f4", "uchar": "u1"}
+    properties = [line.split()[1:] for line in lines if line.startswith("property")]
+    count = int(next(line for line in lines if "element vertex" in line).split()[-1])
+    table = np.frombuffer(body, [(name, kinds[kind]) for kind, name in properties])
+    assert len(table) == count
+    return table
+
+
+def test_points_and_splats(opaque, tmp_path):
+    assert export(opaque, "points", "output=p.ply", "points=400") == 0
+    assert export(opaque, "splats", "output=s.ply", "points=400") == 0
+    points, splats = read_ply(tmp_path / "p.ply"), read_ply(tmp_path / "s.ply")
+    assert len(points) == len(splats) > 200
+    assert points.dtype.names == ("x", "y", "z", "red", "green", "blue")
+    expected = ["x", "y", "z", "nx", "ny", "nz", *(f"f_dc_{i}" for i in range(3)), "opacity"]
+    expected += [f"scale_{i}" for i in range(3)] + [f"rot_{i}" for i in range(4)]
+    assert list(splats.dtype.names) == expected
+    np.testing.assert_array_equal(points["x"], splats["x"])
+    shown = 0.5 + 0.28209479 * splats["f_dc_0"]
+    np.testing.assert_allclose(shown * 255, points["red"], atol=0.01)
+    assert (splats["rot_0"] == 1).all() and np.allclose(splats["scale_0"], splats["scale_2"])
+    assert 1 / (1 + np.exp(-splats["opacity"][0])) == pytest.approx(0.95)
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ([], "as what?"),
+        (["mesh"], "format=mesh is unknown; use one of: dataset, splats, points"),
+        (["splats", "path=spiral"], "adds views to a dataset"),
+        (["splats", "output=x"], "has to end in .ply"),
+        (["dataset", "points=0"], "points=0"),
+        (["dataset", "path=round"], "path=round"),
+        (["dataset", "output=there"], "there exists: pass overwrite=true"),
+        (["dataset", "output=there", "overwrite=true"], "no export of this format"),
+    ],
+)
+def test_what_is_wrong_is_one_line(options, told, opaque, tmp_path, capsys):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine.txt").write_text("mine")
+    assert export(opaque, *options) == 1
+    assert told in capsys.readouterr().err.strip().splitlines()[-1]
+    assert (tmp_path / "there" / "mine.txt").exists() and not (opaque / "export").exists()
+
+
+def test_an_export_is_replaced_if_asked(opaque, tmp_path):
+    assert export(opaque, "points", "points=300") == 0
+    before = (opaque / "export" / "points.ply").read_bytes()
+    assert export(opaque, "points", "points=100") == 1
+    assert (opaque / "export" / "points.ply").read_bytes() == before
+    assert export(opaque, "points", "points=100", "overwrite=true") == 0
+    assert len((opaque / "export" / "points.ply").read_bytes()) < len(before)
+
+
+def test_an_empty_field_has_no_points(trained, capsys):
+    field = load_field(trained / "field.safetensors")
+    field.occupancy = torch.zeros_like(field.occupancy)
+    field.save(trained / "field.safetensors")
+    assert export(trained, "points") == 1
+    assert "no surface" in capsys.readouterr().err
+
+
+# --- render.py
+
+
+def render(run, *options):
+    return run_command("render", [str(run), *options])
+
+
+def test_videos_of_any_width_are_named_by_their_path(opaque, caplog):
+    assert render(opaque, "frames=2", "width=90") == 0  # wider than the photos, and 67.5 pixels high
+    assert (opaque / "spiral.mp4").exists() and "2 frames of 90x68" in caplog.text
+    assert iio.imread(opaque / "spiral.mp4").shape == (2, 68, 90, 3)
+    assert render(opaque, "frames=2", "path=interpolate", "depth=true") == 0
+    assert (opaque / "interpolate_depth.mp4").exists() and "interpolate_depth.mp4: 2 frames" in caplog.text
+
+
+def test_pictures_and_depths_that_can_be_measured(opaque, capture_folder):
+    assert render(opaque, "frames=3", "format=png", "depth=true", "width=32") == 0
+    colors, depths = opaque / "spiral_frames", opaque / "spiral_frames_depth"
+    assert sorted(p.name for p in colors.iterdir()) == ["0000.png", "0001.png", "0002.png"]
+    assert iio.imread(colors / "0001.png").shape == (24, 32, 3)
+    levels = np.asarray(Image.open(depths / "0000.png"))
+    assert levels.dtype == np.uint16 and levels.max() > 30000
+    unit = json.loads((depths / "depth.json").read_text())["capture_units_per_level"]
+    field, capture = load_field(opaque / "field.safetensors"), load_capture(capture_folder, width=64, check=False)
+    from cds3d.commands.videos import cameras_along
+
+    camera = cameras_along(capture, "spiral", 3)[0].resized(32, 24)
+    expected = axial_depth(field, camera, field.render(camera)["depth"].cpu())
+    scale = float(capture.world_from_capture[:3, 0].norm())
+    np.testing.assert_allclose(levels * unit, expected / scale, rtol=1e-3)
+    assert render(opaque, "frames=1", "format=png", "width=32") == 0
+    assert sorted(p.name for p in colors.iterdir()) == ["0000.png"]  # older pictures are gone
+
+
+def test_axial_depth_is_along_the_cameras_axis(opaque, capture_folder):
+    field, capture = load_field(opaque / "field.safetensors"), load_capture(capture_folder, width=64, check=False)
+    camera = capture.cameras[3]
+    depth = torch.full((48, 64), 2.5)
+    depth[0, 0] = torch.inf
+    along = axial_depth(field, camera, depth)
+    points = field.space.points(camera, torch.full((48, 64), 2.5))
+    assert along[0, 0] == torch.inf
+    local = (points - camera.position) @ camera.pose[:, :3]
+    torch.testing.assert_close(along[5], local[5, :, 2])
+
+
+def test_a_path_from_a_file(opaque, tmp_path, capture_folder):
+    capture = load_capture(capture_folder, width=64, check=False)
+    pose = np.eye(4)
+    pose[:3] = capture_poses([capture.cameras[2]], capture)[0] * [1, -1, -1, 1]
+    table = {"frames": [{"transform_matrix": pose.tolist()}]}
+    (tmp_path / "mine.json").write_text(json.dumps(table))
+    assert render(opaque, "path=mine.json", "format=png") == 0
+    shown = iio.imread(opaque / "mine_frames" / "0000.png").astype(float)
+    expected = load_field(opaque / "field.safetensors").render(capture.cameras[2])["color"].numpy() * 255
+    assert np.abs(shown - expected).max() < 1.5
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        (["format=gif"], "format=gif"),
+        (["format=png", "output=x.mp4"], "folder"),
+        (["output=x"], "has to end in .mp4, or give format=png"),
+        (["path=none.json"], "no such file"),
+        (["path=round"], "path=round is unknown"),
+        (["depth=maybe"], "depth=maybe"),
+        (["width=3"], "width=3"),
+        (["format=png", "output=there"], "holds other files"),
+    ],
+)
+def test_what_cannot_be_rendered_is_told(options, told, opaque, tmp_path, capsys):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine.txt").write_text("mine")
+    assert render(opaque, "frames=1", *options) == 1
+    assert told in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_folder_of_runs_says_which_there_are(opaque, capsys):
+    assert render(opaque.parent) == 1
+    assert f"holds some: {opaque}" in capsys.readouterr().err
+
+
+def test_a_path_that_leaves_the_scene_is_told_before_work_is_done(opaque, tmp_path, capsys):
+    back = np.diag([-1.0, 1, -1, 1])
+    (tmp_path / "back.json").write_text(json.dumps({"frames": [{"transform_matrix": back.tolist()}]}))
+    assert render(opaque, "path=back.json") == 1
+    error = capsys.readouterr().err
+    assert "camera 0 looks aside or back" in error and "render:" not in error
