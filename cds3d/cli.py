@@ -17,7 +17,7 @@ from pathlib import Path
 import cds3d  # noqa: F401  (thread policy before torch)
 from tensorf.errors import UserError
 
-COMMANDS = ("train", "edit", "render", "view", "export", "bench")
+COMMANDS = ("train", "edit", "render", "view", "export", "bench", "list")
 
 _FLAGS = {
     "train": {"capture": "PATH|a capture, a folder of photos or a video from anywhere, in place of scene=NAME"},
@@ -37,6 +37,7 @@ _FLAGS = {
     },
     "export": {},
     "bench": {},
+    "list": {},
 }
 _PLACES = {"render": ("run",), "view": ("run",), "export": ("run", "format")}  # arguments without a name
 _SWITCHES = {
@@ -48,6 +49,7 @@ _SUMMARY = {
     "render": "Render a video of a run's field.",
     "view": "Look at a field in the browser, and edit it from there.",
     "export": "Write a run's field as a dataset of views, as splats or as points, for other programs.",
+    "list": "List scenes, presets, finished runs, and the words that pocket knows.",
     "bench": "Compare SDS, DDS and CDS on edits whose true result is known.",
 }
 
@@ -80,7 +82,7 @@ def tell() -> None:
 def run_command(command: str, argv: list[str]) -> int:
     """Parse and run, turning exceptions into messages."""
     tell()
-    parser = _parser(command)
+    parser = _parser(command, argv)
     args = parser.parse_intermixed_args(argv)  # flags and key=value in any order
     try:
         _run(command, args)
@@ -116,7 +118,7 @@ def _onward(command: str) -> str:
     return "give the same command again" if command == "bench" else "go on from the last state with resume=true"
 
 
-def _parser(command: str) -> argparse.ArgumentParser:
+def _parser(command: str, argv: list[str]) -> argparse.ArgumentParser:
     scripts = {
         "train": "train_source.py",
         "edit": "edit.py",
@@ -125,13 +127,15 @@ def _parser(command: str) -> argparse.ArgumentParser:
         "bench": "bench_edits.py",
     }
     script = scripts.get(command)
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=script if script and Path(sys.argv[0]).name == script else f"cds3d {command}",
         description=_SUMMARY[command],
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )
-    parser.add_argument("-h", "--help", action=_Help, command=command)
+    parser.command = command
+    parser.add_argument("-h", "--help", action=_Help, command=command, argv=argv)
+    parser.add_argument("--version", action="version", version=f"cds3d {cds3d.__version__}")
     for place in _PLACES.get(command, ()):
         parser.add_argument(place, nargs="?", help=f"{place}, or key=value")
     for name, text in _FLAGS[command].items():
@@ -147,12 +151,43 @@ def _parser(command: str) -> argparse.ArgumentParser:
     return parser
 
 
-class _Help(argparse.Action):
-    """--help: the flags, then the configuration files, whose comments explain every option."""
+_MEANT = {  # flags of other programs, and what they are here
+    "--prompt": "--tgt",
+    "--negative": "objective=nfsd objective.negative_prompt=TEXT",
+    "--negative-prompt": "objective=nfsd objective.negative_prompt=TEXT",
+    "-m": "the command once for each value",
+    "--multirun": "the command once for each value",
+}
 
-    def __init__(self, *args, command: str, **kwargs):
+
+class _Parser(argparse.ArgumentParser):
+    """Tells what is meant where a flag is another program's, or an option without its "="."""
+
+    command = ""
+
+    def error(self, message: str):
+        flags = [word.split("=")[0] for word in message.split() if word.startswith("-")]
+        if "unrecognized arguments" in message and flags:
+            from cds3d.options import dotted_keys, groups, load_config
+
+            key = flags[0].lstrip("-").replace("-", "_")
+            known = [*dotted_keys(load_config(self.command, [])), *groups()]
+            meant = _MEANT.get(flags[0]) or (f"{key}=VALUE" if key in known else None)
+            message += f" (here it is {meant})" if meant else ""
+        super().error(message)
+
+
+class _Help(argparse.Action):
+    """--help: the flags, then the configuration files, whose comments explain every option.
+
+    argv: all of the command line: of a group that it chooses, as edit=shape does, that choice is shown.
+    """
+
+    def __init__(self, *args, command: str, argv: list[str], **kwargs):
         super().__init__(*args, nargs=0, help="show this and stop", **kwargs)
-        self.command = command
+        self.command, self.chosen = command, dict(a.split("=", 1) for a in argv if "=" in a and a[0] != "-")
+        if any(a.split("=")[0] == "--image" for a in argv):
+            self.chosen.setdefault("edit", "latent")
 
     def __call__(self, parser, namespace, values, option_string=None):
         from cds3d.options import data_folder, groups
@@ -160,12 +195,13 @@ class _Help(argparse.Action):
         folder = data_folder("configs")
         text = (folder / f"{self.command}.yaml").read_text()
         parser.epilog = f"options (key=value) and their defaults:\n\n{text}"
-        if self.command in ("train", "edit"):
-            used = [g for g in groups() if self.command == "edit" or g in ("scene", "field")]
+        used = [g for g in groups() if f"- {g}:" in text]
+        if used:
             lines = [f"  {g:10} {', '.join(groups()[g])}" for g in used]
             parser.epilog += "\ngroups (group=name):\n" + "\n".join(lines) + "\n"
             for group in used:
                 default = next(line.split(":")[1].strip() for line in text.splitlines() if f"- {group}:" in line)
+                default = self.chosen[group] if self.chosen.get(group) in groups()[group] else default
                 body = _inlined(folder / group / f"{default}.yaml")
                 indented = "\n".join("  " + line for line in body.splitlines())
                 parser.epilog += f"\n{group}.KEY=VALUE, as in {group}={default}:\n{indented}\n"
@@ -216,7 +252,8 @@ def _run(command: str, args: argparse.Namespace) -> None:
     for place in _PLACES.get(command, ()):
         if getattr(args, place):
             config[place] = getattr(args, place)
-    set_threads(config)
+    if command != "list":
+        set_threads(config)
     runner: Callable = _import_command(command)
     runner(config)
 
@@ -238,6 +275,10 @@ def _import_command(command: str) -> Callable:
         from cds3d.commands.view import view_command
 
         return view_command
+    if command == "list":
+        from cds3d.commands.listing import list_command
+
+        return list_command
     if command == "export":
         from cds3d.commands.export import export_command
 

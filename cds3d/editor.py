@@ -94,7 +94,15 @@ class Editor:
         self.optimizer.step()
         self.subject.observe(pair, image_gradient)
         self.iteration += 1
-        return step.figures
+        return step.figures | self._of_groups(squares)
+
+    def _of_groups(self, squares: list[float]) -> dict[str, float]:
+        """Rate and root-mean-square gradient of each group of parameters."""
+        figures = {}
+        for i, (group, square) in enumerate(zip(self.optimizer.param_groups, squares, strict=True)):
+            name = group.get("name", str(i))
+            figures |= {f"lr/{name}": group["lr"], f"gradient_rms/{name}": square**0.5}
+        return figures
 
     def _mean_squares(self) -> list[float]:
         """Of each group's gradients, as they are now."""

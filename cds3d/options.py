@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import types
 import typing
@@ -111,9 +112,31 @@ def _check_groups(command: str, options: list[str]) -> None:
 
 def _explain(command: str, error: Exception) -> str:
     if "Could not override" in str(error):
-        key = str(error).split("'")[1]
-        return f"unknown option {key}: cds3d {command} --help lists all (no key was changed)"
+        return unknown_option(command, str(error).split("'")[1])
     return f"cannot read the options: {reason(error.__cause__ or error)}"
+
+
+def unknown_option(command: str, key: str) -> str:
+    """What to say of an option that a command does not have as it was called: whose it is, or what is like it."""
+    group, _, name = key.partition(".")
+    owners = [n for n in groups().get(group, []) if name and name in _keys_of(group, n)]
+    if owners:
+        return f"{key} is an option of {' and '.join(f'{group}={n}' for n in owners)}, which this is not"
+    known = dotted_keys(OmegaConf.to_container(load_config(command, []), resolve=False))
+    alike = difflib.get_close_matches(key, [k for k in known if k != key], n=1)
+    hint = f"did you mean {alike[0]}? " if alike else ""
+    return f"unknown option {key}: {hint}cds3d {command} --help lists all"
+
+
+def _keys_of(group: str, name: str) -> list[str]:
+    """Dotted keys of one preset, with those of the presets that it is based on."""
+    folder = data_folder("configs") / group
+    table = OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml"))
+    keys = dotted_keys({k: v for k, v in table.items() if k != "defaults"})
+    for base in table.get("defaults", []):
+        if base != "_self_":
+            keys += _keys_of(group, base)
+    return keys
 
 
 def build(kind: type, config: Mapping, *, group: str = "", **more):
@@ -169,7 +192,8 @@ def whole(config: DictConfig, *keys: str, least: int = 0) -> None:
     for key in keys:
         value = OmegaConf.select(config, key)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise UserError(f"{key}={value} has to be a whole number of at least {least}")
+            several = "; for several values give the command once for each" if "," in str(value) else ""
+            raise UserError(f"{key}={value} has to be a whole number of at least {least}{several}")
 
 
 def pick_device(name: str) -> torch.device:

@@ -60,8 +60,11 @@ class RunFolder:
             self._require_run_folder()
         if config.overwrite:
             return
-        if (path / "metrics.json").exists():
-            raise UserError(f"{path} holds a finished run: pass overwrite=true to do it again, or output=FOLDER")
+        if (path / "metrics.json").exists() and not self._is_extended():
+            raise UserError(
+                f"{path} holds a finished run: pass overwrite=true to do it again, or output=FOLDER"
+                + ("; resume=true with more edit.iterations goes on with it" if "edit" in config else "")
+            )
         if self.state_path.exists():
             if not config.resume:
                 raise UserError(f"{path} holds an unfinished run: pass resume=true to go on, or overwrite=true")
@@ -73,6 +76,7 @@ class RunFolder:
         if self.config.overwrite and self.path.exists():
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "metrics.json").unlink(missing_ok=True)  # of a finished run that is extended
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True))
         self.state_path.parent.mkdir(exist_ok=True)
         self._start = time.time()
@@ -81,12 +85,20 @@ class RunFolder:
         if any(self.path.iterdir()) and not (self.path / "config.yaml").exists():
             raise UserError(f"{self.path} is not a run folder: nothing is written to it; give another output folder")
 
+    def _is_extended(self) -> bool:
+        """Whether a finished edit is to go on to more iterations than it was made with."""
+        if not self.config.resume or "edit" not in self.config or not self.state_path.exists():
+            return False
+        before = OmegaConf.select(read_config(self.path), "edit.iterations")
+        return isinstance(before, int) and isinstance(now := self.config.edit.iterations, int) and now > before
+
     def _require_same_config(self) -> None:
         before = OmegaConf.to_container(read_config(self.path))
         now = OmegaConf.to_container(self.config, resolve=True)
+        free = (*_FREE_KEYS, *(("edit.iterations",) if self._is_extended() else ()))
         for key in _flat(now).keys() | _flat(before).keys():
             old, new = _flat(before).get(key), _flat(now).get(key)
-            if old != new and key not in _FREE_KEYS:
+            if old != new and key not in free:
                 raise UserError(
                     f"{self.path} was begun with {key}={old}, not {new}: resume it with the same options, "
                     "or pass overwrite=true"

@@ -52,7 +52,11 @@ def edit_command(config: DictConfig) -> Path:
 
 def _past(config: DictConfig) -> Past | None:
     """What the edit of a scene starts from; None for that of an image. UserError for what only scenes have."""
+    if not isinstance(config.paste, bool):
+        raise UserError(f"paste={config.paste} has to be true or false")
     if config.image is None:
+        if config.paste:
+            raise UserError("paste= is for --image, not for scenes")
         capture_root(config)  # a missing scene is told first
         return take_over(config)
     for key in ("run", "where", "mask", "box", "ball", "at", "region", "radius"):

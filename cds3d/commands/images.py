@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
@@ -25,6 +26,8 @@ from tensorf.errors import UserError
 
 log = logging.getLogger("cds3d")
 
+_PASTE_BLUR = 0.02  # side of the square over which a change is averaged, as a share of the width
+_PASTE_LEAST = 0.02  # mean change below which a place counts as unchanged
 _PARAMETERS = {"latent": LatentImage, "pixels": PixelImage}
 
 
@@ -70,9 +73,28 @@ def finish_image(run: RunFolder, source: Tensor, edited: Tensor, figures: dict, 
     before, after = (x.permute(1, 2, 0) for x in (source, edited))
     write_image(run.path / "edited.png", after)
     write_image(run.path / "comparison.png", side_by_side(before, after))
+    if run.config.paste:
+        whole = read_image(Path(run.config.image)).permute(1, 2, 0)
+        write_image(run.path / "edited_full.png", pasted(whole, before, after))
     told = clip_figures(clip, run.config.src, run.config.tgt, [before], [after])
     run.finish({"psnr_to_source_db": psnr(after, before), **told, **figures})
     log.info("%s: done", run.path / "edited.png")
+
+
+def pasted(whole: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """What changed from `before` to `after` (h, w, 3), enlarged, in the picture `whole` (H, W, 3) that `before` is of.
+
+    All else stays as it is, with its details: also where the change is no more than that of most of the picture, which
+    the model's decoder makes everywhere. All in [0, 1].
+    """
+    size = (after - before).abs().amax(-1)[None, None]
+    spread = max(3, round(_PASTE_BLUR * before.shape[1])) // 2 * 2 + 1
+    mean = F.avg_pool2d(size, spread, 1, spread // 2, count_include_pad=False)
+    low = max(_PASTE_LEAST, 1.5 * float(mean.median()))
+    weight = ((mean - low) / low).clamp(0, 1)
+    both = torch.cat([after.permute(2, 0, 1)[None], weight], 1)
+    large = F.interpolate(both, whole.shape[:2], mode="bicubic", align_corners=False)[0].permute(1, 2, 0).clamp(0, 1)
+    return torch.lerp(whole, large[..., :3], large[..., 3:])
 
 
 def read_image(path: Path, width: int | None = None) -> torch.Tensor:

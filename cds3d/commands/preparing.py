@@ -18,6 +18,8 @@ from tensorf.errors import UserError
 
 log = logging.getLogger("cds3d")
 
+_PICTURES = 8  # times in an edit that pictures go to TensorBoard
+
 
 def check_prompts(config: DictConfig) -> None:
     """Fill in the source prompt; UserError for prompts that cannot make an edit."""
@@ -97,10 +99,14 @@ def build_objective(config: DictConfig) -> Objective:
 
 
 def log_step(editor: Editor):
-    """What `drive` calls after each step: the step's figures go to TensorBoard."""
+    """What `drive` calls after each step: the step's figures go to TensorBoard, and now and then its pictures."""
+    pictures_every = max(1, editor.config.iterations // _PICTURES)
 
     def each(figures: dict, bar, writer) -> None:
         for key, value in figures.items():
-            writer.add_scalar(f"edit/{key}", value, editor.iteration)
+            writer.add_scalar(key if "/" in key else f"edit/{key}", value, editor.iteration)
+        if editor.iteration % pictures_every == 0 and hasattr(editor.subject, "pictures"):
+            for name, picture in editor.subject.pictures().items():
+                writer.add_image(f"views/{name}", picture.detach().clamp(0, 1), editor.iteration, dataformats="HWC")
 
     return each

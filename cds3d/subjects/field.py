@@ -212,6 +212,15 @@ class FieldViews:
         within = self._given_share(pair.camera, source)
         self.region.add(pair.camera, image_gradient * within[..., None], source.image)
 
+    @torch.no_grad()
+    def pictures(self) -> dict[str, Tensor]:
+        """Of the first camera that was visited: source beside edit (H, 2 W, 3), and the region (H, W, 1)."""
+        if not self._views:
+            return {}
+        camera, made = next(iter(self._views.items()))
+        now = made.view.color(self.target).view_as(made.image)
+        return {"source_and_edit": torch.cat([made.image, now], 1), "region": self._weight(camera, made)[..., None]}
+
     def edited(self) -> Renderable:
         """The field as it is to be saved."""
         return self.target
@@ -236,7 +245,7 @@ def moved_groups(target: Renderable, rates: FieldRates, lr: float) -> list[dict]
         for p in parameters:
             p.requires_grad_(share > 0)
         if share > 0 and parameters:
-            moved.append({"params": parameters, "lr": lr * share})
+            moved.append({"params": parameters, "lr": lr * share, "name": name})
     return moved
 
 

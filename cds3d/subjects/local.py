@@ -154,6 +154,19 @@ class LocalViews:
         if isinstance(pair, LookPair):
             self.region.add(pair.camera, image_gradient, self._source(pair.camera).image)
 
+    @torch.no_grad()
+    def pictures(self) -> dict[str, Tensor]:
+        """Of the first camera: source beside edit (H, 2 W, 3), and while it looks the mask (H, W, 1)."""
+        if self._views:
+            camera, view = next(iter(self._views.items()))
+            made = self._source(camera)
+            now = made.image.view(-1, 3).index_copy(0, view.index, view.color(self.target)).view_as(made.image)
+            return {"source_and_edit": torch.cat([made.image, now], 1)}
+        if not self._sources:
+            return {}
+        camera, made = next(iter(self._sources.items()))
+        return {"region": self.region.weight(camera, made.image)[..., None]}
+
     def edited(self) -> LocalField:
         """The target, with what is empty now left out."""
         self.target.settle()

@@ -13,3 +13,8 @@ _KNOWN |= {word for place in GROUNDS.values() for word in place.split()}
 def unknown_words(*prompts: str) -> list[str]:
     """Words that are in no caption that pocket was trained on, each once, in order."""
     return list(dict.fromkeys(w for prompt in prompts for w in words(prompt) if w not in _KNOWN))
+
+
+def known_words() -> list[str]:
+    """All words that pocket has seen, in alphabetical order, without those that say nothing."""
+    return sorted(_KNOWN - FILLERS)

@@ -7,7 +7,7 @@ from cds3d.cli import main, run_command
 from cds3d.options import data_folder, groups
 
 
-@pytest.mark.parametrize("command", ["train", "edit", "render", "bench"])
+@pytest.mark.parametrize("command", ["train", "edit", "render", "view", "export", "bench"])
 def test_help_shows_every_option_with_its_default(command, capsys):
     with pytest.raises(SystemExit) as stop:
         run_command(command, ["--help"])
@@ -16,7 +16,7 @@ def test_help_shows_every_option_with_its_default(command, capsys):
     folder = data_folder("configs")
     config = OmegaConf.load(folder / f"{command}.yaml")
     for key, value in config.items():
-        if key != "defaults":
+        if key != "defaults" and not OmegaConf.is_dict(value):
             shown = f"[{', '.join(value)}]" if OmegaConf.is_list(value) else value
             shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else shown
             assert f"{key}: {shown}" in text
@@ -27,8 +27,10 @@ def test_help_shows_every_option_with_its_default(command, capsys):
             assert line in text
     flags = {
         "train": ["--capture"],
-        "edit": ["--tgt", "--src", "--image", "--capture"],
+        "edit": ["--tgt", "--src", "--image", "--capture", "--run", "--where", "--views"],
         "render": [],
+        "view": ["--scene", "--capture"],
+        "export": [],
         "bench": ["--quick", "--full"],
     }
     assert all(flag in text for flag in flags[command])
@@ -50,6 +52,81 @@ def test_every_option_has_a_comment():
                 assert "#" in line, f"{path.name}: {line}"
 
 
+@pytest.mark.parametrize(
+    "chosen, shown, hidden",
+    [
+        (["edit=latent"], "edit=latent:", "color_lr:"),
+        (["--image", "x.png"], "edit=latent:", "color_lr:"),
+        (["edit=shape", "objective=pds"], "agreement: 0.3", "adam_floor: 0.3"),
+        (["edit=none"], "edit=field:", "edit=none"),
+    ],
+)
+def test_help_shows_what_is_chosen(chosen, shown, hidden, capsys):
+    with pytest.raises(SystemExit):
+        run_command("edit", [*chosen, "--help"])
+    text = capsys.readouterr().out
+    assert shown in text and hidden not in text
+
+
+@pytest.mark.parametrize(
+    "given, meant",
+    [
+        (["--prompt", "x"], "here it is --tgt"),
+        (["--seed", "3"], "here it is seed=VALUE"),
+        (["--scene", "cat"], "here it is scene=VALUE"),
+        (["--mask", "x"], "here it is mask=VALUE"),
+        (["--negative", "x"], "objective.negative_prompt=TEXT"),
+        (["-m"], "the command once for each value"),
+    ],
+)
+def test_flags_of_other_programs_are_told_what_is_meant(given, meant, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_command("edit", ["--tgt", "x", *given])
+    assert stop.value.code == 2 and meant in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option, told",
+    [
+        ("edit.iteration=3", "did you mean edit.iterations?"),
+        ("edit.parameter=latent", "edit.parameter is an option of edit=latent and edit=pixels, which this is not"),
+        ("objective.stride=2", "objective.stride is an option of objective=pds"),
+        ("seed=1,2", "for several values give the command once for each"),
+    ],
+)
+def test_wrong_options_are_told_what_is_meant(option, told, capsys):
+    assert run_command("edit", ["--tgt", "a red flower", option]) == 1
+    error = capsys.readouterr().err
+    assert told in error and "no key was changed" not in error
+
+
+def test_versions(capsys):
+    import cds3d
+
+    for command in ("train", "edit", "render", "view"):
+        with pytest.raises(SystemExit) as stop:
+            run_command(command, ["--version"])
+        assert stop.value.code == 0 and capsys.readouterr().out == f"cds3d {cds3d.__version__}\n"
+
+
+def test_the_list_tells_what_there_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["list"]) == 0
+    text = capsys.readouterr().out
+    assert '"a yellow flower"' in text and "objective=NAME: cds, csd" in text and "no finished runs" in text
+    assert "tulip" in text and "wooden" in text
+    for name, metrics in (("scene/a-b", '{"edit_gain_db": 3.25}'), ("images/x/c", "{"), ("scene/begun", None)):
+        run = tmp_path / "outputs" / name
+        run.mkdir(parents=True)
+        (run / "config.yaml").write_text("scene: {}\n")
+        if metrics is not None:
+            (run / "metrics.json").write_text(metrics)
+    assert main(["list"]) == 0
+    text = capsys.readouterr().out
+    assert "outputs/scene/a-b  gain 3.2 dB" in text and "outputs/images/x/c  (metrics.json is damaged)" in text
+    assert "begun" not in text
+
+
 def test_switches_stand_for_options(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run_command("bench", ["--full", "cases=0"]) == 1
@@ -66,7 +143,10 @@ def test_main(capsys):
     assert all(name in out for name in ("train", "edit", "render", "bench"))
     assert main(["paint"]) == 2
     out, err = capsys.readouterr()
-    assert err == "error: 'paint' is no command; use one of: train, edit, render, bench\n" and out == ""
+    assert (
+        err == "error: 'paint' is no command; use one of: train, edit, render, view, export, bench, list\n"
+        and out == ""
+    )
     assert main(["--version"]) == 0
     assert "cds3d 0." in capsys.readouterr().out
 

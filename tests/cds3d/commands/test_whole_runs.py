@@ -59,7 +59,7 @@ def test_an_edit_of_shape_leaves_a_field_that_renders(tmp_path, trained, edit_op
     assert all(torch.equal(outside[k], v) for k, v in source.items())
     assert not all(torch.equal(inside[k], v) for k, v in source.items())
     assert run_command("render", [str(run), "frames=2", "width=48"]) == 0
-    assert iio.imread(run / "path.mp4", plugin="FFMPEG").shape == (2, 36, 48, 3)
+    assert iio.imread(run / "spiral.mp4", plugin="FFMPEG").shape == (2, 36, 48, 3)
 
 
 def test_an_edit_of_shape_with_a_bad_region_is_one_line(trained, edit_options, capsys):
@@ -111,9 +111,9 @@ def test_presets_get_folders_of_their_own(tmp_path, edit_options, trained):
 
 def test_render(trained, tmp_path):
     assert run_command("render", [str(trained), "frames=3", "threads=1", "width=33", "depth=true"]) == 0
-    # 33 pixels wide is 24.75 high: 33x25, padded to even numbers
-    assert iio.imread(trained / "path.mp4", plugin="FFMPEG").shape == (3, 26, 34, 3)
-    assert iio.imread(trained / "path_depth.mp4", plugin="FFMPEG").shape == (3, 26, 34, 3)
+    # 33 pixels wide is 24.75 high: 33x25, and 34x26 in even numbers
+    assert iio.imread(trained / "spiral.mp4", plugin="FFMPEG").shape == (3, 26, 34, 3)
+    assert iio.imread(trained / "spiral_depth.mp4", plugin="FFMPEG").shape == (3, 26, 34, 3)
     options = ["frames=1", "threads=1", "path=interpolate", "width=32", f"output={tmp_path}/new/a.mp4"]
     assert run_command("render", [f"run={trained}", *options]) == 0
     assert iio.imread(tmp_path / "new" / "a.mp4", plugin="FFMPEG").shape == (1, 24, 32, 3)
@@ -171,6 +171,40 @@ def test_resumed_training_is_byte_for_byte_the_unbroken_one(tmp_path, train_opti
     assert (run / "field.safetensors").read_bytes() == (source_run / "field.safetensors").read_bytes()
 
 
+def test_a_finished_edit_goes_on_to_more_iterations(tmp_path, edit_options, trained, capsys):
+    options = [*edit_options, "output=edit", "video_frames=0"]
+    run = tmp_path / "edit"
+
+    def metrics():
+        return json.loads((run / "metrics.json").read_text())
+
+    assert run_command("edit", options) == 0
+    assert metrics()["iterations"] == 2
+    before = (run / "field.safetensors").read_bytes()
+    assert "more edit.iterations" in fails(capsys, "edit", *options)
+    assert "holds a finished run" in fails(capsys, "edit", *options, "resume=true")
+    assert "holds a finished run" in fails(capsys, "edit", *options, "resume=true", "edit.iterations=1")
+    wrong = fails(capsys, "edit", *options, "resume=true", "edit.iterations=5", "edit.optimizer=sgd")
+    assert "edit.optimizer=adam, not sgd" in wrong
+    assert (run / "field.safetensors").read_bytes() == before and metrics()["iterations"] == 2
+    assert run_command("edit", [*options, "resume=true", "edit.iterations=5"]) == 0
+    assert metrics()["iterations"] == 5 and (run / "field.safetensors").read_bytes() != before
+
+
+def test_tensorboard_has_figures_and_pictures(tmp_path, edit_options, trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert run_command("edit", [*edit_options, "output=edit", "video_frames=0", "edit.iterations=4"]) == 0
+    events = EventAccumulator(str(tmp_path / "edit" / "logs"), size_guidance={"images": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert {"edit/t", "lr/color", "lr/network", "gradient_rms/color"} <= set(tags["scalars"])
+    assert [e.step for e in events.Scalars("lr/color")] == [1, 2, 3, 4]
+    assert {"views/source_and_edit", "views/region"} <= set(tags["images"])
+    picture = events.Images("views/source_and_edit")[0]
+    assert (picture.width, picture.height) == (96, 36)
+
+
 def test_resumed_edit_is_byte_for_byte_the_unbroken_one(tmp_path, edit_options, trained, monkeypatch, capsys):
     edit_options = [*edit_options, "edit.iterations=4", "save_every=2", "video_frames=0"]
     assert run_command("edit", [*edit_options, "output=unbroken"]) == 0
@@ -179,7 +213,10 @@ def test_resumed_edit_is_byte_for_byte_the_unbroken_one(tmp_path, edit_options, 
         assert run_command("edit", [*edit_options, "output=broken"]) == 130
     err = capsys.readouterr().err
     assert "iteration 3" in err and "resume=true" in err
-    assert files(tmp_path / "broken" / "state") == ["state.pt"] and not (tmp_path / "broken/metrics.json").exists()
+    assert (
+        files(tmp_path / "broken" / "state") == ["progress.json", "state.pt"]
+        and not (tmp_path / "broken/metrics.json").exists()
+    )
     assert run_command("edit", [*edit_options, "output=broken", "resume=true"]) == 0
     fields = [(tmp_path / name / "field.safetensors").read_bytes() for name in ("unbroken", "broken")]
     assert fields[0] == fields[1] != (trained / "field.safetensors").read_bytes()

@@ -1,0 +1,51 @@
+"""`cds3d list`: the scenes that ship, the runs that are there, the words that pocket knows, the choices there are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from cds3d.options import data_folder, groups
+from cds3d.runs import finished_runs
+
+_FIGURES = {"psnr_db": "PSNR", "edit_gain_db": "gain", "kept_psnr_db": "kept"}
+_RUNS = Path("outputs")
+
+
+def list_command(config: DictConfig) -> None:
+    """Print what there is."""
+    print("scenes (scene=NAME):")
+    for name in groups()["scene"]:
+        prompt = OmegaConf.load(data_folder("configs") / "scene" / f"{name}.yaml").prompt
+        if prompt is not None:
+            print(f'  {name:10} "{prompt}"')
+    for group in ("objective", "edit", "guidance", "baseline"):
+        print(f"{group}=NAME: {', '.join(groups()[group])}")
+    runs = [run for folder in _folders() for run in finished_runs(folder)]
+    print(f"finished runs in {_RUNS}:" if runs else f"no finished runs in {_RUNS}")
+    for run in runs:
+        print(f"  {run}{_told(run)}")
+    from cds3d.pocket.world.vocabulary import known_words  # of the one prior that has few
+
+    print("words that guidance=pocket knows (its model card is cds3d/pocket/weights/README.md):")
+    print(f"  {', '.join(known_words())}")
+
+
+def _folders() -> list[Path]:
+    """Scenes' and images' folders of runs."""
+    if not _RUNS.is_dir():
+        return []
+    folders = [p for p in sorted(_RUNS.iterdir()) if p.is_dir()]
+    images = _RUNS / "images"
+    return folders + ([p for p in sorted(images.iterdir()) if p.is_dir()] if images.is_dir() else [])
+
+
+def _told(run: Path) -> str:
+    try:
+        metrics = json.loads((run / "metrics.json").read_text())
+        told = [f"{name} {metrics[key]:.1f} dB" for key, name in _FIGURES.items() if key in metrics]
+    except (OSError, ValueError, TypeError):
+        return "  (metrics.json is damaged)"
+    return f"  {', '.join(told)}" if told else ""
