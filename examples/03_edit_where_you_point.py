@@ -1,0 +1,35 @@
+"""Edit only what lies in a ball around a point of a photo, and check that nothing else has moved.
+
+    python examples/03_edit_where_you_point.py
+    python examples/03_edit_where_you_point.py my/capture "a yellow rose" "a red rose" 0.4,0.5,IMG_0012 0.3
+
+Options of edit.py may follow. The click is u,v,photo, u and v from 0 to 1; then comes the ball's radius.
+"""
+
+import sys
+
+import torch
+
+from cds3d.commands.edit import edit_command
+from cds3d.options import load_config
+from tensorf.renderable import load_field
+
+
+def main(
+    capture="scenes/flower", src="a yellow flower", tgt="a red flower", at="0.5,0.4,view000", radius="0.4", *options
+):
+    config = load_config("edit", ["scene=capture", f"at={at}", f"radius={radius}", *options])
+    config.capture, config.src, config.tgt = capture, src, tgt
+    folder = edit_command(config)
+
+    edited = load_field(folder / "field.safetensors")  # a LocalField: `target` inside the region, `source` outside
+    points = torch.rand(10_000, 3) * 2 - 1
+    inside = edited.inside(points)
+    changed = (edited.density(points) - edited.source.density(points)).abs() > 1e-3
+    print(f"the ball holds {inside.float().mean():.1%} of the scene's box")
+    print(f"of places outside, {changed[~inside].float().mean():.1%} have changed")
+    return folder
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,48 @@
+"""Edit an image with an objective that you have written: DDS that looks at large t first.
+
+    python examples/06_an_objective_of_your_own.py
+    python examples/06_an_objective_of_your_own.py my.png "a cat" "a dog"
+
+docs/extending.md shows how such a file becomes objective=NAME of every command.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import imageio.v3 as iio
+import torch
+from tqdm import tqdm
+
+from cds3d.commands.images import read_image
+from cds3d.commands.videos import to_uint8
+from cds3d.editor import EditConfig, Editor
+from cds3d.guidance import load_prior
+from cds3d.objectives import OBJECTIVES
+from cds3d.objectives.objective import Draw, Prompts
+from cds3d.subjects.image import LatentImage
+
+
+@dataclass(frozen=True)
+class Descending(OBJECTIVES["dds"]):
+    """DDS whose t falls with the edit's progress, within a window of 200 steps."""
+
+    def draw(self, latent, progress):
+        low = round((self.t_max - 200) * (1 - progress) + self.t_min * progress)
+        return Draw(int(torch.randint(low, low + 201, (1,))), torch.randn(latent.shape).to(latent.device))
+
+
+def main(image="scenes/cat/images/view000.jpg", src="a cat", tgt="a pig", iterations="200", width="256"):
+    prior = load_prior("pocket", dtype="fp32", device=torch.device("cpu"))
+    objective = Descending(scale=5.0, score_scale=2000 / 4096, t_min=50, t_max=949, t_order="random")
+    subject = LatentImage(read_image(Path(image), int(width)), prior)
+    config = EditConfig(int(iterations), 0.1, "sgd", lr_decay=1.0, warmup=0.0, adam_floor=0.0, seed=0)
+    editor = Editor(subject, prior, objective, Prompts.of(prior, src, tgt), config)
+    for _ in tqdm(range(config.iterations)):
+        editor.step()
+    iio.imwrite("descending.png", to_uint8(subject.image().permute(1, 2, 0)))
+    print("descending.png")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

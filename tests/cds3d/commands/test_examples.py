@@ -1,0 +1,65 @@
+"""examples/: each runs, with everything tiny."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+from fakes import TINY_FIELD, TINY_SCENE
+
+from tensorf.local import LocalField
+from tensorf.renderable import load_field
+
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
+TINY = [*TINY_SCENE, *TINY_FIELD, "edit.iterations=2", "edit.width=48", "video_frames=0"]
+
+
+def example(number):
+    (path,) = EXAMPLES.glob(f"{number:02d}_*.py")
+    return runpy.run_path(str(path))["main"]
+
+
+def test_they_are_short_and_say_how_they_are_run():
+    paths = sorted(EXAMPLES.glob("*.py"))
+    assert [int(p.name[:2]) for p in paths] == list(range(1, len(paths) + 1))
+    for path in paths:
+        text = path.read_text()
+        assert len(text.splitlines()) < 60 and f"python examples/{path.name}" in text.split('"""')[1]
+
+
+def test_an_image(image_file, tiny_folder, capsys):
+    folder = example(1)(
+        str(image_file), "a yellow flower", "a red flower", f"guidance.path={tiny_folder}", "edit.iterations=2"
+    )
+    assert (folder / "edited.png").exists() and "dB from the source" in capsys.readouterr().out
+
+
+@pytest.fixture()
+def tiny(capture_folder, tiny_folder, trained):
+    return str(capture_folder), [*TINY, f"guidance.path={tiny_folder}"]
+
+
+def test_a_field(tiny, capsys):
+    capture, options = tiny
+    folder = example(2)(capture, "a yellow flower", "a red flower", *options)
+    assert (folder / "new_view.png").exists()
+
+
+def test_where_you_point(tiny, capsys):
+    capture, options = tiny
+    folder = example(3)(capture, "a yellow flower", "a red flower", "0.4,0.5,view001", "0.3", *options)
+    assert isinstance(load_field(folder / "field.safetensors"), LocalField)
+    assert "of places outside, 0.0% have changed" in capsys.readouterr().out
+
+
+def test_in_sequence_and_taken_along(tiny, capsys):
+    capture, options = tiny
+    folder = example(4)(capture, "a yellow flower", "a red flower", "a red tulip", *options)
+    assert "before it: ['a red flower']" in capsys.readouterr().out
+    example(5)(str(folder), "points=100")
+    told = capsys.readouterr().out
+    assert "5 views to train on, 1 held out" in told and "COLMAP: 6 images" in told
+
+
+def test_an_objective(image_file, tmp_path):
+    example(6)(str(image_file), iterations="2", width="16")
+    assert (tmp_path / "descending.png").exists()
