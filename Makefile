@@ -1,11 +1,12 @@
 # make edit   train the flower's source field if needed, then edit it: python edit.py --tgt "a red flower"
 # make test   run the tests
+# make docs   the documentation as pages, in site/
 # make test-browser   the viewer in Chromium, which has to be there: apt-get install chromium
 # Both set up .venv first if it is not there. PYTHON=python3.12 make ... picks another interpreter.
 
 PYTHON ?= python3
 
-.PHONY: edit test test-browser lint
+.PHONY: edit test test-browser docs lint
 
 edit: .venv/ready
 	.venv/bin/python edit.py --tgt "a red flower"
@@ -16,6 +17,10 @@ test: .venv/ready
 test-browser: .venv/ready
 	.venv/bin/python -m pip install -q playwright==1.65.2
 	.venv/bin/python -m pytest -q -rs tests/cds3d/test_browser.py
+
+docs: .venv/ready
+	.venv/bin/python -m pip install -q "mkdocs>=1.6,<2" "mkdocs-material>=9.5" "mkdocstrings[python]>=0.26"
+	.venv/bin/python -m mkdocs build --strict
 
 lint: .venv/ready
 	.venv/bin/python -m pip install -q ruff==0.17.6

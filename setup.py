@@ -38,6 +38,7 @@ setup(
     extras_require={
         "colmap": ["pycolmap>=4.2"],
         "viewer": ["viser>=1.1.1,<1.2"],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
         "test": ["pytest>=8"],
     },
     entry_points={"console_scripts": ["cds3d = cds3d.cli:main"]},
