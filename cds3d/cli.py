@@ -15,6 +15,7 @@ from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 import cds3d  # noqa: F401  (thread policy before torch)
+from tensorf import locks
 from tensorf.errors import UserError
 
 COMMANDS = ("train", "edit", "render", "view", "export", "bench", "list")
@@ -112,6 +113,8 @@ def run_command(command: str, argv: list[str]) -> int:
             )
             return 1
         raise
+    finally:
+        locks.release_all()
 
 
 def _onward(command: str) -> str:

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cds3d.options import pick_device
+from tensorf import locks
 from tensorf.errors import UserError, reason
 from tensorf.files import atomic, write_text
 
@@ -72,17 +73,25 @@ class RunFolder:
             self.resumed = True
 
     def begin(self) -> None:
-        """Make the folder, empty if it is to be overwritten, and write config.yaml; the clock starts."""
-        if self.config.overwrite and self.path.exists():
-            shutil.rmtree(self.path)
+        """Make the folder, empty if it is to be overwritten, and write config.yaml; the clock starts.
+
+        UserError if another process is at work in it.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
+        locks.hold(self.path)
+        if self.config.overwrite:
+            for item in self.path.iterdir():
+                if item.is_dir() and not item.is_symlink():
+                    shutil.rmtree(item)
+                elif item.name != locks.NAME:
+                    item.unlink()
         (self.path / "metrics.json").unlink(missing_ok=True)  # of a finished run that is extended
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True))
         self.state_path.parent.mkdir(exist_ok=True)
         self._start = time.time()
 
     def _require_run_folder(self) -> None:
-        if any(self.path.iterdir()) and not (self.path / "config.yaml").exists():
+        if any(p.name != locks.NAME for p in self.path.iterdir()) and not (self.path / "config.yaml").exists():
             raise UserError(f"{self.path} is not a run folder: nothing is written to it; give another output folder")
 
     def _is_extended(self) -> bool:
@@ -154,6 +163,7 @@ class RunFolder:
         }
         rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in {**metrics, **common}.items()}
         write_text(self.path / "metrics.json", json.dumps(rounded, indent=2) + "\n")
+        locks.release(self.path)
 
 
 @contextmanager

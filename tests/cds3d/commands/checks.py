@@ -7,7 +7,7 @@ from cds3d.cli import run_command
 
 
 def files(folder):
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != ".lock")
 
 
 def fails(capsys, command, *options, code=1):

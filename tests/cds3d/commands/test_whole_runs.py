@@ -259,3 +259,29 @@ def test_an_edit_goes_on_with_a_lower_guidance_scale(tmp_path, edit_options, tra
     assert run_command("edit", [*edit_options, "resume=true", "guidance.scale=3", "objective.weight=1"]) == 0
     config = OmegaConf.load(tmp_path / "outputs" / "daisies" / "a-red-flower" / "config.yaml")
     assert config.guidance.scale == config.objective.scale == 3
+
+
+def test_a_run_that_another_process_is_at_is_left_alone(tmp_path, edit_options, train_options, trained, capsys):
+    """A running edit is not begun a second time, nor its source, which is still being trained, taken over."""
+    import subprocess
+    import sys
+
+    hold = "import sys, time; from pathlib import Path; from tensorf import locks; "
+    hold += "locks.hold(Path(sys.argv[1])); print(1, flush=True); time.sleep(60)"
+    (tmp_path / "edit").mkdir()
+    for folder, command, options in (
+        (tmp_path / "edit", "edit", [*edit_options, "output=edit"]),
+        (trained, "train", [*train_options, "overwrite=true"]),
+    ):
+        other = subprocess.Popen([sys.executable, "-c", hold, str(folder)], stdout=subprocess.PIPE, text=True)
+        other.stdout.readline()
+        before = files(folder)
+        assert f"in use by another process ({other.pid})" in fails(capsys, command, *options)
+        assert files(folder) == before
+        (trained / "metrics.json").unlink(missing_ok=True)
+        if folder == trained:
+            assert "in use by another process" in fails(capsys, "edit", *edit_options, "output=third")
+            assert not (tmp_path / "third").exists()
+        other.kill()
+        other.wait()
+    assert run_command("train", [*train_options, "overwrite=true"]) == 0
