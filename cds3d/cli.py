@@ -18,7 +18,7 @@ import cds3d  # noqa: F401  (thread policy before torch)
 from tensorf import locks
 from tensorf.errors import UserError
 
-COMMANDS = ("train", "edit", "render", "view", "export", "bench", "list")
+COMMANDS = ("train", "edit", "render", "view", "export", "sweep", "bench", "list")
 
 _FLAGS = {
     "train": {"capture": "PATH|a capture, a folder of photos or a video from anywhere, in place of scene=NAME"},
@@ -37,10 +37,16 @@ _FLAGS = {
         "capture": "PATH|a capture, a folder of photos or a video from anywhere: its source field",
     },
     "export": {},
+    "sweep": {},
     "bench": {},
     "list": {},
 }
-_PLACES = {"render": ("run",), "view": ("run",), "export": ("run", "format")}  # arguments without a name
+_PLACES = {
+    "render": ("run",),
+    "view": ("run",),
+    "sweep": ("file",),
+    "export": ("run", "format"),
+}  # arguments without a name
 _SWITCHES = {
     "bench": {"quick": "size=quick|minutes", "full": "size=full|hours on two cores"},
 }
@@ -50,6 +56,7 @@ _SUMMARY = {
     "render": "Render a video of a run's field.",
     "view": "Look at a field in the browser, and edit it from there.",
     "export": "Write a run's field as a dataset of views, as splats or as points, for other programs.",
+    "sweep": "Do many edits: scenes x prompts x objectives x options x seeds, in one table.",
     "list": "List scenes, presets, finished runs, and the words that pocket knows.",
     "bench": "Compare SDS, DDS and CDS on edits whose true result is known.",
 }
@@ -118,7 +125,9 @@ def run_command(command: str, argv: list[str]) -> int:
 
 
 def _onward(command: str) -> str:
-    return "give the same command again" if command == "bench" else "go on from the last state with resume=true"
+    return (
+        "give the same command again" if command in ("bench", "sweep") else "go on from the last state with resume=true"
+    )
 
 
 def _parser(command: str, argv: list[str]) -> argparse.ArgumentParser:
@@ -278,6 +287,10 @@ def _import_command(command: str) -> Callable:
         from cds3d.commands.view import view_command
 
         return view_command
+    if command == "sweep":
+        from cds3d.commands.sweep import sweep_command
+
+        return sweep_command
     if command == "list":
         from cds3d.commands.listing import list_command
 

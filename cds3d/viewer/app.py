@@ -14,11 +14,11 @@ from omegaconf import DictConfig
 
 from cds3d.commands.preparing import output_folder
 from cds3d.commands.videos import path_kind
+from cds3d.jobs import Job
 from cds3d.options import groups, load_config
 from cds3d.runs import finished_runs
 from cds3d.viewer.controls import Controls
 from cds3d.viewer.guard import start_server
-from cds3d.viewer.job import Job
 from cds3d.viewer.places import Place
 from cds3d.viewer.sight import Leash, point_seen
 from cds3d.viewer.window import Window

@@ -22,12 +22,12 @@ from websockets.exceptions import InvalidStatus  # noqa: E402
 from websockets.http11 import Headers, Request  # noqa: E402
 from websockets.sync.client import connect  # noqa: E402
 
-import cds3d.viewer.job as job_module  # noqa: E402
+import cds3d.jobs as job_module  # noqa: E402
 from cds3d.cli import run_command  # noqa: E402
 from cds3d.commands.view import open_viewer  # noqa: E402
+from cds3d.jobs import Job  # noqa: E402
 from cds3d.options import load_config  # noqa: E402
 from cds3d.viewer.guard import COOKIE, refusal  # noqa: E402
-from cds3d.viewer.job import Job  # noqa: E402
 from cds3d.viewer.sight import Leash, Sight, picture, point_seen, pose_of  # noqa: E402
 from tensorf.cameras import Camera  # noqa: E402
 from tensorf.errors import UserError  # noqa: E402

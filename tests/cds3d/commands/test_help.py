@@ -144,7 +144,7 @@ def test_main(capsys):
     assert main(["paint"]) == 2
     out, err = capsys.readouterr()
     assert (
-        err == "error: 'paint' is no command; use one of: train, edit, render, view, export, bench, list\n"
+        err == "error: 'paint' is no command; use one of: train, edit, render, view, export, sweep, bench, list\n"
         and out == ""
     )
     assert main(["--version"]) == 0

@@ -1,4 +1,4 @@
-"""An edit in a process of its own, so that nothing that happens to it harms the viewer, or the other way round."""
+"""A command in a process of its own, so that neither harms the other, whatever happens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from pathlib import Path
 
-_NICE = 5  # behind the viewer's own frames
+_NICE = 5  # behind the frames of a viewer
 
 
 class Job:
@@ -21,7 +21,7 @@ class Job:
         self.folder, self.lines = folder, deque(maxlen=12)
         self.stopping = False
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        package = str(Path(__file__).resolve().parents[2])
+        package = str(Path(__file__).resolve().parents[1])
         environment["PYTHONPATH"] = os.pathsep.join(p for p in (package, environment.get("PYTHONPATH")) if p)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "cds3d", command, *options],
@@ -82,6 +82,6 @@ class Job:
 
 
 def _apart() -> None:
-    """A group of its own: Ctrl-C in the viewer's terminal is the viewer's to pass on."""
+    """A group of its own: Ctrl-C in the terminal is for who started it to pass on."""
     os.setpgrp()
     os.nice(_NICE)

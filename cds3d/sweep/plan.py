@@ -1,0 +1,102 @@
+"""Which edits a sweep consists of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from cds3d.commands.train import source_folder
+from cds3d.options import data_folder, groups, load_config
+from cds3d.runs import slug
+from tensorf.errors import UserError, reason
+
+_LISTS = ("scenes", "edits", "objectives", "options", "seeds")
+_OURS = ("output", "resume", "overwrite", "seed", "objective", "scene", "device", "threads")
+_LONGEST = 60  # characters of a prompt in a folder's name
+
+
+@dataclass(frozen=True)
+class Task:
+    """One edit. flags, options: of `edit.py`; folder: its run's, in `runs/`; source: of the field that it edits."""
+
+    scene: str
+    src: str | None
+    tgt: str
+    objective: str
+    extra: tuple[str, ...]
+    seed: int
+    flags: tuple[str, ...]
+    options: tuple[str, ...]
+    folder: Path
+    source: Path
+
+
+def plan(config: DictConfig, output: Path) -> list[Task]:
+    """All edits of a sweep. UserError for what cannot be read, is unknown, or comes twice."""
+    axes = _axes(config)
+    tasks = []
+    for scene, edit, objective, extra, seed in product(
+        *(axes[name] for name in _LISTS[:3]), axes["options"], axes["seeds"]
+    ):
+        tasks.append(_task(scene, edit, objective, extra, seed, output))
+    folders = [task.folder for task in tasks]
+    if len(set(folders)) < len(folders):
+        twice = next(task for task in tasks if folders.count(task.folder) > 1)
+        raise UserError(f'the edit of {twice.scene} to "{twice.tgt}" comes twice with the same options')
+    return tasks
+
+
+def _axes(config: DictConfig) -> dict[str, list]:
+    axes = {name: OmegaConf.to_object(v) if OmegaConf.is_config(v := config[name]) else v for name in _LISTS}
+    if config.file is not None:
+        path = Path(config.file)
+        try:
+            table = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"{path} cannot be read ({reason(error)}): it has to be a YAML file with lists") from error
+        if not isinstance(table, dict) or (unknown := table.keys() - {*_LISTS}):
+            what = f"{sorted(unknown)[0]} is unknown" if isinstance(table, dict) else "it is no mapping"
+            raise UserError(f"{path}: {what}; it has to have lists, of {', '.join(_LISTS)}")
+        axes |= {name: value for name, value in table.items() if axes[name] is None}  # the command line wins
+    defaults = {"scenes": ["flower"], "objectives": ["cds"], "options": [""], "seeds": [0]}
+    axes = {name: defaults.get(name) if value is None else value for name, value in axes.items()}
+    if not axes["edits"]:
+        raise UserError('edits is empty: as in edits=\'["a red flower","a yellow flower -> a blue flower"]\'')
+    for name, values in axes.items():
+        kind = int if name == "seeds" else str
+        if not isinstance(values, list) or not values or any(type(v) is not kind for v in values):
+            what = "whole numbers" if kind is int else "texts"
+            raise UserError(f"{name}={values} has to be a list of {what}")
+    if unknown := set(axes["objectives"]) - set(groups()["objective"]):
+        raise UserError(f"objectives: {unknown.pop()} is unknown; use some of {', '.join(groups()['objective'])}")
+    if min(axes["seeds"]) < 0:
+        raise UserError("seeds have to be 0 or more")
+    return axes
+
+
+def _task(scene: str, edit: str, objective: str, extra: str, seed: int, output: Path) -> Task:
+    src, arrow, tgt = (part.strip() for part in edit.rpartition("->"))
+    if not tgt or (arrow and not src):
+        raise UserError(f'edits: "{edit}" has to be a target prompt, or "source -> target"')
+    more = tuple(extra.split())
+    if wrong := [o for o in more if "=" not in o or o.split("=")[0] in _OURS]:
+        raise UserError(f"options: {wrong[0]} has to be an option of edit.py that a sweep does not set itself")
+    ships = scene in groups()["scene"] and scene != "capture"
+    flags = (f"--tgt={tgt}", *([f"--src={src}"] if src else []), *([] if ships else [f"--capture={scene}"]))
+    options = (f"objective={objective}", f"seed={seed}", *more)
+    config = load_config("edit", [f"scene={scene if ships else 'capture'}", *options])  # unknown ones are told now
+    config.capture = None if ships else scene
+    if ships and not (data_folder("scenes") / scene).is_dir():
+        raise UserError(f"scenes: {scene} is not there")
+    name = [source_folder(config).parent.name, slug(tgt)[:_LONGEST], objective, f"seed{seed}"]
+    if more or src:
+        name.append(hashlib.sha256(json.dumps([src, more]).encode()).hexdigest()[:8])
+    folder = output / "runs" / "-".join(name)
+    options = (*options, *([f"scene={scene}"] if ships else []))
+    return Task(scene, src or None, tgt, objective, more, seed, flags, options, folder, source_folder(config))

@@ -1,0 +1,293 @@
+"""Sweeps: which edits, how they are done, what is told of them."""
+
+import csv
+import json
+import os
+import random
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from fakes import TINY_FIELD, TINY_SCENE
+
+import cds3d.sweep.pool as pool_module
+from cds3d.cli import main
+from cds3d.options import load_config
+from cds3d.sweep.plan import Task, plan
+from cds3d.sweep.pool import Work, run_pool, works
+from cds3d.sweep.report import rows, write_report
+from tensorf.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def planned(*options, **lists):
+    config = load_config("sweep", list(options))
+    for name, value in lists.items():
+        config[name] = value
+    return plan(config, Path("out"))
+
+
+# --- which edits
+
+
+def test_a_sweep_is_all_combinations():
+    tasks = planned(
+        scenes=["flower", "mug"],
+        edits=["a red flower", "a mug -> a blue mug"],
+        objectives=["cds", "dds"],
+        options=["", "edit.lr=0.02 objective.scale=3"],
+        seeds=[0, 1],
+    )
+    assert len(tasks) == 32 and len({t.folder for t in tasks}) == 32
+    task = next(t for t in tasks if t.src and t.extra and t.scene == "mug" and t.objective == "dds" and t.seed == 1)
+    assert task.flags == ("--tgt=a blue mug", "--src=a mug")
+    assert task.options == ("objective=dds", "seed=1", "edit.lr=0.02", "objective.scale=3", "scene=mug")
+    assert task.folder.parent == Path("out/runs") and task.folder.name.startswith("mug-a-blue-mug-dds-seed1-")
+    assert task.source == Path("outputs/mug/source")
+
+
+def test_folders_do_not_hang_on_what_else_is_swept():
+    one = planned(edits=["a red flower"], seeds=[3])[0].folder
+    assert one in {
+        t.folder for t in planned(edits=["a blue flower", "a red flower"], seeds=[1, 3], objectives=["dds", "cds"])
+    }
+
+
+def test_captures_are_given_by_their_folder(capture_folder):
+    (task,) = planned(scenes=[str(capture_folder)], edits=["a flower -> a red flower"])
+    assert f"--capture={capture_folder}" in task.flags and task.source == Path("outputs/daisies/source")
+
+
+def test_a_file_has_the_lists_and_the_command_line_wins(tmp_path):
+    (tmp_path / "many.yaml").write_text("edits: [a red flower, a blue flower]\nseeds: [4, 5]\n")
+    assert len(planned("file=many.yaml")) == 4
+    assert {t.seed for t in planned("file=many.yaml", seeds=[9])} == {9}
+
+
+@pytest.mark.parametrize(
+    "lists, told",
+    [
+        ({}, "edits is empty"),
+        ({"edits": ["-> "]}, "target prompt"),
+        ({"edits": ["-> a red flower"]}, "target prompt"),
+        ({"edits": "a red flower"}, "list of texts"),
+        ({"edits": [3]}, "list of texts"),
+        ({"edits": ["a"], "seeds": [-1]}, "0 or more"),
+        ({"edits": ["a"], "seeds": ["x"]}, "whole numbers"),
+        ({"edits": ["a"], "seeds": [True]}, "whole numbers"),
+        ({"edits": ["a"], "objectives": ["best"]}, "best is unknown"),
+        ({"edits": ["a"], "options": ["edit.lr"]}, "edit.lr has to be an option"),
+        ({"edits": ["a"], "options": ["seed=3"]}, "seed=3 has to be an option"),
+        ({"edits": ["a"], "options": ["edit.speed=3"]}, "edit.speed"),
+        ({"edits": ["a", "a"]}, "comes twice"),
+        ({"edits": ["a"], "scenes": ["castle"]}, "castle"),
+    ],
+)
+def test_what_cannot_be_swept_is_told(lists, told):
+    with pytest.raises(UserError, match=told):
+        planned(**lists)
+
+
+@pytest.mark.parametrize(
+    "text, told", [("[", "cannot be read"), ("- a", "no mapping"), ("prompts: [a]", "prompts is unknown")]
+)
+def test_what_is_no_plan_is_told(tmp_path, text, told):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(UserError, match=told):
+        planned("file=x.yaml")
+    with pytest.raises(UserError, match="none.yaml cannot be read"):
+        planned("file=none.yaml")
+
+
+# --- doing them
+
+
+class FakeJob:
+    """Ends at once, as `script` says for its folder: "done", "killed", or an error's text. Keeps who ran when."""
+
+    script: dict = {}
+    started: list = []
+    most = 0
+    now = 0
+
+    def __init__(self, command, options, folder):
+        FakeJob.started.append((folder.name, command, list(options)))
+        FakeJob.now += 1
+        FakeJob.most = max(FakeJob.most, FakeJob.now)
+        self.folder, self.polls = folder, 0
+        self.told = FakeJob.script.get(folder.name, ["done"]).pop(0)
+        self.process = self
+        self.returncode = {"done": 0, "killed": -9}.get(self.told, 1)
+
+    @property
+    def running(self):
+        self.polls += 1
+        if self.polls == 3:
+            FakeJob.now -= 1
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if self.told == "done":
+                (self.folder / "metrics.json").write_text("{}")
+            else:
+                (self.folder / "state").mkdir(exist_ok=True)
+                (self.folder / "state" / "state.pt").touch()
+        return self.polls < 3
+
+    def outcome(self):
+        return self.told
+
+
+@pytest.fixture()
+def fake(monkeypatch):
+    FakeJob.script, FakeJob.started, FakeJob.most, FakeJob.now = {}, [], 0, 0
+    monkeypatch.setattr(pool_module, "Job", FakeJob)
+    return FakeJob
+
+
+def pooled(works, jobs=2, retries=2):
+    run_pool(works, jobs, retries, lambda work: None, poll=0)
+    return [name for name, *_ in FakeJob.started]
+
+
+def make(tmp_path, *names, after=None):
+    return [Work("edit", ["x"], tmp_path / name, after and tmp_path / after) for name in names]
+
+
+def test_as_many_at_a_time_as_asked_and_nothing_twice(fake, tmp_path):
+    todo = make(tmp_path, *"abcdefg")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "metrics.json").write_text("{}")
+    assert sorted(pooled(todo, jobs=3)) == list("abdefg") and fake.most == 3
+    assert pooled(todo) == [name for name, *_ in fake.started] and len(fake.started) == 6
+
+
+def test_edits_wait_for_their_source(fake, tmp_path):
+    source = Work("train", [], tmp_path / "source")
+    order = pooled([*make(tmp_path, "a", "b", after="source"), source], jobs=3)
+    assert order[0] == "source" and fake.started[0][1] == "train"
+
+
+def test_the_killed_are_tried_again_from_their_state(fake, tmp_path):
+    fake.script = {"a": ["killed", "the disk is full: make room", "done"]}
+    todo = make(tmp_path, "a", "b")
+    assert pooled(todo).count("a") == 3 and todo[0].failure is None
+    options = [options for name, _, options in fake.started if name == "a"]
+    assert options == [["x"], ["x", "resume=true"], ["x", "resume=true"]]
+
+
+def test_what_fails_for_a_reason_of_its_own_does_not_stop_the_rest(fake, tmp_path):
+    fake.script = {"a": ["--src is missing"], "b": ["killed"] * 3}
+    todo = make(tmp_path, "a", "b", "c")
+    assert pooled(todo, retries=2).count("b") == 3
+    assert todo[0].failure == "--src is missing" and todo[1].failure == "killed" and todo[2].done
+
+
+def test_without_a_source_its_edits_fail_and_others_go_on(fake, tmp_path):
+    fake.script = {"source": ["no such folder"]}
+    source = Work("train", [], tmp_path / "source")
+    todo = [source, *make(tmp_path, "a", after="source"), *make(tmp_path, "b")]
+    assert sorted(pooled(todo)) == ["b", "source"]
+    assert "source could not be trained: no such folder" in todo[1].failure and todo[2].done
+
+
+def test_each_scene_is_trained_once():
+    tasks = planned(scenes=["flower", "mug"], edits=["a red flower"], seeds=[0, 1], options=["field.iterations=9"])
+    todo = works(tasks, ["threads=1"], ["threads=1", "video_frames=0"])
+    assert [w.command for w in todo] == ["train"] * 2 + ["edit"] * 4
+    assert todo[0].flags == ["scene=flower", "field.iterations=9", "threads=1", "video_frames=0"]
+    assert todo[2].after == todo[0].folder and f"output={tasks[0].folder}" in todo[2].flags
+
+
+# --- what is told of them
+
+
+def test_the_table_tells_settings_states_and_figures(tmp_path):
+    tasks = [
+        Task("flower", None, f"<b>{name}</b>", "cds", ("edit.lr=1",), 0, (), (), tmp_path / "runs" / name, tmp_path)
+        for name in "abc"
+    ]
+    todo = [Work("edit", [], task.folder) for task in tasks]
+    tasks[0].folder.mkdir(parents=True)
+    (tasks[0].folder / "metrics.json").write_text('{"edit_gain_db": 3.5, "other": 1}')
+    (tasks[0].folder / "comparison.mp4").touch()
+    todo[1].failure = "bad <input>"
+    table = rows(tasks, todo)
+    assert [row["state"] for row in table] == ["done", "failed", "waiting"]
+    write_report(tmp_path, table)
+    assert json.loads((tmp_path / "sweep.json").read_text())[0]["edit_gain_db"] == 3.5
+    with (tmp_path / "sweep.csv").open() as file:
+        found = list(csv.DictReader(file))
+    assert found[0]["edit_gain_db"] == "3.5" and found[1]["failure"] == "bad <input>" and found[2]["edit_gain_db"] == ""
+    page = (tmp_path / "index.html").read_text()
+    assert 'src="runs/a/comparison.mp4"' in page and "&lt;b&gt;a&lt;/b&gt;" in page and "<b>" not in page
+    assert "bad &lt;input&gt;" in page and "3.50" in page and "HEAD" not in page and "BODY" not in page
+
+
+# --- from end to end
+
+
+def sweep(capture_folder, tiny_folder, *more):
+    tiny = [
+        *TINY_SCENE[:1],
+        *TINY_FIELD,
+        f"guidance.path={tiny_folder}",
+        "edit.iterations=6",
+        "edit.width=48",
+        "save_every=1",
+    ]
+    edits = '["a yellow flower -> a red flower","a yellow flower -> a blue flower"]'
+    return ["sweep", f"edits={edits}", f'options=["{" ".join(tiny)}"]', f"scenes=[{capture_folder}]", *more]
+
+
+def test_a_sweep_survives_kills_and_does_nothing_twice(capture_folder, tiny_folder, tmp_path, monkeypatch, capsys):
+    """Processes are killed at random moments; all edits are there in the end, each once."""
+    jobs, done = [], threading.Event()
+    real = pool_module.Job
+
+    def recorded(*args):
+        jobs.append(real(*args))
+        return jobs[-1]
+
+    def kill():
+        chance = random.Random(0)
+        for _ in range(3):
+            if done.wait(chance.uniform(3, 6)):
+                return
+            for job in [j for j in jobs if j.running]:
+                job.process.send_signal(signal.SIGKILL)
+
+    monkeypatch.setattr(pool_module, "Job", recorded)
+    killer = threading.Thread(target=kill)
+    killer.start()
+    command = sweep(capture_folder, tiny_folder, "jobs=2", "retries=9")
+    assert main(command) == 0
+    done.set()
+    killer.join()
+    table = json.loads((tmp_path / "outputs" / "sweep" / "sweep.json").read_text())
+    assert [row["state"] for row in table] == ["done", "done"]
+    runs = [Path(row["run"]) for row in table]
+    assert all(json.loads((run / "metrics.json").read_text())["iterations"] == 6 for run in runs)
+    times = [os.stat(run / "metrics.json").st_mtime_ns for run in runs]
+    count = len(jobs)
+    assert main(command) == 0  # all is done
+    assert len(jobs) == count and times == [os.stat(run / "metrics.json").st_mtime_ns for run in runs]
+
+
+def test_failures_are_listed_in_the_end(capture_folder, tiny_folder, tmp_path, capsys):
+    command = sweep(capture_folder, tiny_folder / "nowhere", "jobs=1")
+    assert main(command) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: 2 of 3 runs failed") and "nowhere" in error
+    table = json.loads((tmp_path / "outputs" / "sweep" / "sweep.json").read_text())
+    assert all(row["state"] == "failed" and "nowhere" in row["failure"] for row in table)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "x").touch()
+    assert main(["sweep", 'edits=["a red flower"]', "output=mine"]) == 1
+    assert "no sweep's folder" in capsys.readouterr().err and [p.name for p in (tmp_path / "mine").iterdir()] == ["x"]
