@@ -11,9 +11,11 @@ from cds3d.editor import Editor
 from cds3d.options import build, load_config
 from cds3d.subjects.field import FieldRates, FieldViews, Preservation
 from cds3d.subjects.given import in_ball, in_box, point_at, seen_share, zoomed
-from cds3d.subjects.volume import edited_volume
+from cds3d.subjects.local import LocalPair, LocalViews, LookPair
+from cds3d.subjects.volume import VolumeConfig, edited_volume
 from cds3d.where import word_masks
 from tensorf.captures import load_capture
+from tensorf.errors import UserError
 from tensorf.local import LocalField, cell_centers
 from tensorf.renderable import load_field
 
@@ -156,16 +158,56 @@ def test_both_is_what_is_given_and_found(field, cameras, monkeypatch):
     torch.testing.assert_close(subject._weight(0, made), given)
 
 
+def test_gradients_outside_of_the_given_region_teach_nothing(field, cameras, monkeypatch):
+    subject = views(field, cameras, half(field), find=True)
+    pair = subject.pair(0)
+    learnt = []
+    monkeypatch.setattr(subject.region, "add", lambda camera, gradient, picture: learnt.append(gradient))
+    gradient = torch.rand(24, 32, 3) + 0.5
+    subject.observe(pair, gradient)
+    share = subject._given_share(pair.camera, subject._source_view(pair.camera))
+    torch.testing.assert_close(learnt[0], gradient * share[..., None])
+    assert share.min() < 0.1 and share.max() > 0.9
+
+
+def local(field, cameras, given, looks):
+    rates = FieldRates(color_lr=1.0, network_lr=0.1, density_lr=1.0, line_lr=1.0)
+    volume = build(VolumeConfig, load_config("edit", ["edit=shape"]).edit.volume)
+    return LocalViews(field, cameras, LinearPrior(), rates, region_config(0.5, 32), volume, looks, given=given)
+
+
+def test_a_shape_is_edited_in_the_given_region_without_a_look(field, cameras):
+    subject = local(field, cameras, half(field), looks=0)
+    assert isinstance(subject.pair(0), LocalPair) and torch.equal(subject.target.region, half(field))
+
+
+def test_both_is_what_a_look_finds_in_the_given_region(field, cameras, monkeypatch):
+    found = torch.zeros_like(field.occupancy)
+    found[:, : found.shape[1] // 2] = True
+    monkeypatch.setattr("cds3d.subjects.local.edited_volume", lambda *_: found.clone())
+    subject = local(field, cameras, half(field), looks=1)
+    pair = subject.pair(0)
+    assert isinstance(pair, LookPair)
+    subject.observe(pair, pair.backward(torch.ones(1, 3, 3, 4)))
+    subject.pair(1)
+    assert torch.equal(subject.target.region, found & half(field))
+    monkeypatch.setattr("cds3d.subjects.local.edited_volume", lambda *_: ~half(field))
+    subject = local(field, cameras, half(field), looks=1)
+    subject.observe(pair, torch.ones(24, 32, 3))
+    with pytest.raises(UserError, match="nothing in common"):
+        subject.pair(1)
+
+
 # --- words
 
 
 def test_words_are_looked_for_against_no_prompt(field, cameras):
-    prior, asked = LinearPrior(), set()
+    prior, asked = LinearPrior(), []
     ask = prior.ask
-    prior.ask = lambda *queries: asked.update(float(q.prompt.tokens) for q in queries) or ask(*queries)
+    prior.ask = lambda *queries: asked.append([float(q.prompt.tokens) for q in queries]) or ask(*queries)
     seen = word_masks(field, cameras, prior, "the flower", region_config(0.5, 32), seed=3)
     assert len(seen) == 3 and all(mask.shape == (24, 32) for _, mask in seen)
-    assert asked == {0.0, float(len("the flower"))}
+    assert all(a == [float(len("the flower")), 0.0] for a in asked)  # the words less no prompt
     steps = [t for kind, t, *_ in prior.calls if kind == "noise"]
     assert len(steps) == 3 * region_config(0.5, 32).visits and all(400 <= t <= 600 for t in steps)
     again = word_masks(field, cameras, LinearPrior(), "the flower", region_config(0.5, 32), seed=3)
@@ -175,9 +217,9 @@ def test_words_are_looked_for_against_no_prompt(field, cameras):
 def test_separate_parts_of_masks_are_all_taken(field, cameras):
     """Masks that a user has drawn may show two things; estimated ones have stray spots."""
     mask = torch.zeros(24, 32)
-    mask[:, :12] = 1
-    mask[10:12, 30:] = 1
+    mask[8:16, :6] = 1
+    mask[10:13, 28:] = 1
     seen = [(field.view(camera), mask) for camera in cameras]
     every = edited_volume(field, seen, 0.5, 0.0, one_subject=False)
     one = edited_volume(field, seen, 0.5, 0.0)
-    assert (one <= every).all()
+    assert (one <= every).all() and every.sum() > one.sum()

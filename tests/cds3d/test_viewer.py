@@ -1,5 +1,6 @@
 """The viewer without a browser: who may connect, pictures over its websocket, its controls, edits as processes."""
 
+import http.client
 import io
 import math
 import os
@@ -46,7 +47,16 @@ def test_this_machines_own_pages_may_connect(host):
     assert refusal(request(host=host, origin=f"http://{host}"), None) is None
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:9999", "http://127.0.0.1.evil"])
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "http://evil.example",
+        "null",
+        "http://127.0.0.1:9999",
+        "http://evil.example/127.0.0.1:8080",
+        "http://127.0.0.1:8080.evil",
+    ],
+)
 def test_pages_of_other_addresses_may_not(origin):
     assert "other addresses" in refusal(request(host="127.0.0.1:8080", origin=origin), None)
     assert "other addresses" in refusal(request("/?token=t", host="10.0.0.1:8080", origin=origin), "t")
@@ -420,6 +430,14 @@ def test_another_address_gets_a_token_and_a_warning(monkeypatch, tmp_path, captu
         with pytest.raises(InvalidStatus):
             connect(url, subprotocols=protocol)
         token = viewer.url.split("token=")[1]
+        port = viewer.server.get_port()
+        for path, cookie, status in ((f"/?token={token}", None, 200), ("/", token, 200), ("/", None, 403)):
+            door = http.client.HTTPConnection("127.0.0.1", port)
+            door.request("GET", path, headers={"Cookie": f"{COOKIE}={cookie}"} if cookie else {})
+            answer = door.getresponse()
+            assert answer.status == status
+            given = answer.getheader("Set-Cookie")
+            assert given == (f"{COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/" if "token" in path else None)
         connect(url, subprotocols=protocol, additional_headers={"Cookie": f"{COOKIE}={token}"}).close()
     finally:
         viewer.close()

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -501,3 +502,27 @@ def test_a_photograph_needs_no_world():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+def test_two_flowers_stand_beside_each_other():
+    """Either can change its colour without the other; they differ in more than that; pocket never sees them."""
+    two = replace(Attributes(7, "flower", "daisy", "red", "garden"), beside="yellow")
+    views = [render(build_scene(a, 64, 48), build_scene(a, 64, 48).camera).image.astype(int) for a in (
+        two, replace(two, beside="blue"), replace(two, color="blue"))]  # fmt: skip
+    right, left = (np.abs(view - views[0]).max(-1) > 15 for view in views[1:])
+    assert right.any() and left.any() and (right & left).sum() < 0.05 * right.sum()  # pixels at an edge show both
+    assert np.nonzero(right)[1].mean() > np.nonzero(left)[1].mean() + 10
+    heights = [np.nonzero(mask)[0].mean() for mask in (right, left)]
+    assert abs(heights[0] - heights[1]) > 0.5
+    assert all(Attributes.sample(s).beside is None and Attributes.sample_evenly(s).beside is None for s in range(50))
+    for beside, subject in (("beige", "flower"), ("red", "animal")):
+        with pytest.raises(ValueError, match="beside"):
+            Attributes(7, subject, "daisy" if subject == "flower" else "cat", "red", "garden", beside=beside)
+
+
+def test_a_prompt_says_which_of_two_flowers_is_meant():
+    two = WorldCapture(Attributes(7, "flower", "daisy", "red", "garden", beside="yellow"), {})
+    assert two.edited("a yellow daisy", "a blue daisy") == replace(two.attributes, beside="blue")
+    assert two.edited("a red daisy", "a blue daisy") == replace(two.attributes, color="blue")
+    assert two.edited("a red and a yellow daisy", "a blue daisy").color == "blue"
+    assert two.edited("a yellow daisy", "a yellow tulip") is None and two.edited("a yellow daisy", "yellow") is None

@@ -135,3 +135,21 @@ def test_look_at_by_hand():
 def test_mean_pose_of_one_is_itself():
     pose = cameras_around()[2].pose
     assert torch.allclose(mean_pose(pose[None]), pose, atol=1e-6)
+
+
+def test_a_path_through_keyframes():
+    from tensorf.paths import keyframed
+
+    def key(x, y):
+        pose = torch.eye(3, 4)
+        pose[:, 3] = torch.tensor([x, y, 0.0])
+        return pose
+
+    keys = torch.stack([key(0, 0), key(1, 0), key(2, 3)])
+    path = keyframed(keys, 5)
+    places = torch.stack([p[:, 3] for p in path])
+    torch.testing.assert_close(places[::2], keys[:, :, 3])  # all of them, the first and the last at the ends
+    # Catmull-Rom at the middle of the first stretch: (-a + 9 b + 9 c - d) / 16 with a = b
+    torch.testing.assert_close(places[1], (8 * keys[0] + 9 * keys[1] - keys[2])[:, 3] / 16)
+    assert all(torch.allclose(p[:, :3], torch.eye(3)) for p in path)
+    assert len(keyframed(keys, 1)) == 1

@@ -97,7 +97,7 @@ def read_ply(path):
     return table
 
 
-def test_points_and_splats(opaque, tmp_path):
+def test_points_and_splats(opaque, tmp_path, capture_folder):
     assert export(opaque, "points", "output=p.ply", "points=400") == 0
     assert export(opaque, "splats", "output=s.ply", "points=400") == 0
     points, splats = read_ply(tmp_path / "p.ply"), read_ply(tmp_path / "s.ply")
@@ -110,6 +110,11 @@ def test_points_and_splats(opaque, tmp_path):
     shown = 0.5 + 0.28209479 * splats["f_dc_0"]
     np.testing.assert_allclose(shown * 255, points["red"], atol=0.01)
     assert (splats["rot_0"] == 1).all() and np.allclose(splats["scale_0"], splats["scale_2"])
+    capture = load_capture(capture_folder, width=64, check=False)
+    eyes = capture_poses(capture.cameras, capture)[:, :, 3]
+    away = np.linalg.norm(np.stack([splats[k] for k in "xyz"], 1)[:, None] - eyes, axis=2)
+    pixel = away / capture.cameras[0].fx  # the width of a pixel out there, from one of the cameras
+    assert np.abs(np.exp(splats["scale_0"])[:, None] / pixel - 1).min(1).max() < 1e-3
     assert 1 / (1 + np.exp(-splats["opacity"][0])) == pytest.approx(0.95)
 
 

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from cds3d.cli import run_command
+from cds3d.commands.evaluation import edit_figures, held_out_views, known_truth
 from cds3d.commands.history import take_over
 from cds3d.options import load_config
+from tensorf.captures import load_capture
 from tensorf.errors import UserError
 from tensorf.local import LocalField
 from tensorf.renderable import load_field
@@ -46,6 +48,14 @@ def test_an_edited_field_is_edited_on(tmp_path, chain, capture_folder):
     # Figures against the last field, and against the first, whose truth differs by both edits.
     assert told["first_psnr_to_source_db"] != told["psnr_to_source_db"]
     assert {"edit_gain_db", "kept_psnr_db", "first_edit_gain_db", "first_kept_psnr_db"} <= told.keys()
+    assert told["first_edit_gain_db"] != told["edit_gain_db"]
+    capture, source = load_capture(capture_folder, width=64), load_field(scene / "source" / "field.safetensors")
+    views = held_out_views(source, load_field(second / "field.safetensors"), capture, 48)
+    steps = [("a yellow flower", "a red flower"), ("a red flower", "a red tulip")]
+    truth = known_truth(capture_folder, capture, source, views, steps, 0)
+    assert told["first_kept_psnr_db"] == pytest.approx(edit_figures(source, views, truth)["kept_psnr_db"], abs=1e-3)
+    last = known_truth(capture_folder, capture, source, views, steps, 1)
+    assert (truth.views[0].changed & ~last.views[0].changed).any()  # petals that were yellow, then red
     views = iio.imread(second / "views" / "00.png")
     assert views.shape == (36, 3 * 48, 3)  # the first source, the last field, the edit
 

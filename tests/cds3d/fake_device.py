@@ -1,0 +1,145 @@
+"""CPU tensors that say they are on another device, and refuse to mix with those that are not.
+
+`Elsewhere` holds a CPU tensor and reports the device "meta", which stands for a GPU, so that code that asks
+`device.type == "cpu"` takes its other branch. Within `elsewhere()` every operator is run on what is held, and its
+results are wrapped again; mixing with plain tensors raises as CUDA would.
+"""
+
+from __future__ import annotations
+
+import importlib
+from contextlib import contextmanager
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+DEVICE = torch.device("meta")
+# Operators that may take tensors of both: copies, indexing with CPU indices, and numbers.
+_MIXED = ("copy_", "_to_copy", "index", "index_put_", "_index_put_impl_", "set_")
+_OTHER = "Expected all tensors to be on the same device"
+
+
+class Elsewhere(torch.Tensor):
+    """held: the CPU tensor."""
+
+    @staticmethod
+    def __new__(cls, held: torch.Tensor, requires_grad: bool = False):
+        made = torch.Tensor._make_wrapper_subclass(
+            cls,
+            held.shape,
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device=DEVICE,
+            requires_grad=requires_grad,
+        )
+        made.held = held
+        return made
+
+    def __repr__(self):
+        return f"Elsewhere({self.held!r})"
+
+    def __deepcopy__(self, memo):
+        made = Elsewhere(self.held.detach().clone(), self.requires_grad)
+        if isinstance(self, torch.nn.Parameter):
+            made = torch.nn.Parameter(made, self.requires_grad)
+        memo[id(self)] = made
+        return made
+
+    def numpy(self, *args, **kwargs):
+        raise TypeError("can't convert a tensor of another device to numpy: use .cpu() first")
+
+    __array__ = numpy
+
+    def tolist(self):
+        Counter.synchronisations += 1
+        return self.held.tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return _run(func, args, kwargs or {})
+
+
+def _plain(x: torch.Tensor) -> bool:
+    return isinstance(x, torch.Tensor) and not isinstance(x, Elsewhere)
+
+
+def _run(func, args, kwargs):
+    name = func.overloadpacket.__name__
+    flat = tree_flatten((args, kwargs))[0]
+    tensors = [a for a in flat if isinstance(a, torch.Tensor)]
+    there = [t for t in tensors if isinstance(t, Elsewhere)]
+    target = kwargs.get("device")
+    if there and name not in _MIXED and any(_plain(t) and t.dim() > 0 for t in tensors):
+        raise RuntimeError(f"{_OTHER}: {func}")
+    if name in ("index", "index_put_", "_index_put_impl_") and _plain(args[0]):
+        indices = [i for i in args[1] if isinstance(i, torch.Tensor)]
+        if any(isinstance(i, Elsewhere) for i in indices):
+            raise RuntimeError(f"indices should be on the CPU: {func}")
+    if name == "_local_scalar_dense":
+        Counter.synchronisations += 1
+    if target is not None:
+        kwargs = {**kwargs, "device": torch.device("cpu")}
+    moved = bool(there) if target is None else torch.device(target).type == DEVICE.type
+    if name in ("copy_", "set_", "index_put_", "_index_put_impl_"):
+        moved = isinstance(args[0], Elsewhere)
+    args, kwargs = tree_map(lambda x: x.held if isinstance(x, Elsewhere) else x, (args, kwargs))
+    if name == "grid_sampler_2d_backward":  # its CPU kernel wants what the CUDA kernel does not
+        args = [a.contiguous() if isinstance(a, torch.Tensor) else a for a in args]
+    result = func(*args, **kwargs)
+    if name.endswith("_") and not name.startswith("_") and there and isinstance(result, torch.Tensor):
+        return next(a for a in flat if isinstance(a, torch.Tensor))  # in place: the tensor itself
+    if not moved:
+        return result
+    return tree_map(lambda x: Elsewhere(x) if _plain(x) else x, result)
+
+
+class Counter:
+    synchronisations = 0
+
+
+class _Mode(TorchDispatchMode):
+    """For operators without a wrapped tensor among their arguments, such as torch.zeros(device=...)."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return _run(func, args, kwargs or {})
+
+
+_active: list[_Mode] = []
+
+
+def enter() -> None:
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    _active.append(_Mode())
+    _active[-1].__enter__()
+
+
+def leave() -> None:
+    """End it early: from here on everything is on the CPU again."""
+    torch.__future__.set_overwrite_module_params_on_conversion(False)
+    while _active:
+        _active.pop().__exit__(None, None, None)
+
+
+@contextmanager
+def elsewhere(monkeypatch):
+    """Everything that `device` sends there is wrapped."""
+    Counter.synchronisations = 0
+    for module in ("torch.optim.optimizer", "torch.utils._foreach_utils"):
+        for kind in ("fused", "foreach"):
+            name = f"_get_{kind}_kernels_supported_devices"
+            monkeypatch.setattr(importlib.import_module(module), name, lambda: ["meta", "cpu"])
+    tensor = torch.tensor
+
+    def made(*args, device=None, **kwargs):  # torch.tensor does not ask the dispatcher
+        there = device is not None and torch.device(device).type == DEVICE.type
+        plain = tensor(*args, device="cpu" if there else device, **kwargs)
+        return plain.to(DEVICE) if there else plain
+
+    monkeypatch.setattr(torch, "tensor", made)
+    enter()
+    try:
+        yield
+    finally:
+        leave()
