@@ -119,10 +119,11 @@ def _explain(command: str, error: Exception) -> str:
 def unknown_option(command: str, key: str) -> str:
     """What to say of an option that a command does not have as it was called: whose it is, or what is like it."""
     group, _, name = key.partition(".")
+    default = OmegaConf.to_container(load_config(command, []), resolve=False)
     owners = [n for n in groups().get(group, []) if name and name in _keys_of(group, n)]
-    if owners:
+    if owners and group in default:
         return f"{key} is an option of {' and '.join(f'{group}={n}' for n in owners)}, which this is not"
-    known = dotted_keys(OmegaConf.to_container(load_config(command, []), resolve=False))
+    known = dotted_keys(default)
     alike = difflib.get_close_matches(key, [k for k in known if k != key], n=1)
     hint = f"did you mean {alike[0]}? " if alike else ""
     return f"unknown option {key}: {hint}cds3d {command} --help lists all"

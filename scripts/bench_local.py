@@ -152,7 +152,9 @@ def table(rows: list[dict]) -> str:
     for way in dict.fromkeys(row["way"] for row in rows):
         of_way = [row for row in rows if row["way"] == way]
         columns = [[row[key] for row in of_way] for key in FIGURES]
-        told = [f"{np.mean(c):.1f}" + (f" ±{interval(c)[1] - np.mean(c):.1f}" if len(c) > 1 else "") for c in columns[:3]]
+        told = [
+            f"{np.mean(c):.1f}" + (f" ±{interval(c)[1] - np.mean(c):.1f}" if len(c) > 1 else "") for c in columns[:3]
+        ]
         lines.append(f"| {way} | {len(of_way)} | {' | '.join(told)} | {np.mean(columns[3]):.0f} |")
     return "\n".join(lines) + "\n"
 

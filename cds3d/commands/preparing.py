@@ -107,6 +107,8 @@ def log_step(editor: Editor):
             writer.add_scalar(key if "/" in key else f"edit/{key}", value, editor.iteration)
         if editor.iteration % pictures_every == 0 and hasattr(editor.subject, "pictures"):
             for name, picture in editor.subject.pictures().items():
-                writer.add_image(f"views/{name}", picture.detach().clamp(0, 1).cpu(), editor.iteration, dataformats="HWC")
+                writer.add_image(
+                    f"views/{name}", picture.detach().clamp(0, 1).cpu(), editor.iteration, dataformats="HWC"
+                )
 
     return each

@@ -107,7 +107,7 @@ def _start(work: Work) -> None:
 
 def _again(work: Work, retries: int) -> bool:
     """Whether an ended process is to be tried again; else its failure is noted, if it has failed."""
-    if work.job.process.returncode == 0 and work.done:
+    if work.done:  # also if it was killed afterwards: metrics.json is written last
         return False
     outcome = work.job.outcome()
     killed = work.job.process.returncode < 0

@@ -122,7 +122,7 @@ class FakeJob:
         self.folder, self.polls = folder, 0
         self.told = FakeJob.script.get(folder.name, ["done"]).pop(0)
         self.process = self
-        self.returncode = {"done": 0, "killed": -9}.get(self.told, 1)
+        self.returncode = {"done": 0, "killed": -9, "killed late": -9}.get(self.told, 1)
 
     @property
     def running(self):
@@ -130,7 +130,7 @@ class FakeJob:
         if self.polls == 3:
             FakeJob.now -= 1
             self.folder.mkdir(parents=True, exist_ok=True)
-            if self.told == "done":
+            if self.told in ("done", "killed late"):
                 (self.folder / "metrics.json").write_text("{}")
             else:
                 (self.folder / "state").mkdir(exist_ok=True)
@@ -177,6 +177,12 @@ def test_the_killed_are_tried_again_from_their_state(fake, tmp_path):
     assert pooled(todo).count("a") == 3 and todo[0].failure is None
     options = [options for name, _, options in fake.started if name == "a"]
     assert options == [["x"], ["x", "resume=true"], ["x", "resume=true"]]
+
+
+def test_one_that_is_killed_after_its_end_is_done(fake, tmp_path):
+    fake.script = {"a": ["killed late"]}
+    todo = make(tmp_path, "a")
+    assert pooled(todo) == ["a"] and todo[0].done and todo[0].failure is None
 
 
 def test_what_fails_for_a_reason_of_its_own_does_not_stop_the_rest(fake, tmp_path):

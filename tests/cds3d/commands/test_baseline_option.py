@@ -92,7 +92,7 @@ def test_wrong_uses_are_told_in_one_line(image_options, tiny_folder, capsys, mon
         ("baseline=sdedit", "baseline.strength=2.0"): "baseline.strength=2.0 has to lie in 0..1",
         ("baseline=sdedit", "baseline.steps=4.5"): "baseline.steps=4.5 has to be a whole number",
         ("baseline=sdedit", "baseline.steps=1000"): "baseline.steps=1000 has to lie in 1..999",
-        ("baseline=sdedit", "baseline.skip=3"): "unknown option baseline.skip",
+        ("baseline=sdedit", "baseline.skip=3"): "baseline.skip is an option of baseline=ddpm-inversion",
         ("baseline=sdedit", "baseline.kind=paint"): "baseline.kind=paint is unknown",
         ("baseline=sdedit", "edit=pixels"): "a baseline edits the latent",
         ("baseline=dds-pnp", "baseline.t_max=1000"): "baseline.t_min..t_max is 50..1000",
