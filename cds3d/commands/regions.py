@@ -26,6 +26,7 @@ from tensorf.captures import Capture
 from tensorf.captures.images import IMAGE_SUFFIXES
 from tensorf.captures.pictures import read_picture
 from tensorf.errors import UserError
+from tensorf.local import cell_centers
 from tensorf.renderable import Renderable
 
 log = logging.getLogger("cds3d")
@@ -258,8 +259,7 @@ def _mask(file: Path, camera: Camera) -> Tensor:
 
 def _extent(source: Renderable) -> str:
     """Where the scene is, in words."""
-    from tensorf.local import cell_centers
-
     centers = source.space.world(cell_centers(source.occupancy.shape, source.device)[source.occupancy.flatten()])
-    low, high = (centers.quantile(q, dim=0) if len(centers) < 2**24 else centers.amin(0) for q in (0.02, 0.98))
+    centers = centers[:: max(1, len(centers) // 1_000_000)]  # quantile() takes no more than 16 million
+    low, high = (centers.quantile(q, dim=0) for q in (0.02, 0.98))
     return "it lies between ({}) and ({})".format(*(", ".join(f"{x:.3g}" for x in c.tolist()) for c in (low, high)))
