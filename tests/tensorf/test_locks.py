@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -10,8 +11,10 @@ from tensorf import locks
 from tensorf.errors import UserError
 
 pytestmark = pytest.mark.skipif(locks.fcntl is None, reason="no such locks here")
-HOLD = """
+ROOT = str(Path(__file__).resolve().parents[2])
+HOLD = f"""
 import sys, time
+sys.path.insert(0, {ROOT!r})
 from pathlib import Path
 from tensorf import locks
 locks.hold(Path(sys.argv[1]))

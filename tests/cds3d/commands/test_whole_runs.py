@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import imageio.v3 as iio
 import torch
@@ -266,7 +267,9 @@ def test_a_run_that_another_process_is_at_is_left_alone(tmp_path, edit_options, 
     import subprocess
     import sys
 
-    hold = "import sys, time; from pathlib import Path; from tensorf import locks; "
+    root = str(Path(__file__).resolve().parents[3])  # where the packages are, if they are not installed
+    hold = f"import sys; sys.path.insert(0, {root!r}); "
+    hold += "import time; from pathlib import Path; from tensorf import locks; "
     hold += "locks.hold(Path(sys.argv[1])); print(1, flush=True); time.sleep(60)"
     (tmp_path / "edit").mkdir()
     for folder, command, options in (
@@ -274,7 +277,7 @@ def test_a_run_that_another_process_is_at_is_left_alone(tmp_path, edit_options, 
         (trained, "train", [*train_options, "overwrite=true"]),
     ):
         other = subprocess.Popen([sys.executable, "-c", hold, str(folder)], stdout=subprocess.PIPE, text=True)
-        other.stdout.readline()
+        assert other.stdout.readline() == "1\n"
         before = files(folder)
         assert f"in use by another process ({other.pid})" in fails(capsys, command, *options)
         assert files(folder) == before
