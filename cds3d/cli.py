@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import importlib
 import logging
 import os
 import sys
@@ -262,53 +263,23 @@ def _run(command: str, args: argparse.Namespace) -> None:
     for name, value in flags.items():
         set_text(config, name, value, f"--{name}")
     for place in _PLACES.get(command, ()):
-        if getattr(args, place):
-            config[place] = getattr(args, place)
-    if command != "list":
-        set_threads(config)
-    runner: Callable = _import_command(command)
-    runner(config)
+        if value := getattr(args, place):
+            set_text(config, place, value, place)
+    set_threads(config)
+    _import_command(command)(config)
 
 
 def _import_command(command: str) -> Callable:
-    if command == "train":
-        from cds3d.commands.train import train_command
-
-        return train_command
-    if command == "edit":
-        from cds3d.commands.edit import edit_command
-
-        return edit_command
-    if command == "render":
-        from cds3d.commands.render import render_command
-
-        return render_command
-    if command == "view":
-        from cds3d.commands.view import view_command
-
-        return view_command
-    if command == "sweep":
-        from cds3d.commands.sweep import sweep_command
-
-        return sweep_command
-    if command == "list":
-        from cds3d.commands.listing import list_command
-
-        return list_command
-    if command == "export":
-        from cds3d.commands.export import export_command
-
-        return export_command
-    from cds3d.bench.run import bench_command
-
-    return bench_command
+    """The function that does the command; only then is what it needs imported."""
+    module = {"bench": "cds3d.bench.run", "list": "cds3d.commands.listing"}.get(command, f"cds3d.commands.{command}")
+    return getattr(importlib.import_module(module), f"{command}_command")
 
 
 def set_threads(config) -> None:
     """As many CPU threads as `config.threads` says, or as there are cores."""
     import torch
 
-    threads = config.threads
+    threads = config.get("threads")  # cds3d list has none
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise UserError(f"threads={threads} has to be a whole number above 0")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

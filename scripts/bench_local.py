@@ -89,7 +89,7 @@ def pointers(config, world: WorldCapture, capture, field, new: str, folder: Path
         "both": [*click, "region=both"],
         "box": [f"box={','.join(corners)}"],
         "mask": [f"mask={masks}"],
-        "where": [f"+where={words}"],
+        "where": [f"where={words}"],
     }
 
 
@@ -113,11 +113,11 @@ def run_case(number: int, args) -> list[dict]:
         make_held_out_capture(folder, attributes)
     before = f"{attributes.beside} {attributes.species}"
     after = f"{new} {attributes.species}"
-    base = ["scene=capture", f"scene.root={folder}", f"threads={args.threads}", "video_frames=0"]
+    base = ["scene=capture", f"threads={args.threads}", "video_frames=0"]
 
     def configured(command: str, *options: str):
         config = load_config(command, [*base, *options])
-        config.capture, config.scene.root = config.scene.root, None
+        config.capture = str(folder)
         return config
 
     train = configured("train")
@@ -134,10 +134,9 @@ def run_case(number: int, args) -> list[dict]:
     for way in args.ways:
         output = args.output / "runs" / f"{seed}-{way}"
         if not (output / "metrics.json").exists():
-            words = next((o.split("=", 1)[1] for o in options[way] if o.startswith("+where=")), None)
-            config = configured("edit", *(o for o in options[way] if o[0] != "+"), *args.options)
+            config = configured("edit", *options[way], *args.options)
             config.src, config.tgt = f"{article(before)} {before}", f"{article(after)} {after}"
-            config.where, config.output, config.overwrite = words, str(output), True
+            config.output, config.overwrite = str(output), True
             edit_command(config)
         metrics = json.loads((output / "metrics.json").read_text())
         edited = load_field(output / "field.safetensors")

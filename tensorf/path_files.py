@@ -6,7 +6,6 @@ nerfstudio writes beside its checkpoints, lies beside the path, it is undone.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import torch
 
 from tensorf.cameras import Camera
 from tensorf.captures.geometry import transformed
-from tensorf.captures.transforms import opencv_from_opengl
+from tensorf.captures.transforms import opencv_from_opengl, read_json
 from tensorf.captures.views import checked_pose
 from tensorf.errors import UserError
 
@@ -26,7 +25,9 @@ def read_camera_path(file: Path, world_from_capture: torch.Tensor, like: Camera)
     world_from_capture: (4, 4), `Capture`'s. like: a camera whose lens and size are taken where the file tells none.
     UserError for a file that is missing, damaged, or no camera path.
     """
-    table = _load(file)
+    if not file.is_file():
+        raise UserError(f"{file}: no such file")
+    table = read_json(file)
     if "camera_path" in table:
         poses, cameras = _nerfstudio(file, table, like)
     elif "frames" in table:
@@ -79,7 +80,7 @@ def _normalisation(file: Path) -> tuple[np.ndarray, float]:
     beside = file.with_name("dataparser_transforms.json")
     if not beside.is_file():
         return np.eye(4), 1.0
-    table = _load(beside)
+    table = read_json(beside)
     matrix = _matrix(beside, table.get("transform"), 0)
     return np.linalg.inv(matrix), _number(beside, table, "scale", 1.0, 0)
 
@@ -112,15 +113,3 @@ def _number(file: Path, keys: dict, key: str, default: float | None, i: int) -> 
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise UserError(f"{file}: {key} of camera {i} has to be a number, not {value!r}")
     return float(value)
-
-
-def _load(file: Path) -> dict:
-    if not file.is_file():
-        raise UserError(f"{file}: no such file")
-    try:
-        table = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{file} is not valid JSON ({error})") from error
-    if not isinstance(table, dict):
-        raise UserError(f"{file} has to be a JSON object, not {type(table).__name__}")
-    return table

@@ -24,21 +24,18 @@ from tqdm import tqdm
 from cds3d.commands.driving import drive
 from cds3d.commands.evaluation import evaluate_edit, load_clip
 from cds3d.commands.history import Past
+from cds3d.commands.named_pictures import by_photo, picture_files, read_as_photo
 from cds3d.commands.scenes import load_scene, naming_options
 from cds3d.commands.train import field_options
 from cds3d.options import build, pick_device
 from cds3d.runs import RunFolder, peak_memory_mb, reset_peak_memory, slug
 from tensorf.captures import Capture
-from tensorf.captures.images import IMAGE_SUFFIXES
-from tensorf.captures.pictures import read_picture
 from tensorf.errors import UserError
 from tensorf.field import Field
 from tensorf.renderable import load_field
 from tensorf.train import Trainer
 
 log = logging.getLogger("cds3d")
-
-_SAME_ASPECT = 0.02  # relative difference up to which a picture has its photo's shape
 
 
 @dataclass(frozen=True)
@@ -79,8 +76,7 @@ def begin_refit(config: DictConfig, parent: Path) -> tuple[RunFolder, RefitConfi
     """
     refit = build(RefitConfig, config.refit, group="refit")
     folder = Path(config.views)
-    if not _pictures(folder):
-        raise UserError(f"--views {folder}: no pictures ({', '.join(IMAGE_SUFFIXES)}) there")
+    picture_files(folder, f"--views {folder}")
     name = slug(str(config.tgt)) if config.tgt is not None else slug(folder.resolve().name)
     return RunFolder(Path(config.output) if config.output else parent / f"{name}-views", config), refit
 
@@ -142,14 +138,9 @@ def with_pictures(capture: Capture, folder: Path, refit: RefitConfig) -> Capture
 
     UserError if the folder has no picture of a training view, or one of another shape than its photo.
     """
-    files = {p.stem: p for p in _pictures(folder)}
-    stems = {Path(name).stem: i for i, name in enumerate(capture.image_names)}
-    if unknown := sorted(files.keys() - stems.keys()):
-        raise UserError(
-            f"--views {files[unknown[0]]}: the capture has no photo {unknown[0]}; pictures are named as the photos, "
-            f"such as {Path(capture.image_names[capture.train[0]]).name}"
-        )
-    given = [stems[stem] for stem in files if stems[stem] in set(capture.train)]
+    option = f"--views {folder}"
+    files = by_photo(picture_files(folder, option), capture, option)
+    given = [i for i in files if i in set(capture.train)]
     if not given:
         raise UserError(f"--views {folder} has no picture of a training view, such as {capture.image_names[0]}")
     left = len(files) - len(given)
@@ -159,21 +150,17 @@ def with_pictures(capture: Capture, folder: Path, refit: RefitConfig) -> Capture
     )  # fmt: skip
     images, taken = capture.images.clone(), []
     for i in tqdm(sorted(given), desc="pictures", unit="picture"):
-        path = files[Path(capture.image_names[i]).stem]
         photo = capture.images[i]
-        picture = _as_photo(path, photo.shape[1], photo.shape[0])
+        height, width = photo.shape[:2]
+        picture = read_as_photo(files[i], width, height, option, white=True)
+        if picture.size != (width, height):
+            picture = picture.resize((width, height), Image.LANCZOS)
+        picture = torch.from_numpy(np.asarray(picture).copy())
         mask = changed_mask(picture, photo, refit)
         images[i] = torch.where(mask[..., None], picture, photo)
         taken.append(float(mask.float().mean()))
     log.info("%.0f%% of the pixels are taken from the pictures, the others from the photos", 100 * np.mean(taken))
     return replace(capture, images=images, train=sorted(given))
-
-
-def _pictures(folder: Path) -> list[Path]:
-    """The folder's picture files by name. UserError if there is no such folder."""
-    if not folder.is_dir():
-        raise UserError(f"--views {folder}: no such folder")
-    return [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."]
 
 
 def changed_mask(picture: Tensor, photo: Tensor, refit: RefitConfig) -> Tensor:
@@ -185,16 +172,3 @@ def changed_mask(picture: Tensor, photo: Tensor, refit: RefitConfig) -> Tensor:
     near = F.avg_pool2d(apart, side, 1, side // 2, count_include_pad=False) > refit.mask_threshold
     margin = round(refit.margin * picture.shape[1])
     return F.max_pool2d(near.float(), 2 * margin + 1, 1, margin)[0, 0] > 0
-
-
-def _as_photo(path: Path, width: int, height: int) -> Tensor:
-    """(height, width, 3) uint8. UserError, which names the file, if it is no picture or has another aspect."""
-    picture = Image.fromarray(read_picture(path, white=True, upright=True))
-    if abs(picture.width / picture.height * height / width - 1) > _SAME_ASPECT:
-        raise UserError(
-            f"--views {path} is {picture.width}x{picture.height}, and its photo has the shape of {width}x{height}: "
-            "a picture has to show what its photo shows, to the edges"
-        )
-    if picture.size != (width, height):
-        picture = picture.resize((width, height), Image.LANCZOS)
-    return torch.from_numpy(np.asarray(picture).copy())

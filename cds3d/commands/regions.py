@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor
 
+from cds3d.commands.named_pictures import by_photo, picture_files, read_as_photo
 from cds3d.commands.videos import resized_to
 from cds3d.guidance.prior import Prior
 from cds3d.options import build, positive
@@ -23,8 +24,6 @@ from cds3d.subjects.volume import edited_volume
 from cds3d.where import word_masks
 from tensorf.cameras import Camera
 from tensorf.captures import Capture
-from tensorf.captures.images import IMAGE_SUFFIXES
-from tensorf.captures.pictures import read_picture
 from tensorf.errors import UserError
 from tensorf.local import cell_centers
 from tensorf.renderable import Renderable
@@ -32,7 +31,6 @@ from tensorf.renderable import Renderable
 log = logging.getLogger("cds3d")
 
 _WAYS = ("where", "mask", "box", "ball", "at")
-_SAME_ASPECT = 0.02  # relative difference up to which a mask has its photo's shape
 _BALL = 0.15  # radius of a click's ball where none is given, as a share of the distance to the camera
 
 
@@ -86,7 +84,7 @@ def read_pointing(config: DictConfig) -> Pointing:
     if way == "where" and not config.edit.region.mask_threshold > 0:
         raise UserError("--where finds masks by edit.region.mask_threshold, which has to be above 0")
     if way == "mask":
-        _mask_files(Path(config.mask))
+        picture_files(Path(config.mask), f"mask={config.mask}")
     if way == "box":
         return Pointing(way, find, numbers=_box(config.box))
     if way == "ball":
@@ -208,11 +206,10 @@ def _carved(config, pointing, capture, source, views, prior) -> tuple[Tensor, st
         seen = word_masks(source, views, prior, str(config.where), build(RegionConfig, config.edit.region), config.seed)
     else:
         what = f"mask={config.mask}"
-        masks = _masks(Path(config.mask), capture)
         seen = []
-        for index, file in masks.items():
+        for index, file in by_photo(picture_files(Path(config.mask), what), capture, what).items():
             camera = resized_to(capture.cameras[index], config.edit.width)
-            seen.append((source.view(camera), _mask(file, camera).to(source.device)))
+            seen.append((source.view(camera), _mask(file, camera, what).to(source.device)))
         if not any(float(mask.max()) > 0 for _, mask in seen):
             raise UserError(f"{what}: all masks are black: white is where the edit may go")
     grow = config.edit.volume.grow if "volume" in config.edit else carve.grow
@@ -224,35 +221,9 @@ def _carved(config, pointing, capture, source, views, prior) -> tuple[Tensor, st
     return region, what
 
 
-def _mask_files(folder: Path) -> dict[str, Path]:
-    """Mask files by stem. UserError if the folder has none."""
-    if not folder.is_dir():
-        raise UserError(f"mask={folder}: no such folder")
-    files = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."]
-    if not files:
-        raise UserError(f"mask={folder}: no pictures ({', '.join(IMAGE_SUFFIXES)}) there")
-    return {p.stem: p for p in files}
-
-
-def _masks(folder: Path, capture: Capture) -> dict[int, Path]:
-    """Mask files by the index of their photo."""
-    stems, files = {Path(name).stem: i for i, name in enumerate(capture.image_names)}, _mask_files(folder)
-    if unknown := sorted(files.keys() - stems.keys()):
-        raise UserError(
-            f"mask={files[unknown[0]]}: the capture has no photo {unknown[0]}; masks are named as the photos, such as "
-            f"{next(iter(stems))}.png"
-        )
-    return {stems[stem]: file for stem, file in files.items()}
-
-
-def _mask(file: Path, camera: Camera) -> Tensor:
-    """(H, W) in [0, 1] at the camera's size; UserError for a picture of another shape than its photo."""
-    picture = Image.fromarray(read_picture(file, white=False, upright=True)).convert("L")
-    if abs(picture.width / picture.height * camera.height / camera.width - 1) > _SAME_ASPECT:
-        raise UserError(
-            f"mask={file} is {picture.width}x{picture.height}, and its photo has the shape of "
-            f"{camera.width}x{camera.height}: a mask has to show what its photo shows, to the edges"
-        )
+def _mask(file: Path, camera: Camera, option: str) -> Tensor:
+    """(H, W) in [0, 1] at the camera's size."""
+    picture = read_as_photo(file, camera.width, camera.height, option, white=False).convert("L")
     small = picture.resize((camera.width, camera.height), Image.BOX)
     return torch.from_numpy(np.asarray(small).copy()).float() / 255
 

@@ -99,14 +99,3 @@ def point_seen(sight: Sight, u: float, v: float, field: Renderable) -> Tensor | 
 def _columns(camera: Camera, first: int, last: int) -> Camera:
     """The camera's pixels from column `first` up to `last`."""
     return replace(camera, cx=camera.cx - first, width=last - first)
-
-
-def pose_of(wxyz: np.ndarray, position: np.ndarray) -> Tensor:
-    """(3, 4) from viser's quaternion and position, whose camera axes are OpenCV's."""
-    w, x, y, z = np.asarray(wxyz, np.float64) / max(np.linalg.norm(wxyz), 1e-12)
-    rotation = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-    return torch.from_numpy(np.concatenate([rotation, np.asarray(position).reshape(3, 1)], 1)).float()

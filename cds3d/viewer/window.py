@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import torch
 import viser
 
-from cds3d.viewer.sight import SHOWN, Leash, Sight, picture, pose_of
+from cds3d.viewer.sight import SHOWN, Leash, Sight, picture
 from tensorf.cameras import Camera
 from tensorf.errors import UserError
 from tensorf.renderable import Renderable
@@ -19,6 +20,12 @@ log = logging.getLogger("cds3d")
 
 _REST = 0.3  # seconds without a move, after which a view is rendered in full
 _GAP = 0.01  # seconds between two renders, for other windows: locks are not fair
+
+
+def pose_of(wxyz: np.ndarray, position: np.ndarray) -> torch.Tensor:
+    """(3, 4) from viser's quaternion and position, whose camera axes are OpenCV's."""
+    rotation = viser.transforms.SO3(np.asarray(wxyz)).normalize().as_matrix()
+    return torch.from_numpy(np.concatenate([rotation, np.asarray(position).reshape(3, 1)], 1)).float()
 
 
 class Window:

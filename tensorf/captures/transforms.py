@@ -59,7 +59,7 @@ def opencv_from_opengl(pose: np.ndarray) -> np.ndarray:
 
 def _read_file(root: Path, source: Path, role: bool | None) -> tuple[list[View], list[str]]:
     """The views of one file whose photos exist, and the names of those that do not."""
-    table = _load(source)
+    table = read_json(source)
     frames = _require(table, "frames", source, list)
     shared = {key: value for key, value in table.items() if key != "frames"}
     named = _named_split(shared, source) if role is None else None
@@ -158,13 +158,14 @@ def _normal(name: str) -> str:
     return Path(name.replace("\\", "/")).as_posix()
 
 
-def _load(source: Path) -> dict:
+def read_json(source: Path) -> dict:
+    """A JSON object. UserError, which names the file, for anything else."""
     try:
         table = json.loads(source.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise UserError(f"{source} is not valid JSON ({error}); export it again") from error
     if not isinstance(table, dict):
-        raise UserError(f"{source} must be a JSON object with frames, not {type(table).__name__}")
+        raise UserError(f"{source} must be a JSON object, not {type(table).__name__}")
     return table
 
 

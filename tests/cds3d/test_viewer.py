@@ -29,7 +29,8 @@ from cds3d.commands.view import open_viewer  # noqa: E402
 from cds3d.jobs import Job  # noqa: E402
 from cds3d.options import load_config  # noqa: E402
 from cds3d.viewer.guard import COOKIE, refusal  # noqa: E402
-from cds3d.viewer.sight import Leash, Sight, picture, point_seen, pose_of  # noqa: E402
+from cds3d.viewer.sight import Leash, Sight, picture, point_seen  # noqa: E402
+from cds3d.viewer.window import pose_of  # noqa: E402
 from tensorf.cameras import Camera  # noqa: E402
 from tensorf.errors import UserError  # noqa: E402
 from tensorf.renderable import load_field  # noqa: E402
