@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 
 from cds3d.cli import run_command
+from cds3d.commands import edit as edit_module
+from cds3d.commands import regions as regions_module
 from tensorf.local import LocalField
 from tensorf.renderable import load_field
 
@@ -33,6 +35,7 @@ def edited(tmp_path, edit_options, *options):
 
 
 BOX = "box=-9,-9,0,0,9,99"
+BALL = "ball=0.2,0,1.15,0.12"
 
 
 @pytest.mark.parametrize(
@@ -68,6 +71,31 @@ def test_masks_are_carved_into_space(tmp_path, edit_options, trained, masks):
 
 def test_gradients_alone_decide_if_asked(tmp_path, edit_options, trained):
     assert not isinstance(edited(tmp_path, edit_options, BOX, "region=auto"), LocalField)
+
+
+@pytest.mark.parametrize("region, find", [("given", False), ("both", True), ("auto", True)])
+def test_the_options_reach_the_subject(region, find, edit_options, trained, monkeypatch):
+    made = []
+    build = edit_module.FieldViews
+    monkeypatch.setattr(edit_module, "FieldViews", lambda *a, **k: made.append((a, k)) or build(*a, **k))
+    for zoom in (1.2, 1.8):
+        options = [BALL, f"region={region}", f"zoom={zoom}", f"output=edit{zoom}", "video_frames=0"]
+        assert run_command("edit", [*edit_options, *options]) == 0
+    assert all(k["find"] is find and (k["given"] is None) == (region == "auto") for _, k in made)
+    less, more = (a[1][0].fx for a, _ in made)
+    assert less / more == pytest.approx(1.0 if region == "auto" else 1.8 / 1.2, rel=1e-3)
+
+
+def test_only_the_masks_of_words_have_strays(edit_options, trained, masks, monkeypatch):
+    asked = []
+    carve = regions_module.edited_volume
+    monkeypatch.setattr(
+        regions_module, "edited_volume", lambda *a, **k: asked.append(k["one_subject"]) or carve(*a, **k)
+    )
+    words = ["--where", "the flower", "edit.region.mask_threshold=0.05", "carve.agreement=0.01"]
+    for i, options in enumerate(([f"mask={masks}"], words)):
+        assert run_command("edit", [*edit_options, *options, f"output=edit{i}", "video_frames=0"]) == 0
+    assert asked == [False, True]
 
 
 def test_views_are_cropped_around_the_region(tmp_path, edit_options, trained, caplog):

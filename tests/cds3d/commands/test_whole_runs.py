@@ -172,7 +172,7 @@ def test_resumed_training_is_byte_for_byte_the_unbroken_one(tmp_path, train_opti
     assert (run / "field.safetensors").read_bytes() == (source_run / "field.safetensors").read_bytes()
 
 
-def test_a_finished_edit_goes_on_to_more_iterations(tmp_path, edit_options, trained, capsys):
+def test_a_finished_edit_goes_on_to_more_iterations(tmp_path, edit_options, trained, monkeypatch, capsys):
     options = [*edit_options, "output=edit", "video_frames=0"]
     run = tmp_path / "edit"
 
@@ -188,6 +188,14 @@ def test_a_finished_edit_goes_on_to_more_iterations(tmp_path, edit_options, trai
     wrong = fails(capsys, "edit", *options, "resume=true", "edit.iterations=5", "edit.optimizer=sgd")
     assert "edit.optimizer=adam, not sgd" in wrong
     assert (run / "field.safetensors").read_bytes() == before and metrics()["iterations"] == 2
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # stopped on its way, it is unfinished
+        patch.setattr("cds3d.commands.edit.Editor.step", interrupted)
+        assert run_command("edit", [*options, "resume=true", "edit.iterations=5"]) == 130
+    assert not (run / "metrics.json").exists()
     assert run_command("edit", [*options, "resume=true", "edit.iterations=5"]) == 0
     assert metrics()["iterations"] == 5 and (run / "field.safetensors").read_bytes() != before
 
