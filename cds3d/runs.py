@@ -133,7 +133,7 @@ class RunFolder:
     def save_state(self, state: dict) -> None:
         try:
             with atomic(self.state_path) as partial:
-                torch.save({**state, "seconds": self.seconds}, partial)
+                torch.save(_on_cpu({**state, "seconds": self.seconds}), partial)
         except RuntimeError as error:  # torch's zip writer turns a full disk into this
             raise OSError(28, f"cannot write {self.state_path}: {error}") from error
 
@@ -251,6 +251,15 @@ def memory_mb(device: torch.device | None = None) -> float:
 
 def _on_gpu(device: torch.device | None) -> bool:
     return (device is None or device.type == "cuda") and torch.cuda.is_available()
+
+
+def _on_cpu(tree):
+    """Nested dicts, lists and tuples with their tensors on the CPU, so that a state can go on on any device."""
+    if isinstance(tree, torch.Tensor):
+        return tree.detach().cpu()
+    if isinstance(tree, dict):
+        return {key: _on_cpu(value) for key, value in tree.items()}
+    return type(tree)(_on_cpu(value) for value in tree) if isinstance(tree, (list, tuple)) else tree
 
 
 def _flat(tree, prefix: str = "") -> dict:

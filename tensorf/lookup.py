@@ -74,7 +74,8 @@ def plane_line_products(planes: Sequence[Tensor], lines: Sequence[Tensor], x: Te
     parts = []
     for plane, line, (a, b, c) in zip(planes, lines, MODES, strict=True):
         along = torch.stack([torch.zeros_like(x[:, c]), x[:, c]], -1)
-        parts.append(bilinear(plane, x[:, (a, b)]) * bilinear(line, along))
+        across = torch.stack([x[:, a], x[:, b]], -1)  # x[:, (a, b)] would copy a list of indices to the GPU each time
+        parts.append(bilinear(plane, across) * bilinear(line, along))
     return sum(part.sum(0) for part in parts) if summed else torch.cat(parts).T
 
 

@@ -45,6 +45,11 @@ class PixelBatches:
         return self.space.cast(poses[:, :, 3].contiguous(), directions), self.images[view, v, u].float() / 255
 
 
+def seeded(device: torch.device, seed: int) -> torch.Generator:
+    """A generator of random numbers on the device."""
+    return torch.Generator(device).manual_seed(seed)
+
+
 class Trainer:
     """One training run: `step()` until `iteration == config.iterations`. `state_dict` holds all that a resume needs."""
 
@@ -97,7 +102,7 @@ class Trainer:
 
     def _generator(self) -> torch.Generator:
         # A stream a step: a resumed run draws what an unbroken one would have drawn.
-        return torch.Generator(self.device).manual_seed(self.config.seed * 1_000_003 + self.iteration)
+        return seeded(self.device, self.config.seed * 1_000_003 + self.iteration)
 
     def _at(self, shares: tuple[float, ...]) -> list[int]:
         """Which of `shares` of the run begin at this iteration; in a short run several may begin at once."""
@@ -215,14 +220,14 @@ class Trainer:
         """PSNR in dB of random pixels of the held-out views; None where none is held out. Changes nothing."""
         if self.held_out is None:
             return None
-        batch, target = self.held_out.draw(rays, torch.Generator(self.device).manual_seed(self.config.seed))
+        batch, target = self.held_out.draw(rays, seeded(self.device, self.config.seed))
         error = (render_rays(self.field, batch).color.clamp(0, 1) - target).square().mean()
         return -10 * math.log10(max(error.item(), 1e-10))
 
     @torch.no_grad()
     def finish(self) -> None:
         """Leave a final occupancy, from many more rays, for whoever renders the field."""
-        generator = torch.Generator(self.device).manual_seed(self.config.seed)
+        generator = seeded(self.device, self.config.seed)
         self._measure(self.config.final_threshold, self.config.final_rays, generator)
 
     def state_dict(self) -> dict:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
@@ -90,7 +91,7 @@ def rows_copied(
             raise RuntimeError(f"a batch of {len(output)} rows came where {len(rows)} were expected")
         if max_positions is not None and output.shape[1] > max_positions:
             return output
-        return output[list(rows)]
+        return torch.stack([output[row] for row in rows])  # a list of indices would be copied to the GPU each time
 
     handles = [unet.get_submodule(name).register_forward_hook(copied) for name in names]
     try:

@@ -2,7 +2,8 @@
 
 `Elsewhere` holds a CPU tensor and reports the device "meta", which stands for a GPU, so that code that asks
 `device.type == "cpu"` takes its other branch. Within `elsewhere()` every operator is run on what is held, and its
-results are wrapped again; mixing with plain tensors raises as CUDA would.
+results are wrapped again; mixing with plain tensors raises as CUDA would. Indexing with a Python list, x[[0, 2]], makes
+indices without values here: on a GPU it copies the list there each time, so that nothing that runs often should do it.
 """
 
 from __future__ import annotations
@@ -138,6 +139,7 @@ def elsewhere(monkeypatch):
         return plain.to(DEVICE) if there else plain
 
     monkeypatch.setattr(torch, "tensor", made)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
     enter()
     try:
         yield

@@ -1,10 +1,9 @@
-"""On a device that is not the CPU (`fake_device`) nothing mixes: edits of images, and all of a field but its gradients.
+"""Whole commands on a device that is not the CPU (`fake_device`): nothing mixes, and fields come out the same."""
 
-Backward passes of fields are left out: torch's CPU kernel of the grids' gradient may crash on wrapped tensors. So are
-the baselines with plug-and-play, whose latents come out not finite here alone, for a reason that was not found.
-"""
-
+import importlib
+import json
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from unittest import mock
 
@@ -23,25 +22,36 @@ from cds3d.options import groups
 from cds3d.subjects.given import in_ball, in_box, point_at, seen_share, zoomed
 from cds3d.subjects.volume import edited_volume
 from cds3d.viewer.sight import Sight, picture, point_seen
+from tensorf import train
 from tensorf.captures import load_capture
 from tensorf.local import LocalField
 from tensorf.renderable import load_field
 
 
-@pytest.fixture()
-def there(monkeypatch, tiny_folder):
+@contextmanager
+def moved(monkeypatch, tiny_folder):
     """Every command picks the other device.
 
     The prior is loaded before: transformers builds models on "meta" itself until it has read their weights.
     """
     with mock.patch("cds3d.guidance.loading.Prior", dict):
         parts = load_prior(str(tiny_folder), device=torch.device("cpu"))
+    for command in ("baselines", "edit", "export", "images", "refit", "render", "train"):
+        importlib.import_module(f"cds3d.commands.{command}")  # now: it would keep what is patched below
     for name, module in list(sys.modules.items()):
         if name.startswith("cds3d.") and hasattr(module, "pick_device"):
             monkeypatch.setattr(module, "pick_device", lambda _: DEVICE)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    seeded = train.seeded  # torch has no generators of the other device
+    monkeypatch.setattr(train, "seeded", lambda _, seed: seeded("cpu", seed))
     monkeypatch.setattr(preparing, "load_prior", lambda *_, **__: Prior(**parts | {"device": DEVICE}))
     with elsewhere(monkeypatch):
+        yield
+
+
+@pytest.fixture()
+def there(monkeypatch, tiny_folder):
+    with moved(monkeypatch, tiny_folder):
         yield
 
 
@@ -94,19 +104,61 @@ def test_images_by_every_objective(objective, there, tmp_path, image_options):
     assert run_command("edit", [*image_options, f"objective={objective}", f"output={tmp_path}/edit"]) == 0
 
 
-@pytest.mark.parametrize(
-    "baseline", sorted(b for b in groups()["baseline"] if b != "none" and (b == "dds-pnp" or "pnp" not in b))
-)
+@pytest.mark.parametrize("baseline", sorted(set(groups()["baseline"]) - {"none"}))
 def test_images_by_every_baseline(baseline, there, tmp_path, image_options):
     options = [o for o in image_options if not o.startswith("edit.")]
-    steps = {"dds-pnp": ["edit.iterations=2"], "sdedit": ["baseline.steps=4"]}
-    more = [f"baseline={baseline}", f"output={tmp_path}/edit", *steps.get(baseline, ["baseline.steps=4"])]
-    more += ["baseline.skip=1"] if baseline.startswith("ddpm") else []
-    assert run_command("edit", [*options, *more]) == 0
+    options += ["edit.iterations=2"] if baseline == "dds-pnp" else ["baseline.steps=4"]
+    options += ["baseline.skip=1"] if baseline.startswith("ddpm") else []
+    assert run_command("edit", [*options, f"baseline={baseline}", f"output={tmp_path}/edit"]) == 0
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_fields_by_every_objective(objective, there, tmp_path, edit_options, trained):
+    options = [*edit_options, f"objective={objective}", "video_frames=0", f"output={tmp_path}/edit"]
+    assert run_command("edit", options) == 0
+
+
+SHAPE = ["edit=shape", "edit.width=48"]
+FIELDS = {
+    "default": [],
+    "published": ["edit=published", "edit.width=48", "edit.iterations=2"],
+    "shape": [*SHAPE, "edit.iterations=4", "edit.volume.agreement=0.01", "edit.region.mask_threshold=0.01"],
+    "click": ["at=0.4,0.5,view001", "radius=0.3", "region=both"],
+    "box": [*SHAPE, "box=-9,-9,0,0,9,99", "edit.iterations=2"],
+    "words": ["--where", "the flower", "edit.region.mask_threshold=0.05", "carve.agreement=0.01"],
+}
+
+
+@pytest.mark.parametrize("more", FIELDS.values(), ids=FIELDS)
+def test_fields_come_out_as_on_the_cpu(more, tmp_path, edit_options, trained, monkeypatch, tiny_folder):
+    def figures(name):
+        assert run_command("edit", [*edit_options, *more, "video_frames=2", f"output={tmp_path}/{name}"]) == 0
+        table = json.loads((tmp_path / name / "metrics.json").read_text())
+        return {k: v for k, v in table.items() if k.endswith(("_db", "ssim", "depth_error"))}
+
+    here = figures("here")
+    with moved(monkeypatch, tiny_folder):
+        assert figures("there") == pytest.approx(here, rel=1e-3, abs=5e-3)
+
+
+@pytest.mark.parametrize("more", [[], ["field=cp", "field.resolution=16", "field.iterations=8", "field.batch=64"]])
+def test_training_and_rendering(more, there, tmp_path, train_options):
+    assert run_command("train", [*train_options, *more, f"output={tmp_path}/source"]) == 0
+    assert run_command("render", [f"{tmp_path}/source", "frames=2", "depth=true", "width=32"]) == 0
+
+
+def test_an_edit_is_resumed_and_edited_on(there, tmp_path, edit_options, trained):
+    options = [*edit_options, "video_frames=0", f"output={tmp_path}/edit"]
+    assert run_command("edit", options) == 0
+    assert run_command("edit", [*options, "resume=true", "edit.iterations=3"]) == 0
+    own = [o for o in options if "=" in o and not o.startswith(("output=", "scene."))]
+    assert (
+        run_command("edit", ["--run", f"{tmp_path}/edit", "--tgt", "a red tulip", *own, f"output={tmp_path}/on"]) == 0
+    )
 
 
 def test_places_and_views_of_a_field(there, source_run, capture_folder):
-    """What says where an edit may go, what is exported and what a window sees, without backward passes."""
+    """What says where an edit may go, what is exported, and what a window sees."""
     capture = load_capture(capture_folder, width=64, check=False)
     field = load_field(source_run / "field.safetensors", DEVICE)
     views = [camera.resized(32, 24) for camera in capture.cameras[:2]]
