@@ -26,12 +26,11 @@ from tensorf import locks
 from tensorf.errors import UserError, reason
 from tensorf.files import atomic, write_text
 
-# What a resume may change: where and how it runs, and what the message about a gradient that is no longer finite
-# asks to be lowered.
-_FREE_KEYS = ("resume", "overwrite", "output", "device", "threads", "save_every", "video_frames", "video_width")
-_FREE_KEYS += ("preview_every",)
-_FREE_KEYS += ("edit.lr", "field.lr_grid", "field.lr_network")
-_FREE_KEYS += ("guidance.scale", "guidance.dtype", "objective.scale", "objective.weight", "baseline.scale")
+# What a resume may change: what no result depends on; where a run goes on; and what the message about a gradient that
+# is no longer finite asks to be lowered. Changes of the last two kinds are told in metrics.json.
+_SILENT_KEYS = ("resume", "overwrite", "output", "save_every", "video_frames", "video_width", "preview_every")
+_TOLD_KEYS = ("device", "threads", "edit.lr", "field.lr_grid", "field.lr_network", "guidance.scale", "guidance.dtype")
+_TOLD_KEYS += ("objective.scale", "objective.weight", "baseline.scale")
 
 _REPORT_EVERY = 1.0  # seconds
 
@@ -51,6 +50,7 @@ class RunFolder:
         self.path, self.config = path, config
         self.state_path = path / "state" / "state.pt"
         self.resumed, self.seconds_before, self._start = False, 0.0, time.time()
+        self._changes: list[dict] = []
         self._reported = -_REPORT_EVERY
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file; give another output folder")
@@ -104,7 +104,7 @@ class RunFolder:
     def _require_same_config(self) -> None:
         before = OmegaConf.to_container(read_config(self.path))
         now = OmegaConf.to_container(self.config, resolve=True)
-        free = (*_FREE_KEYS, *(("edit.iterations",) if self._is_extended() else ()))
+        free = (*_SILENT_KEYS, *_TOLD_KEYS, *(("edit.iterations",) if self._is_extended() else ()))
         for key in _flat(now).keys() | _flat(before).keys():
             old, new = _flat(before).get(key), _flat(now).get(key)
             if old != new and key not in free:
@@ -125,15 +125,31 @@ class RunFolder:
         try:
             state = torch.load(self.state_path, map_location="cpu", weights_only=True)
             self.seconds_before = state.pop("seconds")
+            self._changes = state.pop("changes", [])
+            self._note_changes(state.pop("settings", {}), state.get("iteration"))
             return state
         except Exception as error:  # a torn zip, a foreign pickle: torch raises many kinds
             message = f"{self.state_path} is damaged ({reason(error)}): start again with overwrite=true"
             raise UserError(message) from error
 
+    def _note_changes(self, before: dict, iteration: int | None) -> None:
+        """Remember which settings are others than those that the state was made with."""
+        now = self._settings()
+        changed = {key: [old, now[key]] for key, old in before.items() if key in now and now[key] != old}
+        if changed:
+            self._changes = [*self._changes, {"iteration": iteration, **changed}]
+
+    def _settings(self) -> dict:
+        """The settings that a resume may change and that results depend on."""
+        flat = _flat(OmegaConf.to_container(self.config, resolve=True))
+        return {key: flat[key] for key in (*_TOLD_KEYS, "edit.iterations") if key in flat}
+
     def save_state(self, state: dict) -> None:
+        """Write `state`, with the settings that it was made with. OSError if it cannot be written."""
+        ours = {"seconds": self.seconds, "settings": self._settings(), "changes": self._changes}
         try:
             with atomic(self.state_path) as partial:
-                torch.save(_on_cpu({**state, "seconds": self.seconds}), partial)
+                torch.save(_on_cpu({**state, **ours}), partial)
         except RuntimeError as error:  # torch's zip writer turns a full disk into this
             raise OSError(28, f"cannot write {self.state_path}: {error}") from error
 
@@ -161,6 +177,8 @@ class RunFolder:
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(),
         }
+        if self._changes:
+            metrics = {**metrics, "changed_on_resume": self._changes}
         rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in {**metrics, **common}.items()}
         write_text(self.path / "metrics.json", json.dumps(rounded, indent=2) + "\n")
         locks.release(self.path)

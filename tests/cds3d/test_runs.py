@@ -113,6 +113,44 @@ def test_resume_with_other_options_names_the_key(tmp_path):
     RunFolder(tmp_path / "run", options(resume=True, threads=2, output=str(tmp_path / "run")))  # these are free
 
 
+def changed(path, **edit) -> list:
+    """What metrics.json tells of a run whose state of iteration 5 is resumed with these rates, each from the last."""
+    begun(path, edit={"lr": 0.01}).save_state({"iteration": 5})
+    for iteration, lr in enumerate(edit["lrs"], start=6):
+        run = begun(path, resume=True, edit={"lr": lr})
+        assert run.load_state() == {"iteration": iteration - 1}  # what the run itself saved, and no more
+        run.save_state({"iteration": iteration})
+    run.finish({})
+    return json.loads((path / "metrics.json").read_text()).get("changed_on_resume")
+
+
+def test_settings_that_a_resume_changes_are_told_with_their_iterations(tmp_path):
+    assert changed(tmp_path / "same", lrs=[0.01, 0.01]) is None
+    assert changed(tmp_path / "twice", lrs=[0.01, 0.005, 0.005, 0.002]) == [
+        {"iteration": 6, "edit.lr": [0.01, 0.005]},
+        {"iteration": 8, "edit.lr": [0.005, 0.002]},
+    ]
+
+
+def test_change_before_a_state_that_was_never_written_is_told_once(tmp_path):
+    path = tmp_path / "run"
+    begun(path, edit={"lr": 0.01}).save_state({"iteration": 5})
+    for _ in range(2):  # config.yaml has the new rate after the first of them, the state does not
+        run = begun(path, resume=True, edit={"lr": 0.002})
+        run.load_state()
+    run.finish({})
+    told = json.loads((path / "metrics.json").read_text())["changed_on_resume"]
+    assert told == [{"iteration": 5, "edit.lr": [0.01, 0.002]}]
+
+
+def test_where_results_are_written_is_no_change_of_settings(tmp_path):
+    begun(tmp_path / "run", video_frames=8).save_state({"iteration": 5})
+    run = begun(tmp_path / "run", resume=True, video_frames=4)
+    run.load_state()
+    run.finish({})
+    assert "changed_on_resume" not in json.loads((tmp_path / "run" / "metrics.json").read_text())
+
+
 def test_seconds_go_on_after_a_resume(tmp_path):
     run = begun(tmp_path / "run")
     run.seconds_before = 1000.0
