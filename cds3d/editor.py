@@ -74,8 +74,10 @@ class Editor:
         """One iteration; returns its figures. UserError, with the parameters untouched, if a gradient is not finite."""
         torch.manual_seed(self.config.seed * 1_000_003 + self.iteration)
         pair = self.subject.pair(self.iteration)
-        draw = self.objective.draw(pair.source, self.iteration / max(1, self.config.iterations - 1))
-        step = self.objective.gradient(self.prior, pair, self.prompts, draw)
+        progress = self.iteration / max(1, self.config.iterations - 1)
+        objective = self.objective.at(progress)
+        draw = objective.draw(pair.source, progress)
+        step = objective.gradient(self.prior, pair, self.prompts, draw)
         self.optimizer.zero_grad()
         finite = bool(torch.isfinite(step.gradient).all())
         if finite:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -45,7 +45,9 @@ class Step:
 class Objective:
     """Options of every objective; a subclass adds its own and defines `gradient`.
 
-    scale: classifier-free guidance. score_scale: factor of the noise difference, a latent element; None is the authors'
+    scale: classifier-free guidance, at the start. scale_end: at the edit's end, with a straight line between; None is
+    `scale` throughout. With guidance a picture is drawn beyond what the prompt's pictures look like, to colours that are
+    too strong, and what the prompt does not name drifts along; a scale that falls lets it come back. score_scale: factor of the noise difference, a latent element; None is the authors'
     2000 / (h w), which grows as latents get smaller. t_min, t_max: range of t, inclusive. t_order: "random" draws t
     uniformly, "falling" goes from t_max down to t_min in the course of the edit.
 
@@ -53,6 +55,7 @@ class Objective:
     """
 
     scale: float
+    scale_end: float | None
     score_scale: float | None
     t_min: int
     t_max: int
@@ -63,6 +66,12 @@ class Objective:
             raise ValueError(f"t_order={self.t_order} is unknown; use random or falling")
         if self.score_scale is not None and not self.score_scale > 0:
             raise ValueError(f"score_scale={self.score_scale} has to be above 0, or null")
+
+    def at(self, progress: float) -> Objective:
+        """This objective with the guidance that it has at this progress of an edit, in [0, 1]."""
+        if self.scale_end is None:
+            return self
+        return replace(self, scale=self.scale + progress * (self.scale_end - self.scale))
 
     def gradient(self, prior: Prior, pair: Pair, prompts: Prompts, draw: Draw) -> Step:
         """One step's gradient on the target latent of `pair`. It leaves the pair, and all parameters, as they are."""

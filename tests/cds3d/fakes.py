@@ -88,17 +88,20 @@ class LinearPrior(LinearDenoiser):
 
 
 class FixedGradient:
-    """An objective that answers with one number everywhere, and with `bad` from call `at` on."""
+    """An objective that answers with one number everywhere, and with `bad` from call `bad_from` on."""
 
-    def __init__(self, value=1.0, bad=float("nan"), at=10**9):
-        self.value, self.bad, self.at, self.calls = value, bad, at, 0
+    def __init__(self, value=1.0, bad=float("nan"), bad_from=10**9):
+        self.value, self.bad, self.bad_from, self.calls = value, bad, bad_from, 0
+
+    def at(self, progress):
+        return self
 
     def draw(self, latent, progress):
         return Draw(0, torch.zeros_like(latent))
 
     def gradient(self, prior, pair, prompts, draw):
         self.calls += 1
-        return Step(torch.full_like(pair.target(), self.bad if self.calls > self.at else self.value), {"t": 0})
+        return Step(torch.full_like(pair.target(), self.bad if self.calls > self.bad_from else self.value), {"t": 0})
 
 
 @dataclass

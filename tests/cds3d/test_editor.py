@@ -82,7 +82,7 @@ def test_each_gets_every_steps_figures(prior):
 def test_a_gradient_that_is_not_finite_stops_before_the_parameters(bad, kind):
     prior = LinearPrior()
     subject = kind(torch.rand(3, 16, 24), prior)
-    editor = Editor(subject, prior, FixedGradient(0.1, bad, at=2), PROMPTS, edit_config(9, 0.05, "adam"))
+    editor = Editor(subject, prior, FixedGradient(0.1, bad, bad_from=2), PROMPTS, edit_config(9, 0.05, "adam"))
     editor.step()
     editor.step()
     before = parameters(editor)
@@ -164,14 +164,20 @@ def test_adams_first_step_by_hand(floor):
     torch.testing.assert_close(start - subject.parameter.detach(), torch.full_like(start, expected), rtol=1e-4, atol=0)
 
 
-def test_objectives_are_told_how_far_the_edit_is():
+def test_each_step_has_the_objective_of_its_progress():
     told = []
 
-    class Listening(FixedGradient):
+    class Stage(FixedGradient):
+        def at(self, progress):
+            told.append(progress)
+            return Stage(value=progress)
+
         def draw(self, latent, progress):
             told.append(progress)
             return super().draw(latent, progress)
 
     subject = LatentImage(torch.rand(3, 16, 16), LinearPrior())
-    run(Editor(subject, None, Listening(), None, edit_config(4, 0.1)))
-    assert told == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    start = subject.parameter.detach().clone()
+    run(Editor(subject, None, Stage(), None, edit_config(4, 0.1, "sgd")))
+    assert told == pytest.approx([0, 0, 1 / 3, 1 / 3, 2 / 3, 2 / 3, 1, 1])
+    torch.testing.assert_close(start - subject.parameter.detach(), torch.full_like(start, 0.1 * 2))  # 0 + 1/3 + 2/3 + 1

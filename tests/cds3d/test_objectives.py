@@ -14,7 +14,7 @@ from cds3d.objectives.ids import fixed_point_noise
 from cds3d.objectives.objective import Draw, Prompts, Step, classifier_free
 from cds3d.objectives.patchnce import patch_nce
 from cds3d.objectives.pds import posterior_factors
-from cds3d.options import groups
+from cds3d.options import groups, load_config
 from tensorf.errors import UserError
 
 SCORE_SCALE = 2000 / 4096
@@ -347,6 +347,23 @@ def test_average_pooling_is_the_patch():
 
 def noisy(z, noise):
     return 0.6 * z + 0.8 * noise
+
+
+def test_guidance_goes_straight_from_scale_to_scale_end():
+    falling = objective("dds", scale=5.0, scale_end=1.0)
+    assert [falling.at(p).scale for p in (0.0, 0.25, 0.5, 1.0)] == [5.0, 4.0, 3.0, 1.0]
+    assert falling.scale == 5.0  # what it was made with
+    steady = objective("dds", scale=5.0, scale_end=None)
+    assert [steady.at(p).scale for p in (0.0, 0.5, 1.0)] == [5.0, 5.0, 5.0]
+
+
+@pytest.mark.parametrize("name", groups()["objective"])
+def test_guidance_falls_with_pocket_for_differences_of_guided_noise_only(name):
+    ends = {}
+    for guidance in ("pocket", "sd14"):
+        ends[guidance] = load_config("edit", [f"objective={name}", f"guidance={guidance}"]).objective.scale_end
+    falls = name in ("dds", "cds", "ids", "ids-cds")
+    assert ends == {"pocket": 1.0 if falls else None, "sd14": None}
 
 
 def test_score_scale_null_is_the_authors():
