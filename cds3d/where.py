@@ -29,7 +29,9 @@ def word_masks(
     field: Renderable, cameras: Sequence[Camera], prior: Prior, words: str, config: RegionConfig, seed: int
 ) -> list[tuple[FastView, Tensor]]:
     """Each camera's view of the field, and its mask (H, W) in [0, 1] of what the words name."""
-    difference = CSD(scale=1.0, scale_end=None, score_scale=1.0, t_min=_T_MIN, t_max=_T_MAX, t_order="random", versus="source")
+    difference = CSD(
+        scale=1.0, scale_end=None, score_scale=1.0, t_min=_T_MIN, t_max=_T_MAX, t_order="random", versus="source"
+    )
     prompts, region = Prompts.of(prior, "", words), EditedRegion(config)
     sources = [source_view(field, camera, prior) for camera in tqdm(cameras, desc="views", unit="view")]
     torch.manual_seed(seed)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from cds3d.pocket.weights_path import WEIGHTS
 from cds3d.pocket.world.raycast import render
-from cds3d.pocket.world.scenes import COLORS, MATERIALS, SPECIES, Attributes, build_scene
+from cds3d.pocket.world.scenes import COLORS, MATERIALS, SPECIES, Attributes, build_scene, training_view
 from tensorf.errors import UserError, reason
 from tensorf.files import atomic
 
@@ -96,7 +96,7 @@ def held_out_accuracy(judge: Judge, seeds: range) -> float:
 
 def small_render(seed: int) -> np.ndarray:
     """(96, 128, 3) uint8."""
-    return render(build_scene(Attributes.sample(seed), WIDTH, HEIGHT), supersample=2).image
+    return render(*training_view(Attributes.sample(seed), WIDTH, HEIGHT), supersample=2).image
 
 
 def train_judge(seeds: range, *, steps: int, batch: int = 32, lr: float = 3e-3, pool=map) -> Judge:

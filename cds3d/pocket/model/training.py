@@ -27,13 +27,12 @@ from cds3d.pocket.model import networks
 from cds3d.pocket.model.muon import Muon
 from cds3d.pocket.model.patch_codec import PatchCodec, write_into
 from cds3d.pocket.world.raycast import render
-from cds3d.pocket.world.scenes import Attributes, Jitter, build_scene, close_camera
+from cds3d.pocket.world.scenes import Attributes, build_scene, training_view
 from tensorf.errors import UserError
 from tensorf.files import atomic, write_text
 
 WIDTH, HEIGHT = 256, 192
 CAPTION_STYLES = 4
-CLOSE_UPS = 0.4  # share of the training images that are taken from near: heads and petals are small otherwise
 HELD_OUT_SEED = 1_000_000  # seeds from here on are never trained on
 _CODEC_IMAGES = 600
 
@@ -57,9 +56,8 @@ class Plan:
 
 
 def render_image(seed: int) -> np.ndarray:
-    """(192, 256, 3) uint8: the training image of this seed; close-ups are `CLOSE_UPS` of all."""
-    scene, draw = build_scene(Attributes.sample_evenly(seed), WIDTH, HEIGHT), Jitter(seed)
-    return render(scene, close_camera(scene, draw) if draw("close-up") < CLOSE_UPS else None).image
+    """(192, 256, 3) uint8: the training image of this seed."""
+    return render(*training_view(Attributes.sample_evenly(seed), WIDTH, HEIGHT)).image
 
 
 def claim_work(work: Path, start: Path | None) -> None:

@@ -45,6 +45,7 @@ GROUNDS = {
     "sky": "under a blue sky",
 }
 VERTICAL_FOV = 0.70  # radians
+_CLOSE_UPS = 0.4  # share of training images that are taken from near: heads and petals are small otherwise
 _APART = 0.85  # between two flowers
 
 
@@ -214,6 +215,12 @@ def build_scene(attributes: Attributes, width: int = 256, height: int = 192) -> 
     )
     scene.solids = _foliage(attributes.ground, draw) + solids
     return scene
+
+
+def training_view(attributes: Attributes, width: int = 256, height: int = 192) -> tuple[Scene, Camera]:
+    """The scene, and the camera by which pocket and its judge see it in training: its own one, or a close one."""
+    scene, draw = build_scene(attributes, width, height), Jitter(attributes.seed)
+    return scene, close_camera(scene, draw) if draw("close-up") < _CLOSE_UPS else scene.camera
 
 
 def close_camera(scene: Scene, draw: Jitter) -> Camera:
