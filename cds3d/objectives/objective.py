@@ -46,11 +46,11 @@ class Objective:
     """Options of every objective; a subclass adds its own and defines `gradient`.
 
     scale: classifier-free guidance, at the start. scale_end: at the edit's end, with a straight line between; None is
-    `scale` throughout. Guidance draws a picture beyond what the prompt's pictures look like: its colours get too strong,
-    and what the prompt does not name drifts. A scale that falls lets it come back. score_scale: factor of the noise
-    difference, a latent element; None is the authors' 2000 / (h w), which grows as latents get smaller. t_min, t_max:
-    range of t, inclusive. t_order: "random" draws t uniformly, "falling" goes from t_max down to t_min in the course of the
-    edit.
+    `scale` throughout. Guidance draws a picture beyond what the prompt's pictures look like: its colours get too
+    strong, and what the prompt does not name drifts. A scale that falls lets it come back. score_scale: factor of the
+    noise difference, a latent element; None is the authors' 2000 / (h w), which grows as latents get smaller. t_min,
+    t_max: range of t, inclusive. t_order: "random" draws t uniformly, "falling" goes from t_max down to t_min in the
+    course of the edit.
 
     Raises ValueError for options that make no sense.
     """
