@@ -1,4 +1,4 @@
-"""The list of scripts/mutants.py fits the code: a line that has moved on would not be tried, and nobody would notice."""
+"""The list of scripts/mutants.py fits the code: a line that has moved on is not tried, and nobody would notice."""
 
 from pathlib import Path
 
