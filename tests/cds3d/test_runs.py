@@ -113,6 +113,21 @@ def test_resume_with_other_options_names_the_key(tmp_path):
     RunFolder(tmp_path / "run", options(resume=True, threads=2, output=str(tmp_path / "run")))  # these are free
 
 
+@pytest.mark.parametrize(
+    "key",
+    ["edit.lr", "field.lr_grid", "field.lr_network", "guidance.scale", "guidance.dtype"]
+    + ["objective.scale", "objective.weight", "baseline.scale"],
+)
+def test_resume_may_change_what_the_message_of_a_gradient_that_is_not_finite_asks_for(tmp_path, key):
+    group, name = key.split(".")
+    begun(tmp_path / "run", **{group: {name: 1.0}}).save_state({"iteration": 2})
+    run = begun(tmp_path / "run", resume=True, **{group: {name: 0.5}})
+    run.load_state()
+    run.finish({})
+    told = json.loads((tmp_path / "run" / "metrics.json").read_text())["changed_on_resume"]
+    assert told == [{"iteration": 2, key: [1.0, 0.5]}]
+
+
 def changed(path, **edit) -> list:
     """What metrics.json tells of a run whose state of iteration 5 is resumed with these rates, each from the last."""
     begun(path, edit={"lr": 0.01}).save_state({"iteration": 5})
@@ -191,6 +206,24 @@ def test_damaged_state(tmp_path, content):
     with pytest.raises(UserError, match=r"state\.pt is damaged.*overwrite=true") as caught:
         again.load_state()
     assert "\n" not in str(caught.value)
+
+
+class Calls:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def test_state_that_would_run_code_does_not(tmp_path):
+    run = begun(tmp_path / "run")
+    torch.save({"seconds": 1.0, "iteration": Calls(tmp_path / "made")}, run.state_path)
+    with pytest.raises(UserError, match=r"state\.pt is damaged"):
+        begun(tmp_path / "run", resume=True).load_state()
+    assert not (tmp_path / "made").exists()
 
 
 @pytest.mark.parametrize("content", ["a: [1, 2", "- 1\n- 2\n", "training: {lr: 1}\n", "\x00"])
