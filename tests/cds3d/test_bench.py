@@ -136,3 +136,10 @@ def test_gains_that_were_passed_unseen_or_never_reached_have_no_figure():
     assert report.at_gain(stages, 6, "kept_psnr_db") is None
     hasty = report.equal_progress([run("cds", [1, 2], [40, 30]), run("dds", [3, 4], [30, 20])])["color"]
     assert hasty == {"cases": 0, "left_out": 1}
+
+
+def test_a_cell_shows_the_mean_and_half_of_the_interval():
+    row = {"gain_db": 5.0, "gain_db_ci": (4.0, 6.0), "kept_db": 30.0}
+    assert report.cell(row, "gain_db", 1) == "5.0 ±1.0"
+    assert report.cell(row, "kept_db", 2) == "30.00"
+    assert report.cell(row, "structure", 2) == ""
