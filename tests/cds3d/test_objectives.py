@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from defaults import changed, objective
 from fakes import PROMPTS, LinearDenoiser, TwoLatents
 
-from cds3d.objectives import CDS, OBJECTIVES, patchnce
+from cds3d.objectives import CDS, OBJECTIVES, cds, patchnce
 from cds3d.objectives.ids import fixed_point_noise
 from cds3d.objectives.objective import Draw, Prompts, Step, classifier_free
 from cds3d.objectives.patchnce import patch_nce
@@ -504,3 +504,16 @@ def test_ids_is_dds_with_the_prepared_noise():
 def test_which_objectives_go_back_through_the_unet(name, through):
     assert objective(name).unet_graphs == through
     assert isinstance(objective("ids-cds"), CDS)
+
+
+def test_all_options_of_the_contrastive_loss_reach_it(monkeypatch):
+    told = {}
+
+    def loss(pairs, **options):
+        told.update(options)
+        return sum(current.sum() for _, current in pairs)
+
+    monkeypatch.setattr(cds, "contrastive_loss", loss)
+    options = dict(patch_sizes=(4,), patches=17, temperature=0.5, center=True)
+    gradient_of(objective("cds", **options), *latents())
+    assert told == options

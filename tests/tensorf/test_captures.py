@@ -399,6 +399,15 @@ def test_distortion_is_undone(fisheye):
     assert abs(100 * (seen[0] - x)) > 0.5  # the test would see distortion left alone
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_undistorting_a_symmetric_photo_about_its_centre_keeps_it_symmetric(axis):
+    # Half a pixel's error of the centre moves what lies far out by 3 k1 r^2 / f^2 / 2, here up to 0.3 pixels.
+    v, u = np.abs(np.mgrid[:100, :100] + 0.5 - 50)
+    photo = np.repeat((3 * np.hypot(u, v)).astype(np.uint8)[..., None], 3, axis=2)
+    pixels = undistort(photo, Lens(70, 70, 50, 50, 100, 100, (0.3, 0, 0, 0, 0)))[20:80, 20:80].astype(int)
+    assert np.abs(pixels - np.flip(pixels, axis)).max() <= 1  # 3 levels a pixel, OpenCV's steps of 1/32 pixel
+
+
 def test_undistorting_repeats_the_rim():
     white = np.full((120, 160, 3), 255, dtype=np.uint8)
     assert undistort(white, Lens(100, 100, 80, 60, 160, 120, (0.2, 0, 0, 0, 0))).min() == 255
@@ -465,6 +474,13 @@ def test_space_is_decided_by_where_cameras_look(tmp_path, caplog):
     assert "unbounded: cameras look up to" in caplog.text
     with pytest.raises(UserError, match="poses_bounds.npy.*space=unbounded"):
         load_capture(tmp_path, space="ndc")
+
+
+@pytest.mark.parametrize(("focal", "space"), [(20.0, "ndc"), (1.5, "unbounded")])
+def test_pictures_with_corners_far_off_the_axis_are_not_forward_facing(tmp_path, focal, space):
+    # 12x8 pixels: corners are atan(7.2 / focal) off the axis, 20 and 78 degrees; the limit is 75.
+    write_llff(tmp_path, row_of_cameras(5), hwf=(8, 12, focal), depths=(4.0, 20.0))
+    assert load_capture(tmp_path).space == space
 
 
 def test_a_camera_ahead_of_the_near_plane_needs_the_box(tmp_path):
