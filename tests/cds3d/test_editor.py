@@ -138,6 +138,25 @@ def test_dds_moves_the_latent_to_the_known_target():
     torch.testing.assert_close(subject.pair(12).source, goal + 25)  # the source stays
 
 
+def test_each_group_has_its_own_rate():
+    class Two(LatentImage):
+        def parameter_groups(self, lr):
+            self.other = torch.nn.Parameter(torch.zeros(3))
+            return [{"params": [self.parameter], "lr": lr}, {"params": [self.other], "lr": lr / 4}]
+
+        def pair(self, step):
+            self.other.grad = torch.ones(3)
+            return super().pair(step)
+
+    subject = Two(torch.rand(3, 16, 16), LinearPrior())
+    editor = Editor(subject, None, FixedGradient(1.0), None, edit_config(4, 0.4, "sgd"))
+    editor.optimizer.zero_grad = lambda: None  # keeps the second group's gradient
+    start = subject.parameter.detach().clone()
+    editor.step()
+    torch.testing.assert_close(start - subject.parameter.detach(), torch.full_like(start, 0.4))
+    torch.testing.assert_close(subject.other.detach(), torch.full((3,), -0.1))
+
+
 def test_the_rate_falls_to_its_share(prior):
     # SGD on a constant gradient of 1: steps of lr 0.1^(i / 4), i = 0..3.
     subject = LatentImage(torch.rand(3, 16, 16), prior)

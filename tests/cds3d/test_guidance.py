@@ -51,6 +51,20 @@ def test_latent_is_the_scaled_mean_of_the_posterior(prior):
     assert torch.equal(prior.encode_image(image), z)  # nothing is sampled
 
 
+def test_shift_of_the_vae_is_taken_off_and_put_back(prior):
+    torch.manual_seed(0)
+    image, before = torch.rand(1, 3, 24, 32), prior.vae.config.get("shift_factor")
+    plain = prior.encode_image(image)
+    decoded = prior.decode_image(plain)
+    prior.vae.register_to_config(shift_factor=0.25)
+    try:
+        shifted = prior.encode_image(image)
+        torch.testing.assert_close(shifted, plain - 0.5 * 0.25)  # conftest's scaling factor
+        torch.testing.assert_close(prior.decode_image(shifted), decoded)
+    finally:
+        prior.vae.register_to_config(shift_factor=before)
+
+
 def test_encoding_is_differentiable_to_the_pixels(prior):
     # The directional derivative along a random direction, against central differences.
     torch.manual_seed(1)
