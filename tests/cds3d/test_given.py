@@ -10,7 +10,7 @@ from fakes import PROMPTS, FixedGradient, LinearPrior
 from cds3d.editor import Editor
 from cds3d.options import build, load_config
 from cds3d.subjects.field import FieldRates, FieldViews, Preservation
-from cds3d.subjects.given import in_ball, in_box, point_at, seen_share, zoomed
+from cds3d.subjects.given import _crop, in_ball, in_box, point_at, seen_share, zoomed
 from cds3d.subjects.local import LocalPair, LocalViews, LookPair
 from cds3d.subjects.volume import VolumeConfig, edited_volume
 from cds3d.where import word_masks
@@ -105,6 +105,19 @@ def test_crops_show_the_region_as_large_as_asked(field, cameras):
     assert zoomed(cameras, field, torch.ones_like(region), 2.0) == cameras  # as large as the picture already
     aside = replace(cameras[0], cx=cameras[0].cx + 100)
     assert len(zoomed([aside, cameras[1]], field, region, 2.0)) == 1  # one that does not see it is left out
+
+
+@pytest.mark.parametrize(("u", "v"), [(0.02, 0.03), (0.97, 0.02), (0.5, 0.98), (0.5, 0.5)])
+def test_crops_stay_in_the_picture(cameras, u, v):
+    camera = cameras[0]
+    torch.manual_seed(0)
+    pixels = torch.tensor([u * camera.width, v * camera.height]) + torch.randn(200, 2)
+    local = torch.cat([(pixels - torch.tensor([camera.cx, camera.cy])) / camera.fx, torch.ones(200, 1)], 1)
+    crop = _crop(camera, camera.position + 3 * local @ camera.pose[:, :3].T, 2.0)
+    share = camera.fx / crop.fx
+    left, top = camera.cx - share * crop.cx, camera.cy - share * crop.cy
+    assert 0 < share < 0.5 and left >= -1e-4 and top >= -1e-4
+    assert left + share * camera.width <= camera.width + 1e-3 and top + share * camera.height <= camera.height + 1e-3
 
 
 def _solid(field, camera):

@@ -126,6 +126,16 @@ def test_noise_averages_out_while_what_lasts_is_kept():
     assert wrong < first
 
 
+def test_every_visit_counts_alike():
+    region, plain = edited_region(0.6), torch.full((37, 50, 3), 0.5)
+    visits = [square(size=size) for size in (6.0, 0.0, 3.0)]
+    for gradient in visits:
+        region.add(0, gradient, plain)
+    once = edited_region(0.6)
+    once.add(0, square(size=3.0), plain)  # their mean
+    assert region.strong == pytest.approx(once.strong, rel=1e-5) and region.usual == pytest.approx(once.usual, rel=1e-5)
+
+
 def test_a_camera_is_settled_after_its_first_visits_and_others_are_not():
     region = edited_region(0.5)
     for _ in range(VISITS):
