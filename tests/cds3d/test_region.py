@@ -128,7 +128,7 @@ def test_noise_averages_out_while_what_lasts_is_kept():
 
 def test_every_visit_counts_alike():
     region, plain = edited_region(0.6), torch.full((37, 50, 3), 0.5)
-    visits = [square(size=size) for size in (6.0, 0.0, 3.0)]
+    visits = [square(size=size) for size in (3.0, 6.0, 0.0)]
     for gradient in visits:
         region.add(0, gradient, plain)
     once = edited_region(0.6)

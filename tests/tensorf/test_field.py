@@ -246,3 +246,21 @@ def test_config_defaults_are_a_field_that_starts_as_thin_fog(make_space):
     field = Field(field_config(), make_space(), (16, 16, 16), 64)
     rate = field.density(torch.rand(100, 3) * 2 - 1) * field.step
     assert 0.3 < rate.mean() * 64 < 2  # the longest ray meets something everywhere and is not stopped by it
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_total_variation_looks_along_both_axes_of_a_plane(axis):
+    grid = VM((1, 1, 1), (3, 4, 5))
+    fill(grid.parameters(), [0.0] * 6)
+    with torch.no_grad():  # 0, 2, 4 across one axis: squared steps of 4, the mean over all pairs of neighbours
+        steps = 2.0 * torch.arange(grid.planes[0].shape[axis])
+        grid.planes[0].copy_(steps.view(1, -1, 1) if axis == 1 else steps.view(1, 1, -1))
+    assert grid.total_variation().item() == pytest.approx(4.0)
+
+
+def test_the_first_features_are_the_diffuse_colour():
+    decoder = MLPDecoder(5, 8, (0, 0))
+    fill(decoder.parameters(), [0.0] * 6)
+    features = torch.tensor([[0.0, 2.0, -1.0, 9.0, 9.0]])
+    color = decoder(features, torch.tensor([[0.0, 0.0, 1.0]]))
+    torch.testing.assert_close(color, torch.sigmoid(features[:, :3]))

@@ -98,6 +98,15 @@ def test_spiral_looks_at_the_focus_from_near_the_mean_camera():
         assert (camera.position - center[:, 3]).norm() <= reach * 1.5
 
 
+def test_spiral_makes_two_turns():
+    cameras = cameras_around(9)
+    center = mean_pose(torch.stack([c.pose for c in cameras]))
+    offsets = torch.stack([c.position - center[:, 3] for c in camera_path("spiral", cameras, 40, focus=1.7)])
+    across = offsets @ center[:, 0]
+    starts = [i for i in range(40) if across[i] > 0.99 * across.max()]
+    assert starts == [0, 20]  # at the far right again after each turn
+
+
 def test_interpolation_passes_through_the_cameras():
     cameras = cameras_around(5)
     path = camera_path("interpolate", cameras, 20)  # 4 frames a camera

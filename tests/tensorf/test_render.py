@@ -215,3 +215,19 @@ def test_near_samples_get_the_square_of_their_distance_as_a_share(make_field, ma
     assert share.min() < 0.9 and share.max() == 1
     assert torch.allclose(gradients[1], gradients[0] * share, atol=1e-6)
     assert torch.equal(render_rays(field, rays, near=3.0).color, render_rays(field, rays).color)
+
+
+def test_colours_places_move_against_the_samples(make_field, camera, monkeypatch):
+    field, told = make_field(), []
+    shade = rendering.shade
+
+    def watched(field, samples, weights, viewdirs, turn):
+        told.append(turn)
+        return shade(field, samples, weights, viewdirs, turn)
+
+    monkeypatch.setattr(rendering, "shade", watched)
+    rays = field.space.rays(camera)
+    jitter = torch.linspace(0, 0.99, len(rays.origins))
+    render_rays(field, rays, jitter)
+    render_rays(field, rays)
+    assert torch.equal(told[0], 1 - jitter) and told[1] == 0.5

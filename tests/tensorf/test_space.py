@@ -186,3 +186,8 @@ def test_space_of_other_captures_is_their_box():
     space = space_of(tiny_capture(cameras, space="box", background="white"))
     assert (space.kind, space.near, space.far, space.background) == ("box", 1.0, 20.0, 1.0)
     assert space.box.tolist() == [[-1.5] * 3, [1.5] * 3]
+
+
+def test_near_plane_of_ndc_lies_before_the_nearest_depth(ndc_capture):
+    # A margin: bounds from sparse points cut into near surfaces.
+    assert space_of(ndc_capture).near == pytest.approx(0.75 * ndc_capture.near)

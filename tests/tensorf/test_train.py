@@ -330,6 +330,49 @@ def test_grids_go_on_training_after_a_box_that_could_not_shrink(ndc_capture):
     assert held == {id(p) for p in trainer.field.parameters()}
 
 
+@pytest.mark.parametrize("kind", ["ndc_capture", "box_capture"])
+def test_regularisers_are_added_up_with_their_weights(request, kind):
+    none = dict(tv_density=0.0, tv_color=0.0, l1=0.0, distortion=0.0, prune_at=(0.1,))
+
+    def total(progress=0.5, iteration=4, **weights):
+        trainer = Trainer(request.getfixturevalue(kind), FIELD, replace(SHORT, batch=64, **{**none, **weights}), CPU)
+        trainer.iteration = iteration
+        rays, _ = trainer.pixels.draw(64, torch.Generator().manual_seed(0))
+        rendering = train.render_rays(trainer.field, rays)
+        grids = trainer.field.density_grid, trainer.field.color_grid
+        scattered = distortion(rendering.weights, rendering.samples, trainer.field.space.t_span)
+        parts = grids[0].total_variation(), grids[1].total_variation(), grids[0].l1(), scattered
+        return trainer._regulariser(rendering, progress).item(), [part.item() for part in parts]
+
+    assert total()[0] == 0.0
+    smooth, (density, color, absolute, scattered) = total(tv_density=2.0)
+    assert smooth == pytest.approx(2 * density) and density > 0
+    assert total(tv_color=3.0)[0] == pytest.approx(3 * color) and color > 0
+    assert total(l1=5.0)[0] == pytest.approx(4 * 5 * absolute) and absolute > 0
+    assert total(tv_density=2.0, l1=5.0, iteration=5)[0] == 0.0  # every fourth step
+    assert total(distortion=7.0)[0] == pytest.approx(0.5**2 * 7 * scattered) and scattered > 0
+    assert total(distortion=7.0, progress=0.05)[0] == 0.0  # before the first pruning
+
+
+def test_rates_fall_to_their_share_and_near_density_learns_less(ndc_capture, box_capture, monkeypatch):
+    trainer = Trainer(ndc_capture, FIELD, replace(SHORT, batch=16, lr_decay=0.01, prune_at=()), CPU)
+    trainer.iteration = 20  # of 40
+    trainer.step()
+    rates = [group["lr"] for group in trainer.optimizer.param_groups]
+    assert rates == pytest.approx([0.05 * 0.1, 0.05 * 0.1, 1e-2 * 0.1])  # 0.01 ** (1 / 2)
+    told, render = [], train.render_rays
+
+    def rendered(*arguments, near=0.0):
+        told.append(near)
+        return render(*arguments, near=near)
+
+    monkeypatch.setattr(train, "render_rays", rendered)
+    for capture in (ndc_capture, box_capture):
+        trainer = Trainer(capture, FIELD, replace(SHORT, batch=16), CPU)
+        trainer.step()
+    assert told == [0.0, pytest.approx(float(trainer.field.space.extent.max()) / 3)]
+
+
 def test_space_decides_when_to_prune():
     first = [train_config(kind).prune_at[0] for kind in ("box", "ndc", "unbounded")]
     assert first[0] < first[1] <= first[2]
