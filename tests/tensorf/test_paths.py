@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from tensorf.cameras import Camera
 from tensorf.errors import UserError
-from tensorf.paths import PATHS, camera_path, look_at, mean_pose, nearest_point
+from tensorf.paths import PATHS, camera_path, keyframed, look_at, mean_pose, nearest_point
 
 TARGET = torch.tensor([0.3, -0.2, 1.0])
 
@@ -147,7 +147,6 @@ def test_mean_pose_of_one_is_itself():
 
 
 def test_a_path_through_keyframes():
-    from tensorf.paths import keyframed
 
     def key(x, y):
         pose = torch.eye(3, 4)
@@ -162,3 +161,13 @@ def test_a_path_through_keyframes():
     torch.testing.assert_close(places[1], (8 * keys[0] + 9 * keys[1] - keys[2])[:, 3] / 16)
     assert all(torch.allclose(p[:, :3], torch.eye(3)) for p in path)
     assert len(keyframed(keys, 1)) == 1
+
+
+def test_keyframed_positions_are_catmull_roms():
+    keys = torch.eye(3, 4).repeat(4, 1, 1)
+    keys[:, :, 3] = torch.tensor([[0.0, 0, 0], [1, 2, 0], [3, 1, 1], [4, 0, 5]])
+    a, b, c, d = keys[:, :, 3]
+    path = keyframed(keys, 7)  # two frames a span; halfway (-a + 9 b + 9 c - d) / 16, the ends count twice
+    assert torch.allclose(path[3][:, 3], (-a + 9 * b + 9 * c - d) / 16)
+    assert torch.allclose(path[1][:, 3], (-a + 9 * a + 9 * b - c) / 16)
+    assert torch.allclose(path[5][:, 3], (-b + 9 * c + 9 * d - d) / 16)
