@@ -526,3 +526,12 @@ def test_a_prompt_says_which_of_two_flowers_is_meant():
     assert two.edited("a red daisy", "a blue daisy") == replace(two.attributes, color="blue")
     assert two.edited("a red and a yellow daisy", "a blue daisy").color == "blue"
     assert two.edited("a yellow daisy", "a yellow tulip") is None and two.edited("a yellow daisy", "yellow") is None
+
+
+def test_the_second_flower_has_a_pose_of_its_own():
+    scene = build_scene(Attributes(5, "flower", "tulip", "red", "table", beside="blue"))
+    flowers = [s for s in scene.solids if s.part]
+    left, right = flowers[: len(flowers) // 2], flowers[len(flowers) // 2 :]
+    assert len(left) == len(right) > 2
+    apart = np.stack([b.center - a.center for a, b in zip(left, right)])
+    assert apart.std(0).max() > 0.01  # a copy would be the same distance apart everywhere
