@@ -99,7 +99,7 @@ def shade(
 def composite(
     field: Field, samples: Samples, weights: Tensor, viewdirs: Tensor, least: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """(color (rays, 3), opacity (rays,)), with a colour for every sample of a weight above `least`; others are black."""
+    """(color (rays, 3), opacity (rays,)), with a colour for every sample of more weight than `least`, black others."""
     seen = (weights.detach() > least).nonzero()[:, 0]
     ray = samples.ray[seen]
     color = field.color(samples.x[seen], viewdirs[ray])

@@ -57,8 +57,8 @@ def import_command(config: DictConfig) -> Path:
     least = mean_picture_psnr(capture)
     if least is not None and metrics["psnr_db"] < least:
         log.warning(
-            "%s: its renders have %.1f dB, less than the mean of all photos with %.1f dB: is %s the capture that it was "
-            "trained on?", config.model, metrics["psnr_db"], least, capture.root,
+            "%s: its renders have %.1f dB, less than the mean of all photos with %.1f dB: is %s the capture that it "
+            "was trained on?", config.model, metrics["psnr_db"], least, capture.root,
         )  # fmt: skip
     return run.path
 
@@ -73,8 +73,8 @@ def _placed(model: Official, capture: Capture, config: DictConfig, device: torch
     usual, other = (_fit(field, capture) for field in fields)
     taken = int(other > usual + _CLEARLY)
     log.info(
-        "against the photos, the model has %.1f dB in a mirrored world, as the authors' loader makes it, and %.1f dB in "
-        "one that is not: mirrored=%s", usual, other, ("true", "false")[taken],
+        "against the photos, the model has %.1f dB in a mirrored world, as the authors' loader makes it, and %.1f dB "
+        "in one that is not: mirrored=%s", usual, other, ("true", "false")[taken],
     )  # fmt: skip
     return fields[taken]
 
@@ -94,6 +94,6 @@ def _warn_of_unseen(field: OfficialField, capture: Capture, config: DictConfig) 
     unseen, used = unseen_by(field, capture), len(capture.train) + len(capture.test)
     if unseen:
         log.warning(
-            "%s: %d of %d cameras of %s do not see the model's box, the first is %s: is it the capture that the model was "
-            "trained on?", config.model, len(unseen), used, capture.root, capture.image_names[unseen[0]],
+            "%s: %d of %d cameras of %s do not see the model's box, the first is %s: is it the capture that the model "
+            "was trained on?", config.model, len(unseen), used, capture.root, capture.image_names[unseen[0]],
         )  # fmt: skip

@@ -29,14 +29,14 @@ class OfficialShading(nn.Module):
         if mode.startswith("MLP"):
             of_features, of_position, of_direction = frequencies
             width = feature_dim + 3 + 6 * of_direction
-            # The authors declare MLP_PE three inputs wider than what they give it, which cannot run: only networks whose
-            # width was put right can come here.
+            # The authors declare MLP_PE three inputs wider than what they give it, which cannot run: only networks
+            # whose width was put right can come here.
             width += {"MLP_Fea": 2 * of_features * feature_dim, "MLP_PE": 6 * of_position}.get(mode, 0)
             layers = [nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 3)]
             self.mlp = nn.Sequential(*layers)
 
     def forward(self, features: Tensor, viewdirs: Tensor, x: Tensor) -> Tensor:
-        """features (n, feature_dim), viewdirs (n, 3) unit, x (n, 3) in [-1, 1] -> (n, 3); SH and RGB may leave [0, 1]."""
+        """features (n, feature_dim), viewdirs (n, 3) unit, x (n, 3) in [-1, 1] -> (n, 3), of SH and RGB any number."""
         if self.mode == "RGB":
             return features
         if self.mode == "SH":
@@ -57,7 +57,7 @@ def _waves(x: Tensor, frequencies: int) -> Tensor:
 
 
 def harmonics(d: Tensor) -> Tensor:
-    """(n, 3) unit -> (n, 9): real spherical harmonics up to degree 2, in the order and with the signs of PlenOctrees."""
+    """(n, 3) unit -> (n, 9): real spherical harmonics up to degree 2, in PlenOctrees' order and with its signs."""
     x, y, z = d.unbind(1)
     zero, one, two, mid, last = _SH
     rows = [zero + 0 * x, -one * y, one * z, -one * x]

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tensorf.space import Rays, Space
 
-# Shift of all samples along their rays, as a share of the longest one. The authors' first sample lies on the box's face,
-# where rounding decides whether it counts: a speckle. Here it always does.
+# Shift of all samples along their rays, as a share of the longest one. The authors' first sample lies on the box's
+# face, where rounding decides whether it counts: a speckle. Here it always does.
 _INWARDS = 2e-6
 
 

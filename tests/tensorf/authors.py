@@ -91,7 +91,7 @@ class Authors:
     # --- rays
 
     def along(self, o, d):
-        """Points (rays, samples, 3), their t, and which are inside the box: the loader's rays, NDC if near_far is 0, 1."""
+        """Points (rays, samples, 3) of a loader's rays, their t, and which are inside the box."""
         near, far = self.k["near_far"]
         if (near, far) == (0.0, 1.0):
             t = torch.linspace(near, far, self.samples).expand(len(o), -1)

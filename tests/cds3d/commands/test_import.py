@@ -1,4 +1,4 @@
-"""`cds3d import`: checkpoints of TensoRF's authors from the command line, and everything that is then done with them."""
+"""`cds3d import`: checkpoints of TensoRF's authors from the command line, and what is then done with them."""
 
 import json
 import shutil
