@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -56,6 +57,23 @@ def _single_threaded():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="session")
+def nsvf_capture(blender_capture, tmp_path_factory):
+    """The same in NSVF's layout."""
+    folder = tmp_path_factory.mktemp("nsvf") / "toy"
+    (folder / "pose").mkdir(parents=True)
+    (folder / "rgb").mkdir()
+    meta = json.loads((blender_capture.root / "transforms_train.json").read_text())
+    for i, frame in enumerate(meta["frames"]):
+        name = f"{0 if i < 4 else 2}_{i:04d}"
+        pose = np.array(frame["transform_matrix"]) @ np.diag([1, -1, -1, 1])
+        np.savetxt(folder / "pose" / f"{name}.txt", pose)
+        shutil.copy(blender_capture.root / f"{frame['file_path']}.png", folder / "rgb" / f"{name}.png")
+    focal = 0.5 * SIZE / np.tan(0.5 * meta["camera_angle_x"])
+    (folder / "intrinsics.txt").write_text(f"{focal} {SIZE / 2} {SIZE / 2} 0.\n0. 0. 0.\n0.\n1.\n{SIZE} {SIZE}\n")
+    return load_capture(folder, check=False)
+
+
 def imported(model, capture, tmp_path, **options) -> OfficialField:
     return official_field(read_official(model.save(tmp_path / "model.th")), capture, **options)
 
@@ -106,6 +124,13 @@ def test_all_ways_of_shading(ndc, shading, ndc_capture, blender_capture, tmp_pat
     capture = ndc_capture if ndc else blender_capture
     model = random_model(ndc=ndc, **SOFT, **shading)
     assert_same(imported(model, capture, tmp_path), model, capture, 1)
+
+
+def test_a_box_of_nsvf(nsvf_capture, blender_capture, tmp_path):
+    model = random_model(**SOFT, near_far=[0.5, 5.0])
+    field = imported(model, nsvf_capture, tmp_path)
+    ours = field.render(nsvf_capture.cameras[1])["color"]
+    assert (ours - theirs(model, blender_capture, 1)).abs().max() < 1e-3
 
 
 def test_settings_of_the_renderer(blender_capture, tmp_path):
