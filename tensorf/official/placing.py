@@ -27,7 +27,9 @@ _CELLS = 128  # of the occupancy along the longest side, where there is no mask
 _ROUNDING = 1e-3  # of a mask's cell
 
 
-def official_field(model: Official, capture: Capture, mirrored: bool = True, background: float | None = None):
+def official_field(
+    model: Official, capture: Capture, mirrored: bool = True, background: float | None = None
+) -> OfficialField:
     """The `OfficialField` of a checkpoint in the capture's world.
 
     mirrored: whether x runs left in the frame of NDC, as it does in the authors' loader; of no effect on boxes.

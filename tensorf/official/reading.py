@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -93,7 +94,8 @@ def _unpickled(path: Path):
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torn zips, other formats, foreign pickles: torch raises many kinds
-        if wanted := re.search(r"(?:GLOBAL|function|class|global:?)\s+([\w.]+\.[\w.]+)", str(error)):
+        wanted = re.search(r"(?:GLOBAL|function|class|global:?)\s+([\w.]+\.[\w.]+)", str(error))
+        if wanted and isinstance(error, pickle.UnpicklingError):
             raise UserError(
                 f"{path} is refused: it asks for {wanted[1]}, which no checkpoint of TensoRF needs and which could do "
                 "anything on this machine"
@@ -112,17 +114,6 @@ def _read(path: Path, table: Mapping) -> Official:
     if len(points) != 3 or min(points) < 2:
         raise ValueError(f"gridSize {points} has to be three numbers above 1")
     grids, components = _grids(state, given)
-    config = OfficialConfig(
-        decomposition="cp" if "density_grid.planes.0" not in grids else "vm",
-        **components,
-        shading=str(given["shadingMode"]),
-        feature_dim=int(given["app_dim"]),
-        hidden=int(given["featureC"]),
-        frequencies=tuple(int(given[k]) for k in ("fea_pe", "pos_pe", "view_pe")),
-        activation=str(given["fea2denseAct"]),
-        density_shift=float(given["density_shift"]),
-        distance_scale=float(given["distance_scale"]),
-    )
     network = {k.replace("renderModule.", "decoder.", 1): v for k, v in state.items() if k.startswith("renderModule.")}
     step = ((box[1] - box[0]) / (torch.tensor(points) - 1)).mean() * float(given["step_ratio"])
     samples = int((box[1] - box[0]).norm() / step) + 1 if step > 0 else 0
@@ -132,7 +123,7 @@ def _read(path: Path, table: Mapping) -> Official:
     mask, mask_box = _mask(table)
     return Official(
         path=path,
-        config=config,
+        config=_config(given, "density_grid.planes.0" not in grids, components),
         box=box,
         resolution=_resolution(grids),
         near=near,
@@ -143,6 +134,20 @@ def _read(path: Path, table: Mapping) -> Official:
         tensors={**grids, "basis.weight": state["basis_mat.weight"], **network},
         mask=mask,
         mask_box=mask_box,
+    )
+
+
+def _config(given: Mapping, cp: bool, components: dict[str, tuple[int, int, int]]) -> OfficialConfig:
+    return OfficialConfig(
+        decomposition="cp" if cp else "vm",
+        **components,
+        shading=str(given["shadingMode"]),
+        feature_dim=int(given["app_dim"]),
+        hidden=int(given["featureC"]),
+        frequencies=tuple(int(given[k]) for k in ("fea_pe", "pos_pe", "view_pe")),
+        activation=str(given["fea2denseAct"]),
+        density_shift=float(given["density_shift"]),
+        distance_scale=float(given["distance_scale"]),
     )
 
 

@@ -169,6 +169,7 @@ def random_model(
     )
     k |= kwargs
     state = OrderedDict()
+    state._metadata = OrderedDict({"": {"version": 1}})  # as torch's own state_dict
     if kind == "whole":
         count = sum(components)
         state["plane_coef"] = gain * draw(3, count, grid[0], grid[0])
