@@ -356,10 +356,11 @@ def test_other_files_are_told_in_one_line(tmp_path, blender_capture, ndc_capture
 
 
 def test_what_older_files_do_not_say(tmp_path, blender_capture):
-    """Without fea2denseAct, rayMarch_weight_thres and near_far the constructor's own values hold."""
-    model = random_model(**SOFT)
-    for key in ("fea2denseAct", "rayMarch_weight_thres", "near_far", "distance_scale"):
+    """The constructor's own values hold."""
+    model = random_model(**SOFT, step_ratio=2.0)
+    for key in ("fea2denseAct", "rayMarch_weight_thres", "near_far", "distance_scale", "app_dim", "step_ratio"):
         model.k.pop(key)
     field = imported(model, blender_capture, tmp_path)
     model.k |= dict(fea2denseAct="softplus", rayMarch_weight_thres=1e-4, near_far=[2.0, 6.0], distance_scale=25)
+    model.k |= dict(app_dim=27, step_ratio=2.0)
     assert_same(field, model, blender_capture, 0)
