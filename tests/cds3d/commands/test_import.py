@@ -136,6 +136,13 @@ def test_the_photos_tell_whether_the_world_is_mirrored(tmp_path, checkpoint, cap
         assert "less than the mean" not in caplog.text
 
 
+def test_what_one_says_oneself_holds(tmp_path, checkpoint, capture_folder):
+    options = [str(checkpoint), str(capture_folder), *TINY, "mirrored=false", "background=white", "output=x"]
+    assert main(["import", *options]) == 0
+    space = load_field(tmp_path / "x" / "field.safetensors").space
+    assert space.stretch[0] > 0 and space.background == 1.0
+
+
 def test_a_capture_that_is_another_is_told(checkpoint, capture_folder, caplog, tmp_path):
     assert main(["import", str(checkpoint), str(capture_folder), *TINY, "mirrored=true"]) == 0
     assert "is " + str(capture_folder) + " the capture that it was trained on?" in caplog.text
