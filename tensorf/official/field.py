@@ -17,6 +17,7 @@ from tensorf.field import Field
 from tensorf.official.shading import OfficialShading
 
 ACTIVATIONS = ("softplus", "relu")
+_AT_ONCE = 1 << 16  # colours: every sample of some weight has one, which for a chunk of rays would take gigabytes
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,9 @@ class OfficialField(Field):
 
     def color(self, x: Tensor, viewdirs: Tensor) -> Tensor:
         """x (n, 3) in [-1, 1], viewdirs (n, 3) unit -> (n, 3); with SH and RGB they may leave [0, 1]."""
+        if not torch.is_grad_enabled() and len(x) > _AT_ONCE:
+            parts = zip(x.split(_AT_ONCE), viewdirs.split(_AT_ONCE), strict=True)
+            return torch.cat([self.color(*part) for part in parts])
         return self.decoder(self.basis(self.color_grid(x)), viewdirs, x)
 
     @torch.no_grad()

@@ -240,6 +240,13 @@ def test_fast_views_show_what_renders_show(ndc, ndc_capture, blender_capture, tm
     torch.testing.assert_close(seen.color(local), view.full.view(-1, 3)[seen.index], atol=1e-4, rtol=0)
 
 
+def test_colours_in_parts_are_the_same(blender_capture, tmp_path, monkeypatch):
+    field, camera = imported(random_model(**SOFT), blender_capture, tmp_path), blender_capture.cameras[2]
+    whole = field.render(camera)["color"]
+    monkeypatch.setattr("tensorf.official.field._AT_ONCE", 700)
+    torch.testing.assert_close(field.render(camera)["color"], whole, atol=1e-6, rtol=0)
+
+
 def test_the_cameras_that_do_not_see_it(blender_capture, ndc_capture, tmp_path):
     field = imported(random_model(**HARD), blender_capture, tmp_path)
     assert unseen_by(field, blender_capture) == []

@@ -157,7 +157,7 @@ def test_a_capture_that_is_another_is_told(checkpoint, capture_folder, caplog, t
         ([], "cds3d import model.th my_scene"),
         (["model.th"], "cds3d import model.th my_scene"),
         (["model.th", "CAPTURE"], "model.th: no such file"),
-        (["MODEL", "nowhere"], "nowhere: no such folder"),
+        (["model.th", "nowhere"], "nowhere: no such folder"),
         (["MODEL", "CAPTURE", "background=grey"], "background=grey has to be white, black or null"),
         (["MODEL", "CAPTURE", "mirrored=maybe"], "mirrored=maybe"),
         (["MODEL", "CAPTURE", "video_width=1"], "video_width=1"),
