@@ -19,10 +19,11 @@ import cds3d  # noqa: F401  (thread policy before torch)
 from tensorf import locks
 from tensorf.errors import UserError
 
-COMMANDS = ("train", "edit", "render", "view", "export", "sweep", "bench", "list")
+COMMANDS = ("train", "import", "edit", "render", "view", "export", "sweep", "bench", "list")
 
 _FLAGS = {
     "train": {"capture": "PATH|a capture, a folder of photos or a video from anywhere, in place of scene=NAME"},
+    "import": {},
     "edit": {
         "tgt": "TEXT|what the scene or image should become",
         "src": "TEXT|what it shows now (default: the scene's own prompt)",
@@ -43,6 +44,7 @@ _FLAGS = {
     "list": {},
 }
 _PLACES = {
+    "import": ("model", "capture"),
     "render": ("run",),
     "view": ("run",),
     "sweep": ("file",),
@@ -53,6 +55,7 @@ _SWITCHES = {
 }
 _SUMMARY = {
     "train": "Train a radiance field from a capture: the source that edits start from.",
+    "import": "Turn a model of TensoRF's authors into a source field that edits start from.",
     "edit": "Edit a radiance field, or an image, towards a prompt.",
     "render": "Render a video of a run's field.",
     "view": "Look at a field in the browser, and edit it from there.",
@@ -271,7 +274,8 @@ def _run(command: str, args: argparse.Namespace) -> None:
 
 def _import_command(command: str) -> Callable:
     """The function that does the command; only then is what it needs imported."""
-    module = {"bench": "cds3d.bench.run", "list": "cds3d.commands.listing"}.get(command, f"cds3d.commands.{command}")
+    apart = {"bench": "bench.run", "list": "commands.listing", "import": "commands.importing"}
+    module = f"cds3d.{apart.get(command, f'commands.{command}')}"
     return getattr(importlib.import_module(module), f"{command}_command")
 
 

@@ -54,8 +54,8 @@ class RunFolder:
         self._reported = -_REPORT_EVERY
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file; give another output folder")
-        for key in ("resume", "overwrite"):
-            if not isinstance(config[key], bool):  # a "no" would be a string, and true
+        for key in ("resume", "overwrite"):  # an import has nothing to resume
+            if not isinstance(config.get(key, False), bool):  # a "no" would be a string, and true
                 raise UserError(f"{key}={config[key]} has to be true or false")
         if path.exists():
             self._require_run_folder()
@@ -67,8 +67,9 @@ class RunFolder:
                 + ("; resume=true with more edit.iterations goes on with it" if "edit" in config else "")
             )
         if self.state_path.exists():
-            if not config.resume:
-                raise UserError(f"{path} holds an unfinished run: pass resume=true to go on, or overwrite=true")
+            if not config.get("resume", False):
+                onward = "pass resume=true to go on, or" if "resume" in config else "go on with it, or pass"
+                raise UserError(f"{path} holds an unfinished run: {onward} overwrite=true")
             self._require_same_config()
             self.resumed = True
 
@@ -96,7 +97,7 @@ class RunFolder:
 
     def _is_extended(self) -> bool:
         """Whether a finished edit is to go on to more iterations than it was made with."""
-        if not self.config.resume or "edit" not in self.config or not self.state_path.exists():
+        if "edit" not in self.config or not self.config.resume or not self.state_path.exists():
             return False
         before = OmegaConf.select(read_config(self.path), "edit.iterations")
         return isinstance(before, int) and isinstance(now := self.config.edit.iterations, int) and now > before

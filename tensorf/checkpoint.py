@@ -14,9 +14,12 @@ from tensorf.errors import UserError, reason
 from tensorf.field import Field, FieldConfig
 from tensorf.files import atomic
 from tensorf.local import LocalField
+from tensorf.official.field import OfficialConfig, OfficialField
+from tensorf.official.space import OfficialSpace
 from tensorf.space import Space
 
-KIND, LOCAL = "tensorf", "local"
+KIND, LOCAL, OFFICIAL = "tensorf", "local", "official"
+_CLASSES = {KIND: (Field, FieldConfig, Space), OFFICIAL: (OfficialField, OfficialConfig, OfficialSpace)}
 FORMAT = "cds3d-field-2"  # 1 had no diffuse colour in its decoder
 
 
@@ -24,28 +27,25 @@ def save_field(field: Field | LocalField, path: Path) -> None:
     """Write atomically: a stopped save leaves the old file or none."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in field.state_dict().items()}
     tensors = {k: v.to(torch.uint8) if v.dtype == torch.bool else v for k, v in tensors.items()}
-    kind = LOCAL if isinstance(field, LocalField) else KIND
     with atomic(path) as partial:
-        metadata = {"format": FORMAT, "kind": kind, "field": json.dumps(_header(field))}
+        metadata = {"format": FORMAT, "kind": _kind(field), "field": json.dumps(_header(field))}
         partial.write_bytes(_sorted(save(tensors, metadata)))
+
+
+def _kind(field: Field | LocalField) -> str:
+    return LOCAL if isinstance(field, LocalField) else OFFICIAL if isinstance(field, OfficialField) else KIND
 
 
 def _header(field: Field | LocalField) -> dict:
     if isinstance(field, LocalField):
         return {"source": _header(field.source), "target": _header(field.target)}
-    space = field.space
+    space = {name: getattr(field.space, name) for name in field.space.__dataclass_fields__}
     return {
+        "kind": _kind(field),
         "config": asdict(field.config),
         "resolution": list(field.resolution),
         "steps": field.steps,
-        "space": {
-            "kind": space.kind,
-            "box": space.box.tolist(),
-            "near": space.near,
-            "far": space.far,
-            "reference": space.reference.tolist(),
-            "background": space.background,
-        },
+        "space": {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in space.items()},
     }
 
 
@@ -96,8 +96,8 @@ def _build(header: dict, tensors: dict[str, torch.Tensor], prefix: str = "") -> 
         parts = [_build(header[name], tensors, f"{prefix}{name}.") for name in ("source", "target")]
         return LocalField(parts[0], torch.zeros_like(tensors[prefix + "region"]), parts[1])
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in header["config"].items()}
-    geometry = dict(header["space"])
-    geometry["box"], geometry["reference"] = torch.tensor(geometry["box"]), torch.tensor(geometry["reference"])
-    field = Field(FieldConfig(**config), Space(**geometry), tuple(header["resolution"]), header["steps"])
+    geometry = {k: torch.tensor(v) if isinstance(v, list) else v for k, v in header["space"].items()}
+    kind, config_kind, space_kind = _CLASSES[header.get("kind", KIND)]  # older files' fields are all of one kind
+    field = kind(config_kind(**config), space_kind(**geometry), tuple(header["resolution"]), header["steps"])
     field.occupancy = torch.zeros_like(tensors[prefix + "occupancy"])
     return field

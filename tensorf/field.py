@@ -160,8 +160,11 @@ class Field(nn.Module):
         self.density_grid = grid(config.density_components, self.resolution)
         self.color_grid = grid(config.color_components, self.resolution)
         self.basis = nn.Linear(grid.width(config.color_components), config.feature_dim, bias=False)
-        self.decoder = build_decoder(config.decoder, config.feature_dim, config.hidden, config.frequencies)
+        self.decoder = self._build_decoder(config)
         self.register_buffer("occupancy", torch.ones(1, 1, 1, dtype=torch.bool))
+
+    def _build_decoder(self, config: FieldConfig) -> nn.Module:
+        return build_decoder(config.decoder, config.feature_dim, config.hidden, config.frequencies)
 
     @property
     def device(self) -> torch.device:

@@ -6,7 +6,7 @@ functions are differentiable in the field's parameters; positions and the choice
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,7 +33,10 @@ def march(field: Field, rays: Rays, jitter: Tensor | None = None) -> Samples:
     else:
         origin, course = field.space.normalise(rays.origins), None
         direction = field.space.normalise(rays.origins + rays.directions) - origin
-    return occupied_samples(field.occupancy, origin, direction, begin, rays.t_far, field.step, field.steps, course)
+    end = rays.t_far
+    samples = occupied_samples(field.occupancy, origin, direction, begin, end, field.step, field.steps, course)
+    pace = field.space.pace(rays)
+    return samples if pace is None else replace(samples, step=samples.step * pace[samples.ray])
 
 
 def weights_of(rate: Tensor, samples: Samples) -> Tensor:
@@ -84,15 +87,20 @@ def shade(
 ) -> tuple[Tensor, Tensor]:
     """(color (rays, 3), opacity (rays,)): the weighted sum of colours over the background.
 
-    Colours are asked for about COLORS samples a ray, at most twice as many, which stand for the others (`quadrature`).
+    Colours are asked for about COLORS samples a ray, at most twice as many, which stand for the others (`quadrature`),
+    unless the space has a `least_weight`.
     """
+    if field.space.least_weight is not None:
+        return composite(field, samples, weights, viewdirs, field.space.least_weight)
     which = representatives(weights, samples, COLORS, place)
     return composite(field, samples, torch.zeros_like(weights).index_add(0, which, weights), viewdirs)
 
 
-def composite(field: Field, samples: Samples, weights: Tensor, viewdirs: Tensor) -> tuple[Tensor, Tensor]:
-    """(color (rays, 3), opacity (rays,)), with a colour for every sample of some weight."""
-    seen = (weights.detach() > 0).nonzero()[:, 0]
+def composite(
+    field: Field, samples: Samples, weights: Tensor, viewdirs: Tensor, least: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """(color (rays, 3), opacity (rays,)), with a colour for every sample of more weight than `least`, black others."""
+    seen = (weights.detach() > least).nonzero()[:, 0]
     ray = samples.ray[seen]
     color = field.color(samples.x[seen], viewdirs[ray])
     total = torch.zeros(samples.rays, 3, device=weights.device).index_add(0, ray, weights[seen, None] * color)

@@ -59,7 +59,8 @@ class Renderable(Protocol):
         """Write everything that `load` needs to a safetensors file, atomically, with its kind in the header."""
 
 
-KINDS = {"tensorf": load_checkpoint, "local": load_checkpoint}  # kind, as in the file's header -> loader (path, device)
+# kind, as in the file's header -> loader (path, device)
+KINDS = {"tensorf": load_checkpoint, "local": load_checkpoint, "official": load_checkpoint}
 
 
 def load_field(path: Path, device: torch.device | str = "cpu") -> Renderable:

@@ -69,6 +69,10 @@ class Space:
     reference: Tensor
     background: float = 0.0
 
+    # The weight that a sample needs to be given a colour of its own, the others being black, as TensoRF's authors have
+    # it. None: samples of little weight share colours.
+    least_weight = None
+
     @property
     def density_scale(self) -> float:
         """Factor on (density x step): keeps useful densities near 1 to 10 whatever the unit of t."""
@@ -168,6 +172,10 @@ class Space:
             return t
         course, scale = Course.of(rays.origins, rays.directions), self._unit(rays.viewdirs)
         return course[ray].distance(t) * scale[ray]
+
+    def pace(self, rays: Rays) -> Tensor | None:
+        """(rays,) the length that opacity is measured in of one of t; None where that is 1, or `Course` tells it."""
+        return None
 
     def parameter(self, points: Tensor, rays: Rays) -> Tensor:
         """Where t (rays,) reaches world points (rays, 3), one on each ray."""

@@ -15,6 +15,7 @@ from tensorf.captures import llff, matching
 from tensorf.captures.colmap import find_models, read_colmap
 from tensorf.captures.geometry import mean_pose, place, transformed
 from tensorf.captures.images import flat_background, load_images
+from tensorf.captures.nsvf import is_nsvf, read_nsvf
 from tensorf.captures.pictures import is_transparent
 from tensorf.captures.transforms import is_transforms, read_transforms
 from tensorf.captures.views import Listing
@@ -169,8 +170,10 @@ def _read(root: Path, width: int | None, order: str, check: bool) -> Listing:
         return read_transforms(root)
     if find_models(root):
         return read_colmap(root, width)
+    if is_nsvf(root):
+        return read_nsvf(root)
     raise UserError(
-        f"{root} is no capture: found neither poses_bounds.npy, transforms.json, transforms_train.json "
+        f"{root} is no capture: found neither poses_bounds.npy, transforms.json, transforms_train.json, intrinsics.txt "
         "nor cameras.bin or cameras.txt in sparse/0, sparse or colmap/sparse/0"
     )
 

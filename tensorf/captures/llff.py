@@ -150,5 +150,11 @@ def _checked_depths(depths: np.ndarray, source: Path) -> tuple[float, float]:
     return float(depths[:, 0].min()), float(depths[:, 1].max())
 
 
+def nearest_depth(root: Path) -> float:
+    """The nearest depth of all views of the LLFF capture in `root`, in its own units. UserError as `read_llff`."""
+    source = root / FILE_NAME
+    return _checked_depths(_load_rows(source)[:, 15:], source)[0]
+
+
 def _is_photo(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")

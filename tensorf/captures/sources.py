@@ -21,6 +21,7 @@ from pathlib import Path
 from tensorf.captures import llff
 from tensorf.captures.colmap import find_models
 from tensorf.captures.frames import VIDEO_SUFFIXES
+from tensorf.captures.nsvf import is_nsvf
 from tensorf.captures.photos import find_photos
 from tensorf.captures.transforms import is_transforms
 from tensorf.captures.views import MINIMUM_VIEWS
@@ -80,9 +81,9 @@ def find_source(path: Path, frames: int) -> Source | None:
     photos = find_photos(path)
     if not photos:
         raise UserError(
-            f"{path} is no capture: found neither poses_bounds.npy, transforms.json, transforms_train.json nor "
-            "cameras.bin or cameras.txt in sparse/0, sparse or colmap/sparse/0, nor photos to estimate poses from, "
-            "in it or in its images folder; convert photos of other kinds, such as HEIC, to JPEG"
+            f"{path} is no capture: found neither poses_bounds.npy, transforms.json, transforms_train.json, "
+            "intrinsics.txt nor cameras.bin or cameras.txt in sparse/0, sparse or colmap/sparse/0, nor photos to "
+            "estimate poses from, in it or in its images folder; convert photos of other kinds, such as HEIC, to JPEG"
         )
     if len(photos) < MINIMUM_VIEWS:
         raise UserError(
@@ -94,7 +95,7 @@ def find_source(path: Path, frames: int) -> Source | None:
 
 def has_poses(folder: Path) -> bool:
     """True where the folder holds a pose file of a format that is read, be it a good one or not."""
-    return (folder / llff.FILE_NAME).is_file() or is_transforms(folder) or bool(find_models(folder))
+    return (folder / llff.FILE_NAME).is_file() or is_transforms(folder) or is_nsvf(folder) or bool(find_models(folder))
 
 
 def folder_of(source: Source, parent: Path) -> tuple[Path, bool]:

@@ -9,6 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
+from authors import random_model
 from fake_device import DEVICE, Counter, Elsewhere, elsewhere
 
 from cds3d.cli import run_command
@@ -36,7 +37,7 @@ def moved(monkeypatch, tiny_folder):
     """
     with mock.patch("cds3d.guidance.loading.Prior", dict):
         parts = load_prior(str(tiny_folder), device=torch.device("cpu"))
-    for command in ("baselines", "edit", "export", "images", "refit", "render", "train"):
+    for command in ("baselines", "edit", "export", "images", "importing", "refit", "render", "train"):
         importlib.import_module(f"cds3d.commands.{command}")  # now: it would keep what is patched below
     for name, module in list(sys.modules.items()):
         if name.startswith("cds3d.") and hasattr(module, "pick_device"):
@@ -145,6 +146,24 @@ def test_fields_come_out_as_on_the_cpu(more, tmp_path, edit_options, trained, mo
 def test_training_and_rendering(more, there, tmp_path, train_options):
     assert run_command("train", [*train_options, *more, f"output={tmp_path}/source"]) == 0
     assert run_command("render", [f"{tmp_path}/source", "frames=2", "depth=true", "width=32"]) == 0
+
+
+@pytest.mark.parametrize("kind", ["vm", "cp"])
+def test_an_imported_field_comes_out_as_on_the_cpu(
+    kind, tmp_path, edit_options, capture_folder, monkeypatch, tiny_folder
+):
+    model = random_model(kind, ndc=True, masked=True, fea2denseAct="relu", gain=0.5).save(tmp_path / "model.th")
+    source, tiny = tmp_path / "outputs" / "daisies" / "source", ["scene.width=32", "threads=1", "video_frames=0"]
+
+    def figures(name):
+        assert run_command("import", [str(model), str(capture_folder), *tiny, "overwrite=true"]) == 0
+        assert run_command("edit", [*edit_options, *tiny, f"output={tmp_path}/{name}"]) == 0
+        tables = [json.loads((run / "metrics.json").read_text()) for run in (source, tmp_path / name)]
+        return {f"{i}{k}": v for i, t in enumerate(tables) for k, v in t.items() if k.endswith(("_db", "ssim"))}
+
+    here = figures("here")
+    with moved(monkeypatch, tiny_folder):
+        assert figures("there") == pytest.approx(here, rel=1e-3, abs=5e-3)
 
 
 def test_an_edit_is_resumed_and_edited_on(there, tmp_path, edit_options, trained):

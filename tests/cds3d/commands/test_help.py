@@ -7,7 +7,7 @@ from cds3d.cli import main, run_command
 from cds3d.options import data_folder, groups
 
 
-@pytest.mark.parametrize("command", ["train", "edit", "render", "view", "export", "bench"])
+@pytest.mark.parametrize("command", ["train", "import", "edit", "render", "view", "export", "bench"])
 def test_help_shows_every_option_with_its_default(command, capsys):
     with pytest.raises(SystemExit) as stop:
         run_command(command, ["--help"])
@@ -27,6 +27,7 @@ def test_help_shows_every_option_with_its_default(command, capsys):
             assert line in text
     flags = {
         "train": ["--capture"],
+        "import": [],
         "edit": ["--tgt", "--src", "--image", "--capture", "--run", "--where", "--views"],
         "render": [],
         "view": ["--scene", "--capture"],
@@ -144,7 +145,8 @@ def test_main(capsys):
     assert main(["paint"]) == 2
     out, err = capsys.readouterr()
     assert (
-        err == "error: 'paint' is no command; use one of: train, edit, render, view, export, sweep, bench, list\n"
+        err
+        == "error: 'paint' is no command; use one of: train, import, edit, render, view, export, sweep, bench, list\n"
         and out == ""
     )
     assert main(["--version"]) == 0

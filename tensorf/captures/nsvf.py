@@ -1,0 +1,68 @@
+"""Captures as NSVF has them, Tanks and Temples among them -> Listing.
+
+`intrinsics.txt`, a pose file (4x4, OpenCV axes) for each photo in `pose/`, and the photos in `rgb/`, of the same names.
+Names begin with 0_ (to train on), 1_ (validation) or 2_ (test).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from tensorf.captures.images import IMAGE_SUFFIXES, image_size
+from tensorf.captures.views import Lens, Listing, View, checked_lens, checked_pose, natural_key, report_missing
+from tensorf.errors import UserError
+
+FILE_NAME = "intrinsics.txt"
+
+
+def is_nsvf(root: Path) -> bool:
+    return (root / FILE_NAME).is_file() and (root / "pose").is_dir()
+
+
+def read_nsvf(root: Path) -> Listing:
+    """Lists the views of `root` whose photos exist; those of the validation count only where there are no tests.
+
+    Raises UserError for malformed files, unusable poses or intrinsics, and fewer than 3 photos.
+    """
+    source = root / FILE_NAME
+    focals, center = _intrinsics(source)
+    names = sorted((p.stem for p in (root / "pose").glob("*.txt")), key=natural_key)
+    tests = "2_" if any(name.startswith("2_") for name in names) else "1_"
+    used = [name for name in names if not name.startswith(("1_", "2_")) or name.startswith(tests)]
+    views, missing = [], []
+    for name in used:
+        path = next((p for s in IMAGE_SUFFIXES if (p := root / "rgb" / f"{name}{s}").is_file()), None)
+        if path is None:
+            missing.append(name)
+            continue
+        file = root / "pose" / f"{name}.txt"
+        pose = checked_pose(_numbers(file, 4, 4)[:3], file, name)
+        lens = checked_lens(Lens(*focals, *center, *image_size(path)), source, name)
+        views.append(View(path.name, path, pose, lens, name.startswith(tests)))
+    report_missing(source, missing, len(used))
+    return Listing(source, views)
+
+
+def _intrinsics(source: Path) -> tuple[tuple[float, float], tuple[float, float]]:
+    """(focal lengths, principal point), pixels: of a matrix, or of NSVF's first line: focal length, point."""
+    first = source.read_text().split("\n")[0].split()
+    try:
+        matrix = np.loadtxt(source)
+        if matrix.ndim == 2 and min(matrix.shape) >= 3:
+            return (float(matrix[0, 0]), float(matrix[1, 1])), (float(matrix[0, 2]), float(matrix[1, 2]))
+    except ValueError:
+        pass  # lines of different lengths
+    try:
+        focal, *center = (float(word) for word in first[:3])
+        return (focal, focal), (center[0], center[1])
+    except (ValueError, IndexError) as error:
+        raise UserError(f"{source} has to hold a matrix, or a focal length and a principal point") from error
+
+
+def _numbers(file: Path, rows: int, columns: int) -> np.ndarray:
+    try:
+        return np.loadtxt(file).reshape(rows, columns)
+    except ValueError as error:
+        raise UserError(f"{file} has to hold a {rows}x{columns} matrix of numbers") from error
