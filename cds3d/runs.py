@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cds3d.options import pick_device
 from tensorf import locks
 from tensorf.errors import UserError, reason
-from tensorf.files import atomic, write_text
+from tensorf.files import atomic, is_partial, write_text
 
 # What a resume may change: where and how it runs, and what the message about a gradient that is no longer finite
 # asks to be lowered.
@@ -50,13 +50,19 @@ class RunFolder:
     def __init__(self, path: Path, config: DictConfig):
         self.path, self.config = path, config
         self.state_path = path / "state" / "state.pt"
-        self.resumed, self.seconds_before, self._start = False, 0.0, time.time()
+        self.resumed, self.seconds_before, self._start = False, 0.0, time.monotonic()  # clocks may be set
         self._reported = -_REPORT_EVERY
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file; give another output folder")
         for key in ("resume", "overwrite"):
             if not isinstance(config[key], bool):  # a "no" would be a string, and true
                 raise UserError(f"{key}={config[key]} has to be true or false")
+        self._look()
+
+    def _look(self) -> None:
+        """Find out whether there is a state to go on from. UserError for a folder that is not to be worked in."""
+        path, config = self.path, self.config
+        self.resumed = False
         if path.exists():
             self._require_run_folder()
         if config.overwrite:
@@ -75,23 +81,29 @@ class RunFolder:
     def begin(self) -> None:
         """Make the folder, empty if it is to be overwritten, and write config.yaml; the clock starts.
 
-        UserError if another process is at work in it.
+        UserError if another process is at work in it, or has been since this one was made.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         locks.hold(self.path)
+        self._look()
+        (self.path / "metrics.json").unlink(missing_ok=True)  # first: what follows is no finished run
         if self.config.overwrite:
-            for item in self.path.iterdir():
-                if item.is_dir() and not item.is_symlink():
-                    shutil.rmtree(item)
-                elif item.name != locks.NAME:
-                    item.unlink()
-        (self.path / "metrics.json").unlink(missing_ok=True)  # of a finished run that is extended
+            self._clear()
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True))
         self.state_path.parent.mkdir(exist_ok=True)
-        self._start = time.time()
+        self._start = time.monotonic()
+
+    def _clear(self) -> None:
+        """Delete all but the configuration, which tells whose folder it is, and is written anew at once."""
+        for item in self.path.iterdir():
+            if item.is_dir() and not item.is_symlink():
+                shutil.rmtree(item)
+            elif item.name not in (locks.NAME, "config.yaml"):
+                item.unlink()
 
     def _require_run_folder(self) -> None:
-        if any(p.name != locks.NAME for p in self.path.iterdir()) and not (self.path / "config.yaml").exists():
+        ours = (p.name == locks.NAME or is_partial(p) for p in self.path.iterdir())  # of a run killed at its start
+        if not all(ours) and not (self.path / "config.yaml").exists():
             raise UserError(f"{self.path} is not a run folder: nothing is written to it; give another output folder")
 
     def _is_extended(self) -> bool:
@@ -116,7 +128,7 @@ class RunFolder:
     @property
     def seconds(self) -> float:
         """Wall-clock seconds of the run's work, earlier parts of a resumed run counted in."""
-        return self.seconds_before + time.time() - self._start
+        return self.seconds_before + time.monotonic() - self._start
 
     def load_state(self) -> dict | None:
         """What `save_state` wrote last, or None for a fresh run."""
