@@ -33,6 +33,7 @@ _FREE_KEYS += ("preview_every",)
 _FREE_KEYS += ("edit.lr", "field.lr_grid", "field.lr_network")
 _FREE_KEYS += ("guidance.scale", "guidance.dtype", "objective.scale", "objective.weight", "baseline.scale")
 
+_GROUPS = ("scene", "field", "guidance", "objective", "edit", "refit", "baseline")
 _REPORT_EVERY = 1.0  # seconds
 
 
@@ -210,10 +211,14 @@ def read_config(folder: Path) -> DictConfig:
         raise UserError(f"{folder} is no run folder: it has no config.yaml")
     try:
         config = OmegaConf.load(path)
+        OmegaConf.resolve(config)
+        table = OmegaConf.to_container(config, throw_on_missing=True)
     except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged ({reason(error)}): do the run again with overwrite=true") from error
     if not OmegaConf.is_dict(config) or "scene" not in config:
         raise UserError(f"{folder} is no run folder: its config.yaml is another program's")
+    if wrong := [key for key in _GROUPS if not isinstance(table.get(key, {}), dict)]:
+        raise UserError(f"{path} is damaged ({wrong[0]} has to be a mapping): do the run again with overwrite=true")
     return config
 
 

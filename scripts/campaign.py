@@ -25,12 +25,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=1e6, help="stop after so many, of each kind")
     parser.add_argument("--seed", type=int, default=0, help="the same seed does the same")
     parser.add_argument("--only", help="cases with this in their names alone")
+    parser.add_argument("--number", type=int, help="repeat one try of a case (--only), which failed with this number")
     parser.add_argument("--output", type=Path, default=Path("outputs/bench/campaign.json"))
-    parser.add_argument("--folder", type=Path, help="to work in; null is a temporary one")
+    parser.add_argument("--folder", type=Path, help="to work in, which is kept; else a temporary one")
     args = parser.parse_args(argv)
     forks.prepare()
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        table = run(args, Path(folder))
+    if args.folder is not None:
+        args.folder.mkdir(parents=True)
+        table = run(args, args.folder.resolve())
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            table = run(args, Path(folder))
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(table, indent=1) + "\n")
     return 1 if any(of_kind["lost"] for of_kind in table["campaigns"].values()) else 0
@@ -40,16 +45,19 @@ def run(args: argparse.Namespace, folder: Path) -> dict:
     """The table of all campaigns that were asked for; one line for each is printed."""
     import importlib
 
+    from campaigns.tally import Order
     from campaigns.tiny import Inputs
 
     inputs = Inputs(folder)
     tables = {}
     for kind in args.kinds:
         start = time.monotonic()
+        count = args.count if args.number is None else 1
+        order = Order(count, args.seed, args.only, start + 60 * args.minutes, args.number)
         campaign = importlib.import_module(f"campaigns.{kind}").campaign
         work = folder / kind
         work.mkdir()
-        tally = campaign(inputs, work, args.count, args.seed, args.only, start + 60 * args.minutes)
+        tally = campaign(inputs, work, order)
         seconds = time.monotonic() - start
         tables[kind] = tally.table() | {"wall_seconds": round(seconds, 1)}
         print(f"{tally.summary()}, {seconds:.0f} s", flush=True)

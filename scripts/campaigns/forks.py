@@ -1,7 +1,7 @@
 """Commands in forked processes.
 
-To import torch and diffusers takes seconds. A parent imports them once, does all on one thread, and forks a child for each
-command: that child is, but for its start, the process that a user would have.
+To import torch and diffusers takes seconds. A parent imports them once, does all on one thread, and forks a child for
+each command: that child is, but for its start, the process that a user would have.
 """
 
 from __future__ import annotations
@@ -185,8 +185,9 @@ class ForkedCommand:
 def at_write(number: int, act: Callable[[], None]) -> Callable[[], int]:
     """Call `act` before file operation `number` (from 1) that changes something; 0: never.
 
-    Those of this process and of its forks are counted together, and whoever does that one acts. Opening to write, renaming, deleting, making folders, starting programs; what C++ code does is not seen. Returns
-    what tells the count so far.
+    Those of this process and of its forks are counted together, and whoever does that one acts. Counted are opening to
+    write, renaming, deleting, making folders and starting programs; what C++ code does is not seen. Returns what tells
+    the count so far.
     """
     memory = mmap.mmap(-1, 8)  # shared with what this process forks
 

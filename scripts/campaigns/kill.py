@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import random
-import time
 from pathlib import Path
 
 from campaigns import forks
+from campaigns.tally import Order, Tally
 from campaigns.tiny import LIMIT, Case, Inputs, Truth, do, is_done
-from campaigns.tally import Tally
 from campaigns.wholeness import contents, damages, differences, leftovers
 
 WAYS = ("at a write", "at any time", "with all that it started")
@@ -17,19 +16,17 @@ KILLED = "error: the process was killed (SIGKILL): Resume goes on from its last 
 _KILLS = 6  # of one run, at most
 
 
-def campaign(inputs: Inputs, folder: Path, count: int, seed: int, only: str | None, until: float) -> Tally:
-    """Kill `count` times. only: part of the names of the cases to take. until: when to stop, of `time.monotonic`."""
-    cases = [case for case in inputs.cases() if only is None or only in case.name]
-    tally, generator = Tally("kill", "kills"), random.Random(seed)
+def campaign(inputs: Inputs, folder: Path, order: Order) -> Tally:
+    """As many kills as `order` says."""
+    cases, numbers = order.chosen(inputs.cases()), order.numbers()
+    tally, truths = Tally("kill", "kills"), {}
     record_steps()
-    truths: dict[str, Truth] = {}
-    while tally.count < count and time.monotonic() < until:
-        case = cases[tally.trials % len(cases)]
+    while order.goes_on(tally.count):
+        case, number = cases[tally.trials % len(cases)], next(numbers)
         if case.name not in truths:
             truths[case.name] = inputs.run_whole(case, inputs.begin(case, folder / "whole"))
-        number = generator.getrandbits(32)
         trial = Trial(inputs, case, truths[case.name], folder / "broken", random.Random(number))
-        trial.run(min(_KILLS, count - tally.count))
+        trial.run(min(_KILLS, order.count - tally.count))
         tally.add(case.name, trial.kills, trial.problems, f"{case.name}, number {number}", trial.ways)
     return tally
 
@@ -61,6 +58,7 @@ class Trial:
         return is_done(self.case, self.folder) and _bytes(self.folder / self.case.done) != self.before
 
     def _start(self, kill_at_write: int = 0) -> forks.Child:
+        self._before_call()
         more = list(self.case.again) if self.kills else []
         self._struck = False
         self._steps.unlink(missing_ok=True)
@@ -68,11 +66,18 @@ class Trial:
 
         def work() -> int:
             forks.at_write(kill_at_write, forks.die)
+            self._in_child()
             return do(self.case, more)
 
         told = self.folder.with_name("broken.log")
         told.unlink(missing_ok=True)
         return forks.Child(work, self.folder, told)
+
+    def _before_call(self) -> None:
+        """For other campaigns: what happens between two calls."""
+
+    def _in_child(self) -> None:
+        """For other campaigns: what is other in the process of a call."""
 
     def _broken_call(self) -> bool:
         """Start, and kill; whether there is more to do."""
@@ -140,11 +145,11 @@ class Trial:
         return lines
 
     def _done_again(self) -> list[str]:
-        """A line for each finished run that was begun again since the last look."""
-        now = {p: p.stat().st_mtime_ns for p in self.folder.rglob("metrics.json")}
-        again = [p for p, time in self._finished.items() if now.get(p) != time]
+        """A line for each finished run that was finished again since the last look: its seconds are others then."""
+        now = {p: _bytes(p) for p in self.folder.rglob("metrics.json")}
+        again = [p for p, content in self._finished.items() if now.get(p) != content]
         if self.kills:  # what was there before the first call may be overwritten
-            self._finished = {p: t for p, t in now.items() if _bytes(p) != self.before}
+            self._finished = {p: content for p, content in now.items() if content != self.before}
         return [f"{p.relative_to(self.folder)} was written twice" for p in again]
 
 

@@ -2,9 +2,42 @@
 
 from __future__ import annotations
 
+import random
 import sys
+import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to do: `count` tries of the cases with `only` in their names, until a time of `time.monotonic`.
+
+    seed: of the numbers that tell each try what to do; number: one such, to repeat what was lost.
+    """
+
+    count: int
+    seed: int = 0
+    only: str | None = None
+    until: float = float("inf")
+    number: int | None = None
+
+    def chosen(self, cases: list) -> list:
+        """Those of cases, which have names, that are asked for. ValueError if there are none."""
+        chosen = [case for case in cases if self.only is None or self.only in case.name]
+        if not chosen:
+            raise ValueError(f"--only {self.only}: there are {', '.join(case.name for case in cases)}")
+        return chosen
+
+    def numbers(self) -> Iterator[int]:
+        generator = random.Random(self.seed)
+        while True:
+            number = generator.getrandbits(32)
+            yield number if self.number is None else self.number
+
+    def goes_on(self, done: int) -> bool:
+        return done < self.count and time.monotonic() < self.until
 
 
 @dataclass

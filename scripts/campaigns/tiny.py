@@ -126,7 +126,6 @@ class Inputs:
         states, output = {"Editor": run, "Trainer": source}, f"output={run}"
         image = ["--image", str(self.picture), *self.prompts(), "threads=1", output, "edit.iterations=6"]
         saved = ["save_every=2"]
-        export = ("export", source)
         sweep = [f"scenes=[{self.capture}]", 'edits=["a yellow flower -> a red flower"]', "seeds=[0,1]", "jobs=2"]
         options = " ".join([o for o in self.edit() if "=" in o and not o.startswith(("threads", "video_frames"))])
         return [
