@@ -19,7 +19,7 @@ from campaigns.tally import Order, Tally
 from campaigns.tiny import Inputs
 from campaigns.wholeness import damages
 
-_TIME = 60.0  # seconds that an input may take, on a machine that does other things too
+_TIME = 120.0  # seconds that an input may take, on a machine that does other things too
 _BATCH = 40  # inputs one after the other in a process
 _REAL = 200  # one input of so many goes to a process that is started anew
 _MEMORY = 12.0  # GB of addresses
