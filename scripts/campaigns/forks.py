@@ -15,6 +15,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -108,6 +109,8 @@ def kill(processes: list[int]) -> None:
 
 def _become(work: Callable[[], int | None], folder: Path, stderr: int) -> None:
     """The rest of a forked child's life."""
+    import tqdm
+
     code = 1
     try:
         os.chdir(folder)
@@ -115,6 +118,7 @@ def _become(work: Callable[[], int | None], folder: Path, stderr: int) -> None:
         for descriptor, to in ((nothing, 0), (nothing, 1), (stderr, 2)):
             os.dup2(descriptor, to)
         _let_go_of_locks()
+        tqdm.tqdm.set_lock(threading.RLock())  # its own is shared by forks: one that is killed would stop all others
         code = work() or 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
