@@ -21,7 +21,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cds3d.options import pick_device
+from cds3d.options import data_folder, pick_device
 from tensorf import locks
 from tensorf.errors import UserError, reason
 from tensorf.files import atomic, is_partial, write_text
@@ -34,6 +34,7 @@ _FREE_KEYS += ("edit.lr", "field.lr_grid", "field.lr_network")
 _FREE_KEYS += ("guidance.scale", "guidance.dtype", "objective.scale", "objective.weight", "baseline.scale")
 
 _GROUPS = ("scene", "field", "guidance", "objective", "edit", "refit", "baseline")
+_ANY_SCENE = "scene/capture.yaml"
 _REPORT_EVERY = 1.0  # seconds
 
 
@@ -115,7 +116,7 @@ class RunFolder:
         return isinstance(before, int) and isinstance(now := self.config.edit.iterations, int) and now > before
 
     def _require_same_config(self) -> None:
-        before = OmegaConf.to_container(read_config(self.path))
+        before = OmegaConf.to_container(_written_config(self.path))
         now = OmegaConf.to_container(self.config, resolve=True)
         free = (*_FREE_KEYS, *(("edit.iterations",) if self._is_extended() else ()))
         for key in _flat(now).keys() | _flat(before).keys():
@@ -205,7 +206,15 @@ def interrupts_between_steps():
 
 
 def read_config(folder: Path) -> DictConfig:
-    """config.yaml of a run folder. UserError if it is not there, damaged, or another program's."""
+    """config.yaml of a run folder. UserError if it is not there, damaged, or another program's.
+
+    What older versions did not write of the scene has its default.
+    """
+    config = _written_config(folder)
+    return OmegaConf.merge({"capture": None, "scene": OmegaConf.load(data_folder("configs") / _ANY_SCENE)}, config)
+
+
+def _written_config(folder: Path) -> DictConfig:
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"{folder} is no run folder: it has no config.yaml")
@@ -215,7 +224,7 @@ def read_config(folder: Path) -> DictConfig:
         table = OmegaConf.to_container(config, throw_on_missing=True)
     except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged ({reason(error)}): do the run again with overwrite=true") from error
-    if not OmegaConf.is_dict(config) or "scene" not in config:
+    if not isinstance(table, dict) or "scene" not in table:
         raise UserError(f"{folder} is no run folder: its config.yaml is another program's")
     if wrong := [key for key in _GROUPS if not isinstance(table.get(key, {}), dict)]:
         raise UserError(f"{path} is damaged ({wrong[0]} has to be a mapping): do the run again with overwrite=true")

@@ -56,7 +56,7 @@ def test_nothing_is_written_before_begin(tmp_path):
     assert not (tmp_path / "run").exists()
     run.begin()
     assert files(tmp_path / "run") == ["config.yaml"]
-    assert read_config(tmp_path / "run") == options()
+    assert OmegaConf.load(tmp_path / "run" / "config.yaml") == options()
 
 
 def test_metrics_are_rounded_and_come_with_what_every_run_reports(tmp_path):
@@ -222,6 +222,12 @@ def test_damaged_or_foreign_config(tmp_path, content):
     with pytest.raises(UserError, match="config.yaml") as caught:
         read_config(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_options_of_scenes_that_older_versions_did_not_write_have_their_defaults(tmp_path):
+    (tmp_path / "config.yaml").write_text("scene: {name: flower, width: 32}\n")
+    config = read_config(tmp_path)
+    assert config.capture is None and config.scene.test_every == 8 and config.scene.width == 32
 
 
 def test_missing_config(tmp_path):
