@@ -20,7 +20,7 @@ def contents(folder: Path) -> dict:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if path.is_file() and not set(name.parts) & {*_NOT_COMPARED} and path.suffix not in (".csv", ".html"):
+        if path.is_file() and not set(name.parts) & {*_NOT_COMPARED, ".lock"} and path.suffix not in (".csv", ".html"):
             found[str(name)] = _content(path)
     return found
 
