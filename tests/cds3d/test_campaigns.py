@@ -27,6 +27,7 @@ from campaigns.tiny import Inputs
 @contextmanager
 def in_place(path):
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
     yield path
 
 def first_step_again(self, state):

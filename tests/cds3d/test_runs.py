@@ -173,7 +173,12 @@ def test_an_overwritten_run_is_unfinished_before_anything_else_of_it_goes(tmp_pa
         return unlink(self, *args, **kwargs)
 
     unlink = Path.unlink
+    def written(path, text):
+        seen.append(files(tmp_path / "run"))
+        write_text(path, text)
+
     monkeypatch.setattr(Path, "unlink", looking)
+    monkeypatch.setattr("cds3d.runs.write_text", written)
     begun(tmp_path / "run", overwrite=True)
     assert "metrics.json" in seen[0] and not any("metrics.json" in there for there in seen[1:])
     assert all("config.yaml" in there for there in seen) and files(tmp_path / "run") == ["config.yaml"]
