@@ -173,6 +173,7 @@ def test_an_overwritten_run_is_unfinished_before_anything_else_of_it_goes(tmp_pa
         return unlink(self, *args, **kwargs)
 
     unlink = Path.unlink
+
     def written(path, text):
         seen.append(files(tmp_path / "run"))
         write_text(path, text)
