@@ -100,7 +100,7 @@ def run_command(command: str, argv: list[str]) -> int:
         _run(command, args)
         return 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         print(f"\nstopped{f': {stop}' if str(stop) else ''}", file=sys.stderr)
@@ -110,9 +110,9 @@ def run_command(command: str, argv: list[str]) -> int:
         return 1
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            print(f"error: the disk is full ({error}): make room, then {_onward(command)}", file=sys.stderr)
+            print(f"error: the disk is full ({_one_line(error)}): make room, then {_onward(command)}", file=sys.stderr)
         else:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {_one_line(error)}", file=sys.stderr)
         return 1
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
@@ -126,6 +126,12 @@ def run_command(command: str, argv: list[str]) -> int:
         raise
     finally:
         locks.release_all()
+
+
+def _one_line(error: Exception) -> str:
+    """Its message: values that it tells may hold line breaks, and what a terminal would obey."""
+    text = " ".join(part.strip() for part in str(error).splitlines())
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _onward(command: str) -> str:

@@ -21,10 +21,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cds3d.options import pick_device
+from cds3d.options import data_folder, pick_device
 from tensorf import locks
 from tensorf.errors import UserError, reason
-from tensorf.files import atomic, write_text
+from tensorf.files import atomic, is_partial, write_text
 
 # What a resume may change: what no result depends on; where a run goes on; and what the message about a gradient that
 # is no longer finite asks to be lowered. Changes of the last two kinds are told in metrics.json.
@@ -32,6 +32,8 @@ _SILENT_KEYS = ("resume", "overwrite", "output", "save_every", "video_frames", "
 _TOLD_KEYS = ("device", "threads", "edit.lr", "field.lr_grid", "field.lr_network", "guidance.scale", "guidance.dtype")
 _TOLD_KEYS += ("objective.scale", "objective.weight", "baseline.scale")
 
+_GROUPS = ("scene", "field", "guidance", "objective", "edit", "refit", "baseline")
+_ANY_SCENE = "scene/capture.yaml"
 _REPORT_EVERY = 1.0  # seconds
 
 
@@ -49,7 +51,7 @@ class RunFolder:
     def __init__(self, path: Path, config: DictConfig):
         self.path, self.config = path, config
         self.state_path = path / "state" / "state.pt"
-        self.resumed, self.seconds_before, self._start = False, 0.0, time.time()
+        self.resumed, self.seconds_before, self._start = False, 0.0, time.monotonic()  # clocks may be set
         self._changes: list[dict] = []
         self._reported = -_REPORT_EVERY
         if path.exists() and not path.is_dir():
@@ -57,6 +59,12 @@ class RunFolder:
         for key in ("resume", "overwrite"):  # an import has nothing to resume
             if not isinstance(config.get(key, False), bool):  # a "no" would be a string, and true
                 raise UserError(f"{key}={config[key]} has to be true or false")
+        self._look()
+
+    def _look(self) -> None:
+        """Find out whether there is a state to go on from. UserError for a folder that is not to be worked in."""
+        path, config = self.path, self.config
+        self.resumed = False
         if path.exists():
             self._require_run_folder()
         if config.overwrite:
@@ -76,23 +84,29 @@ class RunFolder:
     def begin(self) -> None:
         """Make the folder, empty if it is to be overwritten, and write config.yaml; the clock starts.
 
-        UserError if another process is at work in it.
+        UserError if another process is at work in it, or has been since this one was made.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         locks.hold(self.path)
+        self._look()
+        (self.path / "metrics.json").unlink(missing_ok=True)  # first: what follows is no finished run
         if self.config.overwrite:
-            for item in self.path.iterdir():
-                if item.is_dir() and not item.is_symlink():
-                    shutil.rmtree(item)
-                elif item.name != locks.NAME:
-                    item.unlink()
-        (self.path / "metrics.json").unlink(missing_ok=True)  # of a finished run that is extended
+            self._clear()
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True))
         self.state_path.parent.mkdir(exist_ok=True)
-        self._start = time.time()
+        self._start = time.monotonic()
+
+    def _clear(self) -> None:
+        """Delete all but the configuration, which tells whose folder it is, and is written anew at once."""
+        for item in self.path.iterdir():
+            if item.is_dir() and not item.is_symlink():
+                shutil.rmtree(item)
+            elif item.name not in (locks.NAME, "config.yaml"):
+                item.unlink()
 
     def _require_run_folder(self) -> None:
-        if any(p.name != locks.NAME for p in self.path.iterdir()) and not (self.path / "config.yaml").exists():
+        ours = (p.name == locks.NAME or is_partial(p) for p in self.path.iterdir())  # of a run killed at its start
+        if not all(ours) and not (self.path / "config.yaml").exists():
             raise UserError(f"{self.path} is not a run folder: nothing is written to it; give another output folder")
 
     def _is_extended(self) -> bool:
@@ -103,7 +117,7 @@ class RunFolder:
         return isinstance(before, int) and isinstance(now := self.config.edit.iterations, int) and now > before
 
     def _require_same_config(self) -> None:
-        before = OmegaConf.to_container(read_config(self.path))
+        before = OmegaConf.to_container(_written_config(self.path))
         now = OmegaConf.to_container(self.config, resolve=True)
         free = (*_SILENT_KEYS, *_TOLD_KEYS, *(("edit.iterations",) if self._is_extended() else ()))
         for key in _flat(now).keys() | _flat(before).keys():
@@ -117,7 +131,7 @@ class RunFolder:
     @property
     def seconds(self) -> float:
         """Wall-clock seconds of the run's work, earlier parts of a resumed run counted in."""
-        return self.seconds_before + time.time() - self._start
+        return self.seconds_before + time.monotonic() - self._start
 
     def load_state(self) -> dict | None:
         """What `save_state` wrote last, or None for a fresh run."""
@@ -211,16 +225,28 @@ def interrupts_between_steps():
 
 
 def read_config(folder: Path) -> DictConfig:
-    """config.yaml of a run folder. UserError if it is not there, damaged, or another program's."""
+    """config.yaml of a run folder. UserError if it is not there, damaged, or another program's.
+
+    What older versions did not write of the scene has its default.
+    """
+    config = _written_config(folder)
+    return OmegaConf.merge({"capture": None, "scene": OmegaConf.load(data_folder("configs") / _ANY_SCENE)}, config)
+
+
+def _written_config(folder: Path) -> DictConfig:
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"{folder} is no run folder: it has no config.yaml")
     try:
         config = OmegaConf.load(path)
+        OmegaConf.resolve(config)
+        table = OmegaConf.to_container(config, throw_on_missing=True)
     except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged ({reason(error)}): do the run again with overwrite=true") from error
-    if not OmegaConf.is_dict(config) or "scene" not in config:
+    if not isinstance(table, dict) or "scene" not in table:
         raise UserError(f"{folder} is no run folder: its config.yaml is another program's")
+    if wrong := [key for key in _GROUPS if not isinstance(table.get(key, {}), dict)]:
+        raise UserError(f"{path} is damaged ({wrong[0]} has to be a mapping): do the run again with overwrite=true")
     return config
 
 

@@ -226,6 +226,8 @@ def contracted_march(
             k = _ONE / n
             factor = (two - k) * k
             x, y, z = factor * ux * _HALF, factor * uy * _HALF, factor * uz * _HALF
+            if not (abs(x) <= _ONE and abs(y) <= _ONE and abs(z) <= _ONE):  # no numbers: rays of absurd cameras
+                continue
             if not _is_occupied(cells, depth, height, width, x, y, z):
                 continue
             if fill:

@@ -192,5 +192,7 @@ def train_source(config: DictConfig, path: Path) -> None:
     try:
         train_command(train)
     except UserError as error:
+        if (path / "metrics.json").exists():  # another process has finished it meanwhile
+            return
         raise UserError(f"{error} (of train_source.py, which trains the source)") from error
     give_back_free_memory()

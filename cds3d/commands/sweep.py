@@ -14,6 +14,7 @@ from cds3d.sweep.pool import default_jobs, run_pool, works
 from cds3d.sweep.report import rows, write_report
 from tensorf import locks
 from tensorf.errors import UserError
+from tensorf.files import is_partial
 
 log = logging.getLogger("cds3d")
 
@@ -28,7 +29,8 @@ def sweep_command(config: DictConfig) -> Path:
     if config.jobs is not None:
         whole(config, "jobs", least=1)
     output = Path(config.output)
-    if output.exists() and not (output / "sweep.json").exists() and any(output.iterdir()):
+    ours = (output / "sweep.json").exists() or not output.exists()
+    if not ours and not all(p.name == locks.NAME or is_partial(p) for p in output.iterdir()):
         raise UserError(f"{output} is no sweep's folder: give another output=")
     tasks = plan(config, output)
     fixed = [f"device={config.device}", f"threads={config.threads_each}"]

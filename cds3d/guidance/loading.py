@@ -7,6 +7,7 @@ checker) need not be there. docs/priors.md lists which models work.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,7 +73,7 @@ def load_prior(path: str, *, dtype: str = "fp32", device: torch.device, config: 
     else:
         kind, parts = _from_folder(path, _folder_of(path, location), DTYPES[dtype], device)
     _check(path, parts)
-    return Prior(
+    prior = Prior(
         unet=parts.unet,
         vae=parts.vae,
         text=_text(kind, parts),
@@ -82,6 +83,21 @@ def load_prior(path: str, *, dtype: str = "fp32", device: torch.device, config: 
         dtype=DTYPES[dtype],
         vae_dtype=parts.vae.dtype,
     )
+    _try(path, prior)
+    return prior
+
+
+def _try(path: str, prior: Prior) -> None:
+    """UserError for numbers and tokens of configuration files that no network can work with."""
+    scaling = prior.vae.config.scaling_factor
+    if not isinstance(scaling, (int, float)) or not 0 < scaling < math.inf:
+        raise UserError(f"guidance.path={path}: scaling_factor={scaling} of the VAE has to be a number above 0")
+    try:
+        prior.embed("")  # every method asks for it, and it is kept
+    except Exception as error:  # of tokenizers and networks that do not fit together: any kind
+        raise UserError(
+            f"guidance.path={path}: tokenizer and text encoder do not work together ({reason(error)})"
+        ) from error
 
 
 def vae_dtype(kind: str, config: dict, dtype: torch.dtype, device: torch.device) -> torch.dtype:

@@ -20,7 +20,8 @@ log = logging.getLogger("cds3d")
 
 _POLL = 0.2  # seconds
 _EDIT_MB = 2700  # of memory that an edit takes with pocket at 252x189: the most that was measured
-_AGAIN = ("the disk is full", "out of memory", "in use by another process")
+_BUSY = "in use by another process"
+_AGAIN = ("the disk is full", "out of memory", _BUSY)
 
 
 @dataclass
@@ -99,8 +100,7 @@ def run_pool(
 
 
 def _start(work: Work) -> None:
-    state = (work.folder / "state" / "state.pt").exists()
-    again = ["resume=true"] if state else ["overwrite=true"] if work.folder.exists() else []
+    again = ["resume=true"] if work.folder.exists() else []  # never overwrite: it may be done by now
     work.attempts += 1
     work.job = Job(work.command, [*work.flags, *again], work.folder)
 
@@ -111,6 +111,8 @@ def _again(work: Work, retries: int) -> bool:
         return False
     outcome = work.job.outcome()
     killed = work.job.process.returncode < 0
+    if _BUSY in outcome:  # as by an edit that a killed sweep has left: its end is waited for, however often that takes
+        work.attempts -= 1
     if (killed or any(told in outcome for told in _AGAIN)) and work.attempts <= retries:
         log.info("%s: %s; trying again", work.folder, outcome)
         return True

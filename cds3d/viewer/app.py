@@ -232,7 +232,7 @@ class Viewer:
             changed = path.stat().st_mtime
         except OSError:
             return
-        if changed > self._preview:
+        if changed != self._preview:  # clocks may be set back
             self._preview = changed
             self.edited = load_field(path, self.device)
             self._refresh()

@@ -91,12 +91,12 @@ def _parse(path, parse_bin, parse_txt):
         if path.suffix == ".bin":
             return parse_bin(_Bytes(path.read_bytes()))
         return parse_txt(path.read_text(encoding="utf-8").splitlines())
-    except (struct.error, ValueError, IndexError, OSError) as error:
+    except (struct.error, ValueError, IndexError, OverflowError, OSError) as error:
         raise UserError(f"{path} is damaged or cut off; export the COLMAP model again") from error
 
 
 class _Bytes:
-    """A cursor over little-endian bytes. Reads past the end raise struct.error or ValueError."""
+    """A cursor over little-endian bytes. Reads past the end raise struct.error, ValueError or OverflowError."""
 
     def __init__(self, data: bytes):
         self.data, self.at = data, 0

@@ -56,7 +56,7 @@ def estimate_capture(source: Source, folder: Path, threads: int | None = None, s
     are found. A process that is killed leaves a hidden folder `.<name>.<process>.part`, which nobody reads.
     """
     colmap = require_pycolmap(source)
-    start = time.time()
+    start = time.monotonic()
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")  # another process may be at the same source
     shutil.rmtree(partial, ignore_errors=True)  # of a killed process with the same number, as in containers
     try:
@@ -85,7 +85,7 @@ def estimate_capture(source: Source, folder: Path, threads: int | None = None, s
         shutil.rmtree(partial, ignore_errors=True)
     log.info(
         "%s: poses of %d of %d images estimated in %.0f s, kept in %s",
-        source.path, len(registered), len(names), time.time() - start, folder,
+        source.path, len(registered), len(names), time.monotonic() - start, folder,
     )  # fmt: skip
 
 

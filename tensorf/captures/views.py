@@ -81,6 +81,9 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
 
 
+_FOCAL_LEAST, _FOCAL_MOST = 0.01, 1000.0  # focal lengths as shares of the image's width and height
+
+
 def checked_pose(matrix: np.ndarray, source: Path, what: str) -> np.ndarray:
     """The (3, 4) pose `matrix` with its rotation made exact; `what` names the pose in `source` ("row 3").
 
@@ -101,12 +104,21 @@ def checked_pose(matrix: np.ndarray, source: Path, what: str) -> np.ndarray:
 
 
 def checked_lens(lens: Lens, source: Path, what: str) -> Lens:
-    """`lens` itself. Raises UserError where focal lengths or sizes are not positive, or anything is not finite."""
+    """`lens` itself. Raises UserError where focal lengths or sizes are not positive, or anything is not finite.
+
+    So it does for focal lengths out of all proportion to the image: of pixels that all look the same way, or none.
+    """
     numbers = (lens.fx, lens.fy, lens.cx, lens.cy, lens.width, lens.height, *lens.distortion)
     if not all(map(math.isfinite, numbers)) or min(lens.fx, lens.fy, lens.width, lens.height) <= 0:
         raise UserError(
             f"{source}: the intrinsics of {what} are unusable (focal lengths {lens.fx:g}, {lens.fy:g}, "
             f"image {lens.width:g}x{lens.height:g}); they must be positive and finite"
+        )
+    shares = (lens.fx / lens.width, lens.fy / lens.height)
+    if not all(_FOCAL_LEAST <= share <= _FOCAL_MOST for share in shares):
+        raise UserError(
+            f"{source}: the focal lengths of {what}, {lens.fx:g} and {lens.fy:g} pixels, cannot be those of an image "
+            f"of {lens.width:g}x{lens.height:g}: check their unit, which is pixels"
         )
     return lens
 

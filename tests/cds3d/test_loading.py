@@ -386,3 +386,17 @@ def test_folder_that_holds_a_single_file(tmp_path):
 def test_missing_folder(path):
     text = message_of(path)
     assert path in text and "no such folder" in text
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "told"),
+    [
+        ("vae/config.json", {"scaling_factor": [0.5]}, "scaling_factor"),
+        ("vae/config.json", {"scaling_factor": -1}, "scaling_factor"),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": [77]}, "tokenizer"),
+    ],
+)
+def test_configurations_that_no_network_can_work_with(folder, file, changes, told):
+    set_json(folder / file, **changes)
+    with pytest.raises(UserError, match=f"guidance.path={folder}.*{told}"):
+        load_prior(str(folder), device=torch.device("cpu"))

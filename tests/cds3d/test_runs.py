@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,7 +56,7 @@ def test_nothing_is_written_before_begin(tmp_path):
     assert not (tmp_path / "run").exists()
     run.begin()
     assert files(tmp_path / "run") == ["config.yaml"]
-    assert read_config(tmp_path / "run") == options()
+    assert OmegaConf.load(tmp_path / "run" / "config.yaml") == options()
 
 
 def test_metrics_are_rounded_and_come_with_what_every_run_reports(tmp_path):
@@ -175,6 +177,67 @@ def test_seconds_go_on_after_a_resume(tmp_path):
     assert 1000 <= again.seconds < 1100
 
 
+def test_a_clock_that_is_set_back_takes_no_seconds_away(tmp_path, monkeypatch):
+    run = begun(tmp_path / "run")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 7200)
+    run.report(1, 1, {})
+    run.finish({})
+    for name in ("metrics.json", "state/progress.json"):
+        assert 0 <= json.loads((tmp_path / "run" / name).read_text())["seconds"] < 60
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_another_process_did_between_the_look_and_the_lock_is_seen(tmp_path, overwrite):
+    late = RunFolder(tmp_path / "run", options(overwrite=overwrite))
+    begun(tmp_path / "run").finish({"psnr_db": 20})
+    if overwrite:
+        late.begin()
+        return
+    with pytest.raises(UserError, match="finished run"):
+        late.begin()
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["psnr_db"] == 20
+
+
+def test_a_state_that_appeared_meanwhile_is_gone_on_from(tmp_path):
+    late = RunFolder(tmp_path / "run", options(resume=True))
+    begun(tmp_path / "run").save_state({"iteration": 7})
+    late.begin()
+    assert late.load_state() == {"iteration": 7}
+
+
+def test_a_run_that_was_killed_at_its_first_file_just_starts(tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in (".lock", ".config.part.yaml"):
+        (tmp_path / "run" / name).touch()
+    begun(tmp_path / "run")
+    assert files(tmp_path / "run") == ["config.yaml"]
+
+
+def test_an_overwritten_run_is_unfinished_before_anything_else_of_it_goes(tmp_path, monkeypatch):
+    """Killed at any deletion, it is neither taken for a finished run nor for somebody else's folder."""
+    begun(tmp_path / "run").finish({})
+    for name in ("field.safetensors", "video.mp4"):
+        (tmp_path / "run" / name).touch()
+    seen = []
+
+    def looking(self, *args, **kwargs):
+        seen.append(files(tmp_path / "run"))
+        return unlink(self, *args, **kwargs)
+
+    unlink = Path.unlink
+
+    def written(path, text):
+        seen.append(files(tmp_path / "run"))
+        write_text(path, text)
+
+    monkeypatch.setattr(Path, "unlink", looking)
+    monkeypatch.setattr("cds3d.runs.write_text", written)
+    begun(tmp_path / "run", overwrite=True)
+    assert "metrics.json" in seen[0] and not any("metrics.json" in there for there in seen[1:])
+    assert all("config.yaml" in there for there in seen) and files(tmp_path / "run") == ["config.yaml"]
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_folder_that_is_no_run_folder_is_left_alone(tmp_path, overwrite):
     (tmp_path / "thesis.tex").write_text("years of work")
@@ -226,12 +289,22 @@ def test_state_that_would_run_code_does_not(tmp_path):
     assert not (tmp_path / "made").exists()
 
 
-@pytest.mark.parametrize("content", ["a: [1, 2", "- 1\n- 2\n", "training: {lr: 1}\n", "\x00"])
+@pytest.mark.parametrize(
+    "content",
+    ["a: [1, 2", "- 1\n- 2\n", "training: {lr: 1}\n", "\x00", "scene: 3", "scene: {}\nedit: 7"]
+    + ["scene: {a: '${nobody}'}", "scene: {a: '???'}"],
+)
 def test_damaged_or_foreign_config(tmp_path, content):
     (tmp_path / "config.yaml").write_text(content)
     with pytest.raises(UserError, match="config.yaml") as caught:
         read_config(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_options_of_scenes_that_older_versions_did_not_write_have_their_defaults(tmp_path):
+    (tmp_path / "config.yaml").write_text("scene: {name: flower, width: 32}\n")
+    config = read_config(tmp_path)
+    assert config.capture is None and config.scene.test_every == 8 and config.scene.width == 32
 
 
 def test_missing_config(tmp_path):

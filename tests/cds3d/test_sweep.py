@@ -179,6 +179,20 @@ def test_the_killed_are_tried_again_from_their_state(fake, tmp_path):
     assert options == [["x"], ["x", "resume=true"], ["x", "resume=true"]]
 
 
+def test_one_that_another_process_works_on_is_waited_for(fake, tmp_path):
+    """A killed sweep leaves its edits running; the next one does not count that as their failures."""
+    fake.script = {"a": ["runs/a is in use by another process (7): wait"] * 5 + ["killed", "done"]}
+    (todo,) = make(tmp_path, "a")
+    assert pooled([todo], retries=1).count("a") == 7 and todo.failure is None
+
+
+def test_a_folder_without_a_state_is_not_overwritten(fake, tmp_path):
+    """Who works in it may have finished before the edit that starts now looks at it."""
+    (tmp_path / "a").mkdir()
+    pooled(make(tmp_path, "a"))
+    assert fake.started[0][2] == ["x", "resume=true"]
+
+
 def test_one_that_is_killed_after_its_end_is_done(fake, tmp_path):
     fake.script = {"a": ["killed late"]}
     todo = make(tmp_path, "a")
@@ -290,6 +304,15 @@ def test_failures_are_listed_in_the_end(capture_folder, tiny_folder, tmp_path, c
     assert error.startswith("error: 2 of 3 runs failed") and "nowhere" in error
     table = json.loads((tmp_path / "outputs" / "sweep" / "sweep.json").read_text())
     assert all(row["state"] == "failed" and "nowhere" in row["failure"] for row in table)
+
+
+def test_a_sweep_that_was_killed_at_its_first_file_goes_on(capture_folder, tiny_folder, tmp_path, capsys):
+    output = tmp_path / "mine"
+    output.mkdir()
+    for name in (".lock", ".sweep.part.json"):
+        (output / name).touch()
+    assert main(sweep(capture_folder, tiny_folder / "nowhere", "jobs=1", "output=mine")) == 1
+    assert "2 of 3 runs failed" in capsys.readouterr().err and (output / "sweep.json").exists()
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):

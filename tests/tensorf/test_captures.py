@@ -601,6 +601,25 @@ def test_colmap_errors(tmp_path):
     expect_error(tmp_path, str(folder), "images.bin")
 
 
+def test_colmap_points_with_a_track_of_absurd_length(tmp_path):
+    folder = tmp_path / "sparse" / "0"
+    write_colmap(folder, ".bin")
+    for i in range(3):
+        write_image(tmp_path / "images" / f"view{i + 1}.png")
+    data = bytearray((folder / "points3D.bin").read_bytes())
+    data[51:59] = struct.pack("<Q", 2**63 - 1)  # after the count: id, x, y, z, colour, error
+    (folder / "points3D.bin").write_bytes(data)
+    expect_error(tmp_path, "points3D.bin", "damaged")
+
+
+@pytest.mark.parametrize("focal", [1e-300, 0.05, 1e9])
+def test_focal_lengths_that_no_camera_has(tmp_path, focal):
+    write_colmap(tmp_path / "sparse" / "0", ".txt", parameters=(10, focal, 6, 4, 0, 0, 0, 0))
+    for i in range(3):
+        write_image(tmp_path / "images" / f"view{i + 1}.png")
+    expect_error(tmp_path, "cameras.txt", "view1.png", "12x8", "pixels")
+
+
 # --- real captures
 
 

@@ -157,3 +157,14 @@ def test_near_cuts_what_is_before_it(make_field):
     first = field.space.distance(samples.t, rays, samples.ray)[samples.first]
     assert first.min() > 0.69
     assert math.isfinite(render_rays(field, rays).color.sum().item())
+
+
+def test_rays_that_are_no_numbers_meet_nothing():
+    """Such as those of a lens with a focal length of zero, or nearly: the compiled march must not read at them."""
+    space = unbounded()
+    origin, direction = torch.zeros(3, 3), torch.full((3, 3), float("nan"))
+    direction[1], direction[2] = float("inf"), torch.tensor([0.0, 0.0, 1.0])
+    course = Course(torch.zeros(3), torch.ones(3), torch.ones(3))
+    full = torch.ones(4, 4, 4, dtype=torch.bool)
+    found = occupancy.occupied_samples(full, origin, direction, torch.zeros(3), torch.full((3,), 2.0), 0.1, 20, course)
+    assert space.kind == "unbounded" and set(found.ray.tolist()) == {2}

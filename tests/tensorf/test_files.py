@@ -1,8 +1,10 @@
 """Files are there whole or not at all."""
 
+import os
+
 import pytest
 
-from tensorf.files import atomic, write_text
+from tensorf.files import atomic, atomic_folder, is_partial, write_text
 
 
 def test_a_file_appears_at_the_end(tmp_path):
@@ -37,3 +39,63 @@ def test_text_replaces_text(tmp_path):
     write_text(path, "one")
     write_text(path, "two\n")
     assert path.read_text() == "two\n" and list(tmp_path.iterdir()) == [path]
+
+
+def test_content_is_on_the_disk_before_it_has_its_name_and_the_name_afterwards(tmp_path, monkeypatch):
+    done = []
+    replace, fsync = os.replace, os.fsync
+
+    def replaced(old, new):
+        done.append("named")
+        replace(old, new)
+
+    def synchronised(file):
+        done.append("folder" if os.path.isdir(f"/proc/self/fd/{file}") else "content")
+        fsync(file)
+
+    monkeypatch.setattr(os, "replace", replaced)
+    monkeypatch.setattr(os, "fsync", synchronised)
+    write_text(tmp_path / "state.pt", "steps")
+    assert done == ["content", "named", "folder"]
+
+
+def test_who_still_writes_to_the_partial_file_of_a_killed_process_does_not_write_to_the_new_one(tmp_path):
+    path = tmp_path / "video.mp4"
+    orphan = (tmp_path / ".video.part.mp4").open("w")
+    with atomic(path) as partial:
+        partial.write_text("whole")
+        orphan.write("torn, from an encoder that has not noticed yet")
+        orphan.close()
+    assert path.read_text() == "whole"
+
+
+def test_a_folder_changes_places_at_the_end(tmp_path):
+    folder = tmp_path / "frames"
+    for text in ("old", "new"):
+        with atomic_folder(folder) as begun:
+            (begun / "a.txt").write_text(text)
+            assert not folder.exists() or (folder / "a.txt").read_text() == "old"
+        assert (folder / "a.txt").read_text() == text and list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_folder_that_was_killed_between_two_names_comes_back(tmp_path):
+    folder, old = tmp_path / "frames", tmp_path / ".frames.old"
+    old.mkdir()
+    (old / "a.txt").write_text("old")
+    with pytest.raises(ValueError), atomic_folder(folder):
+        raise ValueError
+    assert (folder / "a.txt").read_text() == "old" and not old.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "partial"),
+    [
+        (".config.part.yaml", True),
+        (".frames.part", True),
+        (".frames.old", True),
+        (".lock", False),
+        ("a.part.png", False),
+    ],
+)
+def test_partial_files_are_told_by_their_names(tmp_path, name, partial):
+    assert is_partial(tmp_path / name) == partial

@@ -163,14 +163,14 @@ class _Progress:
     """Seconds of training so far, over all resumes, and the checkpoint that carries them."""
 
     def __init__(self, path: Path):
-        self.path, self.before, self.start = path, 0.0, time.time()
+        self.path, self.before, self.start = path, 0.0, time.monotonic()
         self.state = torch.load(path, weights_only=True) if path.exists() else None
         if self.state:
             self.before = self.state["seconds"]
 
     @property
     def seconds(self) -> float:
-        return self.before + time.time() - self.start
+        return self.before + time.monotonic() - self.start
 
     def save(self, **state) -> None:
         _save(self.path, {"seconds": self.seconds, **state})

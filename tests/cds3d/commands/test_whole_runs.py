@@ -286,13 +286,14 @@ def test_a_run_that_another_process_is_at_is_left_alone(tmp_path, edit_options, 
     ):
         other = subprocess.Popen([sys.executable, "-c", hold, str(folder)], stdout=subprocess.PIPE, text=True)
         assert other.stdout.readline() == "1\n"
-        before = files(folder)
+        before, config = files(folder), (trained / "config.yaml").read_bytes()
         assert f"in use by another process ({other.pid})" in fails(capsys, command, *options)
         assert files(folder) == before
         (trained / "metrics.json").unlink(missing_ok=True)
         if folder == trained:
             assert "in use by another process" in fails(capsys, "edit", *edit_options, "output=third")
             assert not (tmp_path / "third").exists()
+        assert (trained / "config.yaml").read_bytes() == config
         other.kill()
         other.wait()
     assert run_command("train", [*train_options, "overwrite=true"]) == 0

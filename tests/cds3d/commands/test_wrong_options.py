@@ -147,3 +147,9 @@ def test_the_home_folder_is_found(tmp_path, tiny_folder, monkeypatch, capsys, tr
     monkeypatch.setenv("HOME", str(tmp_path))
     text = fails(capsys, "edit", *train_options, "--src", "a", "--tgt", "b", "guidance.path=~/nowhere")
     assert "guidance.path" in text and "nowhere" in text and "cannot read the options" not in text
+
+
+def test_line_breaks_and_what_a_terminal_obeys_are_not_told_on(capsys):
+    assert fails(capsys, "render", "x", "format=\n") == "error: format= is unknown; use mp4 or png"
+    told = fails(capsys, "render", "a\n\x1b[2Jb")
+    assert told.startswith("error: a ?[2Jb is no run folder")
