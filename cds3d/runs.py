@@ -17,10 +17,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
-import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from cds3d import yaml_files
 from cds3d.options import pick_device
 from tensorf import locks
 from tensorf.errors import UserError, reason
@@ -29,7 +28,7 @@ from tensorf.files import atomic, write_text
 # What a resume may change: where and how it runs, and what the message about a gradient that is no longer finite
 # asks to be lowered.
 _FREE_KEYS = ("resume", "overwrite", "output", "device", "threads", "save_every", "video_frames", "video_width")
-_FREE_KEYS += ("preview_every",)
+_FREE_KEYS += ("preview_every", "scene.outside")
 _FREE_KEYS += ("edit.lr", "field.lr_grid", "field.lr_network")
 _FREE_KEYS += ("guidance.scale", "guidance.dtype", "objective.scale", "objective.weight", "baseline.scale")
 
@@ -192,15 +191,15 @@ def interrupts_between_steps():
 
 
 def read_config(folder: Path) -> DictConfig:
-    """config.yaml of a run folder. UserError if it is not there, damaged, or another program's."""
+    """config.yaml of a run folder, as data. UserError if it is not there, damaged, or another program's."""
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"{folder} is no run folder: it has no config.yaml")
     try:
-        config = OmegaConf.load(path)
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        config = yaml_files.load_yaml(path)
+    except yaml_files.ERRORS as error:
         raise UserError(f"{path} is damaged ({reason(error)}): do the run again with overwrite=true") from error
-    if not OmegaConf.is_dict(config) or "scene" not in config:
+    if not OmegaConf.is_dict(config) or not OmegaConf.is_dict(config.get("scene")):
         raise UserError(f"{folder} is no run folder: its config.yaml is another program's")
     return config
 

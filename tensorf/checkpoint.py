@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from tensorf.local import LocalField
 from tensorf.space import Space
 
 KIND, LOCAL = "tensorf", "local"
+_MOST_STEPS = 100_000  # samples along a ray; TensoRF's largest fields have about 2,000
 FORMAT = "cds3d-field-2"  # 1 had no diffuse colour in its decoder
 
 
@@ -98,6 +99,21 @@ def _build(header: dict, tensors: dict[str, torch.Tensor], prefix: str = "") -> 
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in header["config"].items()}
     geometry = dict(header["space"])
     geometry["box"], geometry["reference"] = torch.tensor(geometry["box"]), torch.tensor(geometry["reference"])
-    field = Field(FieldConfig(**config), Space(**geometry), tuple(header["resolution"]), header["steps"])
+    config, space = FieldConfig(**config), Space(**geometry)
+    resolution, steps = tuple(header["resolution"]), header["steps"]
+    _check_sizes(config, space, resolution, {k.removeprefix(prefix): v for k, v in tensors.items()})
+    if not 1 <= steps <= _MOST_STEPS:
+        raise ValueError(f"steps={steps} has to lie in 1 to {_MOST_STEPS}")
+    field = Field(config, space, resolution, steps)
     field.occupancy = torch.zeros_like(tensors[prefix + "occupancy"])
     return field
+
+
+def _check_sizes(config: FieldConfig, space: Space, resolution: tuple, tensors: dict[str, torch.Tensor]) -> None:
+    """ValueError where the tensors are not of the sizes in the header, which might ask for all memory there is."""
+    with torch.device("meta"):
+        expected = Field(replace(config, decoder="mlp"), space, resolution, 1).state_dict()
+    for name, tensor in expected.items():
+        theirs = name == "occupancy" or (config.decoder != "mlp" and name.startswith("decoder."))
+        if not theirs and tensors[name].shape != tensor.shape:
+            raise ValueError(f"its header says {list(tensor.shape)} for {name} of {list(tensors[name].shape)}")
