@@ -12,7 +12,8 @@ from diffusers import StableDiffusionPipeline
 from judges import save_clip, save_dino
 from ldm_layout import original_layout
 from safetensors.torch import save_file
-from test_loading import CPU, _offline, assert_same, copy_of, message_of
+from test_loading import CPU, _offline, assert_same, message_of
+from tiny_models import copy_of, set_json
 
 from cds3d.guidance import load_prior
 from cds3d.jobs import Job
@@ -138,13 +139,16 @@ def in_the_cache(cache, folders):
 
 def test_a_revision_pins_a_model(tiny_folder, tiny_v_folder, tmp_path, monkeypatch, prior):
     _offline(monkeypatch, tmp_path)
-    in_the_cache(tmp_path, {"b" * 40: tiny_v_folder, "a" * 40: tiny_folder})
+    newest = copy_of(tiny_v_folder, tmp_path / "newest")
+    set_json(newest / "model_index.json", _class_name="FluxPipeline")
+    in_the_cache(tmp_path, {"c" * 40: newest, "b" * 40: tiny_v_folder, "a" * 40: tiny_folder})
     pinned = load_prior("somebody/model", device=CPU, revision="a" * 40)
     assert pinned.prediction == "epsilon"
     assert_same(pinned, prior)
-    assert load_prior("somebody/model", device=CPU).prediction == "v_prediction"
-    text = message_of("somebody/model", revision="c" * 40)
-    assert f"at revision {'c' * 40}" in text and f"--revision {'c' * 40} --local-dir" in text
+    assert load_prior("somebody/model", device=CPU, revision="b" * 40).prediction == "v_prediction"
+    assert "is Flux" in message_of("somebody/model")
+    text = message_of("somebody/model", revision="d" * 40)
+    assert f"at revision {'d' * 40}" in text and f"--revision {'d' * 40} --local-dir" in text
 
 
 def test_a_revision_of_a_single_files_configuration(tiny_folder, tiny_v_folder, tmp_path, monkeypatch):
