@@ -33,7 +33,8 @@ lint: .venv/ready
 audit: .venv/ready
 	.venv/bin/python -m venv .venv/tools
 	.venv/tools/bin/python -m pip install -q pip-audit==2.10.1
-	.venv/bin/python -m pip list -q --format=freeze --exclude-editable --exclude pip | sed 's/+.*//' > .venv/installed.txt
+	.venv/bin/python -m pip list --format=freeze --exclude-editable --exclude pip | sed 's/+.*//' > .venv/installed.txt
+	test -s .venv/installed.txt
 	@.venv/tools/bin/pip-audit --strict --no-deps --disable-pip -r .venv/installed.txt || \
 	  { echo "error: a package above has a known flaw, or pypi.org could not be asked, as it is with mirrors and"; \
 	    echo "without a network: AUDIT=no make lint leaves this out"; exit 1; }
