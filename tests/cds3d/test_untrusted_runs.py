@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from judges import save_clip, save_dino
 from ldm_layout import original_layout
 from safetensors.torch import save_file
@@ -151,13 +151,23 @@ def test_a_revision_pins_a_model(tiny_folder, tiny_v_folder, tmp_path, monkeypat
     assert f"at revision {'d' * 40}" in text and f"--revision {'d' * 40} --local-dir" in text
 
 
-def test_a_revision_of_a_single_files_configuration(tiny_folder, tiny_v_folder, tmp_path, monkeypatch):
-    _offline(monkeypatch, tmp_path)
-    in_the_cache(tmp_path, {"b" * 40: tiny_folder, "a" * 40: tiny_v_folder})
-    pipeline = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
+def test_a_revision_of_a_single_files_configuration(tiny_folder, tmp_path, monkeypatch):
+    pipeline, asked = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None), []
     save_file(original_layout(pipeline), tmp_path / "model.safetensors")
+    real = AutoencoderKL.from_single_file, StableDiffusionPipeline.from_single_file
+
+    def here(load):  # as if the hub had the folder
+        def loaded(*args, config, revision, **more):
+            asked.append((config, revision))
+            return load(*args, config=str(tiny_folder), **more)
+
+        return loaded
+
+    monkeypatch.setattr(AutoencoderKL, "from_single_file", here(real[0]))
+    monkeypatch.setattr(StableDiffusionPipeline, "from_single_file", here(real[1]))
     options = {"config": "somebody/model", "device": CPU, "revision": "a" * 40}
-    assert load_prior(str(tmp_path / "model.safetensors"), **options).prediction == "v_prediction"
+    load_prior(str(tmp_path / "model.safetensors"), **options)
+    assert asked == [("somebody/model", "a" * 40)] * 2
 
 
 def test_a_revision_of_a_folder_would_pin_nothing(tiny_folder, tmp_path):
