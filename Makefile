@@ -1,12 +1,14 @@
 # make edit   train the flower's source field if needed, then edit it: python edit.py --tgt "a red flower"
 # make test   run the tests
 # make docs   the documentation as pages, in site/
+# make lint   format, style, and known flaws of the packages that are installed; AUDIT=no leaves out the flaws
+# make audit  the flaws alone, which takes a network
 # make test-browser   the viewer in Chromium, which has to be there: apt-get install chromium
 # Both set up .venv first if it is not there. PYTHON=python3.12 make ... picks another interpreter.
 
 PYTHON ?= python3
 
-.PHONY: edit test test-browser docs lint
+.PHONY: edit test test-browser docs lint audit
 
 edit: .venv/ready
 	.venv/bin/python edit.py --tgt "a red flower"
@@ -25,6 +27,17 @@ docs: .venv/ready
 lint: .venv/ready
 	.venv/bin/python -m pip install -q ruff==0.17.6
 	.venv/bin/ruff format --check . && .venv/bin/ruff check .
+	@if [ "$(AUDIT)" = no ]; then echo "AUDIT=no: packages are not looked up"; else $(MAKE) audit; fi
+
+# In an environment of its own, because it brings many packages. "+cpu" and the like are builds that have no entry.
+audit: .venv/ready
+	.venv/bin/python -m venv .venv/tools
+	.venv/tools/bin/python -m pip install -q pip-audit==2.10.1
+	.venv/bin/python -m pip list --format=freeze --exclude-editable --exclude pip | sed 's/+.*//' > .venv/installed.txt
+	test -s .venv/installed.txt
+	@.venv/tools/bin/pip-audit --strict --no-deps --disable-pip -r .venv/installed.txt || \
+	  { echo "error: a package above has a known flaw, or pypi.org could not be asked, as it is with mirrors and"; \
+	    echo "without a network: AUDIT=no make lint leaves this out"; exit 1; }
 
 .venv/ready: requirements.txt
 	@$(PYTHON) -c "import venv, ensurepip" 2>/dev/null || \

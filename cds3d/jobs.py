@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -10,6 +9,8 @@ import sys
 import threading
 from collections import deque
 from pathlib import Path
+
+from tensorf.untrusted import load_json
 
 _NICE = 5  # behind the frames of a viewer
 
@@ -61,7 +62,7 @@ class Job:
     def progress(self) -> dict:
         """What `RunFolder.report` wrote last; empty before."""
         try:
-            return json.loads((self.folder / "state" / "progress.json").read_text())
+            return load_json(self.folder / "state" / "progress.json")
         except (OSError, ValueError, TypeError):
             return {}
 

@@ -32,7 +32,8 @@ _TEXT = (
     "scene.root",
     "scene.prompt",
 )  # or null
-_TEXT += ("guidance.path", "guidance.config", "clip", "where", "mask", "path", "format", "file", "model")
+_TEXT += ("guidance.path", "guidance.config", "guidance.revision", "clip", "where", "mask", "path", "format", "file")
+_TEXT += ("model",)
 
 
 def data_folder(name: str) -> Path:

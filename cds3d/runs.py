@@ -17,10 +17,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
-import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from cds3d import yaml_files
 from cds3d.options import data_folder, pick_device
 from tensorf import locks
 from tensorf.errors import UserError, reason
@@ -29,6 +28,7 @@ from tensorf.files import atomic, is_partial, write_text
 # What a resume may change: what no result depends on; where a run goes on; and what the message about a gradient that
 # is no longer finite asks to be lowered. Changes of the last two kinds are told in metrics.json.
 _SILENT_KEYS = ("resume", "overwrite", "output", "save_every", "video_frames", "video_width", "preview_every")
+_SILENT_KEYS += ("scene.outside",)
 _TOLD_KEYS = ("device", "threads", "edit.lr", "field.lr_grid", "field.lr_network", "guidance.scale", "guidance.dtype")
 _TOLD_KEYS += ("objective.scale", "objective.weight", "baseline.scale")
 
@@ -238,12 +238,11 @@ def _written_config(folder: Path) -> DictConfig:
     if not path.is_file():
         raise UserError(f"{folder} is no run folder: it has no config.yaml")
     try:
-        config = OmegaConf.load(path)
-        OmegaConf.resolve(config)
-        table = OmegaConf.to_container(config, throw_on_missing=True)
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        config = yaml_files.load_yaml(path)
+        table = OmegaConf.to_container(config)
+    except yaml_files.ERRORS as error:
         raise UserError(f"{path} is damaged ({reason(error)}): do the run again with overwrite=true") from error
-    if not isinstance(table, dict) or "scene" not in table:
+    if not isinstance(table, dict) or not isinstance(table.get("scene"), dict):
         raise UserError(f"{folder} is no run folder: its config.yaml is another program's")
     if wrong := [key for key in _GROUPS if not isinstance(table.get(key, {}), dict)]:
         raise UserError(f"{path} is damaged ({wrong[0]} has to be a mapping): do the run again with overwrite=true")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +22,7 @@ from tensorf.space import Space
 
 KIND, LOCAL, OFFICIAL = "tensorf", "local", "official"
 _CLASSES = {KIND: (Field, FieldConfig, Space), OFFICIAL: (OfficialField, OfficialConfig, OfficialSpace)}
+_MOST_STEPS = 100_000  # samples along a ray; TensoRF's largest fields have about 2,000
 FORMAT = "cds3d-field-2"  # 1 had no diffuse colour in its decoder
 
 
@@ -98,6 +101,26 @@ def _build(header: dict, tensors: dict[str, torch.Tensor], prefix: str = "") -> 
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in header["config"].items()}
     geometry = {k: torch.tensor(v) if isinstance(v, list) else v for k, v in header["space"].items()}
     kind, config_kind, space_kind = _CLASSES[header.get("kind", KIND)]  # older files' fields are all of one kind
-    field = kind(config_kind(**config), space_kind(**geometry), tuple(header["resolution"]), header["steps"])
+    config, space = config_kind(**config), space_kind(**geometry)
+    resolution, steps = tuple(header["resolution"]), header["steps"]
+    own = {k.removeprefix(prefix): v for k, v in tensors.items()}
+    if not 1 <= steps <= _MOST_STEPS:
+        raise ValueError(f"steps={steps} has to lie in 1 to {_MOST_STEPS}")
+    _check_sizes(partial(kind, space=space, resolution=resolution, steps=1), config, own)
+    field = kind(config, space, resolution, steps)
     field.occupancy = torch.zeros_like(tensors[prefix + "occupancy"])
     return field
+
+
+def _check_sizes(make: Callable[..., Field], config, tensors: dict[str, torch.Tensor]) -> None:
+    """ValueError where the tensors are not of the sizes in the header, which might ask for all memory there is.
+
+    make: a field of a configuration. tinycudann's decoder is left out: it needs a GPU to be made.
+    """
+    fused = getattr(config, "decoder", "mlp") != "mlp"
+    with torch.device("meta"):
+        expected = make(replace(config, decoder="mlp") if fused else config).state_dict()
+    for name, tensor in expected.items():
+        theirs = name == "occupancy" or (fused and name.startswith("decoder."))
+        if not theirs and tensors[name].shape != tensor.shape:
+            raise ValueError(f"its header says {list(tensor.shape)} for {name} of {list(tensors[name].shape)}")

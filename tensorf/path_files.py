@@ -17,6 +17,7 @@ from tensorf.captures.geometry import transformed
 from tensorf.captures.transforms import opencv_from_opengl, read_json
 from tensorf.captures.views import checked_pose
 from tensorf.errors import UserError
+from tensorf.untrusted import MOST_PIXELS
 
 
 def read_camera_path(file: Path, world_from_capture: torch.Tensor, like: Camera) -> list[Camera]:
@@ -88,6 +89,8 @@ def _normalisation(file: Path) -> tuple[np.ndarray, float]:
 def _camera(file, i, fx, fy, cx, cy, width, height) -> Camera:
     if not (min(fx, fy) > 0 and all(math.isfinite(x) for x in (fx, fy, cx, cy)) and min(width, height) >= 1):
         raise UserError(f"{file}: camera {i} has no usable lens or size")
+    if width * height > MOST_PIXELS:
+        raise UserError(f"{file}: camera {i} is {width:g}x{height:g}, and at most {MOST_PIXELS:,} pixels are rendered")
     return Camera(torch.eye(3, 4), fx, fy, cx, cy, round(width), round(height))
 
 

@@ -5,7 +5,6 @@ The folder is the one that its authors hand out: mapping_file.json and annotatio
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from cds3d.metrics.clip import clip_score
 from cds3d.metrics.psnr import psnr
 from cds3d.metrics.ssim import ssim, ssim_map
 from tensorf.errors import UserError, reason
+from tensorf.untrusted import load_json, require_inside
 
 SIZE = 512  # pixels: of the images and their masks
 TYPES = {
@@ -57,8 +57,8 @@ def read_mapping(folder: Path, limit: int | None = None) -> list[Item]:
     if not path.is_file():
         raise UserError(f"--pie-bench {folder}: it has no mapping_file.json")
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        entries = load_json(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({reason(error)})") from error
     if not isinstance(entries, dict) or not entries:
         raise UserError(f"{path} has to be a mapping of ids to images")
@@ -77,7 +77,8 @@ def _item(folder: Path, path: Path, name: str, entry: dict) -> Item:
     image = next((p for p in (folder / "annotation_images" / place, folder / place) if p.is_file()), None)
     if image is None:
         raise UserError(f"{path}: the image of the entry {name}, {place}, is neither in annotation_images/ nor beside")
-    if Path(name).name != name:
+    require_inside([image], folder)
+    if Path(name).name != name or name in ("", ".."):
         raise UserError(f"{path}: the id {name} cannot be a folder's name")
     return Item(name, image, src.strip(), tgt.strip(), TYPES[type_id], mask)
 

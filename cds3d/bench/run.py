@@ -266,8 +266,9 @@ def _do(runs: list[Run], jobs: int) -> None:
 
 
 @lru_cache(maxsize=1)
-def _models(path: str, dtype: str, config: str | None, device: str) -> tuple[Prior, Judge]:
-    return load_prior(path, dtype=dtype, device=pick_device(device), config=config), load_judge()
+def _models(path: str, dtype: str, config: str | None, revision: str | None, device: str) -> tuple[Prior, Judge]:
+    prior = load_prior(path, dtype=dtype, device=pick_device(device), config=config, revision=revision)
+    return prior, load_judge()
 
 
 def _one(run: Run) -> None:
@@ -292,7 +293,8 @@ def _one(run: Run) -> None:
     else:
         case = cases(run.task, run.case + 1, tuning=run.tuning)[run.case]
         config = load_config("edit", options)
-        prior, judge = _models(config.guidance.path, config.guidance.dtype, config.guidance.config, run.device)
+        guidance = config.guidance
+        prior, judge = _models(guidance.path, guidance.dtype, guidance.config, guidance.revision, run.device)
         result["prompts"] = [case.src, case.tgt]
         if run.objective == "bounds":
             result["figures"], pictures = bounds(case, prior, judge), {}

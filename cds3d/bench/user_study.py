@@ -22,6 +22,7 @@ from cds3d.bench.report import cell, interval
 from cds3d.bench.user_study_page import PAGE
 from tensorf.errors import UserError, reason
 from tensorf.files import write_text
+from tensorf.untrusted import load_json
 
 QUESTIONS = {
     "text": "Does the picture show what the text says?",
@@ -147,7 +148,7 @@ def _means(values: dict[str, list[float]]) -> dict:
 
 def _read(path: Path):
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return load_json(path)
     except OSError as error:
         raise UserError(f"{path}: no such file, or it cannot be read") from error
     except ValueError as error:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from cds3d.options import data_folder, groups
 from cds3d.runs import finished_runs
+from tensorf.untrusted import load_json
 
 _FIGURES = {"psnr_db": "PSNR", "edit_gain_db": "gain", "kept_psnr_db": "kept"}
 _RUNS = Path("outputs")
@@ -44,7 +44,7 @@ def _folders() -> list[Path]:
 
 def _told(run: Path) -> str:
     try:
-        metrics = json.loads((run / "metrics.json").read_text())
+        metrics = load_json(run / "metrics.json")
         told = [f"{name} {metrics[key]:.1f} dB" for key, name in _FIGURES.items() if key in metrics]
     except (OSError, ValueError, TypeError):
         return "  (metrics.json is damaged)"

@@ -6,21 +6,29 @@ from pathlib import Path
 
 from PIL import Image
 
+from cds3d.commands.scenes import naming_options
 from tensorf.captures import Capture
 from tensorf.captures.images import IMAGE_SUFFIXES
 from tensorf.captures.pictures import read_picture
 from tensorf.errors import UserError
+from tensorf.untrusted import require_inside
 
 _SAME_ASPECT = 0.02  # relative difference up to which a picture has its photo's shape
 
 
-def picture_files(folder: Path, option: str) -> dict[str, Path]:
-    """Picture files by stem. option: what the user has typed, as in "mask=x". UserError if there are none."""
+def picture_files(folder: Path, option: str, outside: bool) -> dict[str, Path]:
+    """Picture files by stem. option: what the user has typed, as in "mask=x". UserError if there are none.
+
+    outside: they may be links that lead out of the folder.
+    """
     if not folder.is_dir():
         raise UserError(f"{option}: no such folder")
     files = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."]
     if not files:
         raise UserError(f"{option}: no pictures ({', '.join(IMAGE_SUFFIXES)}) there")
+    if not outside:
+        with naming_options("scene", "outside"):
+            require_inside(files, folder)
     return {p.stem: p for p in files}
 
 

@@ -81,7 +81,14 @@ def prepare(config: DictConfig, device: torch.device) -> tuple[Prior, Objective,
 
 def configured_prior(config: DictConfig, device: torch.device) -> Prior:
     """The prior that configs/guidance describes."""
-    return load_prior(config.guidance.path, dtype=config.guidance.dtype, device=device, config=config.guidance.config)
+    guidance = config.guidance
+    return load_prior(
+        guidance.path,
+        dtype=guidance.dtype,
+        device=device,
+        config=guidance.config,
+        revision=guidance.get("revision"),  # runs of older versions have no such option
+    )
 
 
 def check_timesteps(objective: Objective, prior: Prior, group: str = "objective") -> None:

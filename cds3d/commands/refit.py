@@ -25,7 +25,7 @@ from cds3d.commands.driving import drive
 from cds3d.commands.evaluation import evaluate_edit, load_clip
 from cds3d.commands.history import Past
 from cds3d.commands.named_pictures import by_photo, picture_files, read_as_photo
-from cds3d.commands.scenes import load_scene, naming_options
+from cds3d.commands.scenes import load_scene, may_lie_outside, naming_options
 from cds3d.commands.train import field_options
 from cds3d.options import build, pick_device
 from cds3d.runs import RunFolder, peak_memory_mb, reset_peak_memory, slug
@@ -76,7 +76,7 @@ def begin_refit(config: DictConfig, parent: Path) -> tuple[RunFolder, RefitConfi
     """
     refit = build(RefitConfig, config.refit, group="refit")
     folder = Path(config.views)
-    picture_files(folder, f"--views {folder}")
+    picture_files(folder, f"--views {folder}", may_lie_outside(config))
     name = slug(str(config.tgt)) if config.tgt is not None else slug(folder.resolve().name)
     return RunFolder(Path(config.output) if config.output else parent / f"{name}-views", config), refit
 
@@ -91,7 +91,7 @@ def refit_field(config: DictConfig, source_path: Path, run: RunFolder, refit: Re
     capture, source = load_scene(config), load_field(source_path / "field.safetensors", device)
     if not isinstance(source, Field):
         raise UserError(f"{source_path} holds a {type(source).__name__}: only TensoRF's fields can be refitted")
-    edited = with_pictures(capture, Path(config.views), refit)
+    edited = with_pictures(capture, Path(config.views), refit, may_lie_outside(config))
     _, train = field_options(config, capture.space)
     train = replace(
         train,
@@ -133,13 +133,14 @@ def refit_field(config: DictConfig, source_path: Path, run: RunFolder, refit: Re
     return run.path
 
 
-def with_pictures(capture: Capture, folder: Path, refit: RefitConfig) -> Capture:
+def with_pictures(capture: Capture, folder: Path, refit: RefitConfig, outside: bool = False) -> Capture:
     """The capture with edited pictures in place of the training photos of their names, and those views alone to train.
 
+    outside: the pictures may be links that lead out of the folder.
     UserError if the folder has no picture of a training view, or one of another shape than its photo.
     """
     option = f"--views {folder}"
-    files = by_photo(picture_files(folder, option), capture, option)
+    files = by_photo(picture_files(folder, option, outside), capture, option)
     given = [i for i in files if i in set(capture.train)]
     if not given:
         raise UserError(f"--views {folder} has no picture of a training view, such as {capture.image_names[0]}")

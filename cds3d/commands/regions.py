@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from cds3d.commands.named_pictures import by_photo, picture_files, read_as_photo
+from cds3d.commands.scenes import may_lie_outside
 from cds3d.commands.videos import resized_to
 from cds3d.guidance.prior import Prior
 from cds3d.options import build, positive
@@ -84,7 +85,7 @@ def read_pointing(config: DictConfig) -> Pointing:
     if way == "where" and not config.edit.region.mask_threshold > 0:
         raise UserError("--where finds masks by edit.region.mask_threshold, which has to be above 0")
     if way == "mask":
-        picture_files(Path(config.mask), f"mask={config.mask}")
+        picture_files(Path(config.mask), f"mask={config.mask}", may_lie_outside(config))
     if way == "box":
         return Pointing(way, find, numbers=_box(config.box))
     if way == "ball":
@@ -207,7 +208,8 @@ def _carved(config, pointing, capture, source, views, prior) -> tuple[Tensor, st
     else:
         what = f"mask={config.mask}"
         seen = []
-        for index, file in by_photo(picture_files(Path(config.mask), what), capture, what).items():
+        files = picture_files(Path(config.mask), what, may_lie_outside(config))
+        for index, file in by_photo(files, capture, what).items():
             camera = resized_to(capture.cameras[index], config.edit.width)
             seen.append((source.view(camera), _mask(file, camera, what).to(source.device)))
         if not any(float(mask.max()) > 0 for _, mask in seen):

@@ -79,7 +79,8 @@ def load_scene(config: DictConfig) -> Capture:
     check = scene.get("check", True)  # runs of older versions have no such option
     if not isinstance(check, bool):
         raise UserError(f"scene.check={check} has to be true or false")
-    with naming_options("scene", "width", "space", "bound", "order", "test_every"):
+    ships = config.capture is None and not scene.root  # and may be linked to where packages are kept
+    with naming_options("scene", "width", "space", "bound", "order", "test_every", "outside"):
         return load_capture(
             root,
             width=scene.width,
@@ -88,7 +89,16 @@ def load_scene(config: DictConfig) -> Capture:
             order=scene.get("order", "auto"),
             check=check,
             test_every=scene.test_every,
+            outside=ships or may_lie_outside(config),
         )
+
+
+def may_lie_outside(config: DictConfig) -> bool:
+    """`scene.outside`: whether pictures may lie outside of the folder that was given. UserError for another type."""
+    outside = config.scene.get("outside", False)
+    if not isinstance(outside, bool):
+        raise UserError(f"scene.outside={outside} has to be true or false")
+    return outside
 
 
 def _find_capture(config: DictConfig) -> tuple[Path, Source | None]:
@@ -97,7 +107,8 @@ def _find_capture(config: DictConfig) -> tuple[Path, Source | None]:
         raise UserError(f"--capture {path}: no such folder or video")
     if path.is_file():
         whole(config, "scene.frames", least=3)
-    source = find_source(path, config.scene.get("frames"))
+    with naming_options("scene", "outside"):
+        source = find_source(path, config.scene.get("frames"), may_lie_outside(config))
     if source is None:
         return path, None
     folder, finished = folder_of(source, ESTIMATES)

@@ -71,6 +71,8 @@ def open_viewer(config: DictConfig):
     options = [f"--capture={config.capture}"] if config.capture is not None else [f"scene={config.scene.name}"]
     if config.capture is None and config.scene.root is not None:
         options.append(f"scene.root={config.scene.root}")
+    if config.scene.get("outside"):
+        options.append("scene.outside=true")
     prompt = (of_run.get("src") if of_run is not None else None) or config.scene.prompt or ""
     token = None
     if config.host not in LOOPBACK:

@@ -6,7 +6,6 @@ what it is and what works instead.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from safetensors import safe_open
 
 from tensorf.errors import UserError, reason
+from tensorf.untrusted import load_json
 
 CLASSES = {
     "StableDiffusionPipeline": "sd",
@@ -174,7 +174,7 @@ def read_scheduler(path: str, folder: Path) -> dict:
 def read_json(path: str, file: Path) -> dict:
     """The mapping in `file`. UserError if it is not there, or damaged."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = load_json(file)
         if not isinstance(content, dict):
             raise ValueError("it is no mapping")
         return content

@@ -48,12 +48,21 @@ _PIPELINES = {"sd": StableDiffusionPipeline, "xl": StableDiffusionXLPipeline}
 _NOT_NEEDED = {"sd": ("safety_checker", "feature_extractor"), "xl": ("feature_extractor",)}
 
 
-def load_prior(path: str, *, dtype: str = "fp32", device: torch.device, config: str | None = None) -> Prior:
+def load_prior(
+    path: str,
+    *,
+    dtype: str = "fp32",
+    device: torch.device,
+    config: str | None = None,
+    revision: str | None = None,
+) -> Prior:
     """path: "pocket", a hub id such as "CompVis/stable-diffusion-v1-4", a diffusers folder, or a .safetensors file.
 
     dtype: "fp32", "bf16" or "fp16" of the networks' insides. config: hub id or folder whose configuration files a
-    single file goes with (diffusers guesses from the weights, and then has to fetch them, if it is None).
-    Raises UserError that says what is missing and where to put it. Pickled weights are refused.
+    single file goes with (diffusers guesses from the weights, and then has to fetch them, if it is None). revision: of
+    the hub id, a commit, tag or branch; None is the newest on its main branch.
+    Raises UserError that says what is missing and where to put it. Pickled weights are refused, and so are models that
+    bring code.
     """
     if dtype not in DTYPES:
         raise UserError(f"guidance.dtype={dtype} is unknown; use one of {', '.join(DTYPES)}")
@@ -69,9 +78,12 @@ def load_prior(path: str, *, dtype: str = "fp32", device: torch.device, config: 
     if location.endswith((".ckpt", ".pt", ".pth", ".bin")):
         raise UserError(f"{path} is a pickle, which can run code when read: convert it to .safetensors first")
     if location.endswith(".safetensors"):
-        kind, parts = _from_file(location, config and os.path.expanduser(config), DTYPES[dtype], device)
+        config = config and os.path.expanduser(config)
+        _check_revision(revision, config)
+        kind, parts = _from_file(location, config, DTYPES[dtype], device, revision)
     else:
-        kind, parts = _from_folder(path, _folder_of(path, location), DTYPES[dtype], device)
+        _check_revision(revision, location)
+        kind, parts = _from_folder(path, _folder_of(path, location, revision), DTYPES[dtype], device)
     _check(path, parts)
     prior = Prior(
         unet=parts.unet,
@@ -136,23 +148,34 @@ def _text(kind: str, parts) -> ClipText | XLText:
     return XLText(tokenizers, encoders, zero_empty=parts.zero_empty)
 
 
-def _folder_of(path: str, location: str) -> Path:
+def _check_revision(revision: str | None, location: str | None) -> None:
+    """UserError for a revision of what has none: it would pin nothing."""
+    if revision is not None and (location is None or Path(location).exists()):
+        what = location or "guidance.config=null"
+        raise UserError(f"guidance.revision={revision} is of a hub id, which {what} is not: leave it out")
+
+
+def _folder_of(path: str, location: str, revision: str | None) -> Path:
     """The local folder, or the one in the hub's cache that a hub id is fetched to. UserError if there is neither."""
     if Path(location).is_dir():
         return Path(location)
     if location.startswith((".", "/", "~")) or location.count("/") != 1:
         raise UserError(f"guidance.path={path}: no such folder (a hub id looks like owner/name)")
     try:
-        kind = kind_of_index(path, DiffusionPipeline.load_config(location))  # before gigabytes are fetched in vain
+        kind = kind_of_index(
+            path, DiffusionPipeline.load_config(location, revision=revision)
+        )  # before gigabytes are fetched in vain
         not_needed = dict.fromkeys(_NOT_NEEDED[kind])
-        return Path(_PIPELINES[kind].download(location, use_safetensors=True, **not_needed))
+        # without trust_remote_code diffusers refuses pipelines that bring code
+        return Path(_PIPELINES[kind].download(location, revision=revision, use_safetensors=True, **not_needed))
     except UserError:
         raise
     except Exception as error:  # the hub's client, and its clients, raise a dozen kinds
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        at, option = (f" at revision {revision}", f" --revision {revision}") if revision is not None else ("", "")
         raise UserError(
-            f"cannot get {path} from the hub{offline}: download it where there is a network, "
-            f"`hf download {path} --local-dir FOLDER`, and pass guidance.path=FOLDER, "
+            f"cannot get {path}{at} from the hub{offline}: download it where there is a network, "
+            f"`hf download {path}{option} --local-dir FOLDER`, and pass guidance.path=FOLDER, "
             "or pass a single .safetensors file, or use guidance=pocket, which ships with cds3d"
         ) from error
 
@@ -186,13 +209,18 @@ def _from_folder(path: str, folder: Path, dtype: torch.dtype, device: torch.devi
     return kind, parts
 
 
-def _from_file(path: str, config: str | None, dtype: torch.dtype, device: torch.device) -> tuple[str, SimpleNamespace]:
-    """As `_from_folder`, of a single file in the original layout. config: folder or hub id of its configuration."""
+def _from_file(
+    path: str, config: str | None, dtype: torch.dtype, device: torch.device, revision: str | None
+) -> tuple[str, SimpleNamespace]:
+    """As `_from_folder`, of a single file in the original layout.
+
+    config: folder or hub id of its configuration. revision: of the hub id.
+    """
     if not Path(path).is_file():
         raise UserError(f"guidance.path={path}: no such file")
     kind, vae_config, options = kind_of_file(path), {}, {}
     if config is not None:
-        options["config"] = config
+        options |= {"config": config, "revision": revision}
         if Path(config).is_dir():
             folder = Path(config)
             if (of_config := kind_of_folder(config, folder)) != kind:

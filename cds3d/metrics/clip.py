@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from cds3d.metrics.pretrained import load_network, pixels, unreadable
+from cds3d.metrics.pretrained import load_network, located, pixels, unreadable
 from tensorf.errors import UserError
 
 EXAMPLE = "openai/clip-vit-large-patch14"
@@ -41,7 +41,7 @@ class Clip:
         self._size = self._model.config.vision_config.image_size
         self._longest = self._model.config.text_config.max_position_embeddings
         try:
-            self._tokenizer = CLIPTokenizer.from_pretrained(path)
+            self._tokenizer = CLIPTokenizer.from_pretrained(**located(path))
         except Exception as error:  # the tokenizers library raises plain Exception
             raise unreadable(path, option, EXAMPLE, error) from error
         # Without its files transformers makes a tokenizer of two words and says nothing.

@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from tensorf.errors import UserError, reason
 
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w.-]+))?")  # owner/name, or owner/name@revision
 
 
 def check_location(option: str, path: str) -> None:
@@ -26,18 +26,27 @@ def check_location(option: str, path: str) -> None:
         raise UserError(f"{option} {path}: no such folder (a hub id looks like owner/name)")
 
 
+def located(path: str) -> dict[str, str]:
+    """What `from_pretrained` calls a folder, a hub id, or a hub id with @ and a revision (a commit, tag or branch)."""
+    found = None if Path(path).is_dir() else _HUB_ID.fullmatch(path)
+    if found is None or found[2] is None:
+        return {"pretrained_model_name_or_path": path}
+    return {"pretrained_model_name_or_path": found[1], "revision": found[2]}
+
+
 def load_network(kind: type, path: str, *, option: str, example: str, device: torch.device, **more) -> nn.Module:
     """A transformers model in evaluation mode, float32, without gradients.
 
-    kind: a class with `from_pretrained`. path: a hub id or a local folder. option, example: for messages, the option
-    that the user set and a model that fits it. Raises UserError if the weights are not there, cannot be read, or are
-    those of another model: transformers itself would fill what is missing with random numbers.
+    kind: a class with `from_pretrained`. path: a hub id, one with @REVISION, or a local folder. option, example: for
+    messages, the option that the user set and a model that fits it. Raises UserError if the weights are not there,
+    cannot be read, or are those of another model: transformers itself would fill what is missing with random numbers.
+    Pickled weights are read as tensors alone (`weights_only`), and no model's own code is run.
     """
     check_location(option, path)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        model, found = kind.from_pretrained(path, output_loading_info=True, weights_only=True, **more)
+        model, found = kind.from_pretrained(**located(path), output_loading_info=True, weights_only=True, **more)
     except Exception as error:  # torn files, foreign pickles, no network: a dozen kinds, some of them dependencies'
         raise UserError(_unavailable(path, option, example, error)) from error
     wrong = [*found["missing_keys"], *found["mismatched_keys"]]
@@ -58,9 +67,11 @@ def _unavailable(path: str, option: str, example: str, error: Exception) -> str:
     if Path(path).is_dir():
         return f"{option} {path} cannot be loaded ({reason(error)}): it has to be a folder of a model such as {example}"
     offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    name, _, revision = path.partition("@")
+    at = f" --revision {revision}" if revision else ""
     return (
         f"{option} {path}: cannot get it from the hub{offline}: download it where there is a network, "
-        f"`hf download {path} --local-dir FOLDER`, and pass {option} FOLDER"
+        f"`hf download {name}{at} --local-dir FOLDER`, and pass {option} FOLDER"
     )
 
 

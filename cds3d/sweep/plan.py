@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from cds3d import yaml_files
 from cds3d.commands.train import source_folder
 from cds3d.options import data_folder, groups, load_config
 from cds3d.runs import slug
@@ -18,6 +19,7 @@ from tensorf.errors import UserError, reason
 
 _LISTS = ("scenes", "edits", "objectives", "options", "seeds")
 _OURS = ("output", "resume", "overwrite", "seed", "objective", "scene", "device", "threads")
+_MOST = 10_000  # edits
 _LONGEST = 60  # characters of a prompt in a folder's name
 
 
@@ -40,6 +42,8 @@ class Task:
 def plan(config: DictConfig, output: Path) -> list[Task]:
     """All edits of a sweep. UserError for what cannot be read, is unknown, or comes twice."""
     axes = _axes(config)
+    if (count := math.prod(map(len, axes.values()))) > _MOST:
+        raise UserError(f"a sweep of {count:,} edits: give shorter lists, of {_MOST:,} edits at most")
     tasks = []
     for scene, edit, objective, extra, seed in product(
         *(axes[name] for name in _LISTS[:3]), axes["options"], axes["seeds"]
@@ -57,8 +61,8 @@ def _axes(config: DictConfig) -> dict[str, list]:
     if config.file is not None:
         path = Path(config.file)
         try:
-            table = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            table = OmegaConf.to_object(yaml_files.load_yaml(path))
+        except yaml_files.ERRORS as error:
             raise UserError(f"{path} cannot be read ({reason(error)}): it has to be a YAML file with lists") from error
         if not isinstance(table, dict) or (unknown := table.keys() - {*_LISTS}):
             what = f"{sorted(unknown)[0]} is unknown" if isinstance(table, dict) else "it is no mapping"

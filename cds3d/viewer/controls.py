@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 from cds3d.viewer.places import PLACES
 from tensorf.errors import UserError
+from tensorf.untrusted import load_json
 
 _PRESETS = ("field", "shape")
 _MOST = 100_000  # iterations
@@ -139,7 +139,7 @@ class Controls:
         run, text = self._viewer.run, ""
         if run is not None:
             try:
-                metrics = json.loads((run / "metrics.json").read_text())
+                metrics = load_json(run / "metrics.json")
             except (OSError, ValueError):
                 metrics = {}
             history = [step.get("tgt", "") for step in metrics.get("history", [])]

@@ -20,6 +20,7 @@ from tensorf.captures.pictures import is_transparent
 from tensorf.captures.transforms import is_transforms, read_transforms
 from tensorf.captures.views import Listing
 from tensorf.errors import UserError
+from tensorf.untrusted import require_inside
 
 log = logging.getLogger("tensorf")
 
@@ -71,6 +72,7 @@ def load_capture(
     check: bool = True,
     test_every: int = 8,
     white_background: bool = True,
+    outside: bool = False,
     show_progress: bool = False,
 ) -> Capture:
     """Loads the capture in `root`, whatever its format.
@@ -80,12 +82,15 @@ def load_capture(
     box, where cameras stand at a mean distance of 1. order: of LLFF's photos, "auto" (the photos decide), "text" or
     "number". check: match the photos, warn if they do not fit the poses, and place the scene by what they show.
     test_every: every so many views one is held out, unless the capture names its split; 0 for none.
-    white_background: transparency becomes white, else black. show_progress: count photos on stderr.
+    white_background: transparency becomes white, else black. outside: photos may lie outside of `root`, where links or
+    names with ../ in the capture's files lead; otherwise that is an error. show_progress: count photos on stderr.
     Raises UserError for whatever is wrong with the capture or the options.
     """
     root = Path(root)
     _check_options(width, space, bound, order, test_every)
-    listing = _read(root, width, order, check)
+    listing = _read(root, width, order, check, outside)
+    if not outside:
+        require_inside((view.path for view in listing.views), root)
     transparent = is_transparent(listing.views[0].path)
     train, test = _split(listing, test_every)
     points, seen_by = _matched_points(listing, train, check)
@@ -160,12 +165,12 @@ def _check_options(width: int | None, space: str, bound: float | None, order: st
         raise UserError(f"test_every={test_every} must not be negative; 0 holds no view out")
 
 
-def _read(root: Path, width: int | None, order: str, check: bool) -> Listing:
+def _read(root: Path, width: int | None, order: str, check: bool, outside: bool) -> Listing:
     """The listing by the first format that `root` has a file of."""
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give the folder of a capture")
     if (root / llff.FILE_NAME).is_file():
-        return llff.read_llff(root, width, order, check)
+        return llff.read_llff(root, width, order, check, outside)
     if is_transforms(root):
         return read_transforms(root)
     if find_models(root):

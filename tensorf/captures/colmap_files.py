@@ -8,7 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tensorf.errors import UserError
+from tensorf.errors import UserError, reason
+from tensorf.untrusted import read_bytes
+
+_MOST_BYTES = 2**31  # of a file; 10,000 photos with 10,000 observations each
 
 # model id -> (name, number of parameters)
 _MODELS = {
@@ -89,10 +92,12 @@ def _find(folder: Path, stem: str) -> Path:
 def _parse(path, parse_bin, parse_txt):
     try:
         if path.suffix == ".bin":
-            return parse_bin(_Bytes(path.read_bytes()))
-        return parse_txt(path.read_text(encoding="utf-8").splitlines())
+            return parse_bin(_Bytes(read_bytes(path, _MOST_BYTES)))
+        return parse_txt(read_bytes(path, _MOST_BYTES).decode("utf-8").splitlines())
     except (struct.error, ValueError, IndexError, OverflowError, OSError) as error:
-        raise UserError(f"{path} is damaged or cut off; export the COLMAP model again") from error
+        raise UserError(
+            f"{path} is damaged, cut off or too large ({reason(error)}); export the COLMAP model again"
+        ) from error
 
 
 class _Bytes:

@@ -20,9 +20,12 @@ from tqdm import tqdm
 
 from tensorf.captures.photos import JPEG_QUALITY, LONGEST_SIDE
 from tensorf.errors import UserError
+from tensorf.untrusted import MOST_PIXELS, check_pixels
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".3gp", ".mts")
 
+# A file that calls itself a video may be a playlist, which names other files: ffmpeg would read those.
+_CONTAINERS = "mov,avi,matroska,mpeg,mpegts,mpegvideo"
 _THUMBNAIL = (32, 32)  # pixels, in which noise averages out
 _STILL = 1.0  # mean difference of thumbnails in grey levels of 255, up to which two frames show the same
 # Even sides, because half-sized colour planes need them. ffmpeg turns the frames of phones upright by itself.
@@ -94,12 +97,20 @@ def _write_sharpest(
 
 
 def _expected_frames(video: Path) -> int:
-    """How many frames the header promises; 0 where it does not say."""
+    """How many frames the header promises; 0 where it does not say. UserError for frames that are too large."""
     with _reading(video):
-        frames = imageio_ffmpeg.read_frames(str(video))
+        frames = _opened(video)
         meta = next(frames)
         frames.close()
+    width, height = meta["source_size"]
+    check_pixels(video, width * height)
     return round(meta["fps"] * meta["duration"])
+
+
+def _opened(video: Path, *output: str) -> Iterator:
+    """ffmpeg's frames of an ordinary video; what comes first tells of them. It starts with the first `next`."""
+    limits = ["-format_whitelist", _CONTAINERS, "-max_pixels", str(MOST_PIXELS)]
+    return imageio_ffmpeg.read_frames(str(video), input_params=limits, output_params=list(output))
 
 
 def _counted_frames(video: Path) -> int:
@@ -110,7 +121,7 @@ def _counted_frames(video: Path) -> int:
 def _stream(video: Path) -> Iterator[np.ndarray]:
     """The frames, (height, width, 3) uint8 RGB each."""
     with _reading(video):
-        frames = imageio_ffmpeg.read_frames(str(video), output_params=["-vf", _SCALE])
+        frames = _opened(video, "-vf", _SCALE)
         width, height = next(frames)["size"]
     try:
         while True:

@@ -20,6 +20,7 @@ from tensorf.captures.images import IMAGE_SUFFIXES, choose_image_folder
 from tensorf.captures.matching import fit
 from tensorf.captures.views import MINIMUM_VIEWS, Lens, Listing, View, checked_lens, checked_pose, natural_key
 from tensorf.errors import UserError
+from tensorf.untrusted import require_inside
 
 log = logging.getLogger("tensorf")
 
@@ -28,19 +29,21 @@ _SAME_TURN = 2.0  # degrees
 _MINIMUM_MATCHES = 60
 
 
-def read_llff(root: Path, width: int | None, order: str = "auto", check: bool = True) -> Listing:
+def read_llff(root: Path, width: int | None, order: str = "auto", check: bool = True, outside: bool = False) -> Listing:
     """Lists the views of an LLFF folder, taking the photos from the folder that suits `width` (pixels) best.
 
     order: of the photos, "text", "number" or "auto" (see the module's docstring; without `check` photos are not
-    matched, and "auto" falls back on "text"). The format has no principal point: it is the image's centre. Raises
-    UserError for an unreadable or malformed file, where there are not as many photos as rows, and for unusable poses,
-    intrinsics or depths.
+    matched, and "auto" falls back on "text"). outside: photos may be links that lead out of `root`. The format has no
+    principal point: it is the image's centre. Raises UserError for an unreadable or malformed file, where there are not
+    as many photos as rows, and for unusable poses, intrinsics or depths.
     """
     source = root / FILE_NAME
     rows = _load_rows(source)
     matrices, depths = rows[:, :15].reshape(-1, 3, 5), rows[:, 15:]
     folder = choose_image_folder(root, width, _calibrated_size(matrices))
     photos = sorted((p for p in folder.iterdir() if _is_photo(p)), key=lambda p: p.name)
+    if not outside:
+        require_inside(photos, root)  # to find their order they may be matched
     if len(photos) != len(rows):
         raise UserError(
             f"{source} has {len(rows)} rows but {folder} holds {len(photos)} photos; "
@@ -126,8 +129,9 @@ def _calibrated_size(matrices: np.ndarray) -> tuple[float, float] | None:
 def _load_rows(source: Path) -> np.ndarray:
     """(n, 17) float64."""
     try:
-        rows = np.load(source, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        with np.errstate(over="ignore"):  # mapped: a header may claim more than there is
+            rows = np.load(source, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError, OverflowError) as error:
         raise UserError(
             f"{source} is not a plain NumPy array of numbers; write it again (LLFF's imgs2poses)"
         ) from error

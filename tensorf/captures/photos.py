@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from tensorf.captures.images import IMAGE_SUFFIXES
+from tensorf.captures.pictures import open_picture
 from tensorf.captures.views import natural_key
 from tensorf.errors import UserError
 
@@ -22,7 +23,7 @@ log = logging.getLogger("tensorf")
 LONGEST_SIDE = 1600  # pixels of a copy: more than training uses
 JPEG_QUALITY = 95
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+_UNREADABLE = (OSError, ValueError, SyntaxError)
 
 
 def find_photos(folder: Path) -> list[Path]:
@@ -38,7 +39,8 @@ def copy_photos(photos: list[Path], folder: Path, show_progress: bool = False) -
     """Writes upright RGB copies, at most 1600 pixels a side, into `folder`; returns their names in the given order.
 
     One camera is estimated for all, so that copies need one size: the most common one is kept, and photos of other
-    sizes are counted and left out. Transparency becomes white. Raises UserError that names the unreadable photos.
+    sizes are counted and left out. Transparency becomes white.
+    Raises UserError that names the unreadable photos, or the first that has too many pixels.
     """
     unreadable, sizes = [], {}
     for photo in photos:
@@ -74,7 +76,7 @@ def _is_photo(path: Path) -> bool:
 
 def _upright_size(path: Path) -> tuple[int, int]:
     """(width, height) of the photo's copy, from the header alone."""
-    with Image.open(path) as image:
+    with open_picture(path) as image:
         width, height = image.size
         if image.getexif().get(0x0112) in _SIDEWAYS:
             width, height = height, width
@@ -83,7 +85,7 @@ def _upright_size(path: Path) -> tuple[int, int]:
 
 
 def _upright(path: Path, size: tuple[int, int]) -> Image.Image:
-    with Image.open(path) as file:
+    with open_picture(path) as file:
         file.draft("RGB", (LONGEST_SIDE, LONGEST_SIDE))  # lets JPEG decode at a half or a quarter, still large enough
         picture = ImageOps.exif_transpose(file)
     if "A" in picture.getbands() or "transparency" in picture.info:

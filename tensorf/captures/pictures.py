@@ -2,11 +2,15 @@
 
 Grey, palette, CMYK and 1-bit files, 16-bit and float samples, transparency and EXIF orientation are all dealt with
 here. Embedded colour profiles are not applied: COLMAP and other trainers do not apply them either.
+
+Pictures come from anywhere: `open_picture` refuses too many pixels before they are decoded, and all but a few formats.
 """
 
 from __future__ import annotations
 
+import re
 import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +20,11 @@ import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from tensorf.errors import UserError, reason
+from tensorf.untrusted import check_pixels
 
 # What Pillow raises on files that are damaged, cut off or no pictures.
 _DAMAGE = (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, struct.error)
+_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")
 _ORIENTATION, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC = 274, 256, 257, 258, 262  # tags of TIFF and EXIF
 _TURNS = {  # EXIF orientation -> what makes the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -32,11 +38,32 @@ _TURNS = {  # EXIF orientation -> what makes the picture upright
 _INVERSE = {6: 8, 8: 6}  # every other orientation undoes itself
 
 
+def open_picture(path: Path) -> Image.Image:
+    """Pillow's image with its header read, and its pixels not yet.
+
+    UserError for more than `MOST_PIXELS`; UnidentifiedImageError for other formats than PNG, JPEG, TIFF, WebP and BMP,
+    whatever the file's suffix says. Pillow hands some of the others to programs, as PostScript to Ghostscript.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # from half of what Pillow refuses
+            image = Image.open(path, formats=_FORMATS)
+    except Image.DecompressionBombError as error:  # its message has the count
+        check_pixels(path, int(re.search(r"\d+", str(error))[0]))
+        raise
+    try:
+        check_pixels(path, image.width * image.height)
+    except UserError:
+        image.close()
+        raise
+    return image
+
+
 def stored_size(path: Path) -> tuple[int, int]:
     """(width, height) of the pixels as stored, from the file's header alone. UserError where it is no picture."""
     with _reading(path):
         try:
-            with Image.open(path) as image:
+            with open_picture(path) as image:
                 return _stored_size(image)
         except UnidentifiedImageError:
             header = _tiff_header(path)
@@ -46,9 +73,9 @@ def stored_size(path: Path) -> tuple[int, int]:
 def orientation(path: Path) -> int:
     """EXIF orientation, 1 (as stored) to 8; 1 too where there is none or it cannot be read. 5 to 8 swap the sides."""
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             return _orientation(image)
-    except (*_DAMAGE, Image.DecompressionBombError):
+    except (*_DAMAGE, UserError):
         return 1
 
 
@@ -80,8 +107,6 @@ def _reading(path: Path) -> Iterator[None]:
     """Turns what decoders raise into one line that names the file and the remedy."""
     try:
         yield
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{path} has too many pixels to be read safely; make it smaller or remove it") from error
     except _DAMAGE as error:
         why = "" if isinstance(error, UnidentifiedImageError) else f" ({reason(error)})"
         raise UserError(
@@ -92,7 +117,7 @@ def _reading(path: Path) -> Iterator[None]:
 def _decoded(path: Path) -> tuple[Image.Image, int]:
     """The picture as stored, mode RGB or (with transparency) RGBA, and its EXIF orientation."""
     try:
-        image = Image.open(path)
+        image = open_picture(path)
     except UnidentifiedImageError:
         return _decoded_by_opencv(path), 1
     with image:
@@ -206,9 +231,7 @@ def _tiff_header(path: Path) -> TiffImagePlugin.ImageFileDirectory_v2:
         file.seek(tags.next)
         tags.load(file)
     width, height = tags[_WIDTH], tags[_HEIGHT]
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and width * height > 2 * limit:  # as Pillow: told before anything is decoded
-        raise Image.DecompressionBombError(f"{width}x{height} pixels")
+    check_pixels(path, width * height)
     return tags
 
 

@@ -26,8 +26,10 @@ from tensorf.captures.photos import find_photos
 from tensorf.captures.transforms import is_transforms
 from tensorf.captures.views import MINIMUM_VIEWS
 from tensorf.errors import UserError
+from tensorf.untrusted import load_json, require_inside
 
 RECORD = "source.json"
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar")
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,16 @@ class Source:
         return {"frames": self.frames, "files": files}
 
 
-def find_source(path: Path, frames: int) -> Source | None:
+def find_source(path: Path, frames: int, outside: bool = False) -> Source | None:
     """The video, or the folder's photos; None where the folder holds poses, and is an ordinary capture.
 
-    frames: how many to take of a video. Raises UserError where there are neither poses nor photos, or too few photos.
+    frames: how many to take of a video. outside: photos may be links that lead out of the folder. Raises UserError
+    where there are neither poses nor photos, or too few photos.
     """
     path = Path(os.path.abspath(path))  # not resolved: a link's own name is the one that the user knows
     if path.is_file():
+        if path.name.lower().endswith(_ARCHIVES):
+            raise UserError(f"{path} is an archive: unpack it, and give the folder that is in it")
         if path.suffix.lower() not in VIDEO_SUFFIXES:
             raise UserError(
                 f"{path} is neither a folder nor a video; give a folder, or one of {', '.join(VIDEO_SUFFIXES)}"
@@ -85,6 +90,8 @@ def find_source(path: Path, frames: int) -> Source | None:
             "intrinsics.txt nor cameras.bin or cameras.txt in sparse/0, sparse or colmap/sparse/0, nor photos to "
             "estimate poses from, in it or in its images folder; convert photos of other kinds, such as HEIC, to JPEG"
         )
+    if not outside:
+        require_inside(photos, path)
     if len(photos) < MINIMUM_VIEWS:
         raise UserError(
             f"{path} holds no poses and {len(photos)} photos: to estimate poses at least {MINIMUM_VIEWS} are needed, "
@@ -124,7 +131,7 @@ def write_record(source: Source, folder: Path, **figures) -> None:
 def _recorded(folder: Path) -> dict | None:
     """The record in `folder`; None where there is none that can be read."""
     try:
-        found = json.loads((folder / RECORD).read_text())
+        found = load_json(folder / RECORD)
         return {key: found[key] for key in ("frames", "files")}
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -6,7 +6,6 @@ Camera axes in these files are OpenGL's (x right, y up, z back). Either one `tra
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 from tensorf.captures.images import IMAGE_SUFFIXES, image_size
 from tensorf.captures.views import Lens, Listing, View, checked_lens, checked_pose, natural_key, report_missing
 from tensorf.errors import UserError
+from tensorf.untrusted import load_json
 
 _MODELS = {  # camera_model -> fisheye
     "PINHOLE": False,
@@ -161,7 +161,7 @@ def _normal(name: str) -> str:
 def read_json(source: Path) -> dict:
     """A JSON object. UserError, which names the file, for anything else."""
     try:
-        table = json.loads(source.read_text(encoding="utf-8"))
+        table = load_json(source)
     except (ValueError, OSError) as error:
         raise UserError(f"{source} is not valid JSON ({error}); export it again") from error
     if not isinstance(table, dict):

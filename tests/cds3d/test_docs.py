@@ -10,7 +10,8 @@ from cds3d import cli
 from cds3d.options import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *DOCS]
 COMMANDS = {"train_source.py": "train", "edit.py": "edit", "render.py": "render", "view.py": "view"}
 
 
@@ -23,7 +24,7 @@ def test_links_lead_somewhere(page):
 
 def test_every_page_is_in_the_navigation():
     text = (ROOT / "mkdocs.yml").read_text()
-    assert {p.name for p in PAGES[1:]} == set(re.findall(r"[\w-]+\.md", text))
+    assert {p.name for p in DOCS} == set(re.findall(r"[\w-]+\.md", text))
 
 
 def commands(page):
@@ -56,3 +57,13 @@ def test_commands_have_the_options_that_pages_show(page):
 
 def test_some_commands_are_found():
     assert sum(len(list(commands(page))) for page in PAGES) > 40
+
+
+def test_every_protection_has_the_test_that_is_said_to_guard_it():
+    rows = [line for line in (ROOT / "SECURITY.md").read_text().splitlines() if line.startswith("| ")][1:]
+    for row in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row.split("|")[-2])
+        assert named, row
+        for file, test in named:
+            assert f"def {test}(" in (ROOT / file).read_text(), f"{file}::{test}"
+    assert len(rows) > 20

@@ -1,46 +1,81 @@
-"""`pip install` of a copy of the tree, without a network, and the package as it is found from elsewhere."""
+"""The wheel: what is in it, and its commands in an environment of their own, run from another folder."""
 
 import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
+import zipfile
 from pathlib import Path
 
 import pytest
+from fakes import TINY_FIELD, TINY_SCENE
 
 ROOT = Path(__file__).resolve().parents[2]
-CHECK = """
-import sys
-from pathlib import Path
-import cds3d
-from cds3d.options import data_folder, groups, load_config
-assert Path(cds3d.__file__).is_relative_to(sys.argv[1]), cds3d.__file__
-config = load_config("edit", [])
-assert config.scene.name == "flower" and config.objective.kind == "cds" and config.objective.t_max == 949
-assert {"cds", "dds", "sds", "ids-cds"} <= set(groups()["objective"])
-assert (data_folder("scenes") / "flower" / "poses_bounds.npy").exists()
-assert len(list((data_folder("scenes") / "flower" / "images").glob("*.jpg"))) >= 3
-assert data_folder("configs").is_relative_to(sys.argv[1])
-import cds3d.commands.edit, tensorf.captures
-"""
+PARTS = ("cds3d", "tensorf", "configs", "scenes")
 
 
-def test_installed_package_finds_its_configurations_and_scenes(tmp_path):
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Built without a network, from a copy of the tree, so that no build/ or egg-info is left here."""
     pytest.importorskip("setuptools", reason="setuptools is not installed, and there may be no network to get it")
     pytest.importorskip("pip", reason="pip is not installed")
-    # A copy, so that no build/ or egg-info is left here; weights would only take time.
-    unwanted = shutil.ignore_patterns(".*", "outputs", "tests", "weights", "build", "*.egg-info", "__pycache__")
-    shutil.copytree(ROOT, tmp_path / "tree", ignore=unwanted)
-    target, elsewhere = tmp_path / "installed", tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    environment = {**os.environ, "PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    environment.pop("PYTHONPATH", None)
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
-    install = [*command, "--target", str(target), str(tmp_path / "tree")]
-    done = subprocess.run(install, cwd=elsewhere, env=environment, capture_output=True, text=True)
+    folder = tmp_path_factory.mktemp("wheel")
+    shutil.copytree(ROOT, folder / "tree", ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__"))
+    options = ["-q", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(folder)]
+    run([sys.executable, "-m", "pip", "wheel", *options, str(folder / "tree")], folder)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def bare(wheel, tmp_path_factory):
+    """The folder of commands of an environment with the wheel, which borrows what it needs from this one."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, symlinks=os.name == "posix")
+    places = {name: sysconfig.get_path(name, "venv", {"base": str(folder)}) for name in ("purelib", "scripts")}
+    # What a .pth adds comes last, and the .pth files there, such as that of an editable install, are not read.
+    borrowed = dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
+    Path(places["purelib"], "borrowed.pth").write_text("\n".join(borrowed) + "\n")
+    python = Path(places["scripts"], "python")
+    install = ["install", "-q", "--no-deps", "--no-index", str(wheel)]
+    run([sys.executable, "-m", "pip", "--python", str(python), *install], folder)
+    return python.parent
+
+
+def run(command, folder):
+    """Run in `folder` without what this process's environment says of Python's path; returns what was printed."""
+    quiet = {"PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "OMP_NUM_THREADS": "1"}
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | quiet
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    check = [sys.executable, "-c", CHECK, str(target)]
-    environment |= {"PYTHONPATH": str(target), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(check, cwd=elsewhere, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert (target / "bin" / "cds3d").exists()
+    return done.stdout
+
+
+def test_the_wheel_has_all_files_of_the_package_and_no_others(wheel):
+    expected = set()
+    for part in PARTS:
+        for path in (ROOT / part).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                inside = path.relative_to(ROOT).as_posix()
+                expected.add(inside if part in ("cds3d", "tensorf") else f"cds3d/{inside}")
+    with zipfile.ZipFile(wheel) as file:
+        names = {name for name in file.namelist() if ".dist-info/" not in name}
+        metadata = {name.split("/", 1)[1] for name in file.namelist() if ".dist-info/" in name}
+    assert names == expected
+    assert {"METADATA", "entry_points.txt"} <= metadata and any(name.endswith("LICENSE") for name in metadata)
+
+
+def test_the_wheels_commands_run_from_anywhere(bare, tmp_path):
+    where = run(
+        [str(bare / "python"), "-c", "import cds3d, tensorf; print(cds3d.__file__, tensorf.__file__)"], tmp_path
+    )
+    assert all(Path(p).is_relative_to(bare.parent) for p in where.split()), where
+    command = str(bare / "cds3d")
+    assert '"a yellow flower"' in run([command, "list"], tmp_path)
+    text = run([command, "edit", "--help"], tmp_path)
+    assert "--tgt TEXT" in text and "patch_sizes" in text
+    run([command, "train", "scene=flower", *TINY_SCENE, *TINY_FIELD, "video_frames=0", "field.iterations=2"], tmp_path)
+    made = tmp_path / "outputs" / "flower" / "source"
+    assert (made / "metrics.json").exists() and (made / "field.safetensors").exists()

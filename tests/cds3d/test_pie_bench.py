@@ -88,6 +88,20 @@ def test_wrong_folders(tmp_path):
         read_mapping(folder)
 
 
+def test_names_that_lead_outside(tmp_path):
+    """Of a picture to read, and of a folder to write to."""
+    save_bench(tmp_path / "bench", one=ENTRY)
+    Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "other.jpg")
+    for place in ("../../other.jpg", "../other.jpg", str(tmp_path / "other.jpg")):
+        (tmp_path / "bench" / "mapping_file.json").write_text(json.dumps({"one": ENTRY | {"image_path": place}}))
+        with pytest.raises(UserError, match="leads out of"):
+            read_mapping(tmp_path / "bench")
+    for name in ("", ".", "..", "../up", "/up", "a/b"):
+        (tmp_path / "bench" / "mapping_file.json").write_text(json.dumps({name: ENTRY}))
+        with pytest.raises(UserError, match="cannot be a folder's name"):
+            read_mapping(tmp_path / "bench")
+
+
 # --- Masks
 
 

@@ -19,6 +19,7 @@ from cds3d.pocket.world.raycast import Render, render
 from cds3d.pocket.world.scenes import COLORS, Attributes, build_scene, look_camera
 from tensorf.cameras import Camera
 from tensorf.errors import UserError
+from tensorf.untrusted import load_json
 
 SUPERSAMPLE = 2
 FILLERS = {"a", "an", "photo", "picture", "of"}  # words of a prompt that say nothing about what is seen
@@ -116,7 +117,7 @@ class WorldCapture:
         if not path.exists():
             return None
         try:
-            data = json.loads(path.read_text())
+            data = load_json(path)
             width, height = data["width"], data["height"]
             cameras = {
                 f"view{i:03d}": Camera(
