@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -106,7 +105,7 @@ def _build(header: dict, tensors: dict[str, torch.Tensor], prefix: str = "") -> 
     own = {k.removeprefix(prefix): v for k, v in tensors.items()}
     if not 1 <= steps <= _MOST_STEPS:
         raise ValueError(f"steps={steps} has to lie in 1 to {_MOST_STEPS}")
-    _check_sizes(partial(kind, space=space, resolution=resolution, steps=1), config, own)
+    _check_sizes(lambda like: kind(like, space, resolution, 1), config, own)
     field = kind(config, space, resolution, steps)
     field.occupancy = torch.zeros_like(tensors[prefix + "occupancy"])
     return field

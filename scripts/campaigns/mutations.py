@@ -126,7 +126,7 @@ def _text(text: str) -> bytes:
 
 def array_file(data: bytes, chance: random.Random) -> bytes:
     """A .npy file of another shape, type or content."""
-    array = np.load(io.BytesIO(data))
+    array = np.load(io.BytesIO(data), allow_pickle=False)
     flat = array.copy()
     flat.flat[chance.randrange(flat.size)] = chance.choice((np.nan, np.inf, 0.0, -1.0, 1e300, 1e-300))
     kinds = (
