@@ -246,7 +246,7 @@ def test_no_call_runs_what_a_file_says():
     found, loads = list(calls()), 0
     for place, name, keywords in found:
         assert "trust_remote_code" not in keywords and not keywords.get("shell"), place
-        assert not keywords.get("allow_pickle"), place
+        assert not keywords.get("allow_pickle") or name == "np.save", place  # campaigns write what has to be refused
         assert name not in ("eval", "exec", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load"), place
         assert name.split(".")[0] not in ("pickle", "marshal", "shelve", "tarfile", "zipfile"), place
         assert not name.endswith("unpack_archive"), place
