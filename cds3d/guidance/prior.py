@@ -168,7 +168,7 @@ class Prior:
             raise ValueError(f"one batch cannot give features of several kinds: {', '.join(sorted(kinds))}")
         kind = next(iter(kinds), None)
         z_t = torch.cat([q.z_t for q in queries])
-        t = torch.tensor([q.t for q in queries], device=self.device)
+        t = torch.tensor([q.t for q in queries]).to(self.device, non_blocking=True)
         with torch.set_grad_enabled(any(q.grad for q in queries)):
             with self._tap.caught(kind if kind in ("self", "cross") else None) as maps:
                 inputs = z_t.to(self.dtype, memory_format=torch.channels_last)
@@ -188,9 +188,10 @@ class Prior:
         conditions: dict = {"encoder_hidden_states": torch.cat([q.prompt.tokens for q in queries]).to(self.dtype)}
         if queries[0].prompt.pooled is not None:
             height, width = (8 * n for n in queries[0].z_t.shape[2:])
-            ids = torch.tensor([[height, width, 0, 0, height, width]] * len(queries), device=self.device)
+            ids = torch.tensor([[height, width, 0, 0, height, width]] * len(queries))
+            ids = ids.to(self.device, self.dtype, non_blocking=True)
             pooled = torch.cat([q.prompt.pooled for q in queries]).to(self.dtype)
-            conditions["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids.to(self.dtype)}
+            conditions["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids}
         return conditions
 
     @cached_property
