@@ -35,7 +35,8 @@ def random_sd(
 ) -> Prior:
     """Random weights in the U-Net and the VAE of Stable Diffusion v1.4 (its published configuration).
 
-    share: what the numbers of channels are divided by, 1 or 10; the smaller one is for trying. layout: `Prior`'s.
+    share: what the numbers of channels are divided by, 1, or 10 for a model to try things with, which also has fewer
+    layers. layout: `Prior`'s.
     """
     torch.manual_seed(0)
     diffusers_logging.set_verbosity_error()  # it would warn of every cast
@@ -45,12 +46,13 @@ def random_sd(
             cross_attention_dim=768,
             attention_head_dim=8,
             block_out_channels=tuple(n // share for n in (320, 640, 1280, 1280)),
+            layers_per_block=2 if share == 1 else 1,
         )
         vae = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=tuple(max(32, n // share) for n in (128, 256, 512, 512)),
-            layers_per_block=2,
+            block_out_channels=(128, 256, 512, 512) if share == 1 else (32,) * 4,
+            layers_per_block=2 if share == 1 else 1,
             sample_size=512,
         )
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2

@@ -1,5 +1,6 @@
 """Options, runs and images that the tests of the commands share; each test begins in an empty folder."""
 
+import copy
 import importlib
 import shutil
 import sys
@@ -13,8 +14,10 @@ from fake_device import DEVICE, elsewhere
 from fakes import TINY_FIELD, TINY_SCENE
 from PIL import Image
 
+from cds3d.bench import gpu_agreement, gpu_speed
 from cds3d.commands import preparing
 from cds3d.guidance import load_prior
+from cds3d.guidance.loading import DTYPES
 from cds3d.guidance.prior import Prior
 from tensorf import train
 
@@ -65,6 +68,10 @@ def moved(monkeypatch, tiny_folder):
     """
     with mock.patch("cds3d.guidance.loading.Prior", dict):
         parts = load_prior(str(tiny_folder), device=torch.device("cpu"))
+
+    def load(*_, dtype="fp32", device=DEVICE, **__):
+        return Prior(**copy.deepcopy(parts) | {"device": device, "dtype": DTYPES[dtype]})
+
     for command in ("baselines", "edit", "export", "images", "refit", "render", "train"):
         importlib.import_module(f"cds3d.commands.{command}")  # now: it would keep what is patched below
 
@@ -76,7 +83,8 @@ def moved(monkeypatch, tiny_folder):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         seeded = train.seeded  # torch has no generators of the other device
         monkeypatch.setattr(train, "seeded", lambda _, seed: seeded("cpu", seed))
-        monkeypatch.setattr(preparing, "load_prior", lambda *_, **__: Prior(**parts | {"device": DEVICE}))
+        for module in (preparing, gpu_agreement, gpu_speed):
+            monkeypatch.setattr(module, "load_prior", load)
         with elsewhere(monkeypatch):
             yield
 

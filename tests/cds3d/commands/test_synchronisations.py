@@ -76,7 +76,7 @@ def test_a_step_of_a_fields_edit(more, visits, at_first, later, steps, tmp_path,
     assert number <= later, places
 
 
-@pytest.mark.parametrize("what", ["objective=cds", "objective=ids-cds", "objective=ssd-cds", "objective=csd", "pixels"])
+@pytest.mark.parametrize("what", ["objective=cds", "objective=csd", "pixels"])
 def test_a_step_of_an_images_edit(what, steps, tmp_path, image_options):
     more = ["edit=pixels"] if what == "pixels" else [what]
     steps.limit = 1
