@@ -38,7 +38,7 @@ SOURCE, TARGET = "a yellow flower", "a red flower"
 STEP_LIMITS = {"fp32": 2e-3, "tf32": 0.05, "fp16": 0.05, "bf16": 0.25}
 LATENT_LIMITS = {"fp32": 1e-4, "tf32": 5e-3, "fp16": 5e-3, "bf16": 2e-2}
 # Of an edit, the share of its change that may differ: masks have thresholds, and Adam enlarges small differences.
-FIELD_LIMIT, IMAGE_LIMIT = 0.2, 0.05
+FIELD_LIMIT, IMAGE_LIMIT = 0.1, 0.05
 RENDER_DB, TRAINING_DB = 60.0, 1.0
 SPACES, KINDS = ("ndc", "box", "unbounded"), ("vm", "cp")
 GRADIENT_LIMIT = 5e-3  # a few thin samples may be stood for by others
@@ -75,12 +75,12 @@ class Setting:
 
 def full_setting(capture: Path, model: str) -> Setting:
     small = ("field.batch=1024", "field.resolution=96", "field.prune_rays=20000", "field.final_rays=40000")
-    return Setting(capture, model, 252, small, 20, 300)
+    return Setting(capture, model, 252, small, 20, 200)
 
 
 def quick_setting(capture: Path, model: str) -> Setting:
     tiny = ("field.batch=64", "field.resolution=16", "field.prune_rays=4000", "field.final_rays=4000")
-    return Setting(capture, model, 48, (*tiny, "field.density_shift=0"), 3, 8)
+    return Setting(capture, model, 48, (*tiny, "field.density_shift=0", "field.lr_grid=0.1"), 3, 8)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ What does not end within its budget is extrapolated, and says so. Seconds are of
 from __future__ import annotations
 
 import collections
+import gc
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -68,7 +69,7 @@ class Budget:
 
 
 _TINY = ("field.batch=64", "field.resolution=16", "field.prune_rays=2000", "field.final_rays=2000")
-FULL = Budget(75, 75, 120, 120, (), (), 400, ((252, 189), (512, 512)), 5, 1, "fp16")
+FULL = Budget(60, 60, 90, 90, (), (), 400, ((252, 189), (512, 512)), 5, 1, "fp16")
 QUICK = Budget(
     train=20,
     edit=20,
@@ -159,7 +160,9 @@ def time_published(device: torch.device, setting: Setting, budget: Budget) -> It
     made, seconds = run_within(trainer.step, steps, budget.published, device)
     yield from _training_figures("published", trainer, made, seconds, whole, "180 s")
     trainer.finish()
+    reset_peak_memory(device)
     yield Figure("published", "held-out PSNR", _held_out(trainer), "dB", note=f"after {made} steps")
+    yield Figure("published", "peak memory of its full renders", peak_memory_mb(device), "MB")
 
 
 def _trainer(setting: Setting, device: torch.device, options: tuple[str, ...], *first: str) -> Trainer:
@@ -245,27 +248,31 @@ def _forecast(editor: Editor, field: Field, prompts: Prompts) -> dict[str, float
 
 def time_sd_steps(device: torch.device, setting: Setting, budget: Budget) -> Iterator[Figure]:
     """One CDS step on pictures, in both memory layouts of the networks: `Prior` has channels-last."""
-    objective = build_objective(load_config("edit", ["guidance=sd14"]))
     for layout in (torch.channels_last, torch.contiguous_format):
-        prior = random_sd(DTYPES[budget.dtype], device, share=budget.share, layout=layout)
-        prompts = random_prompts(prior)
-        for width, height in budget.pictures:
-            pictures = torch.rand(2, 1, 3, height, width, generator=torch.Generator().manual_seed(1)).to(device)
+        yield from _sd_steps(device, budget, layout)
+        gc.collect()  # the next model's peak is its own
 
-            def step(prior=prior, prompts=prompts, pictures=pictures) -> Tensor:
-                pair = ImagePair(prior, *pictures)
-                draw = objective.draw(pair.source, 0.0)
-                return pair.backward(objective.gradient(prior, pair, prompts, draw).gradient)
 
-            step()
-            gradient = step()  # by now kernels are chosen and loaded
-            reset_peak_memory(device)
-            made, seconds = run_within(step, budget.repeats, 10.0, device)
-            what = f"{budget.dtype}, {width}x{height}, {str(layout).removeprefix('torch.')}"
-            note = "" if bool(torch.isfinite(gradient).all()) else "the gradient is not finite"
-            yield Figure("sd-steps", f"CDS step, {what}", seconds / made, "s", note=note)
-            yield Figure("sd-steps", f"its peak memory, {what}", peak_memory_mb(device), "MB")
-        del prior
+def _sd_steps(device: torch.device, budget: Budget, layout: torch.memory_format) -> Iterator[Figure]:
+    objective = build_objective(load_config("edit", ["guidance=sd14"]))
+    prior = random_sd(DTYPES[budget.dtype], device, share=budget.share, layout=layout)
+    prompts = random_prompts(prior)
+    for width, height in budget.pictures:
+        pictures = torch.rand(2, 1, 3, height, width, generator=torch.Generator().manual_seed(1)).to(device)
+
+        def step(pictures=pictures) -> Tensor:
+            pair = ImagePair(prior, *pictures)
+            draw = objective.draw(pair.source, 0.0)
+            return pair.backward(objective.gradient(prior, pair, prompts, draw).gradient)
+
+        step()
+        gradient = step()  # by now kernels are chosen and loaded
+        reset_peak_memory(device)
+        made, seconds = run_within(step, budget.repeats, 10.0, device)
+        what = f"{budget.dtype}, {width}x{height}, {str(layout).removeprefix('torch.')}"
+        note = "" if bool(torch.isfinite(gradient).all()) else "the gradient is not finite"
+        yield Figure("sd-steps", f"CDS step, {what}", seconds / made, "s", note=note)
+        yield Figure("sd-steps", f"its peak memory, {what}", peak_memory_mb(device), "MB")
 
 
 PARTS: dict[str, Callable[[torch.device, Setting, Budget], Iterator[Figure]]] = {

@@ -93,7 +93,12 @@ def failing(*_):
     raise RuntimeError("out of memory\nand more")
 
 
+def agreeing(*_):
+    yield Check("training", "a comparison", 0.5, 1.0, "at most")
+
+
 def test_a_failed_part_hides_no_other(check, monkeypatch):
+    monkeypatch.setitem(gpu_agreement.PARTS, "training", agreeing)
     monkeypatch.setitem(gpu_speed.PARTS, "edit", failing)
     code, result, tables = check("edit", "training")
     assert code == 0  # no comparison failed
@@ -113,6 +118,7 @@ def test_a_gpu_that_answers_no_more_is_tried_from_another_process(check, monkeyp
         with open(file, "w") as f:
             json.dump({"parts": {"steps": {"checks": [], "error": "CUDA error", "skipped": False}}}, f)
 
+    monkeypatch.setitem(gpu_agreement.PARTS, "training", agreeing)
     monkeypatch.setattr(check.script, "alive", lambda device: False)
     monkeypatch.setattr(check.script, "subprocess", SimpleNamespace(run=run))
     code, result, _ = check("training", "steps", "edit")
@@ -169,5 +175,7 @@ def test_nothing_mixes_devices(part, there, capture_folder, monkeypatch):
     if part in gpu_agreement.PARTS:
         found = list(gpu_agreement.PARTS[part](DEVICE, setting))
         assert found and all(check.passed for check in found)
+    elif part == "sd-steps":
+        assert list(gpu_speed._sd_steps(DEVICE, QUICK, torch.channels_last))
     else:
         assert list(gpu_speed.PARTS[part](DEVICE, setting, QUICK))
