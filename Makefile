@@ -3,18 +3,23 @@
 # make docs   the documentation as pages, in site/
 # make lint   format, style, and known flaws of the packages that are installed; AUDIT=no leaves out the flaws
 # make audit  the flaws alone, which takes a network
+# make test-cuda   on a machine with a GPU: the tests that need one, then times, memory and agreement with the CPU
 # make test-browser   the viewer in Chromium, which has to be there: apt-get install chromium
 # Both set up .venv first if it is not there. PYTHON=python3.12 make ... picks another interpreter.
 
 PYTHON ?= python3
 
-.PHONY: edit test test-browser docs lint audit
+.PHONY: edit test test-cuda test-browser docs lint audit
 
 edit: .venv/ready
 	.venv/bin/python edit.py --tgt "a red flower"
 
 test: .venv/ready
 	.venv/bin/python -m pytest -q tests
+
+test-cuda: .venv/ready
+	.venv/bin/python -m pytest -q -rs tests/cds3d/commands/test_cuda.py
+	.venv/bin/python scripts/gpu_check.py
 
 test-browser: .venv/ready
 	.venv/bin/python -m pip install -q playwright==1.65.2

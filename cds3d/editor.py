@@ -10,9 +10,10 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from cds3d.guidance.prior import Prior
-from cds3d.objectives.objective import Objective, Prompts
+from cds3d.objectives.objective import Objective, Prompts, fetched
 from cds3d.subjects import Subject
 from tensorf.errors import UserError
 
@@ -79,12 +80,13 @@ class Editor:
         draw = objective.draw(pair.source, progress)
         step = objective.gradient(self.prior, pair, self.prompts, draw)
         self.optimizer.zero_grad()
-        finite = bool(torch.isfinite(step.gradient).all())
-        if finite:
-            image_gradient = pair.backward(step.gradient)
-            squares = self._mean_squares()
-            finite = bool(torch.isfinite(image_gradient).all()) and all(math.isfinite(s) for s in squares)
-        if not finite:
+        image_gradient = pair.backward(step.gradient)
+        finite = torch.isfinite(step.gradient).all() & torch.isfinite(image_gradient).all()
+        # All that is told or decided upon comes at once: a GPU is waited for each time that it is asked.
+        means = self._mean_squares()
+        finite, *numbers = fetched([finite, *means, *step.figures.values()])
+        squares, figures = numbers[: len(means)], dict(zip(step.figures, numbers[len(means) :], strict=True))
+        if not finite or not all(map(math.isfinite, squares)):
             raise UserError(
                 f"the gradient is no longer finite at iteration {self.iteration}: lower edit.lr "
                 f"(now {self.config.lr}), objective.scale or objective.weight, or use guidance.dtype=fp32, and go on "
@@ -96,7 +98,7 @@ class Editor:
         self.optimizer.step()
         self.subject.observe(pair, image_gradient)
         self.iteration += 1
-        return step.figures | self._of_groups(squares)
+        return figures | self._of_groups(squares)
 
     def _of_groups(self, squares: list[float]) -> dict[str, float]:
         """Rate and root-mean-square gradient of each group of parameters."""
@@ -106,13 +108,14 @@ class Editor:
             figures |= {f"lr/{name}": group["lr"], f"gradient_rms/{name}": square**0.5}
         return figures
 
-    def _mean_squares(self) -> list[float]:
-        """Of each group's gradients, as they are now."""
+    def _mean_squares(self) -> list[float | Tensor]:
+        """Of each group's gradients, as they are now: tensors of one number, or 0 without gradients."""
         means = []
         for group in self.optimizer.param_groups:
             gradients = [p.grad for p in group["params"] if p.grad is not None]
-            norms = torch.stack([torch.linalg.vector_norm(g) for g in gradients]) if gradients else torch.zeros(1)
-            means.append(float(norms.square().sum()) / max(sum(g.numel() for g in gradients), 1))
+            norms = [torch.linalg.vector_norm(g) for g in gradients]
+            total = torch.stack(norms).square().sum().double() if norms else 0.0
+            means.append(total / max(sum(g.numel() for g in gradients), 1))
         return means
 
     def _raise_floor(self, group: dict, mean_square: float) -> None:

@@ -31,10 +31,10 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: E402
 from diffusers.models.attention_processor import AttnProcessor  # noqa: E402
-from diffusers.utils import logging as diffusers_logging  # noqa: E402
 
+from cds3d.bench.random_model import ImagePair, random_prompts, random_sd  # noqa: E402
 from cds3d.commands.preparing import build_objective  # noqa: E402
-from cds3d.guidance import Prior, Prompt, load_prior  # noqa: E402
+from cds3d.guidance import Prior, load_prior  # noqa: E402
 from cds3d.guidance.loading import DTYPES  # noqa: E402
 from cds3d.objectives.objective import Prompts  # noqa: E402
 from cds3d.options import load_config  # noqa: E402
@@ -125,41 +125,6 @@ class Published:
         z = self.encode(x)
         z.backward(self.latent_gradient(z_src, z.detach()))
         return x.grad
-
-
-class ImagePair:
-    """A picture seen through the encoder, as a field's view is."""
-
-    def __init__(self, prior: Prior, source: torch.Tensor, image: torch.Tensor):
-        self.prior, self.image = prior, image.detach().clone().requires_grad_()
-        with torch.no_grad():
-            self.source = prior.encode_image(source)
-
-    def target(self) -> torch.Tensor:
-        self.z = self.prior.encode_image(self.image)
-        return self.z.detach()
-
-    def backward(self, gradient: torch.Tensor) -> torch.Tensor:
-        self.z.backward(gradient)
-        return self.image.grad
-
-
-def random_sd(dtype: str, device: torch.device) -> Prior:
-    """Random weights in the U-Net and the VAE of Stable Diffusion v1.4 (its published configuration)."""
-    torch.manual_seed(0)
-    diffusers_logging.set_verbosity_error()  # it would warn of every cast
-    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-        sample_size=512,
-    )
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
-    alphas = (1 - betas).cumprod(0)
-    networks = dict(unet=unet, vae=vae, text=argparse.Namespace(encoders=[]))
-    return Prior(**networks, alphas=alphas, prediction="epsilon", device=device, dtype=DTYPES[dtype])
 
 
 def reference_of(prior: Prior, text: torch.Tensor) -> Published:
@@ -265,13 +230,11 @@ def main(argv=None) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     torch.set_num_threads(args.threads or cores)
     load = lambda dtype: (  # noqa: E731
-        random_sd(dtype, device) if args.model == "sd" else load_prior(args.model, dtype=dtype, device=device)
+        random_sd(DTYPES[dtype], device) if args.model == "sd" else load_prior(args.model, dtype=dtype, device=device)
     )
     full = load("fp32")
-    width = full.unet.config.cross_attention_dim
-    text = (0.5 * torch.randn(3, 77, width, generator=torch.Generator().manual_seed(2))).to(device)
-    prompts = Prompts(*(Prompt(tokens[None]) for tokens in text))
-    reference = reference_of(full, text)
+    prompts = random_prompts(full)
+    reference = reference_of(full, torch.cat([prompts.null.tokens, prompts.source.tokens, prompts.target.tokens]))
     sizes = [("latent", s) for s in args.latents] + [("image", s) for s in args.images]
     result = {"model": args.model, "machine": machine(device), "rows": []}
     print(f"{args.model}, against the published flow in fp32, {machine(device)}")

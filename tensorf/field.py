@@ -157,6 +157,7 @@ class Field(nn.Module):
         super().__init__()
         grid = {"vm": VM, "cp": CP}[config.decomposition]
         self.config, self.space, self.resolution, self.steps = config, space, tuple(resolution), steps
+        self._span = None, 0.0
         self.density_grid = grid(config.density_components, self.resolution)
         self.color_grid = grid(config.color_components, self.resolution)
         self.basis = nn.Linear(grid.width(config.color_components), config.feature_dim, bias=False)
@@ -176,9 +177,16 @@ class Field(nn.Module):
         return self
 
     @property
+    def t_span(self) -> float:
+        """`Space.t_span`, kept for each box: a box on a GPU would be waited for at each step of training."""
+        if self._span[0] is not self.space.box:
+            self._span = self.space.box, self.space.t_span
+        return self._span[1]
+
+    @property
     def step(self) -> float:
         """Between samples of a ray, in its parameter t."""
-        return self.space.t_span / self.steps
+        return self.t_span / self.steps
 
     def render(self, camera: Camera) -> dict[str, Tensor]:
         """A whole view without gradients: color (H, W, 3), opacity (H, W), depth (H, W)."""

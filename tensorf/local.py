@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tensorf.cameras import Camera
 from tensorf.field import Field
 from tensorf.occupancy import cell_index
+from tensorf.packed import split_indices
 from tensorf.space import Space
 
 _EMPTY = 1e-3  # opacity of a step below which a place counts as empty
@@ -96,8 +97,7 @@ class LocalField(nn.Module):
         return values.index_copy(0, inside, self.target.color(x[inside], viewdirs[inside]))
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        within = self.inside(x)
-        return within.nonzero()[:, 0], (~within).nonzero()[:, 0]
+        return split_indices(self.inside(x))
 
     def render(self, camera: Camera) -> dict[str, Tensor]:
         """As `Field.render`."""

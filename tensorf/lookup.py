@@ -71,12 +71,16 @@ def plane_line_products(planes: Sequence[Tensor], lines: Sequence[Tensor], x: Te
     least = min(*(n for plane in planes for n in plane.shape[1:]), *(line.shape[1] for line in lines))
     if least >= 2 and compiled_for(x, *planes, *lines):
         return _Products.apply(x, summed, *planes, *lines)
-    parts = []
+    parts, total = [], 0
     for plane, line, (a, b, c) in zip(planes, lines, MODES, strict=True):
         along = torch.stack([torch.zeros_like(x[:, c]), x[:, c]], -1)
         across = torch.stack([x[:, a], x[:, b]], -1)  # x[:, (a, b)] would copy a list of indices to the GPU each time
-        parts.append(bilinear(plane, across) * bilinear(line, along))
-    return sum(part.sum(0) for part in parts) if summed else torch.cat(parts).T
+        part = bilinear(plane, across) * bilinear(line, along)
+        if summed:
+            total = total + part.sum(0)  # at once: the products of all modes would take most of the memory
+        else:
+            parts.append(part)
+    return total if summed else torch.cat(parts).T
 
 
 class _Products(torch.autograd.Function):

@@ -36,9 +36,14 @@ class Samples:
     def subset(self, index: Tensor) -> Samples:
         """The samples `index` (m,) int64, ascending, of the same rays."""
         ray = self.ray[index]
-        count = torch.bincount(ray, minlength=self.rays)
+        count = count_by_ray(ray, self.rays)
         x, t, step = self.x[index], self.t[index], self.step[index]
         return Samples(x, ray, t, step, count.cumsum(0) - count, self.rays)
+
+
+def count_by_ray(ray: Tensor, rays: int) -> Tensor:
+    """(rays,) how many samples each ray has; ray (n,) int64, ascending. `bincount` would wait for a GPU."""
+    return torch.searchsorted(ray, torch.arange(rays + 1, device=ray.device)).diff()
 
 
 def occupied_samples(
@@ -68,10 +73,10 @@ def occupied_samples(
         x = contract(u) / 2
     inside = ((x.abs() <= 1).all(-1)) & (t < end[:, None])
     keep = inside & occupancy.view(-1)[cell_index(occupancy.shape, x.view(-1, 3))].view(t.shape)
-    ray = keep.nonzero()[:, 0]
+    kept = keep.flatten().nonzero()[:, 0]  # once: each mask as an index would wait for a GPU
     count = keep.sum(1)
-    step = _constant(dt, len(ray), x) if course is None else course.rate(t)[keep] * dt
-    return Samples(x[keep], ray, t[keep], step, count.cumsum(0) - count, len(begin))
+    step = _constant(dt, len(kept), x) if course is None else course.rate(t).view(-1)[kept] * dt
+    return Samples(x.view(-1, 3)[kept], kept // steps, t.view(-1)[kept], step, count.cumsum(0) - count, len(begin))
 
 
 def _constant(value: float, count: int, like: Tensor) -> Tensor:
@@ -109,7 +114,6 @@ def _compiled_march(occupancy, origin, direction, begin, end, dt, steps, course)
 def cell_index(shape, x: Tensor) -> Tensor:
     """(n, 3) points in [-1, 1] (clamped) -> flat indices of their cells in a grid of `shape` (z, y, x)."""
     depth, height, width = shape
-    size = torch.tensor([width, height, depth], device=x.device, dtype=x.dtype)
-    i = ((x.clamp(-1, 1) + 1) * 0.5 * size).long()
-    ix, iy, iz = i[:, 0].clamp(max=width - 1), i[:, 1].clamp(max=height - 1), i[:, 2].clamp(max=depth - 1)
+    share = (x.clamp(-1, 1) + 1) * 0.5
+    ix, iy, iz = ((share[:, k] * n).long().clamp(max=n - 1) for k, n in enumerate((width, height, depth)))
     return (iz * height + iy) * width + ix

@@ -8,6 +8,19 @@ from torch import Tensor
 from tensorf.occupancy import Samples
 
 
+def split_indices(mask: Tensor, count: int | None = None) -> tuple[Tensor, Tensor]:
+    """Ascending int64 indices where a mask (n,) holds, and where it does not.
+
+    count: the number of the former, if the caller knows it. A GPU is waited for at most once, and not at all with it.
+    """
+    if mask.device.type == "cpu":
+        return mask.nonzero()[:, 0], (~mask).nonzero()[:, 0]
+    if count is None:
+        count = int(mask.sum())
+    order = mask.sort(descending=True, stable=True).indices
+    return order[:count], order[count:]
+
+
 def exclusive_sum(values: Tensor, samples: Samples) -> Tensor:
     """(n,) float64: for each sample the sum of `values` (n,) before it on the same ray; differentiable.
 

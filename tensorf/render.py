@@ -112,10 +112,13 @@ def composite(
 def render_view(field: Field, camera: Camera, chunk: int = 4096) -> dict[str, Tensor]:
     """A whole view without gradients: color (H, W, 3), opacity (H, W), depth (H, W). Memory grows with `chunk` only."""
     rays = field.space.rays(camera).to(field.device)
-    parts = [render_rays(field, rays[i : i + chunk]) for i in range(0, len(rays), chunk)]
+    parts = [_picture(field, rays[i : i + chunk]) for i in range(0, len(rays), chunk)]
+    color, opacity, depth = (torch.cat(part) for part in zip(*parts, strict=True))
     shape = (camera.height, camera.width)
-    return {
-        "color": torch.cat([p.color for p in parts]).view(*shape, 3),
-        "opacity": torch.cat([p.opacity for p in parts]).view(shape),
-        "depth": torch.cat([p.depth for p in parts]).view(shape),
-    }
+    return {"color": color.view(*shape, 3), "opacity": opacity.view(shape), "depth": depth.view(shape)}
+
+
+def _picture(field: Field, rays: Rays) -> tuple[Tensor, Tensor, Tensor]:
+    """(color, opacity, depth) of a `Rendering`, without its samples, which would add up to a view's."""
+    rendering = render_rays(field, rays)
+    return rendering.color, rendering.opacity, rendering.depth

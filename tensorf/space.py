@@ -117,19 +117,22 @@ class Space:
         """All rays of a camera, row by row. UserError if NDC cannot hold them."""
         return self.cast(*camera.pixel_rays())
 
-    def cast(self, origins: Tensor, directions: Tensor) -> Rays:
-        """World-space rays (n, 3), directions of unit depth, in the field's coordinates. UserError as `rays`."""
+    def cast(self, origins: Tensor, directions: Tensor, checked: bool = False) -> Rays:
+        """World-space rays (n, 3), directions of unit depth, in the field's coordinates. UserError as `rays`.
+
+        checked: the caller knows that NDC can hold them; a GPU would be waited for to find out.
+        """
         if self.kind == "ndc":
-            return self._ndc_rays(origins, directions)
+            return self._ndc_rays(origins, directions, checked)
         if self.kind == "box":
             return self._box_rays(origins, directions)
         return self._unbounded_rays(origins, directions)
 
-    def _ndc_rays(self, origins: Tensor, directions: Tensor) -> Rays:
+    def _ndc_rays(self, origins: Tensor, directions: Tensor, checked: bool) -> Rays:
         rotation, center = self.reference[:, :3].to(origins), self.reference[:, 3].to(origins)
         o, d = (origins - center) @ rotation, directions @ rotation
         viewdirs = torch.nn.functional.normalize(d, dim=1)
-        if (viewdirs[:, 2] < _LEAST_FORWARD).any():
+        if not checked and (viewdirs[:, 2] < _LEAST_FORWARD).any():
             raise UserError(
                 "the camera looks sideways or back from a forward-facing field: train it with space=unbounded"
             )

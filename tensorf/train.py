@@ -24,7 +24,10 @@ from tensorf.space import Space, space_of
 
 
 class PixelBatches:
-    """Random pixels of some of a capture's views, with their rays; nothing is stored but photos and cameras."""
+    """Random pixels of some of a capture's views, with their rays; nothing is stored but photos and cameras.
+
+    UserError if NDC cannot hold all of their rays.
+    """
 
     def __init__(self, capture: Capture, views: list[int], space: Space, device: torch.device):
         cameras = [capture.cameras[i] for i in views]
@@ -32,17 +35,23 @@ class PixelBatches:
         self.poses = torch.stack([c.pose for c in cameras]).to(device)
         self.intrinsics = torch.tensor([[c.fx, c.fy, c.cx, c.cy] for c in cameras], device=device)
         self.space, self.device = space, device
+        height, width = self.images.shape[1:3]
+        for v, u in ((0, 0), (0, width - 1), (height - 1, 0), (height - 1, width - 1)):  # all others lie in between
+            space.cast(self.poses[:, :, 3], self._directions(torch.arange(len(views), device=device), v, u))
 
     def draw(self, count: int, generator: torch.Generator):
         """(rays, colors (count, 3) in [0, 1]) of pixels drawn uniformly, with replacement."""
         n, height, width, _ = self.images.shape
         pixel = torch.randint(n * height * width, (count,), generator=generator, device=self.device)
         view, v, u = pixel // (height * width), pixel // width % height, pixel % width
+        rays = self.space.cast(self.poses[view, :, 3].contiguous(), self._directions(view, v, u), checked=True)
+        return rays, self.images[view, v, u].float() / 255
+
+    def _directions(self, view: Tensor, v: Tensor | int, u: Tensor | int) -> Tensor:
+        """(n, 3) of unit depth, in the world, through pixels in row v and column u."""
         fx, fy, cx, cy = self.intrinsics[view].T
         local = torch.stack([(u + 0.5 - cx) / fx, (v + 0.5 - cy) / fy, torch.ones_like(fx)], -1)
-        poses = self.poses[view]
-        directions = torch.einsum("nij,nj->ni", poses[:, :, :3], local)
-        return self.space.cast(poses[:, :, 3].contiguous(), directions), self.images[view, v, u].float() / 255
+        return torch.einsum("nij,nj->ni", self.poses[view, :, :3], local)
 
 
 def seeded(device: torch.device, seed: int) -> torch.Generator:
@@ -133,14 +142,15 @@ class Trainer:
         self.optimizer.zero_grad()
         loss.backward()
         gradients = [p.grad.sum() for p in field.parameters() if p.grad is not None]
-        if not torch.isfinite(torch.stack([loss.detach(), *gradients])).all():
+        squares, *figures = torch.stack([error.detach(), loss.detach(), *gradients]).tolist()  # a GPU is asked once
+        if not all(map(math.isfinite, figures)):
             raise UserError(
                 f"the loss is no longer finite at iteration {self.iteration}: lower lr_grid "
                 f"(now {config.lr_grid}) or check the capture's poses"
             )
         self.optimizer.step()
         self.iteration += 1
-        return -10 * math.log10(max(error.item(), 1e-10))
+        return -10 * math.log10(max(squares, 1e-10))
 
     def _unclear(self, generator: torch.Generator) -> Tensor:
         """`losses.away_from_points` for random matched points of the training photos."""
@@ -163,7 +173,7 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         if config.distortion and progress > (config.prune_at or (0.2,))[0]:
             # Weak while surfaces are still being found, full at the end.
-            scattered = distortion(rendering.weights, rendering.samples, field.space.t_span)
+            scattered = distortion(rendering.weights, rendering.samples, field.t_span)
             total = total + progress**2 * config.distortion * scattered
         if self.iteration % 4 == 0:  # the whole grids are touched: every fourth step, four times as strong
             total = total + config.tv_density * field.density_grid.total_variation()

@@ -14,8 +14,8 @@ from torch import Tensor
 from tensorf.cameras import Camera
 from tensorf.field import Field
 from tensorf.local import LocalField
-from tensorf.occupancy import Samples, cell_index
-from tensorf.packed import ray_sum
+from tensorf.occupancy import Samples, cell_index, count_by_ray
+from tensorf.packed import ray_sum, split_indices
 from tensorf.quadrature import representatives
 from tensorf.render import COLORS, composite, march, shade, weights_of
 from tensorf.space import Rays
@@ -59,7 +59,7 @@ class View:
         kept = (stands_for > 0).nonzero()[:, 0]
         few = samples.subset(kept)
         scale = stands_for[kept] / weights_of(rate[kept], few).clamp(min=torch.finfo(torch.float32).tiny)
-        return few.x, few.step, scale, torch.bincount(few.ray, minlength=len(rays)), full
+        return few.x, few.step, scale, count_by_ray(few.ray, len(rays)), full
 
     def __len__(self) -> int:
         """The number of rays."""
@@ -68,10 +68,10 @@ class View:
     def samples(self, index: Tensor | None = None) -> tuple[Samples, Tensor]:
         """Packed samples of all rays or of those in `index` (n,) int64, and the factor on each one's weight."""
         if index is None:
-            count, x, step, scale = self.count, self.x, self.step, self.scale
+            count, x, step, scale, total = self.count, self.x, self.step, self.scale, len(self.x)
         else:
-            count, begin = self.count[index], (self.count.cumsum(0) - self.count)[index]
-        ray, first = torch.repeat_interleave(count), count.cumsum(0) - count
+            count, begin, total = self.count[index], (self.count.cumsum(0) - self.count)[index], None
+        ray, first = torch.repeat_interleave(count, output_size=total), count.cumsum(0) - count
         if index is not None:
             at = torch.arange(len(ray), device=ray.device) + (begin - first)[ray]
             x, step, scale = self.x[at], self.step[at], self.scale[at]
@@ -143,10 +143,10 @@ class LocalView:
         rate[inside] = 0
         kept = (inside | (weights_of(rate, samples) > FAINT)).nonzero()[:, 0]
         samples, rate, inside = samples.subset(kept), rate[kept], inside[kept]
-        outside = (~inside).nonzero()[:, 0]
+        inner, outside = split_indices(inside)
         outer = local.source.color(samples.x[outside], rays.viewdirs[samples.ray[outside]])
-        count = torch.bincount(samples.ray, minlength=len(rays))
-        return crossing, count, samples.x[inside], samples.step[inside], inside, rate[outside], outer, full
+        count = count_by_ray(samples.ray, len(rays))
+        return crossing, count, samples.x[inner], samples.step[inner], inside, rate[outside], outer, full
 
     def color(self, local: LocalField) -> Tensor:
         """(rays, 3) colours, differentiable in the target's parameters.
@@ -161,12 +161,13 @@ class LocalView:
 
     def _render(self, field: Field | LocalField, background: float, live: Tensor) -> Tensor:
         """With `field` inside the region, of whose samples those in `live` are evaluated and the others are empty."""
-        ray = torch.repeat_interleave(self._count)
-        within, rest = self._inside.nonzero()[live, 0], (~self._inside).nonzero()[:, 0]
+        ray = torch.repeat_interleave(self._count, output_size=len(self._inside))
+        within, rest = split_indices(self._inside, len(self._x))
+        within = within[live]
         none = self._viewdirs.new_zeros(len(ray))
         first = self._count.cumsum(0) - self._count
         samples = Samples(none, ray, none, none, first, len(self.index))
-        of_inner = torch.bincount(ray[within], minlength=len(self.index))
+        of_inner = count_by_ray(ray[within], len(self.index))
         first, step = of_inner.cumsum(0) - of_inner, self._step[live]
         inner = Samples(self._x[live], ray[within], step, step, first, len(self.index))
         rate = none.index_copy(0, rest, self._rate).index_copy(0, within, field.density(inner.x) * step)

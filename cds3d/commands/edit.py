@@ -72,7 +72,7 @@ def _edit_scene(config: DictConfig, past: Past) -> Path:
     _check_scene(config)
     edit_config = build(EditConfig, config.edit, group="edit", seed=config.seed)
     pointing = read_pointing(config)
-    begin = _subject(config, edit_config, pointing)
+    begin = subject_maker(config, edit_config, pointing)
     source_path = past.folder
     run = RunFolder(output_folder(config, source_path.parent), config)
     prior, objective, prompts = prepare(config, device)
@@ -131,7 +131,7 @@ def _previewing(each: Callable, editor: Editor, path: Path, every: int) -> Calla
     return both
 
 
-def _subject(config: DictConfig, edit: EditConfig, pointing: Pointing) -> Callable[..., FieldViews | LocalViews]:
+def subject_maker(config: DictConfig, edit: EditConfig, pointing: Pointing) -> Callable[..., FieldViews | LocalViews]:
     """What makes the subject from source, cameras and prior. UserError for options that make no sense."""
     rates = build(FieldRates, config.edit, group="edit")
     region = build(RegionConfig, config.edit.region, group="edit.region")

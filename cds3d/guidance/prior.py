@@ -61,6 +61,7 @@ class Prior:
 
     prediction: "epsilon" or "v_prediction", what the U-Net was trained to give. alphas (T,): cumulative products of the
     noise schedule, a_t^2 in CDS's equation 3. vae_dtype: of the VAE, where it differs (SDXL's overflows in fp16).
+    layout: of what convolutions read; None is channels-last, and the other one for the VAE on a CPU.
     """
 
     def __init__(
@@ -74,15 +75,18 @@ class Prior:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         vae_dtype: torch.dtype | None = None,
+        layout: torch.memory_format | None = None,
     ):
         if prediction not in ("epsilon", "v_prediction"):
             raise ValueError(f"a scheduler that predicts {prediction!r} is not supported: epsilon or v_prediction")
         self.prediction, self.device, self.dtype, self.vae_dtype = prediction, device, dtype, vae_dtype or dtype
         self.alphas = alphas.to(device, torch.float32)
         # Channels-last convolutions are faster. But a CPU's group norms lose digits in that layout as maps grow: none
-        # on latents, one or more on pictures of 512x512. So on a CPU the VAE has the other layout.
-        self._vae_layout = torch.contiguous_format if device.type == "cpu" else torch.channels_last
-        self.unet = unet.to(device, dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
+        # on latents, one or more on pictures of 512x512. So on a CPU the VAE has the other layout. A GPU's group norms
+        # copy maps to the other layout and convolutions copy them back: `scripts/gpu_check.py` times both.
+        self._layout = layout or torch.channels_last
+        self._vae_layout = layout or (torch.contiguous_format if device.type == "cpu" else torch.channels_last)
+        self.unet = unet.to(device, dtype, memory_format=self._layout).eval().requires_grad_(False)
         self.vae = vae.to(device, self.vae_dtype, memory_format=self._vae_layout).eval().requires_grad_(False)
         self.text = text
         for encoder in text.encoders:
@@ -168,10 +172,10 @@ class Prior:
             raise ValueError(f"one batch cannot give features of several kinds: {', '.join(sorted(kinds))}")
         kind = next(iter(kinds), None)
         z_t = torch.cat([q.z_t for q in queries])
-        t = torch.tensor([q.t for q in queries], device=self.device)
+        t = torch.tensor([q.t for q in queries]).to(self.device, non_blocking=True)
         with torch.set_grad_enabled(any(q.grad for q in queries)):
             with self._tap.caught(kind if kind in ("self", "cross") else None) as maps:
-                inputs = z_t.to(self.dtype, memory_format=torch.channels_last)
+                inputs = z_t.to(self.dtype, memory_format=self._layout)
                 noise = self.unet(inputs, t, **self._conditions(queries)).sample.float()
             if self.prediction == "v_prediction":
                 a = self.alphas[t].view(-1, 1, 1, 1)
@@ -188,9 +192,10 @@ class Prior:
         conditions: dict = {"encoder_hidden_states": torch.cat([q.prompt.tokens for q in queries]).to(self.dtype)}
         if queries[0].prompt.pooled is not None:
             height, width = (8 * n for n in queries[0].z_t.shape[2:])
-            ids = torch.tensor([[height, width, 0, 0, height, width]] * len(queries), device=self.device)
+            ids = torch.tensor([[height, width, 0, 0, height, width]] * len(queries))
+            ids = ids.to(self.device, self.dtype, non_blocking=True)
             pooled = torch.cat([q.prompt.pooled for q in queries]).to(self.dtype)
-            conditions["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids.to(self.dtype)}
+            conditions["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids}
         return conditions
 
     @cached_property

@@ -64,7 +64,7 @@ class Contrastive(Objective):
         # In half precision the gradient on a feature is near the smallest number that there is.
         enlarged = 4096.0 if current[0].dtype == torch.float16 else 1.0
         pull = self.weight / enlarged * torch.autograd.grad(enlarged * loss, z)[0]
-        figures = step.figures | {"contrastive_loss": loss.item(), "contrastive_gradient_rms": rms(pull)}
+        figures = step.figures | {"contrastive_loss": loss.detach(), "contrastive_gradient_rms": rms(pull)}
         return replace(step, gradient=step.gradient + pull, figures=figures)
 
 

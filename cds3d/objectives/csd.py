@@ -25,5 +25,5 @@ class CSD(Objective):
         z_t = prior.noised(pair.target(), draw.t, draw.noise)
         other = prompts.source if self.versus == "source" else prompts.null
         text, less = prior.ask(Query(z_t, draw.t, prompts.target), Query(z_t, draw.t, other))
-        factor = 1.0 if self.versus == "source" else 1 - float(prior.alphas[draw.t])
+        factor = 1.0 if self.versus == "source" else 1 - prior.alphas[draw.t].double()
         return self.step(draw, self.scaled(self.scale * factor * (text.noise - less.noise)))

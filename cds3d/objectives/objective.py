@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -35,10 +36,13 @@ class Draw:
 
 @dataclass(frozen=True)
 class Step:
-    """gradient: dL/dz (1, C, h, w), float32, of the target latent; figures: numbers to log."""
+    """gradient: dL/dz (1, C, h, w), float32, of the target latent.
+
+    figures: numbers to log. Tensors of one number among them stay where they are: `fetched` gets all at once.
+    """
 
     gradient: Tensor
-    figures: dict[str, float]
+    figures: dict[str, float | Tensor]
 
 
 @dataclass(frozen=True)
@@ -84,14 +88,14 @@ class Objective:
             t = round(self.t_max + progress * (self.t_min - self.t_max))
         else:
             t = int(torch.randint(self.t_min, self.t_max + 1, (1,)))
-        return Draw(t, torch.randn(latent.shape).to(latent.device))
+        return Draw(t, torch.randn(latent.shape).to(latent.device, non_blocking=True))
 
     def scaled(self, difference: Tensor) -> Tensor:
         """A difference of noises (1, C, h, w) as a gradient."""
         height, width = difference.shape[2:]
         return difference * (2000 / (height * width) if self.score_scale is None else self.score_scale)
 
-    def step(self, draw: Draw, gradient: Tensor, **figures: float) -> Step:
+    def step(self, draw: Draw, gradient: Tensor, **figures: float | Tensor) -> Step:
         """A step whose figures tell t and the gradient's size."""
         return Step(gradient, {"t": draw.t, "score_gradient_rms": rms(gradient), **figures})
 
@@ -109,6 +113,15 @@ def classifier_free(eps_null: Tensor, eps_text: Tensor, scale: float) -> Tensor:
     return eps_null + scale * (eps_text - eps_null)
 
 
-def rms(x: Tensor) -> float:
-    """Root mean square."""
-    return x.square().mean().sqrt().item()
+def rms(x: Tensor) -> Tensor:
+    """Root mean square, a tensor of one number."""
+    return x.square().mean().sqrt()
+
+
+def fetched(values: Iterable[float | Tensor]) -> list[float]:
+    """The same with every tensor of one number as that number. A GPU is waited for once for all of them."""
+    values = list(values)
+    tensors = [v.detach() for v in values if isinstance(v, Tensor)]
+    together = [v.to(tensors[0].device, torch.float64, non_blocking=True) for v in tensors]
+    numbers = iter(torch.stack(together).tolist() if together else ())
+    return [next(numbers) if isinstance(v, Tensor) else v for v in values]

@@ -24,7 +24,7 @@ def patch_nce(reference: Tensor, target: Tensor, *, patches: int, temperature: f
     patch; the negatives are the other target patches drawn.
     """
     positions = reference.shape[1] * reference.shape[2]
-    chosen = torch.randperm(positions)[:patches].to(reference.device)
+    chosen = torch.randperm(positions)[:patches].to(reference.device, non_blocking=True)
     ref = F.normalize(reference.detach().flatten(1)[:, chosen].T.float(), dim=1)
     tgt = F.normalize(target.flatten(1)[:, chosen].T.float(), dim=1)
     similarity = ref @ tgt.T

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from cds3d.objectives.branches import branches
@@ -34,9 +35,8 @@ class PDS(Objective):
 
 def posterior_factors(alphas: Tensor, t: int, stride: int) -> tuple[float, float]:
     """(psi, chi) at t. alphas (T,): cumulative products of the noise schedule."""
-    cumulative = alphas.double()
-    at_t, at_s = float(cumulative[t]), float(cumulative[t - stride])
-    alpha = at_t / float(cumulative[t - 1])
+    at_t, at_s, before = torch.stack([alphas[t], alphas[t - stride], alphas[t - 1]]).tolist()
+    alpha = at_t / before
     beta = 1 - alpha
     c0 = at_s**0.5 * beta / (1 - at_t)
     c1 = alpha**0.5 * (1 - at_s) / (1 - at_t)

@@ -18,6 +18,7 @@ from cds3d.subjects.given import seen_share
 from cds3d.subjects.region import EditedRegion, RegionConfig, dilated
 from tensorf.cameras import Camera
 from tensorf.local import LocalField
+from tensorf.packed import split_indices
 from tensorf.renderable import FastView, Renderable
 
 _GROUPS = ("color", "density", "network", "color_lines", "density_lines")  # of `Renderable.parameter_groups`
@@ -105,13 +106,13 @@ class FieldPair:
         reach: Tensor,
         inside: float,
         stride: int,
-        pull: float,
+        pull: float | Tensor,
     ):
         self.source, self.camera = source.latent, camera
         self._prior, self._field, self._made = prior, target, source
         self._weight, self._reach, self._stride, self._pull = weight, reach, stride, pull
-        within = (reach >= inside).nonzero()[:, 0]
-        outside = (reach < inside).nonzero()[int(torch.randint(stride, (1,))) :: stride, 0]
+        within, outside = split_indices(reach >= inside)
+        outside = outside[int(torch.randint(stride, (1,))) :: stride]
         self._rays, self._within = torch.cat([within, outside]), len(within)
         self._encoded: Tensor | None = None
 

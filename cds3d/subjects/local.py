@@ -72,8 +72,9 @@ class LocalPair:
         inside = image_gradient.view(-1, 3)[self._view.index]
         loss = (self._color * inside).sum()
         if self._smoothness > 0:
-            usual = float(inside.square().sum(1).mean().sqrt())
-            loss = loss + self._smoothness * usual * len(inside) * self._field.target.total_variation()
+            usual = inside.square().sum(1).mean().sqrt().double()
+            weight = (self._smoothness * usual * len(inside)).float()
+            loss = loss + weight * self._field.target.total_variation()
         loss.backward()
         return image_gradient
 
@@ -101,6 +102,7 @@ class LocalViews:
         self.target = LocalField(source, torch.zeros_like(source.occupancy))
         self.cameras, self.prior, self.rates, self.seed = list(cameras), prior, rates, seed
         self.region, self.volume, self.looks, self.given = EditedRegion(region), volume, looks, given
+        self._opened = False
         self._sources: dict[int, SourceView] = {}
         self._views: dict[int, LocalView] = {}
 
@@ -112,7 +114,7 @@ class LocalViews:
         source = self._source(camera)
         if step < self.looks:
             return LookPair(self.prior, camera, source)
-        if not self.target.region.any():
+        if not self._opened:
             self._open()
         elif (step - self.looks) % _SETTLE == 0:
             self.target.settle()
@@ -129,6 +131,7 @@ class LocalViews:
         """Open the region: the given one, or that of the masks of the views that have been looked at, or both."""
         region = self.given if self.looks == 0 else self._found()
         self.target.open(region)
+        self._opened = True
         log.info("the region of the edit is %.2g%% of the scene's cells", 100 * float(region.float().mean()))
 
     def _found(self) -> Tensor:
@@ -178,5 +181,6 @@ class LocalViews:
     def load_state(self, state: dict) -> None:
         self.region.load_state(state["masks"], self.source.device)
         self.target.open(state["region"].to(self.source.device))
+        self._opened = bool(state["region"].any())
         self.target.occupancy = state["occupancy"].to(self.source.device)
         self._views.clear()

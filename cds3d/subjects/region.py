@@ -70,15 +70,17 @@ class _Visited:
     """What is known of a camera, in cells of `cell` pixels.
 
     mean: (3, h, w) its mean gradient over `visits`; picture: (1, 3, h, w) the source's. usual: root mean square of the
-    gradient's length; strong: mean length weighted by the lengths' squares; length: (1, 1, h, w) smoothed.
+    gradient's length; strong: mean length weighted by the lengths' squares; both are tensors of one number, which a
+    GPU is not asked for. length: (1, 1, h, w) smoothed.
     """
 
     def __init__(self, mean: Tensor, visits: int, picture: Tensor, bins: int):
         self.mean, self.visits, self.picture = mean, visits, picture
         self.length = F.avg_pool2d(mean[None], 3, 1, 1, count_include_pad=False).norm(dim=1, keepdim=True)
         squares = self.length.square()
-        self.usual = float(mean.square().sum(0).mean().sqrt())
-        self.strong = float((squares * self.length).sum() / squares.sum().clamp(min=torch.finfo(torch.float32).tiny))
+        tiny = torch.finfo(torch.float32).tiny
+        self.usual = mean.square().sum(0).mean().sqrt().double()
+        self.strong = ((squares * self.length).sum() / squares.sum().clamp(min=tiny)).double()
         r, g, b = (picture.clamp(0, 1) * (bins - 1)).round().long()[0].flatten(1)
         self.colors = (r * bins + g) * bins + b
 
@@ -99,7 +101,7 @@ class EditedRegion:
         self.usual, self.strong = (
             sum(getattr(v, name) for v in visited.values()) / max(1, len(visited)) for name in ("usual", "strong")
         )
-        self._colors: tuple[Tensor, float] | None = None  # the colour model of the means as they are now
+        self._colors: tuple[Tensor, Tensor] | None = None  # the colour model of the means as they are now
         self._weights: dict[int, Tensor] = {}  # masks, likewise
 
     def add(self, camera: int, gradient: Tensor, picture: Tensor) -> None:
@@ -131,7 +133,7 @@ class EditedRegion:
 
     def _from_gradients(self, length: Tensor) -> Tensor:
         """DiffEdit's mask, soft, in [0, 1]."""
-        return (length / max(self.config.mask_threshold * self.strong, 1e-30)).clamp(max=1).square()
+        return (length / (self.config.mask_threshold * self.strong).clamp(min=1e-30)).clamp(max=1).square()
 
     def _mask(self, camera: int, picture: Tensor) -> Tensor:
         config, (height, width, _) = self.config, picture.shape
@@ -153,13 +155,13 @@ class EditedRegion:
         by_color, trust = self._by_color(picture)
         # Where colours say nothing there may be no edges either, and the filter does no more than blur.
         filtered = torch.lerp(filtered.maximum(fine[..., 5]), filtered, trust)
-        mixed = torch.lerp(filtered, by_color, config.color_weight * trust)
+        mixed = torch.lerp(filtered, by_color, (config.color_weight * trust.double()).float())
         weight = ((mixed - config.low) / (config.high - config.low)).clamp(0, 1) * fine[..., 4]
         speck = _pixels(config.speck, picture)
         return dilated(-dilated(-weight, speck), speck)
 
-    def _by_color(self, picture: Tensor) -> tuple[Tensor, float]:
-        """((H, W) probability that a pixel of this colour is foreground, how far to trust it in [0, 1]).
+    def _by_color(self, picture: Tensor) -> tuple[Tensor, Tensor]:
+        """((H, W) probability that a pixel of this colour is foreground, one number in [0, 1]: how far to trust it).
 
         picture: (H, W, 3) in [0, 1]. A model that says the same of foreground and background is not trusted at all.
         """
@@ -167,13 +169,14 @@ class EditedRegion:
         if self._colors is None:
             index = torch.cat([v.colors for v in self._visited.values()])
             masks = self._from_gradients(torch.cat([v.length.flatten() for v in self._visited.values()]))
-            count = torch.bincount(index, minlength=bins**3)
-            share = torch.bincount(index, masks, minlength=bins**3) + config.color_prior * masks.mean()
+            count, share = masks.new_zeros(2, bins**3)  # `bincount` would wait for a GPU
+            count.index_add_(0, index, torch.ones_like(masks))
+            share = share.index_add_(0, index, masks) + config.color_prior * masks.mean()
             share = share / (count + config.color_prior)
             tiny = torch.finfo(torch.float32).tiny
             inside, outside = ((m * share[index]).sum() / m.sum().clamp(min=tiny) for m in (masks, 1 - masks))
-            trust = float(((inside - outside) / config.color_contrast).clamp(0, 1))
-            self._colors = share.view(1, 1, bins, bins, bins).float(), trust
+            trust = ((inside - outside) / config.color_contrast).clamp(0, 1)
+            self._colors = share.view(1, 1, bins, bins, bins), trust
         colors, trust = self._colors
         points = picture.flip(-1).reshape(1, 1, 1, -1, 3) * 2 - 1  # the last axis comes first
         found = F.grid_sample(colors, points, padding_mode="border", align_corners=True)
@@ -231,7 +234,8 @@ def _guided_filter(guide: Tensor, radius: int, epsilon: float) -> Callable[[Tens
     m = _mean(guide, radius)
     products = _mean((guide[:, :, None] * guide[:, None]).flatten(1, 2), radius)
     variance = products.view(3, 3, *guide.shape[2:]) - m[0][:, None] * m[0][None]
-    inverse = torch.linalg.inv(variance.permute(2, 3, 0, 1) + epsilon * torch.eye(3, device=guide.device))
+    # A covariance plus epsilon can be inverted: to ask whether it could, as `inv` does, waits for a GPU.
+    inverse = torch.linalg.inv_ex(variance.permute(2, 3, 0, 1) + epsilon * torch.eye(3, device=guide.device))[0]
 
     def model(mask: Tensor) -> tuple[Tensor, Tensor]:
         p = _mean(mask, radius)

@@ -4,12 +4,18 @@
 `device.type == "cpu"` takes its other branch. Within `elsewhere()` every operator is run on what is held, and its
 results are wrapped again; mixing with plain tensors raises as CUDA would. Indexing with a Python list, x[[0, 2]], makes
 indices without values here: on a GPU it copies the list there each time, so that nothing that runs often should do it.
+
+`Counter` counts what makes a CPU wait for a GPU, as CUDA does it: numbers and lists of indices whose length the CPU has
+to know, and copies between the two that are not told to be non-blocking.
 """
 
 from __future__ import annotations
 
+import collections
 import importlib
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,6 +24,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 DEVICE = torch.device("meta")
 # Operators that may take tensors of both: copies, indexing with CPU indices, and numbers.
 _MIXED = ("copy_", "_to_copy", "index", "index_put_", "_index_put_impl_", "set_")
+_ROOT = Path(__file__).resolve().parents[2]
+_OURS = (f"{_ROOT}/cds3d/", f"{_ROOT}/tensorf/")
 _OTHER = "Expected all tensors to be on the same device"
 
 
@@ -54,7 +62,7 @@ class Elsewhere(torch.Tensor):
     __array__ = numpy
 
     def tolist(self):
-        Counter.synchronisations += 1
+        Counter.count("tolist", 1)
         return self.held.tolist()
 
     @classmethod
@@ -78,8 +86,7 @@ def _run(func, args, kwargs):
         indices = [i for i in args[1] if isinstance(i, torch.Tensor)]
         if any(isinstance(i, Elsewhere) for i in indices):
             raise RuntimeError(f"indices should be on the CPU: {func}")
-    if name == "_local_scalar_dense":
-        Counter.synchronisations += 1
+    Counter.count(name, _waits(name, args, kwargs))
     if target is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
     moved = bool(there) if target is None else torch.device(target).type == DEVICE.type
@@ -96,8 +103,52 @@ def _run(func, args, kwargs):
     return tree_map(lambda x: Elsewhere(x) if _plain(x) else x, result)
 
 
+# Operators after which a GPU is waited for, and how often.
+_WAITS = {"_local_scalar_dense": 1, "nonzero": 1, "masked_select": 1, "_unique2": 1, "equal": 1, "bincount": 2}
+_WAITS |= {"_linalg_check_errors": 1}
+
+
+def _waits(name: str, args: tuple, kwargs: dict) -> int:
+    """How often an operator makes the CPU wait for a GPU."""
+    there = any(isinstance(a, Elsewhere) for a in tree_flatten((args, kwargs))[0])
+    if name == "_to_copy":
+        leaves = isinstance(args[0], Elsewhere)
+        arrives = torch.device(kwargs.get("device") or args[0].device).type == DEVICE.type
+        return int(leaves != arrives and not (arrives and kwargs.get("non_blocking")))
+    if name == "copy_":
+        to, of = (isinstance(a, Elsewhere) for a in args[:2])
+        return int(to != of and not (to and (args[2:] or [kwargs.get("non_blocking")])[0]))
+    if not there:
+        return 0
+    if name in ("index", "index_put_", "_index_put_impl_"):
+        indices = [i for i in args[1] if isinstance(i, torch.Tensor)]
+        if name != "index" and args[2].numel() == 1 and len(indices) == 1 and indices[0].dtype == torch.bool:
+            return 0  # filled through the mask
+        return sum(_plain(i) or i.dtype == torch.bool for i in indices)
+    if name == "repeat_interleave":
+        return int(kwargs.get("output_size") is None)
+    return _WAITS.get(name, 0)
+
+
 class Counter:
+    """synchronisations: so far; places: how many in which line of which file, by which operator."""
+
     synchronisations = 0
+    places: collections.Counter = collections.Counter()
+
+    @classmethod
+    def count(cls, name: str, number: int) -> None:
+        if number:
+            cls.synchronisations += number
+            frame = sys._getframe(2)
+            while frame.f_back and not frame.f_code.co_filename.startswith(_OURS):
+                frame = frame.f_back
+            file = Path(frame.f_code.co_filename)
+            cls.places[f"{file.parent.name}/{file.name}:{frame.f_lineno} {name}"] += number
+
+    @classmethod
+    def reset(cls) -> None:
+        cls.synchronisations, cls.places = 0, collections.Counter()
 
 
 class _Mode(TorchDispatchMode):
@@ -126,7 +177,7 @@ def leave() -> None:
 @contextmanager
 def elsewhere(monkeypatch):
     """Everything that `device` sends there is wrapped."""
-    Counter.synchronisations = 0
+    Counter.reset()
     for module in ("torch.optim.optimizer", "torch.utils._foreach_utils"):
         for kind in ("fused", "foreach"):
             name = f"_get_{kind}_kernels_supported_devices"

@@ -323,7 +323,7 @@ def test_contrastive_gradient_through_the_unet_by_differences(prior):
     pull = pull - gradient_of(objective_of("dds"), prior, z_src, z_tgt, 300).gradient
     h = 5e-2  # smaller steps differ by no more than rounding does
     ends = [gradient_of(cds, prior, z_src, z_tgt + s * h * direction, 300).figures["contrastive_loss"] for s in (1, -1)]
-    slope = (ends[0] - ends[1]) / (2 * h)
+    slope = (ends[0] - ends[1]).item() / (2 * h)
     assert (pull * direction).sum().item() == pytest.approx(4 * slope, rel=0.03)
     assert abs(slope) > 1e-3
 

@@ -427,7 +427,7 @@ def test_combinations_add_the_contrastive_gradient(pair):
     both, figures, _ = gradient_of(objective(pair[0], **still), z_tgt, z_src)
     alone, _, _ = gradient_of(objective(pair[1], **still), z_tgt, z_src)
     pull = both - alone
-    assert pull.square().mean().sqrt().item() == pytest.approx(figures["contrastive_gradient_rms"], rel=1e-3)
+    assert pull.square().mean().sqrt().item() == pytest.approx(float(figures["contrastive_gradient_rms"]), rel=1e-3)
     assert figures["contrastive_gradient_rms"] > 1e-4
 
 

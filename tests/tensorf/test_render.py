@@ -1,10 +1,14 @@
 """Rendering: weights by hand and against a slow loop, compositing, chunks, and gradients by finite differences."""
 
 import math
+import weakref
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
+from tensorf import lookup
 from tensorf import render as rendering
 from tensorf.render import Samples, march, render_rays, render_view, weights_of
 
@@ -231,3 +235,39 @@ def test_colours_places_move_against_the_samples(make_field, camera, monkeypatch
     render_rays(field, rays, jitter)
     render_rays(field, rays)
     assert torch.equal(told[0], 1 - jitter) and told[1] == 0.5
+
+
+class _Live(TorchDispatchMode):
+    """peak: bytes of all tensors that are made while it is active and were alive at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.known = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_flatten(result)[0]:
+            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage())._cdata not in self.known:
+                self.known.add(storage._cdata)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        return result
+
+    def _gone(self, known, size):
+        self.known.discard(known)
+        self.now -= size
+
+
+def test_memory_of_a_view_on_a_gpu_hangs_on_the_chunk_not_on_the_view(make_field, camera, monkeypatch):
+    monkeypatch.setattr(lookup, "kernels", lambda: None)  # what a GPU runs
+    field, peaks = make_field(resolution=(16, 16, 16), steps=200), []
+    for factor in (4, 12):
+        with _Live() as live:
+            render_view(field, camera.resized(9 * factor, 7 * factor), chunk=256)
+        peaks.append(live.peak)
+    more_rays = 9 * 7 * (12**2 - 4**2)
+    march = 256 * 200 * 16  # t and the position of every step of a chunk's rays
+    assert peaks[0] > march
+    assert peaks[1] - peaks[0] < 200 * more_rays  # a ray and its colour, not the steps along it

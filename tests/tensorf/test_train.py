@@ -432,3 +432,11 @@ def test_the_margin_around_matched_points_counts_in_steps(make_field, make_space
     loss = lambda steps, margin: away_from_points(field, rays, behind(steps), jitter, margin).item()  # noqa: E731
     assert loss(3, 4.5) == pytest.approx(0, abs=1e-4) and loss(3, 1.5) == pytest.approx(1, abs=1e-4)
     assert loss(6, 4.5) == pytest.approx(1, abs=1e-4) and loss(6, 7.5) == pytest.approx(0, abs=1e-4)
+
+
+def test_photos_with_rays_that_ndc_cannot_hold_are_refused_before_training(ndc_capture):
+    cameras = [replace(c, fx=1.5, fy=1.5) for c in ndc_capture.cameras]
+    with pytest.raises(UserError, match="sideways"):
+        PixelBatches(
+            replace(ndc_capture, cameras=cameras), ndc_capture.train, space_of(ndc_capture), torch.device("cpu")
+        )

@@ -1,60 +1,24 @@
 """Whole commands on a device that is not the CPU (`fake_device`): nothing mixes, and fields come out the same."""
 
-import importlib
 import json
-import sys
-from contextlib import contextmanager
 from dataclasses import replace
-from unittest import mock
 
 import pytest
 import torch
 from authors import random_model
-from fake_device import DEVICE, Counter, Elsewhere, elsewhere
+from fake_device import DEVICE, Counter, Elsewhere
 
 from cds3d.cli import run_command
-from cds3d.commands import preparing
 from cds3d.commands.evaluation import rendered
 from cds3d.commands.render import axial_depth
 from cds3d.export.surface import surface_points
-from cds3d.guidance import load_prior
-from cds3d.guidance.prior import Prior
 from cds3d.options import groups
 from cds3d.subjects.given import in_ball, in_box, point_at, seen_share, zoomed
 from cds3d.subjects.volume import edited_volume
 from cds3d.viewer.sight import Sight, picture, point_seen
-from tensorf import train
 from tensorf.captures import load_capture
 from tensorf.local import LocalField
 from tensorf.renderable import load_field
-
-
-@contextmanager
-def moved(monkeypatch, tiny_folder):
-    """Every command picks the other device.
-
-    The prior is loaded before: transformers builds models on "meta" itself until it has read their weights.
-    """
-    with mock.patch("cds3d.guidance.loading.Prior", dict):
-        parts = load_prior(str(tiny_folder), device=torch.device("cpu"))
-    for command in ("baselines", "edit", "export", "images", "importing", "refit", "render", "train"):
-        importlib.import_module(f"cds3d.commands.{command}")  # now: it would keep what is patched below
-    for name, module in list(sys.modules.items()):
-        if name.startswith("cds3d.") and hasattr(module, "pick_device"):
-            monkeypatch.setattr(module, "pick_device", lambda _: DEVICE)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    seeded = train.seeded  # torch has no generators of the other device
-    monkeypatch.setattr(train, "seeded", lambda _, seed: seeded("cpu", seed))
-    monkeypatch.setattr(preparing, "load_prior", lambda *_, **__: Prior(**parts | {"device": DEVICE}))
-    with elsewhere(monkeypatch):
-        yield
-
-
-@pytest.fixture()
-def there(monkeypatch, tiny_folder):
-    with moved(monkeypatch, tiny_folder):
-        yield
-
 
 # --- what the other device catches
 
@@ -131,14 +95,14 @@ FIELDS = {
 
 
 @pytest.mark.parametrize("more", FIELDS.values(), ids=FIELDS)
-def test_fields_come_out_as_on_the_cpu(more, tmp_path, edit_options, trained, monkeypatch, tiny_folder):
+def test_fields_come_out_as_on_the_cpu(more, tmp_path, edit_options, trained, moved):
     def figures(name):
         assert run_command("edit", [*edit_options, *more, "video_frames=2", f"output={tmp_path}/{name}"]) == 0
         table = json.loads((tmp_path / name / "metrics.json").read_text())
         return {k: v for k, v in table.items() if k.endswith(("_db", "ssim", "depth_error"))}
 
     here = figures("here")
-    with moved(monkeypatch, tiny_folder):
+    with moved():
         assert figures("there") == pytest.approx(here, rel=1e-3, abs=5e-3)
 
 
@@ -149,9 +113,7 @@ def test_training_and_rendering(more, there, tmp_path, train_options):
 
 
 @pytest.mark.parametrize("kind", ["vm", "cp"])
-def test_an_imported_field_comes_out_as_on_the_cpu(
-    kind, tmp_path, edit_options, capture_folder, monkeypatch, tiny_folder
-):
+def test_an_imported_field_comes_out_as_on_the_cpu(kind, tmp_path, edit_options, capture_folder, moved):
     model = random_model(kind, ndc=True, masked=True, fea2denseAct="relu", gain=0.5).save(tmp_path / "model.th")
     source, tiny = tmp_path / "outputs" / "daisies" / "source", ["scene.width=32", "threads=1", "video_frames=0"]
 
@@ -162,7 +124,7 @@ def test_an_imported_field_comes_out_as_on_the_cpu(
         return {f"{i}{k}": v for i, t in enumerate(tables) for k, v in t.items() if k.endswith(("_db", "ssim"))}
 
     here = figures("here")
-    with moved(monkeypatch, tiny_folder):
+    with moved():
         assert figures("there") == pytest.approx(here, rel=1e-3, abs=5e-3)
 
 

@@ -1,0 +1,1 @@
+from commands.test_elsewhere import there, moved  # noqa
