@@ -32,7 +32,7 @@ _TEXT = (
     "scene.root",
     "scene.prompt",
 )  # or null
-_TEXT += ("guidance.path", "guidance.config", "clip", "where", "mask", "path", "format", "file")
+_TEXT += ("guidance.path", "guidance.config", "clip", "where", "mask", "path", "format", "file", "address", "storage")
 
 
 def data_folder(name: str) -> Path:

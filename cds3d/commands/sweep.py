@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from cds3d.jobs import usable_cores
 from cds3d.options import whole
-from cds3d.sweep.plan import plan
-from cds3d.sweep.pool import default_jobs, run_pool, works
-from cds3d.sweep.report import rows, write_report
+from cds3d.sweep.plan import Task, plan
+from cds3d.sweep.pool import Work, run_pool, works
+from cds3d.sweep.report import Reporter
 from tensorf import locks
 from tensorf.errors import UserError
 
@@ -23,40 +27,33 @@ def sweep_command(config: DictConfig) -> Path:
 
     UserError at the end if some edits failed; all others are done then, and the table tells which.
     """
-    whole(config, "retries", "video_frames")
-    whole(config, "threads_each", least=1)
-    if config.jobs is not None:
-        whole(config, "jobs", least=1)
+    _check(config)
     output = Path(config.output)
     if output.exists() and not (output / "sweep.json").exists() and any(output.iterdir()):
         raise UserError(f"{output} is no sweep's folder: give another output=")
     tasks = plan(config, output)
     fixed = [f"device={config.device}", f"threads={config.threads_each}"]
     todo = works(tasks, [*fixed, f"video_frames={config.video_frames}"], [*fixed, "video_frames=0"])
-    jobs = config.jobs or default_jobs()
     output.mkdir(parents=True, exist_ok=True)
     locks.hold(output)
-    write_report(output, rows(tasks, todo))
-    log.info(
-        "%d edits, %d of them done, %d at a time; the table is %s",
-        len(tasks),
-        _done(tasks),
-        jobs,
-        output / "index.html",
-    )
-    with tqdm(total=len(todo), initial=sum(w.done for w in todo), desc="sweep", unit="run") as bar:
+    if config.storage is not None:
+        from cds3d.sweep.mirror import mirrored
+        from cds3d.sweep.storage import Storage
 
-        def changed(work) -> None:
-            if work.done or work.failure:
-                bar.update()
-            write_report(output, rows(tasks, todo))
-
-        try:
-            run_pool(todo, jobs, config.retries, changed)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("states are kept: the same command goes on from here") from None
-        finally:
-            write_report(output, rows(tasks, todo))
+        todo = mirrored(todo, output, Storage(config.storage))
+    done = {work.folder for work in todo if work.done}
+    open_tasks = [task for task in tasks if task.folder not in done]
+    report = Reporter(output, tasks, todo)
+    report.write()
+    log.info("%d edits, %d of them done; the table is %s", len(tasks), len(tasks) - len(open_tasks), report.page)
+    try:
+        if len(done) < len(todo):
+            with _engine(config, open_tasks, fixed, output) as run:
+                _run(run, todo, report)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("states are kept: the same command goes on from here") from None
+    finally:
+        report.write()
     failed = [work for work in todo if work.failure]
     if failed:
         raise UserError(
@@ -67,5 +64,45 @@ def sweep_command(config: DictConfig) -> Path:
     return output
 
 
-def _done(tasks) -> int:
-    return sum((task.folder / "metrics.json").exists() for task in tasks)
+def _check(config: DictConfig) -> None:
+    whole(config, "retries", "video_frames")
+    whole(config, "threads_each", least=1)
+    if config.jobs is not None:
+        whole(config, "jobs", least=1)
+    if config.engine not in ("pool", "ray"):
+        raise UserError(f"engine={config.engine} is unknown; use pool or ray")
+    for key in ("address", "storage"):
+        if config.engine == "pool" and config[key] is not None:
+            raise UserError(f"{key}={config[key]} is for engine=ray")
+
+
+@contextmanager
+def _engine(config: DictConfig, tasks: list[Task], fixed: list[str], output: Path) -> Iterator:
+    """Gives `run_pool` with what the configuration says of where and how many at a time."""
+    from cds3d.sweep.memory import default_jobs, questions  # which needs PyTorch, and a sweep that is done does not
+
+    if config.engine == "pool":
+        jobs = config.jobs or default_jobs(tasks, fixed, config.threads_each)
+        log.info("%d at a time", jobs)
+        yield partial(run_pool, jobs=jobs, retries=config.retries)
+        return
+    from cds3d.sweep.cluster import Cluster
+
+    cores = config.jobs * config.threads_each if config.jobs else usable_cores()
+    cluster = Cluster(config.address, config.threads_each, cores, output, config.storage)
+    try:
+        cluster.reserve(questions(tasks, fixed), config.device)
+        yield partial(run_pool, jobs=config.jobs or len(tasks) + 1, retries=config.retries, start=cluster.start)
+    finally:
+        cluster.close()
+
+
+def _run(run, todo: list[Work], report: Reporter) -> None:
+    with tqdm(total=len(todo), initial=sum(w.done for w in todo), desc="sweep", unit="run") as bar:
+
+        def changed(work: Work) -> None:
+            if work.done or work.failure:
+                bar.update()
+            report.changed()
+
+        run(todo, changed=changed, tick=report.tick)
