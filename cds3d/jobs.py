@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from pathlib import Path
 
-_NICE = 5  # behind the frames of a viewer
+NICE = 5  # behind the frames of a viewer
 
 
 class Job:
@@ -93,7 +93,7 @@ def outcome_of(code: int, lines: list[str], stopping: bool = False) -> str:
 def _apart() -> None:
     """A group of its own: Ctrl-C in the terminal is for who started it to pass on."""
     os.setpgrp()
-    os.nice(_NICE)
+    os.nice(NICE)
 
 
 def usable_cores() -> int:

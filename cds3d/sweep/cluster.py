@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import cds3d
+from cds3d.jobs import NICE
 from cds3d.sweep.calls import Call
 from cds3d.sweep.memory import Forecast, Question, forecast
 from cds3d.sweep.node import Order, do, enter, write_light
@@ -143,6 +144,7 @@ def _connect(address: str | None, cpus: int):
         # So called because other systems have it by default: every port of Ray is bound to the loopback address.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it tells nobody what is done here
+        os.environ.setdefault("RAY_worker_niceness", str(NICE))  # 15 else, which starves on a busy machine
     try:
         import ray
         import ray.util.scheduling_strategies
@@ -164,8 +166,8 @@ def _connect(address: str | None, cpus: int):
             runtime_env={"env_vars": {"PYTHONPATH": path}},
             **quiet,
         )
-    except (ConnectionError, ValueError, RuntimeError, AssertionError) as error:
-        raise UserError(f"address={address}: no Ray cluster can be reached there ({reason(error)})") from error
+    except (OSError, ValueError, RuntimeError, AssertionError) as error:
+        raise UserError(f"address={address}: Ray cannot be reached or started there ({reason(error)})") from error
     for warning in open_to_others(os.getpid()):
         log.warning("%s", warning)
     return ray
@@ -174,10 +176,10 @@ def _connect(address: str | None, cpus: int):
 def open_to_others(process: int) -> list[str]:
     """A warning for each port of a process and its children that other machines can reach."""
     return [
-        f"{program} listens at {address}, port {port}, which other machines may reach: whoever is let in there can run "
-        "programs as you; keep the port closed by a firewall"
-        for port, (address, program) in sorted(open_ports(process).items())
-        if not is_loopback(address)
+        f"{port.program} listens at {port.address}, port {port.number}, which other machines may reach: whoever is let "
+        "in there can run programs as you; close the port by a firewall"
+        for port in open_ports(process)
+        if not is_loopback(port.address)
     ]
 
 

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 
-def open_ports(process: int) -> dict[int, tuple[str, str]]:
-    """port -> (address, program) of every TCP port at which `process` or a descendant of it listens.
+@dataclass(frozen=True)
+class Port:
+    """A TCP port that `program` listens at."""
 
-    Empty where there is no /proc.
-    """
+    number: int
+    address: str
+    program: str
+
+
+def open_ports(process: int) -> list[Port]:
+    """The ports at which `process` or a descendant of it listens. Empty where there is no /proc."""
     sockets = {}
-    for pid in _family(process):
+    for pid in family(process):
         for link in _links(pid):
             if link.startswith("socket:["):
                 sockets[link[8:-1]] = pid
-    ports = {}
+    ports = []
     for table in ("tcp", "tcp6"):
         for fields in _table(table):
             if fields[3] == "0A" and fields[9] in sockets:  # 0A: listening
-                address, port = fields[1].split(":")
-                ports[int(port, 16)] = (_address(address), _program(sockets[fields[9]]))
+                address, number = fields[1].split(":")
+                ports.append(Port(int(number, 16), _address(address), _program(sockets[fields[9]])))
     return ports
 
 
@@ -32,7 +40,8 @@ def is_loopback(address: str) -> bool:
     return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
 
 
-def _family(process: int) -> list[int]:
+def family(process: int) -> list[int]:
+    """The process, and all that it and its children have started. The process alone where there is no /proc."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -48,10 +57,15 @@ def _family(process: int) -> list[int]:
 
 
 def _links(pid: int) -> list[str]:
+    """What the open files of a process are."""
+    links = []
     try:
-        return [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with suppress(OSError):  # closed in between, as the listing's own is
+                links.append(os.readlink(entry.path))
     except OSError:
-        return []
+        pass  # it has ended, or is somebody else's
+    return links
 
 
 def _table(name: str) -> list[list[str]]:

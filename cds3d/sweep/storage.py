@@ -23,7 +23,7 @@ log = logging.getLogger("cds3d")
 
 STATE = ("config.yaml", "state/state.pt")  # what a resume needs
 _LAST = "metrics.json"
-_EVERY = 5.0  # seconds between looks for a new state
+_EVERY = 60.0  # seconds between states: one is three times as large as the field
 
 
 class Storage:
@@ -55,8 +55,14 @@ class Storage:
         return {f"{kind}/{PurePosixPath(path).parent.name}" for path in found}
 
     def push(self, folder: Path, name: str, only: tuple[str, ...] | None = None) -> None:
-        """Copy the files of a folder, or those of `only` that it has; each is there whole or not at all."""
-        files = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()] if only is None else only
+        """Copy a finished run, less its state, or those files of `only` that it has; each is there whole or not at all.
+
+        The state of a finished run, most of its bytes, is deleted in the store.
+        """
+        files = only
+        if only is None:
+            found = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+            files = [p.as_posix() for p in found if p.parts[0] != "state"]
         for file in sorted(files, key=lambda f: f == _LAST):
             source = folder / file
             if not source.is_file() or source.name == locks.NAME:
@@ -65,6 +71,8 @@ class Storage:
             self._fs.makedirs(place.rpartition("/")[0], exist_ok=True)
             with self._fs.transaction, source.open("rb") as data, self._fs.open(place, "wb") as copy:
                 shutil.copyfileobj(data, copy, 2**22)
+        if only is None and self._fs.exists(self._at(name, "state")):
+            self._fs.rm(self._at(name, "state"), recursive=True)
 
     def pull(self, name: str, folder: Path, only: tuple[str, ...] | None = None) -> None:
         """Copy what is there under this name, or those files of `only` that are; metrics.json last."""
@@ -87,9 +95,10 @@ class Storage:
 
 @contextmanager
 def state_kept(url: str, folder: Path, name: str, every: float = _EVERY) -> Iterator[None]:
-    """Meanwhile, push each new state of the run in `folder`, so that another node can go on with it; also at the end.
+    """Meanwhile, push a new state of the run in `folder` now and then, so that another node can go on with it.
 
-    A store that fails for a while costs a warning: the run itself is not harmed.
+    Also at the end, unless the run is finished then. A store that fails for a while costs a warning: the run itself is
+    not harmed.
     """
     stop = threading.Event()
     path = folder / "state" / "state.pt"
@@ -99,7 +108,7 @@ def state_kept(url: str, folder: Path, name: str, every: float = _EVERY) -> Iter
         while not last:
             last = stop.wait(every)
             now = path.stat().st_mtime_ns if path.exists() else None
-            if now == before:
+            if now == before or (last and (folder / _LAST).exists()):
                 continue
             try:
                 storage.push(folder, name, STATE)

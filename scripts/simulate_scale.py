@@ -1,0 +1,212 @@
+"""What runs out first when 10,000 edits go to 100 GPUs: a simulation, from sizes and times that are measured here.
+
+    python scripts/simulate_scale.py --run outputs/flower/a-red-flower     # any finished run of edit.py, for its sizes
+
+Measured on this machine: the start of a process, reading pocket's weights, the captures that ship, and the run's
+state and result. Assumed, as options: the seconds of an edit on a GPU, the size of a Stable Diffusion's weights, the
+bandwidths. The simulation is of a cluster of machines with eight GPUs each: every edit starts a process, reads weights,
+edits and puts its run into the store; what travels waits in one queue, the store's; each machine has a disk, which its
+GPUs share. Writes scale.json and scale.md into --output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch  # noqa: E402
+
+from cds3d.guidance import load_prior  # noqa: E402
+from cds3d.options import data_folder  # noqa: E402
+from tensorf.files import write_text  # noqa: E402
+
+_GB, _MB = 1e9, 1e6
+_PER_MACHINE = 8
+_LIGHT = ("metrics.json", "views/00.png")  # what comes back to the sweep's own machine
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Bytes and bytes a second, seconds. weights_once: each machine keeps them on its disk, and sends for them once.
+
+    table: of the head: seconds of writing a table of all edits; each: it is written after every edit.
+    """
+
+    edits: int
+    gpus: int
+    edits_a_gpu: int
+    start_seconds: float
+    edit_seconds: float
+    weights: float
+    source: float
+    result: float
+    states: float
+    light: float
+    store_rate: float
+    disk_rate: float
+    table_seconds: float
+    weights_once: bool = True
+    table_each: bool = False
+
+
+class Queue:
+    """One thing after the other, at `rate` bytes a second."""
+
+    def __init__(self, rate: float):
+        self.rate, self.free, self.busy = rate, 0.0, 0.0
+
+    def pass_(self, now: float, size: float) -> float:
+        """When something of this size that comes now is through."""
+        begun = max(now, self.free)
+        self.free = begun + size / self.rate
+        self.busy += size / self.rate
+        return self.free
+
+
+def simulate(scale: Scale) -> dict:
+    """Hours until all is done and told, and the share of that for which each thing is busy. Events in order of time."""
+    store, head = Queue(scale.store_rate), Queue(1.0)
+    machines = -(-scale.gpus // _PER_MACHINE)
+    disks = [Queue(scale.disk_rate) for _ in range(machines)]
+    here = [float("inf")] * machines  # when a machine has the weights on its disk
+    slots = scale.gpus * scale.edits_a_gpu
+    events = [(0.0, number, "start", number % machines) for number in range(min(slots, scale.edits))]
+    heapq.heapify(events)
+    waiting, number, last = scale.edits - len(events), len(events), 0.0
+    while events:
+        now, _, what, machine = heapq.heappop(events)
+        number += 1
+        if what == "start":
+            then = now + scale.start_seconds
+            if not scale.weights_once:
+                then = store.pass_(then, scale.weights)
+            elif here[machine] == float("inf"):
+                then = here[machine] = store.pass_(then, scale.weights)
+            else:
+                then = max(then, here[machine])
+            heapq.heappush(events, (then, number, "read", machine))
+        elif what == "read":
+            then = disks[machine].pass_(now, scale.weights) if scale.weights_once else now
+            then = max(then, store.pass_(now, scale.source))
+            heapq.heappush(events, (then + scale.edit_seconds, number, "put", machine))
+        elif what == "put":
+            heapq.heappush(events, (store.pass_(now, scale.result + scale.states), number, "end", machine))
+        else:
+            if scale.table_each:
+                now = head.pass_(now, scale.table_seconds)
+            last = max(last, now)
+            if waiting:
+                waiting -= 1
+                heapq.heappush(events, (now, number, "start", machine))
+    work = scale.edits * scale.edit_seconds / slots
+    return {
+        "hours": last / 3600,
+        "gpus_editing": work / last,
+        "store_busy": store.busy / last,
+        "disks_busy": max(disk.busy for disk in disks) / last,
+        "head_busy": head.busy / last,
+    }
+
+
+def measured(run: Path) -> dict[str, float]:
+    """Seconds and bytes of this machine and of a finished run."""
+    begun = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import cds3d.commands.edit"], check=True, cwd=Path(__file__).parents[1])
+    start = time.perf_counter() - begun
+    begun = time.perf_counter()
+    load_prior("pocket", device=torch.device("cpu"))
+    pocket = time.perf_counter() - begun
+    sizes = {p.relative_to(run).as_posix(): p.stat().st_size for p in run.rglob("*") if p.is_file()}
+    captures = [
+        sum(p.stat().st_size for p in scene.rglob("*") if p.is_file()) for scene in data_folder("scenes").iterdir()
+    ]
+    metrics = json.loads((run / "metrics.json").read_text())
+    return {
+        "process_start_seconds": round(start, 1),
+        "pocket_weights_seconds": round(pocket, 2),
+        "capture_mb": round(max(captures) / _MB, 2),
+        "field_mb": round(sizes["field.safetensors"] / _MB, 2),
+        "state_mb": round(sizes.get("state/state.pt", 0) / _MB, 2),
+        "result_mb": round(sum(size for name, size in sizes.items() if not name.startswith("state/")) / _MB, 2),
+        "light_mb": round(sum(sizes.get(name, 0) for name in _LIGHT) / _MB, 3),
+        "edit_seconds_here": metrics["edit_seconds"],
+    }
+
+
+def variants(base: Scale) -> dict[str, Scale]:
+    short = replace(base, edit_seconds=10.0, states=0.0)
+    return {
+        "as it is": base,
+        "weights over the network at each edit": replace(base, weights_once=False),
+        "the table written after each edit": replace(base, table_each=True),
+        "states every 5 s": replace(base, states=12 * base.states),
+        "edits of 10 s": short,
+        "edits of 10 s, weights over the network": replace(short, weights_once=False),
+        "edits of 10 s, the table after each": replace(short, table_each=True),
+        "a store of a tenth of the bandwidth": replace(base, store_rate=base.store_rate / 10),
+        "four edits on a GPU, each as fast": replace(base, edits_a_gpu=4),
+    }
+
+
+def text(figures: dict, results: dict[str, dict]) -> str:
+    lines = [f"measured here: {', '.join(f'{name} {value}' for name, value in figures.items())}", ""]
+    lines += ["| simulated | hours | GPUs editing | store busy | disks busy | head busy |", "|---|---|---|---|---|---|"]
+    for name, r in results.items():
+        shares = " | ".join(f"{r[k]:.0%}" for k in ("gpus_editing", "store_busy", "disks_busy", "head_busy"))
+        lines.append(f"| {name} | {r['hours']:.1f} | {shares} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="a finished run of edit.py")
+    parser.add_argument("--edits", type=int, default=10_000)
+    parser.add_argument("--gpus", type=int, default=100)
+    parser.add_argument("--edit-seconds", type=float, default=120.0, help="of an edit on a GPU: assumed (120)")
+    parser.add_argument("--weights-gb", type=float, default=2.1, help="of the prior: assumed, SD 1.x in fp16 (2.1)")
+    parser.add_argument(
+        "--store-gbs", type=float, default=1.25, help="GB/s of the store or shared folder: assumed (1.25)"
+    )
+    parser.add_argument("--disk-gbs", type=float, default=2.0, help="GB/s of a machine's disk: assumed (2)")
+    parser.add_argument("--table-seconds", type=float, default=0.5, help="of a table: bench_sweep.py --sizes (0.5)")
+    parser.add_argument("--output", type=Path, default=Path("outputs/bench/scale"))
+    args = parser.parse_args(argv)
+    figures = measured(args.run)
+    base = Scale(
+        edits=args.edits,
+        gpus=args.gpus,
+        edits_a_gpu=1,
+        start_seconds=figures["process_start_seconds"],
+        edit_seconds=args.edit_seconds,
+        weights=args.weights_gb * _GB,
+        source=figures["field_mb"] * _MB,
+        result=figures["result_mb"] * _MB,
+        states=args.edit_seconds // 60 * figures["state_mb"] * _MB,  # one a minute
+        light=figures["light_mb"] * _MB,
+        store_rate=args.store_gbs * _GB,
+        disk_rate=args.disk_gbs * _GB,
+        table_seconds=args.table_seconds,
+    )
+    results = {name: simulate(scale) for name, scale in variants(base).items()}
+    totals = {
+        "weights_at_each_edit_tb": base.edits * base.weights / 1e12,
+        "results_gb": base.edits * figures["result_mb"] / 1e3,
+        "light_gb": base.edits * figures["light_mb"] / 1e3,
+    }
+    written = {"measured": figures, "assumed": asdict(base), "simulated": results, "totals": totals}
+    write_text(args.output / "scale.json", json.dumps(written, indent=1) + "\n")
+    told = text(figures, results) + "\n" + ", ".join(f"{name} {value:.1f}" for name, value in totals.items()) + "\n"
+    write_text(args.output / "scale.md", told)
+    print(told)
+
+
+if __name__ == "__main__":
+    main()
