@@ -13,6 +13,7 @@ too, only the latter can be compared. What is in sweeps.json already is kept and
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import random
@@ -148,9 +149,52 @@ def sizes(count: int, output: Path) -> dict:
         "edits": len(tasks),
         "plan_seconds": round(planned, 2),
         "table_seconds": round(written, 2),
+        "resume_seconds": round(_resumed(works, output / "done"), 2),
         "bytes": files,
         "peak_memory_mb": round(peak),
     }
+
+
+def _resumed(works: list[Work], folder: Path) -> float:
+    """Seconds of finding out that all runs are finished."""
+    fresh = [Work("edit", (), folder / work.folder.name) for work in works]
+    for work, before in zip(fresh, works):
+        work.folder.mkdir(parents=True)
+        (work.folder / "metrics.json").write_text(json.dumps(before.figures))
+    begun = time.perf_counter()
+    found = sum(work.done for work in fresh)
+    seconds = time.perf_counter() - begun
+    shutil.rmtree(folder)
+    assert found == len(works)
+    return seconds
+
+
+def waiting(count: int) -> dict:
+    """Of `count` edits that wait at a Ray cluster: seconds of handing them over, memory that they take."""
+    from cds3d.sweep.cluster import Cluster
+
+    cluster = Cluster(None, 1, 1, Path.cwd())
+    cluster.reserve([], "cpu")
+    before, begun = _memory_mb(), time.perf_counter()
+    calls = [cluster.call(time.sleep, 3600) for _ in range(count)]
+    seconds = time.perf_counter() - begun
+    time.sleep(5)
+    after, begun = _memory_mb(), time.perf_counter()
+    assert all(call.running for call in calls)
+    asked = time.perf_counter() - begun
+    cluster.close()
+    grown = {name: round(after[name] - before.get(name, 0)) for name in after}
+    return {"seconds": round(seconds, 1), "look_seconds": round(asked, 3), "grown_mb": grown}
+
+
+def _memory_mb() -> dict[str, float]:
+    """MB in use, of this process and of Ray's, by program."""
+    used = {}
+    for pid in family(os.getpid()):
+        name = "this process" if pid == os.getpid() else Path(f"/proc/{pid}/comm").read_text().strip()
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        used[name] = used.get(name, 0) + pages * resource.getpagesize() / 2**20
+    return {name: mb for name, mb in used.items() if name in ("this process", "raylet", "gcs_server")}
 
 
 def text(results: dict) -> str:
@@ -166,8 +210,14 @@ def text(results: dict) -> str:
             lines.append(f"| {told} | {counts} | {times} | {r['load_average']} |")
     for count, r in results.get("sizes", {}).items():
         told = ", ".join(f"{name} {size / 2**20:.1f} MB" for name, size in r["bytes"].items())
-        lines += ["", f"{count} edits: planned in {r['plan_seconds']} s; a table in {r['table_seconds']} s: {told}; "
-                  f"this process's memory {r['peak_memory_mb']} MB"]  # fmt: skip
+        line = (
+            f"{count} edits: planned in {r['plan_seconds']} s, found finished in {r['resume_seconds']} s, a table in "
+        )
+        line += f"{r['table_seconds']} s: {told}; this process has {r['peak_memory_mb']} MB"
+        if (w := r.get("waiting_on_ray")) is not None:
+            grown = ", ".join(f"{name} {mb} MB" for name, mb in w["grown_mb"].items())
+            line += f"; handed to Ray in {w['seconds']} s, where they take {grown}"
+        lines += ["", line]
     return "\n".join(lines) + "\n"
 
 
@@ -188,6 +238,8 @@ def main(argv=None) -> None:
     results = json.loads(path.read_text()) if path.exists() else {}
     for count in args.sizes or []:
         results.setdefault("sizes", {})[str(count)] = sizes(count, args.output)
+        if importlib.util.find_spec("ray"):
+            results["sizes"][str(count)]["waiting_on_ray"] = waiting(count)
     if args.sizes is None:
         first = ["scene=flower", *_TINY.split()[:2], "threads=1", "video_frames=0", "device=cpu"]
         if not Path("outputs/flower/source/metrics.json").exists() and run_command("train", first):

@@ -63,15 +63,18 @@ class Cluster:
         if device.startswith("cuda") and not gpus:
             raise UserError(f"device={device}: no node of the cluster has a GPU")
         on_gpu = bool(gpus) and device != "cpu"
-        if not questions:
-            self._resources["num_gpus"] = int(on_gpu)
-            return
         shipped = [q.with_flags(ship(q.flags, self._put, self._inputs)) for q in questions]
         order = self._order("forecast", [], "forecast")
         task = self._ray.remote(_forecast_on_node).options(num_cpus=1, num_gpus=int(on_gpu), max_retries=3)
-        told: Forecast | str = self._ray.get(task.remote(order, shipped))
-        if isinstance(told, str):
-            log.info("what an edit needs could not be told beforehand (%s): only CPUs are counted", told)
+        try:
+            told: Forecast | str | None = self._ray.get(task.remote(order, shipped))
+        except self._ray.exceptions.RayError as error:  # the last line of a page names the cause
+            why = str(error).strip().splitlines()[-1].strip()
+            raise UserError(f"a node of the cluster cannot run cds3d ({why}): install cds3d[ray] there") from error
+        if not isinstance(told, Forecast):
+            if told is not None:
+                log.info("what an edit needs could not be told beforehand (%s): only CPUs and GPUs are counted", told)
+            self._resources["num_gpus"] = int(on_gpu)
             return
         largest_mb = max(node["Resources"].get("memory", 0) for node in self._nodes()) / 2**20
         gpu_mb = min(self._gpu_mb(node) for node in gpus) if on_gpu else None
@@ -207,12 +210,12 @@ def _call_on_node(folder: str, threads: int, function: Callable, arguments: tupl
         return reason(error)
 
 
-def _forecast_on_node(order: Order, questions: list[Question]) -> Forecast | str:
+def _forecast_on_node(order: Order, questions: list[Question]) -> Forecast | str | None:
     import ray
 
     try:
         enter(order, ray.get)
-        return forecast(questions)
+        return forecast(questions) if questions else None
     except Exception as error:  # of any kind of model: the runs themselves will tell
         return reason(error)
 

@@ -27,6 +27,7 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # nodes keep what they get there
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # paths of sockets are short
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))  # of nodes that a test starts
     yield
     ray.shutdown()
 
