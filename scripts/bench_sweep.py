@@ -107,6 +107,8 @@ def measure(way: str, edits: int, output: Path) -> dict:
     before, own = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
     with Processes(_KILLS if way == "kills" else 0) as processes:
         code = run_command("sweep", [*options(edits, folder), *WAYS[way][1]])
+    if code == 130:  # Ctrl-C
+        raise SystemExit(code)
     seconds = time.perf_counter() - before
     after = resource.getrusage(resource.RUSAGE_SELF)
     cpu = processes.cpu_seconds + after.ru_utime + after.ru_stime - own.ru_utime - own.ru_stime

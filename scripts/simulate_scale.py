@@ -5,8 +5,8 @@
 Measured on this machine: the start of a process, reading pocket's weights, the captures that ship, and the run's
 state and result. Assumed, as options: the seconds of an edit on a GPU, the size of a Stable Diffusion's weights, the
 bandwidths. The simulation is of a cluster of machines with eight GPUs each: every edit starts a process, reads weights,
-edits and puts its run into the store; what travels waits in one queue, the store's; each machine has a disk, which its
-GPUs share. Writes scale.json and scale.md into --output.
+edits and puts its run into the store. Whatever travels at a time shares the store's bandwidth evenly; each machine has
+a disk, which its GPUs share. Writes scale.json and scale.md into --output.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from __future__ import annotations
 import argparse
 import heapq
 import json
+import math
+import random
+import resource
 import subprocess
 import sys
 import time
@@ -30,6 +33,7 @@ from tensorf.files import write_text  # noqa: E402
 
 _GB, _MB = 1e9, 1e6
 _PER_MACHINE = 8
+_SPREAD = (0.7, 1.3)  # of the seconds of edits, which differ: else all would come to the store at once for ever
 _LIGHT = ("metrics.json", "views/00.png")  # what comes back to the sweep's own machine
 
 
@@ -57,81 +61,114 @@ class Scale:
     table_each: bool = False
 
 
-class Queue:
-    """One thing after the other, at `rate` bytes a second."""
+class Shared:
+    """What several use at once, each with an equal share of `rate` bytes a second."""
 
     def __init__(self, rate: float):
-        self.rate, self.free, self.busy = rate, 0.0, 0.0
+        self.rate, self.busy = rate, 0.0
+        self._at, self._served, self._jobs, self._count = 0.0, 0.0, [], 0  # served: bytes, of one that is always there
 
-    def pass_(self, now: float, size: float) -> float:
-        """When something of this size that comes now is through."""
-        begun = max(now, self.free)
-        self.free = begun + size / self.rate
-        self.busy += size / self.rate
-        return self.free
+    def _advance(self, now: float) -> None:
+        if self._jobs:
+            self._served += (now - self._at) * self.rate / len(self._jobs)
+            self.busy += now - self._at
+        self._at = now
+
+    def add(self, now: float, size: float, token) -> None:
+        self._advance(now)
+        self._count += 1
+        heapq.heappush(self._jobs, (self._served + size, self._count, token))
+
+    def next(self) -> float:
+        """When the next one is through."""
+        return self._at + (self._jobs[0][0] - self._served) * len(self._jobs) / self.rate if self._jobs else math.inf
+
+    def pop(self):
+        self._advance(self.next())
+        return heapq.heappop(self._jobs)[2]
+
+
+class Delays:
+    """What takes its time whatever else there is."""
+
+    def __init__(self):
+        self._jobs, self._count = [], 0
+
+    def add(self, now: float, seconds: float, token) -> None:
+        self._count += 1
+        heapq.heappush(self._jobs, (now + seconds, self._count, token))
+
+    def next(self) -> float:
+        return self._jobs[0][0] if self._jobs else math.inf
+
+    def pop(self):
+        return heapq.heappop(self._jobs)[2]
 
 
 def simulate(scale: Scale) -> dict:
-    """Hours until all is done and told, and the share of that for which each thing is busy. Events in order of time."""
-    store, head = Queue(scale.store_rate), Queue(1.0)
+    """Hours until all is done and told, and the share of that for which each thing is busy. Event by event."""
     machines = -(-scale.gpus // _PER_MACHINE)
-    disks = [Queue(scale.disk_rate) for _ in range(machines)]
-    here = [float("inf")] * machines  # when a machine has the weights on its disk
+    delays, store, head = Delays(), Shared(scale.store_rate), Shared(1.0)
+    disks = [Shared(scale.disk_rate) for _ in range(machines)]
+    for_weights: list[list | None] = [[] for _ in range(machines)]  # who waits for them; None: they are there
     slots = scale.gpus * scale.edits_a_gpu
-    events = [(0.0, number, "start", number % machines) for number in range(min(slots, scale.edits))]
-    heapq.heapify(events)
-    waiting, number, last = scale.edits - len(events), len(events), 0.0
-    while events:
-        now, _, what, machine = heapq.heappop(events)
-        number += 1
-        if what == "start":
-            then = now + scale.start_seconds
-            if not scale.weights_once:
-                then = store.pass_(then, scale.weights)
-            elif here[machine] == float("inf"):
-                then = here[machine] = store.pass_(then, scale.weights)
-            else:
-                then = max(then, here[machine])
-            heapq.heappush(events, (then, number, "read", machine))
-        elif what == "read":
-            then = disks[machine].pass_(now, scale.weights) if scale.weights_once else now
-            then = max(then, store.pass_(now, scale.source))
-            heapq.heappush(events, (then + scale.edit_seconds, number, "put", machine))
+    waiting, now, chance = scale.edits, 0.0, random.Random(0)
+    for number in range(min(slots, scale.edits)):
+        waiting -= 1
+        delays.add(now, scale.start_seconds, ("weights", number % machines))
+    places = [delays, store, head, *disks]
+    while (place := min(places, key=lambda p: p.next())).next() < math.inf:
+        now = place.next()
+        what, machine = place.pop()
+        if what == "weights" and not scale.weights_once:
+            store.add(now, scale.weights, ("source", machine))
+        elif what == "weights" and for_weights[machine] is not None:
+            if not for_weights[machine]:
+                store.add(now, scale.weights, ("weights are here", machine))
+            for_weights[machine].append(machine)
+        elif what == "weights":
+            disks[machine].add(now, scale.weights, ("source", machine))
+        elif what == "weights are here":
+            for _ in for_weights[machine]:
+                disks[machine].add(now, scale.weights, ("source", machine))
+            for_weights[machine] = None
+        elif what == "source":
+            store.add(now, scale.source, ("edit", machine))
+        elif what == "edit":
+            delays.add(now, scale.edit_seconds * chance.uniform(*_SPREAD), ("put", machine))
         elif what == "put":
-            heapq.heappush(events, (store.pass_(now, scale.result + scale.states), number, "end", machine))
-        else:
-            if scale.table_each:
-                now = head.pass_(now, scale.table_seconds)
-            last = max(last, now)
-            if waiting:
-                waiting -= 1
-                heapq.heappush(events, (now, number, "start", machine))
-    work = scale.edits * scale.edit_seconds / slots
+            store.add(now, scale.result + scale.states, ("table", machine))
+        elif what == "table" and scale.table_each:
+            head.add(now, scale.table_seconds, ("end", machine))
+        elif waiting:
+            waiting -= 1
+            delays.add(now, scale.start_seconds, ("weights", machine))
     return {
-        "hours": last / 3600,
-        "gpus_editing": work / last,
-        "store_busy": store.busy / last,
-        "disks_busy": max(disk.busy for disk in disks) / last,
-        "head_busy": head.busy / last,
+        "hours": now / 3600,
+        "gpus_editing": scale.edits * scale.edit_seconds / slots / now,
+        "store_busy": store.busy / now,
+        "disks_busy": max(disk.busy for disk in disks) / now,
+        "head_busy": head.busy / now,
     }
 
 
 def measured(run: Path) -> dict[str, float]:
-    """Seconds and bytes of this machine and of a finished run."""
-    begun = time.perf_counter()
+    """CPU seconds, which other work on the machine does not change, and sizes of a finished run in 10^6 bytes."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", "import cds3d.commands.edit"], check=True, cwd=Path(__file__).parents[1])
-    start = time.perf_counter() - begun
-    begun = time.perf_counter()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    begun = time.process_time()
     load_prior("pocket", device=torch.device("cpu"))
-    pocket = time.perf_counter() - begun
+    pocket = time.process_time() - begun
     sizes = {p.relative_to(run).as_posix(): p.stat().st_size for p in run.rglob("*") if p.is_file()}
     captures = [
         sum(p.stat().st_size for p in scene.rglob("*") if p.is_file()) for scene in data_folder("scenes").iterdir()
     ]
     metrics = json.loads((run / "metrics.json").read_text())
     return {
-        "process_start_seconds": round(start, 1),
-        "pocket_weights_seconds": round(pocket, 2),
+        "process_start_cpu_seconds": round(start, 1),
+        "pocket_weights_cpu_seconds": round(pocket, 2),
         "capture_mb": round(max(captures) / _MB, 2),
         "field_mb": round(sizes["field.safetensors"] / _MB, 2),
         "state_mb": round(sizes.get("state/state.pt", 0) / _MB, 2),
@@ -184,7 +221,7 @@ def main(argv=None) -> None:
         edits=args.edits,
         gpus=args.gpus,
         edits_a_gpu=1,
-        start_seconds=figures["process_start_seconds"],
+        start_seconds=figures["process_start_cpu_seconds"],
         edit_seconds=args.edit_seconds,
         weights=args.weights_gb * _GB,
         source=figures["field_mb"] * _MB,

@@ -78,11 +78,12 @@ def test_a_run_without_metrics_is_not_finished(url, tmp_path):
 
 
 def test_metrics_are_written_last(tmp_path, monkeypatch):
-    storage, run = Storage(str(tmp_path / "store")), run_folder(tmp_path / "a", **{"views/00.png": "p"})
+    run = run_folder(tmp_path / "a", **{"views/00.png": "p", "state/state.pt": "s"})
+    storage = Storage(str(tmp_path / "store"))
     order, opened = [], storage._fs.open
     monkeypatch.setattr(storage._fs, "open", lambda path, mode: order.append(Path(path).name) or opened(path, mode))
     storage.push(run, "runs/a")
-    assert order[-1] == "metrics.json" and len(order) == 3
+    assert order[-1] == "metrics.json" and len(order) == 3  # the state does not travel
 
 
 def test_a_copy_that_breaks_off_leaves_what_was_there(tmp_path, monkeypatch):
