@@ -20,8 +20,8 @@ import resource
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -37,8 +37,7 @@ _SPREAD = (0.7, 1.3)  # of the seconds of edits, which differ: else all would co
 _LIGHT = ("metrics.json", "views/00.png")  # what comes back to the sweep's own machine
 
 
-@dataclass(frozen=True)
-class Scale:
+class Scale(NamedTuple):
     """Bytes and bytes a second, seconds. weights_once: each machine keeps them on its disk, and sends for them once.
 
     table: of the head: seconds of writing a table of all edits; each: it is written after every edit.
@@ -179,17 +178,17 @@ def measured(run: Path) -> dict[str, float]:
 
 
 def variants(base: Scale) -> dict[str, Scale]:
-    short = replace(base, edit_seconds=10.0, states=0.0)
+    short = base._replace(edit_seconds=10.0, states=0.0)
     return {
         "as it is": base,
-        "weights over the network at each edit": replace(base, weights_once=False),
-        "the table written after each edit": replace(base, table_each=True),
-        "states every 5 s": replace(base, states=12 * base.states),
+        "weights over the network at each edit": base._replace(weights_once=False),
+        "the table written after each edit": base._replace(table_each=True),
+        "states every 5 s": base._replace(states=12 * base.states),
         "edits of 10 s": short,
-        "edits of 10 s, weights over the network": replace(short, weights_once=False),
-        "edits of 10 s, the table after each": replace(short, table_each=True),
-        "a store of a tenth of the bandwidth": replace(base, store_rate=base.store_rate / 10),
-        "four edits on a GPU, each as fast": replace(base, edits_a_gpu=4),
+        "edits of 10 s, weights over the network": short._replace(weights_once=False),
+        "edits of 10 s, the table after each": short._replace(table_each=True),
+        "a store of a tenth of the bandwidth": base._replace(store_rate=base.store_rate / 10),
+        "four edits on a GPU, each as fast": base._replace(edits_a_gpu=4),
     }
 
 
@@ -238,7 +237,7 @@ def main(argv=None) -> None:
         "results_gb": base.edits * figures["result_mb"] / 1e3,
         "light_gb": base.edits * figures["light_mb"] / 1e3,
     }
-    written = {"measured": figures, "assumed": asdict(base), "simulated": results, "totals": totals}
+    written = {"measured": figures, "assumed": base._asdict(), "simulated": results, "totals": totals}
     write_text(args.output / "scale.json", json.dumps(written, indent=1) + "\n")
     told = text(figures, results) + "\n" + ", ".join(f"{name} {value:.1f}" for name, value in totals.items()) + "\n"
     write_text(args.output / "scale.md", told)

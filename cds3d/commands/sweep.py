@@ -17,6 +17,7 @@ from cds3d.sweep.plan import Task, plan
 from cds3d.sweep.pool import Work, run_pool, works
 from cds3d.sweep.report import Reporter
 from tensorf import locks
+from tensorf.captures.sources import has_poses
 from tensorf.errors import UserError
 
 log = logging.getLogger("cds3d")
@@ -86,6 +87,7 @@ def _engine(config: DictConfig, tasks: list[Task], fixed: list[str], output: Pat
         log.info("%d at a time", jobs)
         yield partial(run_pool, jobs=jobs, retries=config.retries)
         return
+    _check_poses(tasks)
     from cds3d.sweep.cluster import Cluster
 
     cores = config.jobs * config.threads_each if config.jobs else usable_cores()
@@ -95,6 +97,14 @@ def _engine(config: DictConfig, tasks: list[Task], fixed: list[str], output: Pat
         yield partial(run_pool, jobs=config.jobs or len(tasks) + 1, retries=config.retries, start=cluster.start)
     finally:
         cluster.close()
+
+
+def _check_poses(tasks: list[Task]) -> None:
+    """UserError for photos and videos without poses: each machine would estimate others."""
+    for capture in {flag for task in tasks for flag in task.flags if flag.startswith("--capture=")}:
+        path = Path(capture.removeprefix("--capture="))
+        if path.is_file() or not has_poses(path):
+            raise UserError(f"{path} has no poses: estimate them here first, with cds3d train --capture {path}")
 
 
 def _run(run, todo: list[Work], report: Reporter) -> None:

@@ -129,10 +129,11 @@ def callers(engine: str, jobs: int, address: str | None, device: str, threads: i
         from cds3d.sweep.cluster import Cluster
 
         caller = Cluster(address, threads, jobs * threads, Path.cwd())
-        caller.reserve([], device)
     else:
         caller = Here() if jobs == 1 else Kept(threads)
     try:
+        if engine == "ray":
+            caller.reserve([], device)
         yield lambda work: caller.call(work.function, *work.arguments)
     finally:
         caller.close()

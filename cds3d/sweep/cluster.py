@@ -45,6 +45,7 @@ class Cluster:
         self._sweep = hashlib.sha256(place.encode()).hexdigest()[:12]
         most = max(node["Resources"].get("CPU", 0) for node in self._nodes())
         if threads > most:
+            self.close()
             raise UserError(f"threads_each={threads}: no node of the cluster has more than {most:.0f} CPUs")
         Path("outputs").mkdir(exist_ok=True)
 
@@ -109,9 +110,8 @@ class Cluster:
         return Call(reference.future(), partial(self._ray.cancel, reference), lost, read)
 
     def _order(self, command: str, flags: list[str], folder: str, name: str = "", source: str | None = None) -> Order:
-        used = tuple(given for given in self._inputs.values() if any(given.name in flag for flag in flags))
-        if command == "forecast":
-            used = tuple(self._inputs.values())
+        asked = command == "forecast"  # of all edits, which together read everything
+        used = tuple(given for given in self._inputs.values() if asked or any(given.name in flag for flag in flags))
         shared = None if self.storage else str(Path.cwd())
         storage = self.storage and str(_absolute(self.storage))
         return Order(

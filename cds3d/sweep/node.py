@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import platform
 import shutil
 from collections.abc import Callable
 from contextlib import redirect_stderr, suppress
@@ -75,13 +76,13 @@ def enter(order: Order, fetch: Callable[[object], bytes]) -> None:
 
 def _check(order: Order, base: Path) -> None:
     if order.version != cds3d.__version__:
-        raise UserError(f"{os.uname().nodename} has cds3d {cds3d.__version__}, the sweep has {order.version}")
+        raise UserError(f"{platform.node()} has cds3d {cds3d.__version__}, the sweep has {order.version}")
     if order.shared is None:
         return
     outputs = Path(order.shared) / "outputs"
     if not outputs.is_dir():
         raise UserError(
-            f"{os.uname().nodename} does not see {outputs}: run the sweep in a folder that all nodes share, or give "
+            f"{platform.node()} does not see {outputs}: run the sweep in a folder that all nodes share, or give "
             "storage=, a bucket or another folder that they share"
         )
     with suppress(FileExistsError):

@@ -16,6 +16,7 @@ import pytest
 from fakes import TINY_FIELD
 
 import cds3d
+from cds3d.cli import main
 from cds3d.options import load_config
 from cds3d.sweep import memory, node, shipping
 from cds3d.sweep.calls import Calling, Here, Kept
@@ -346,6 +347,21 @@ def test_the_forecast_of_another_prior_and_a_larger_view(tiny_folder):
 
     tiny, pocket = edit_mb(f"guidance.path={tiny_folder}"), edit_mb()
     assert pocket > tiny + 30 and pocket > edit_mb("edit.width=128") + 100 and edit_mb("edit=shape") > pocket + 200
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        (["engine=slurm"], "engine=slurm is unknown"),
+        (["storage=s3://x/y"], "storage=s3://x/y is for engine=ray"),
+        (["engine=ray", "scenes=[photos]", 'edits=["a -> b"]'], "photos has no poses: estimate them here first"),
+    ],
+)
+def test_sweeps_that_cannot_be_scaled_out(tmp_path, options, told, capsys):
+    for i in range(3):
+        run_folder(tmp_path / "here" / "photos", **{f"{i}.jpg": "x"})
+    assert main(["sweep", 'edits=["a red flower"]', *options]) == 1
+    assert told in capsys.readouterr().err
 
 
 # --- calls
