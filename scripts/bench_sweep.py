@@ -118,6 +118,7 @@ def measure(way: str, edits: int, output: Path) -> dict:
         "exit_code": code,
         "edits": len(table),
         "right": len(right),
+        "same_as_ray": sum(_same(row, output) for row in right),  # where that way was measured before
         "attempts": sum(row["attempts"] for row in table),
         "killed": len(processes.killed),
         "wall_seconds": round(seconds, 1),
@@ -132,19 +133,26 @@ def _iterations(row: dict) -> int:
     return json.loads((Path(row["run"]) / "metrics.json").read_text())["iterations"]
 
 
+def _same(row: dict, output: Path) -> bool:
+    """Whether the run's field is that of the way `ray`, byte for byte."""
+    field = Path(row["run"]) / "field.safetensors"
+    other = output / "ray" / "runs" / field.parent.name / field.name
+    return other.exists() and other.read_bytes() == field.read_bytes()
+
+
 def sizes(count: int, output: Path) -> dict:
-    """Of a sweep of `count` edits: seconds of planning and of one table, and bytes of its files; head's memory."""
+    """Of a sweep of `count` edits: CPU seconds of planning and of one table, and bytes of its files; head's memory."""
     config = load_config("sweep", [])
     config.edits, config.seeds = ["a red flower", "a blue flower"], [*range(-(-count // 2))]
-    begun = time.perf_counter()
+    begun = time.process_time()
     tasks = plan(config, output)
-    planned = time.perf_counter() - begun
+    planned = time.process_time() - begun
     figures = {"edit_gain_db": 12.3456, "kept_psnr_db": 34.5678, "accuracy": 1.0, "edit_seconds": 123.4}
     works = [replace(Work("edit", task.flags, task.folder), figures=figures) for task in tasks]
-    begun = time.perf_counter()
+    begun = time.process_time()
     table = rows(tasks, works)
     write_report(output / "table", table)
-    written = time.perf_counter() - begun
+    written = time.process_time() - begun
     files = {name: (output / "table" / name).stat().st_size for name in ("sweep.json", "sweep.csv", "index.html")}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     return {
@@ -158,14 +166,14 @@ def sizes(count: int, output: Path) -> dict:
 
 
 def _resumed(works: list[Work], folder: Path) -> float:
-    """Seconds of finding out that all runs are finished."""
+    """CPU seconds of finding out that all runs are finished."""
     fresh = [Work("edit", (), folder / work.folder.name) for work in works]
     for work, before in zip(fresh, works):
         work.folder.mkdir(parents=True)
         (work.folder / "metrics.json").write_text(json.dumps(before.figures))
-    begun = time.perf_counter()
+    begun = time.process_time()
     found = sum(work.done for work in fresh)
-    seconds = time.perf_counter() - begun
+    seconds = time.process_time() - begun
     shutil.rmtree(folder)
     assert found == len(works)
     return seconds
@@ -212,10 +220,8 @@ def text(results: dict) -> str:
             lines.append(f"| {told} | {counts} | {times} | {r['load_average']} |")
     for count, r in results.get("sizes", {}).items():
         told = ", ".join(f"{name} {size / 2**20:.1f} MB" for name, size in r["bytes"].items())
-        line = (
-            f"{count} edits: planned in {r['plan_seconds']} s, found finished in {r['resume_seconds']} s, a table in "
-        )
-        line += f"{r['table_seconds']} s: {told}; this process has {r['peak_memory_mb']} MB"
+        line = f"{count} edits, CPU seconds: {r['plan_seconds']} to plan them, {r['resume_seconds']} to find all done, "
+        line += f"{r['table_seconds']} for a table: {told}; this process has {r['peak_memory_mb']} MB"
         if (w := r.get("waiting_on_ray")) is not None:
             grown = ", ".join(f"{name} {mb} MB" for name, mb in w["grown_mb"].items())
             line += f"; handed to Ray in {w['seconds']} s, where they take {grown}"

@@ -58,10 +58,17 @@ def questions(tasks: Sequence[Task], fixed: Sequence[str]) -> list[Question]:
 
 
 def forecast(asked: Sequence[Question]) -> Forecast:
-    """Load each model once, not into an edit, and count. UserError for what would fail an edit, too."""
-    needed = max(_edit_mb(question) for question in asked)
+    """Of the largest edit. Edits that cannot be made are left out; UserError, or what else, if that is true of all."""
+    needed, failure = [], None
+    for question in asked:
+        try:
+            needed.append(_edit_mb(question))
+        except Exception as error:  # of any kind of model: the edit itself will tell
+            failure = error
+    if not needed:
+        raise failure
     config = configured("edit", list(asked[0].flags))
-    return Forecast(needed, free_mb(pick_device(config.device)))
+    return Forecast(max(needed), free_mb(pick_device(config.device)))
 
 
 def _edit_mb(question: Question) -> float:

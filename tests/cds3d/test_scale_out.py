@@ -343,8 +343,11 @@ def test_as_many_edits_as_memory_and_cores_allow(monkeypatch):
 def test_the_forecast_of_another_prior_and_a_larger_view(tiny_folder):
     def edit_mb(*options):
         flags = ["--tgt=a red flower", "device=cpu", "scene.width=252", *TINY_FIELD, *options]
-        return memory.forecast([memory.Question(tuple(flags))]).edit_mb
+        wrong = memory.Question((*flags, "guidance.dtype=fp16"))  # which needs a GPU
+        return memory.forecast([wrong, memory.Question(tuple(flags))]).edit_mb
 
+    with pytest.raises(UserError, match="fp16 needs a GPU"):
+        edit_mb("guidance.dtype=fp16")
     tiny, pocket = edit_mb(f"guidance.path={tiny_folder}"), edit_mb()
     assert pocket > tiny + 30 and pocket > edit_mb("edit.width=128") + 100 and edit_mb("edit=shape") > pocket + 200
 
