@@ -22,6 +22,8 @@ from tensorf.errors import UserError
 
 log = logging.getLogger("cds3d")
 
+_HANDED_OVER = 1000  # runs that Ray has at a time, to do or to let wait: each that waits takes 40 KB of this process
+
 
 def sweep_command(config: DictConfig) -> Path:
     """Do what `config` (configs/sweep.yaml) says that is not done yet, and return the folder.
@@ -94,7 +96,7 @@ def _engine(config: DictConfig, tasks: list[Task], fixed: list[str], output: Pat
     cluster = Cluster(config.address, config.threads_each, cores, output, config.storage)
     try:
         cluster.reserve(questions(tasks, fixed), config.device)
-        yield partial(run_pool, jobs=config.jobs or len(tasks) + 1, retries=config.retries, start=cluster.start)
+        yield partial(run_pool, jobs=config.jobs or _HANDED_OVER, retries=config.retries, start=cluster.start)
     finally:
         cluster.close()
 
