@@ -340,7 +340,9 @@ def test_as_many_edits_as_memory_and_cores_allow(monkeypatch):
     assert default_jobs([], [], 4) == 4
 
 
-def test_the_forecast_of_another_prior_and_a_larger_view(tiny_folder):
+def test_the_forecast_of_another_prior_and_a_larger_view(tiny_folder, monkeypatch):
+    monkeypatch.setattr(memory, "memory_mb", lambda device: 100.0)  # what this process happens to have
+
     def edit_mb(*options):
         flags = ["--tgt=a red flower", "device=cpu", "scene.width=252", *TINY_FIELD, *options]
         wrong = memory.Question((*flags, "guidance.dtype=fp16"))  # which needs a GPU
@@ -349,7 +351,7 @@ def test_the_forecast_of_another_prior_and_a_larger_view(tiny_folder):
     with pytest.raises(UserError, match="fp16 needs a GPU"):
         edit_mb("guidance.dtype=fp16")
     tiny, pocket = edit_mb(f"guidance.path={tiny_folder}"), edit_mb()
-    assert pocket > tiny + 30 and pocket > edit_mb("edit.width=128") + 100 and edit_mb("edit=shape") > pocket + 200
+    assert pocket > tiny + 20 and pocket > edit_mb("edit.width=128") + 100 and edit_mb("edit=shape") > pocket + 200
 
 
 @pytest.mark.parametrize(
