@@ -277,7 +277,7 @@ def test_a_failure_is_one_line(tmp_path, nodes, commands, error, told):
     assert outcome.startswith(told) and "\n" not in outcome and files == {}
 
 
-def test_nodes_that_do_not_fit(tmp_path, nodes):
+def test_nodes_that_do_not_fit(tmp_path, nodes, commands):
     assert "the sweep has 9.9" in do(order(version="9.9"), None)[0]
     assert "does not see" in do(order(shared=str(tmp_path / "nowhere")), None)[0]
 
