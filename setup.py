@@ -37,6 +37,7 @@ setup(
     ],
     extras_require={
         "colmap": ["pycolmap>=4.2"],
+        "ray": ["ray>=2.40", "fsspec>=2024.2"],
         "viewer": ["viser>=1.1.1,<1.2"],
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
         "test": ["pytest>=8"],

@@ -9,13 +9,13 @@ import argparse
 import errno
 import importlib
 import logging
-import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 import cds3d  # noqa: F401  (thread policy before torch)
+from cds3d.jobs import usable_cores
 from tensorf import locks
 from tensorf.errors import UserError
 
@@ -97,7 +97,9 @@ def run_command(command: str, argv: list[str]) -> int:
     parser = _parser(command, argv)
     args = parser.parse_intermixed_args(argv)  # flags and key=value in any order
     try:
-        _run(command, args)
+        config = _configuration(command, args)
+        set_threads(config)
+        _import_command(command)(config)
         return 0
     except UserError as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
@@ -241,7 +243,12 @@ def _inlined(path) -> str:
     return head + "".join(_inlined(path.with_name(f"{b}.yaml")) for b in bases if b != "_self_") + own
 
 
-def _run(command: str, args: argparse.Namespace) -> None:
+def configured(command: str, argv: list[str]):
+    """The configuration that a command gets from its flags and options. UserError for what is wrong with them."""
+    return _configuration(command, _parser(command, argv).parse_intermixed_args(argv))
+
+
+def _configuration(command: str, args: argparse.Namespace):
     from cds3d.options import load_config, set_text
 
     options = [*args.options, *([switch] if (switch := getattr(args, "switch", None)) else [])]
@@ -274,8 +281,7 @@ def _run(command: str, args: argparse.Namespace) -> None:
     for place in _PLACES.get(command, ()):
         if value := getattr(args, place):
             set_text(config, place, value, place)
-    set_threads(config)
-    _import_command(command)(config)
+    return config
 
 
 def _import_command(command: str) -> Callable:
@@ -292,8 +298,7 @@ def set_threads(config) -> None:
     threads = config.get("threads")  # cds3d list has none
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise UserError(f"threads={threads} has to be a whole number above 0")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(threads or cores or 1)
+    torch.set_num_threads(threads or usable_cores())
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tensorf.untrusted import load_json
 
-_NICE = 5  # behind the frames of a viewer
+NICE = 5  # behind the frames of a viewer
 
 
 class Job:
@@ -45,6 +45,11 @@ class Job:
     def running(self) -> bool:
         return self.process.poll() is None
 
+    @property
+    def killed(self) -> bool:
+        """Whether it has ended by a signal."""
+        return (self.process.returncode or 0) < 0
+
     def stop(self) -> None:
         """Ask the edit to keep its state and end."""
         self.stopping = True
@@ -69,20 +74,29 @@ class Job:
     def outcome(self) -> str:
         """One line for the page, once it has ended."""
         self._reader.join(2)
-        code = self.process.returncode
-        if code == 0:
-            return "done"
-        told = next((line.removeprefix("error: ") for line in reversed(self.lines) if "error: " in line), None)
-        if told is not None:
-            return told
-        if self.stopping or code == 130:
-            return "stopped; the state is kept: Resume goes on"
-        if code < 0:
-            return f"the process was killed ({signal.Signals(-code).name}): Resume goes on from its last state"
-        return self.lines[-1] if self.lines else f"ended with exit code {code}"
+        return outcome_of(self.process.returncode, list(self.lines), self.stopping)
+
+
+def outcome_of(code: int, lines: list[str], stopping: bool = False) -> str:
+    """One line about a command that has ended. code: its exit code; lines: the last ones of what it told."""
+    if code == 0:
+        return "done"
+    told = next((line.removeprefix("error: ") for line in reversed(lines) if "error: " in line), None)
+    if told is not None:
+        return told
+    if stopping or code == 130:
+        return "stopped; the state is kept: Resume goes on"
+    if code < 0:
+        return f"the process was killed ({signal.Signals(-code).name}): Resume goes on from its last state"
+    return lines[-1] if lines else f"ended with exit code {code}"
 
 
 def _apart() -> None:
     """A group of its own: Ctrl-C in the terminal is for who started it to pass on."""
     os.setpgrp()
-    os.nice(_NICE)
+    os.nice(NICE)
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

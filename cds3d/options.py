@@ -33,7 +33,7 @@ _TEXT = (
     "scene.prompt",
 )  # or null
 _TEXT += ("guidance.path", "guidance.config", "guidance.revision", "clip", "where", "mask", "path", "format", "file")
-_TEXT += ("model",)
+_TEXT += ("model", "address", "storage")
 
 
 def data_folder(name: str) -> Path:

@@ -48,6 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--published", action="store_true", help="PIE-Bench's figures as its authors' code counts them")
     parser.add_argument("--user-study", type=Path, metavar="OUT.html", help="write the page of a blind user study")
     parser.add_argument("--study-seed", type=int, default=0, metavar="N", help="of the methods' order in the page (0)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="edits at a time, each on one thread (1)")
+    parser.add_argument("--engine", choices=("pool", "ray"), default="pool", help="processes here, or a Ray cluster")
+    parser.add_argument("--address", metavar="HOST:PORT", help="of the Ray cluster, whose nodes share this folder")
     return parser
 
 
@@ -74,6 +77,9 @@ def main(argv=None) -> int:
         sheet_rows=args.sheet_rows,
         study=args.user_study,
         study_seed=args.study_seed,
+        jobs=args.jobs,
+        engine=args.engine,
+        address=args.address,
     )
     failures = bench_images(ask)
     if failures:

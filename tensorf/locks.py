@@ -6,6 +6,9 @@ The lock is the system's, on an open file: it ends with the process that holds i
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tensorf.errors import UserError
@@ -47,6 +50,21 @@ def hold(folder: Path) -> None:
     os.ftruncate(file, 0)
     os.write(file, str(os.getpid()).encode())
     _held[folder] = file
+
+
+@contextmanager
+def held(folder: Path, poll: float = 0.1) -> Iterator[None]:
+    """Hold the folder, which exists, as soon as no other process does; let go of it in the end."""
+    while True:
+        try:
+            hold(folder)
+            break
+        except UserError:
+            time.sleep(poll)
+    try:
+        yield
+    finally:
+        release(folder)
 
 
 def release_all() -> None:

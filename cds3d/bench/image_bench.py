@@ -40,6 +40,9 @@ class ImageBench:
     sheet_rows: int = 40
     study: Path | None = None
     study_seed: int = 0
+    jobs: int = 1
+    engine: str = "pool"
+    address: str | None = None
 
 
 def bench_images(ask: ImageBench) -> list[Failure]:
@@ -48,13 +51,17 @@ def bench_images(ask: ImageBench) -> list[Failure]:
     UserError, before anything is written, for what does not exist, and at the end if every image failed. What is
     finished is not done again.
     """
+    if ask.jobs < 1:
+        raise UserError(f"--jobs {ask.jobs} has to be a whole number above 0")
+    if ask.engine == "pool" and ask.address is not None:
+        raise UserError("--address goes with --engine ray")
     items = _items(ask)
     chosen = plan(list(ask.methods), list(ask.baselines), list(ask.options))
     image_table.check_judges(ask.clip, ask.dino, ask.lpips)
     if ask.study is not None:
         user_study.check_page(ask.study)
     claim(ask.output, items, chosen)
-    failures = run_all(items, chosen, ask.output)
+    failures = run_all(items, chosen, ask.output, ask.jobs, ask.engine, ask.address)
     device = pick_device(load_config("edit", next(iter(chosen.values()))).device)
     judges = image_table.load_judges(ask.clip, ask.dino, ask.lpips, device)
     for line in judges.missing:

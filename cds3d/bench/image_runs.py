@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from itertools import count
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -17,6 +18,8 @@ from cds3d.cli import set_threads
 from cds3d.commands.edit import edit_command
 from cds3d.options import dotted_keys, groups, load_config, pick_device, set_text
 from cds3d.runs import reset_peak_memory
+from cds3d.sweep.calls import Calling, callers
+from cds3d.sweep.pool import run_pool
 from tensorf.captures.images import IMAGE_SUFFIXES
 from tensorf.errors import UserError, reason
 from tensorf.files import write_text
@@ -25,6 +28,7 @@ log = logging.getLogger("cds3d")
 
 # Keys of edit.py that the benchmark sets itself.
 _OURS = ("objective", "baseline", "scene", "output", "resume", "overwrite", "src", "tgt", "image", "capture", "run")
+_RETRIES = 2  # of an edit whose process was killed, or that found no memory or disk
 # Keys that change no picture: a benchmark may go on with others.
 _FREE = ("device", "threads", "save_every", "video_frames")
 
@@ -122,20 +126,40 @@ def claim(output: Path, items: list[Item], chosen: dict[str, list[str]]) -> None
     write_text(path, json.dumps(now, indent=1) + "\n")
 
 
-def run_all(items: list[Item], chosen: dict[str, list[str]], output: Path) -> list[Failure]:
-    """Do the edits that are not done yet, image by image, and return those that failed."""
-    failures = []
-    total = len(items) * len(chosen)
-    for number, (item, name) in enumerate(((i, n) for i in items for n in chosen), 1):
-        folder = output / name / item.name
-        if (folder / "metrics.json").exists():
-            continue
-        log.info("%d of %d: %s, %s", number, total, item.name, name)
-        try:
-            _run(item, chosen[name], folder)
-        except Exception as error:  # of one image: the others are worth having whatever it is
-            failures.append(Failure(name, item.name, reason(error)))
-            log.warning("%s, %s: failed: %s", item.name, name, reason(error))
+def run_all(
+    items: list[Item],
+    chosen: dict[str, list[str]],
+    output: Path,
+    jobs: int = 1,
+    engine: str = "pool",
+    address: str | None = None,
+) -> list[Failure]:
+    """Do the edits that are not done yet, image by image, and return those that failed.
+
+    jobs, engine, address: as of `cds3d sweep`; one at a time is done in this process.
+    """
+    todo = [
+        Calling(output / name / item.name / "metrics.json", _run, item, chosen[name], output / name / item.name)
+        for item in items
+        for name in chosen
+    ]
+    failures, waiting = [], [work for work in todo if not work.done]
+    if not waiting:
+        return failures
+    counted = count(len(todo) - len(waiting) + 1)
+
+    def changed(work: Calling) -> None:
+        item, _, folder = work.arguments
+        if work.failure:
+            failures.append(Failure(folder.parent.name, item.name, work.failure))
+            log.warning("%s, %s: failed: %s", item.name, folder.parent.name, work.failure)
+        elif work.done:
+            log.info("%d of %d: %s, %s", next(counted), len(todo), item.name, folder.parent.name)
+
+    device = load_config("edit", next(iter(chosen.values()))).device
+    with callers(engine, jobs, address, device) as start:
+        at_a_time = len(waiting) if engine == "ray" else jobs
+        run_pool(waiting, at_a_time, _RETRIES, changed, poll=0.02, start=start)
     return failures
 
 
@@ -144,6 +168,7 @@ def _run(item: Item, options: list[str], folder: Path) -> None:
     for key, value in (("image", str(item.path)), ("src", item.src), ("tgt", item.tgt), ("output", str(folder))):
         set_text(config, key, value, key)
     config.resume = (folder / "state" / "state.pt").exists()
-    set_threads(config)
+    if config.threads is not None:  # else as many as this process has
+        set_threads(config)
     reset_peak_memory(pick_device(config.device))  # of the edit before
     edit_command(config)

@@ -13,11 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import multiprocessing
-import os
 import platform
 import shutil
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -35,10 +32,13 @@ from cds3d.commands.preparing import build_objective
 from cds3d.commands.videos import write_image
 from cds3d.editor import EditConfig
 from cds3d.guidance import Prior, load_prior
+from cds3d.jobs import usable_cores
 from cds3d.options import build, dotted_keys, groups, load_config, pick_device, whole
 from cds3d.pocket.model.judge import FILE as JUDGE
 from cds3d.pocket.model.judge import Judge, load_judge
 from cds3d.pocket.weights_path import WEIGHTS
+from cds3d.sweep.calls import Calling, callers
+from cds3d.sweep.pool import run_pool
 from tensorf.errors import UserError
 from tensorf.files import write_text
 
@@ -54,6 +54,7 @@ _SIZES = {
     },
 }
 _SHEET_ROWS = 6
+_RETRIES = 2  # of a run whose process was killed, or that found no memory or disk
 # Keys of edit.py that `options` may not set: they would falsify a run's label, or its place.
 _OURS = ("objective", "scene", "scene.name", "seed", "device", "output", "resume", "overwrite", "tgt", "src", "image")
 _OURS += ("capture", "baseline")
@@ -99,9 +100,8 @@ def bench_command(config: DictConfig) -> Path:
             check_held_out_capture(capture, case.source)
     _claim(folder, settings, config.overwrite)
     try:
-        _do([r for r in runs if r.kind == "image" and not r.path.exists()], jobs)
-        for run in tqdm([r for r in runs if r.kind == "field" and not r.path.exists()], desc="fields", unit="edit"):
-            _one(run)
+        _do([r for r in runs if r.kind == "image"], config, jobs, "images")
+        _do([r for r in runs if r.kind == "field"], config, jobs if config.engine == "ray" else 1, "fields")
     except KeyboardInterrupt:
         raise KeyboardInterrupt("what is done is kept: the same command goes on from here") from None
     done = [json.loads(r.path.read_text()) for r in runs]
@@ -236,33 +236,39 @@ def _plan(settings: dict, folder: Path, device: str) -> list[Run]:
 
 
 def _jobs(config: DictConfig) -> int:
+    if config.engine not in ("pool", "ray"):
+        raise UserError(f"engine={config.engine} is unknown; use pool or ray")
+    if config.engine == "pool" and config.address is not None:
+        raise UserError(f"address={config.address} is for engine=ray")
     if config.jobs is not None:
         whole(config, "jobs", least=1)
         return config.jobs
-    if pick_device(config.device).type == "cuda":
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if config.engine == "pool" and pick_device(config.device).type == "cuda" else usable_cores()
 
 
-def _do(runs: list[Run], jobs: int) -> None:
-    """Do image runs, `jobs` at a time: in processes of one thread each, or here, with all threads, if jobs is 1."""
-    bar = tqdm(total=len(runs), desc="images", unit="edit", disable=not runs)
-    if jobs == 1:
-        for run in runs:
-            _one(run)
-            bar.update()
-        return bar.close()
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        waiting = [pool.submit(_one, run) for run in runs]
-        try:
-            for done in as_completed(waiting):
-                done.result()
-                bar.update()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    bar.close()
+def _do(runs: list[Run], config: DictConfig, jobs: int, label: str) -> None:
+    """Do the runs that are not done yet, `jobs` at a time: in processes of one thread each, or on a cluster; here, with
+    all threads, if jobs is 1. UserError in the end if some failed.
+    """
+    todo = [Calling(run.path, _one, run, after=_first(run, runs)) for run in runs]
+    if not any(not work.done for work in todo):
+        return
+    with (
+        tqdm(total=len(todo), initial=sum(work.done for work in todo), desc=label, unit="edit") as bar,
+        callers(config.engine, jobs, config.address, config.device) as start,
+    ):
+        at_a_time = len(todo) if config.engine == "ray" else jobs
+        run_pool(todo, at_a_time, _RETRIES, lambda work: bar.update(int(work.done)), poll=0.02, start=start)
+    if failed := [work for work in todo if work.failure]:
+        raise UserError(f"{len(failed)} of {len(todo)} {label} failed, {failed[0].folder}: {failed[0].failure}")
+
+
+def _first(run: Run, runs: list[Run]) -> Path | None:
+    """What a field's run waits for: the first run of its scene, which makes its capture and trains its source."""
+    if run.kind == "image":
+        return None
+    first = next(r.path for r in runs if (r.task, r.case) == (run.task, run.case))
+    return None if first == run.path else first
 
 
 @lru_cache(maxsize=1)

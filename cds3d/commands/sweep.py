@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from cds3d.jobs import usable_cores
 from cds3d.options import whole
-from cds3d.sweep.plan import plan
-from cds3d.sweep.pool import default_jobs, run_pool, works
-from cds3d.sweep.report import rows, write_report
+from cds3d.sweep.plan import Task, plan
+from cds3d.sweep.pool import Work, run_pool, works
+from cds3d.sweep.report import Reporter
 from tensorf import locks
+from tensorf.captures.sources import has_poses
 from tensorf.errors import UserError
 from tensorf.files import is_partial
 
 log = logging.getLogger("cds3d")
+
+_HANDED_OVER = 1000  # runs that Ray has at a time, to do or to let wait: each that waits takes 40 KB of this process
 
 
 def sweep_command(config: DictConfig) -> Path:
@@ -24,10 +31,7 @@ def sweep_command(config: DictConfig) -> Path:
 
     UserError at the end if some edits failed; all others are done then, and the table tells which.
     """
-    whole(config, "retries", "video_frames")
-    whole(config, "threads_each", least=1)
-    if config.jobs is not None:
-        whole(config, "jobs", least=1)
+    _check(config)
     output = Path(config.output)
     ours = (output / "sweep.json").exists() or not output.exists()
     if not ours and not all(p.name == locks.NAME or is_partial(p) for p in output.iterdir()):
@@ -35,30 +39,26 @@ def sweep_command(config: DictConfig) -> Path:
     tasks = plan(config, output)
     fixed = [f"device={config.device}", f"threads={config.threads_each}"]
     todo = works(tasks, [*fixed, f"video_frames={config.video_frames}"], [*fixed, "video_frames=0"])
-    jobs = config.jobs or default_jobs()
     output.mkdir(parents=True, exist_ok=True)
     locks.hold(output)
-    write_report(output, rows(tasks, todo))
-    log.info(
-        "%d edits, %d of them done, %d at a time; the table is %s",
-        len(tasks),
-        _done(tasks),
-        jobs,
-        output / "index.html",
-    )
-    with tqdm(total=len(todo), initial=sum(w.done for w in todo), desc="sweep", unit="run") as bar:
+    if config.storage is not None:
+        from cds3d.sweep.mirror import mirrored
+        from cds3d.sweep.storage import Storage
 
-        def changed(work) -> None:
-            if work.done or work.failure:
-                bar.update()
-            write_report(output, rows(tasks, todo))
-
-        try:
-            run_pool(todo, jobs, config.retries, changed)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("states are kept: the same command goes on from here") from None
-        finally:
-            write_report(output, rows(tasks, todo))
+        todo = mirrored(todo, output, Storage(config.storage))
+    done = {work.folder for work in todo if work.done}
+    open_tasks = [task for task in tasks if task.folder not in done]
+    report = Reporter(output, tasks, todo)
+    report.write()
+    log.info("%d edits, %d of them done; the table is %s", len(tasks), len(tasks) - len(open_tasks), report.page)
+    try:
+        if len(done) < len(todo):
+            with _engine(config, open_tasks, fixed, output) as run:
+                _run(run, todo, report)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("states are kept: the same command goes on from here") from None
+    finally:
+        report.write()
     failed = [work for work in todo if work.failure]
     if failed:
         raise UserError(
@@ -69,5 +69,54 @@ def sweep_command(config: DictConfig) -> Path:
     return output
 
 
-def _done(tasks) -> int:
-    return sum((task.folder / "metrics.json").exists() for task in tasks)
+def _check(config: DictConfig) -> None:
+    whole(config, "retries", "video_frames")
+    whole(config, "threads_each", least=1)
+    if config.jobs is not None:
+        whole(config, "jobs", least=1)
+    if config.engine not in ("pool", "ray"):
+        raise UserError(f"engine={config.engine} is unknown; use pool or ray")
+    for key in ("address", "storage"):
+        if config.engine == "pool" and config[key] is not None:
+            raise UserError(f"{key}={config[key]} is for engine=ray")
+
+
+@contextmanager
+def _engine(config: DictConfig, tasks: list[Task], fixed: list[str], output: Path) -> Iterator:
+    """Gives `run_pool` with what the configuration says of where and how many at a time."""
+    from cds3d.sweep.memory import default_jobs, questions  # which needs PyTorch, and a sweep that is done does not
+
+    if config.engine == "pool":
+        jobs = config.jobs or default_jobs(tasks, fixed, config.threads_each)
+        log.info("%d at a time", jobs)
+        yield partial(run_pool, jobs=jobs, retries=config.retries)
+        return
+    _check_poses(tasks)
+    from cds3d.sweep.cluster import Cluster
+
+    cores = config.jobs * config.threads_each if config.jobs else usable_cores()
+    cluster = Cluster(config.address, config.threads_each, cores, output, config.storage)
+    try:
+        cluster.reserve(questions(tasks, fixed), config.device)
+        yield partial(run_pool, jobs=config.jobs or _HANDED_OVER, retries=config.retries, start=cluster.start)
+    finally:
+        cluster.close()
+
+
+def _check_poses(tasks: list[Task]) -> None:
+    """UserError for photos and videos without poses: each machine would estimate others."""
+    for capture in {flag for task in tasks for flag in task.flags if flag.startswith("--capture=")}:
+        path = Path(capture.removeprefix("--capture="))
+        if path.is_file() or not has_poses(path):
+            raise UserError(f"{path} has no poses: estimate them here first, with cds3d train --capture {path}")
+
+
+def _run(run, todo: list[Work], report: Reporter) -> None:
+    with tqdm(total=len(todo), initial=sum(w.done for w in todo), desc="sweep", unit="run") as bar:
+
+        def changed(work: Work) -> None:
+            if work.done or work.failure:
+                bar.update()
+            report.changed()
+
+        run(todo, changed=changed, tick=report.tick)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 
@@ -44,11 +45,11 @@ def plan(config: DictConfig, output: Path) -> list[Task]:
     axes = _axes(config)
     if (count := math.prod(map(len, axes.values()))) > _MOST:
         raise UserError(f"a sweep of {count:,} edits: give shorter lists, of {_MOST:,} edits at most")
-    tasks = []
+    tasks, places = [], lru_cache(None)(_places)
     for scene, edit, objective, extra, seed in product(
         *(axes[name] for name in _LISTS[:3]), axes["options"], axes["seeds"]
     ):
-        tasks.append(_task(scene, edit, objective, extra, seed, output))
+        tasks.append(_task(scene, edit, objective, extra, seed, output, places))
     folders = [task.folder for task in tasks]
     if len(set(folders)) < len(folders):
         twice = next(task for task in tasks if folders.count(task.folder) > 1)
@@ -84,23 +85,33 @@ def _axes(config: DictConfig) -> dict[str, list]:
     return axes
 
 
-def _task(scene: str, edit: str, objective: str, extra: str, seed: int, output: Path) -> Task:
+def _task(scene: str, edit: str, objective: str, extra: str, seed: int, output: Path, places) -> Task:
     src, arrow, tgt = (part.strip() for part in edit.rpartition("->"))
     if not tgt or (arrow and not src):
         raise UserError(f'edits: "{edit}" has to be a target prompt, or "source -> target"')
     more = tuple(extra.split())
     if wrong := [o for o in more if "=" not in o or o.split("=")[0] in _OURS]:
         raise UserError(f"options: {wrong[0]} has to be an option of edit.py that a sweep does not set itself")
-    ships = scene in groups()["scene"] and scene != "capture"
-    flags = (f"--tgt={tgt}", *([f"--src={src}"] if src else []), *([] if ships else [f"--capture={scene}"]))
+    ships, capture, source = places(scene, objective, more)
+    flags = (f"--tgt={tgt}", *([f"--src={src}"] if src else []), *([] if ships else [f"--capture={capture}"]))
     options = (f"objective={objective}", f"seed={seed}", *more)
-    config = load_config("edit", [f"scene={scene if ships else 'capture'}", *options])  # unknown ones are told now
-    config.capture = None if ships else scene
-    if ships and not (data_folder("scenes") / scene).is_dir():
-        raise UserError(f"scenes: {scene} is not there")
-    name = [source_folder(config).parent.name, slug(tgt)[:_LONGEST], objective, f"seed{seed}"]
+    name = [source.parent.name, slug(tgt)[:_LONGEST], objective, f"seed{seed}"]
     if more or src:
         name.append(hashlib.sha256(json.dumps([src, more]).encode()).hexdigest()[:8])
     folder = output / "runs" / "-".join(name)
     options = (*options, *([f"scene={scene}"] if ships else []))
-    return Task(scene, src or None, tgt, objective, more, seed, flags, options, folder, source_folder(config))
+    return Task(scene, src or None, tgt, objective, more, seed, flags, options, folder, source)
+
+
+def _places(scene: str, objective: str, more: tuple[str, ...]) -> tuple[bool, str, Path]:
+    """(whether the scene ships, its capture's folder if not, its source's folder). UserError for wrong options.
+
+    Composing a configuration takes a good part of a second: edits that differ in prompts and seeds share it.
+    """
+    ships = scene in groups()["scene"] and scene != "capture"
+    config = load_config("edit", [f"scene={scene if ships else 'capture'}", f"objective={objective}", *more])
+    config.capture = None if ships else scene
+    if ships and not (data_folder("scenes") / scene).is_dir():
+        raise UserError(f"scenes: {scene} is not there")
+    source = source_folder(config)
+    return ships, config.capture, source  # of photos whose poses are estimated: the estimate

@@ -7,6 +7,7 @@ import html
 import io
 import json
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,10 @@ _FIGURES = ("edit_gain_db", "kept_psnr_db", "structure", "accuracy", "psnr_to_so
 _FIGURES += ("clip_direction", "edit_seconds", "edit_peak_memory_mb")
 
 
+_MEDIA = ("comparison.mp4", "views/00.png")
+_SHARE, _LEAST = 0.05, 3.0  # of the time for tables, and seconds between two of them
+
+
 def rows(tasks: Sequence[Task], works: Sequence[Work]) -> list[dict]:
     """One for each edit: its settings, its state (done, failed, waiting), why it failed, and its figures."""
     by_folder = {work.folder: work for work in works}
@@ -26,18 +31,36 @@ def rows(tasks: Sequence[Task], works: Sequence[Work]) -> list[dict]:
     for task in tasks:
         work = by_folder[task.folder]
         row = {name: getattr(task, name) for name in _SETTINGS[:-1]} | {"options": " ".join(task.extra)}
-        metrics = _metrics(task.folder) if work.done else {}
         row |= {"state": "done" if work.done else "failed" if work.failure else "waiting", "failure": work.failure}
-        row |= {name: metrics[name] for name in _FIGURES if name in metrics}
+        figures = work.figures or {}
+        row |= {name: figures[name] for name in _FIGURES if name in figures}
         table.append(row | {"run": str(task.folder), "attempts": work.attempts})
     return table
 
 
-def _metrics(folder: Path) -> dict:
-    try:
-        return json.loads((folder / "metrics.json").read_text())
-    except (OSError, ValueError):
-        return {}
+class Reporter:
+    """Writes the table of a sweep when something has changed, and seldom enough to cost little however long it is.
+
+    Call `changed` at each change, `tick` now and then, and `write` in the end.
+    """
+
+    def __init__(self, output: Path, tasks: Sequence[Task], works: Sequence[Work]):
+        self._output, self._tasks, self._works = output, tasks, works
+        self.page = output / "index.html"
+        self._due, self._next = False, 0.0
+
+    def changed(self) -> None:
+        self._due = True
+
+    def tick(self) -> None:
+        if self._due and time.monotonic() >= self._next:
+            self.write()
+
+    def write(self) -> None:
+        begun = time.monotonic()
+        write_report(self._output, rows(self._tasks, self._works))
+        now = time.monotonic()
+        self._due, self._next = False, now + max(_LEAST, (now - begun) / _SHARE)
 
 
 def write_report(output: Path, table: list[dict]) -> None:
@@ -60,16 +83,22 @@ def _page(output: Path, table: list[dict], columns: list[str]) -> str:
 
 
 def _row(output: Path, row: dict, shown: list[str]) -> str:
-    run = Path(row["run"])
-    media = ""
-    for name, tag in (("comparison.mp4", "video"), ("views/00.png", "img")):
-        if (run / name).exists():
-            source = html.escape(Path(os.path.relpath(run / name, output)).as_posix(), quote=True)
-            media = f'<{tag} src="{source}" width="420" {"controls loop muted" if tag == "video" else ""}></{tag}>'
-            break
+    media = _media(output, Path(row["run"])) if row["state"] == "done" else ""
     cells = "".join(f"<td>{html.escape(_text(row.get(c)))}</td>" for c in shown)
     failure = f'<div class="failure">{html.escape(row["failure"])}</div>' if row["failure"] else ""
     return f'<tr class="{row["state"]}"><td>{media}{failure}</td>{cells}</tr>\n'
+
+
+def _media(output: Path, run: Path) -> str:
+    """The run's video, or picture, which a browser loads once it is scrolled to."""
+    name = next((name for name in _MEDIA if (run / name).exists()), None)
+    if name is None:
+        return ""
+    source = html.escape(Path(os.path.relpath(run / name, output)).as_posix(), quote=True)
+    if name.endswith(".png"):
+        return f'<img src="{source}" width="420" loading="lazy">'
+    still = source.replace(name, _MEDIA[1])
+    return f'<video src="{source}" width="420" controls loop muted preload="none" poster="{still}"></video>'
 
 
 def _text(value) -> str:

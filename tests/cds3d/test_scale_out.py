@@ -1,0 +1,458 @@
+"""Sweeps over several machines, as far as that needs no Ray: stores, shipping, a node's work, memory, ports."""
+
+import errno
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import fsspec
+import pytest
+from fakes import TINY_FIELD
+
+import cds3d
+from cds3d.cli import main
+from cds3d.options import load_config
+from cds3d.sweep import memory, node, shipping
+from cds3d.sweep.calls import Calling, Here, Kept
+from cds3d.sweep.cluster import name_of, open_to_others, resources
+from cds3d.sweep.memory import Forecast, default_jobs, questions
+from cds3d.sweep.mirror import mirrored
+from cds3d.sweep.node import Order, do, write_light
+from cds3d.sweep.plan import plan
+from cds3d.sweep.pool import Work, run_pool
+from cds3d.sweep.ports import is_loopback, open_ports
+from cds3d.sweep.report import Reporter
+from cds3d.sweep.shipping import node_folder, ship
+from cds3d.sweep.storage import STATE, Storage, state_kept
+from tensorf import locks
+from tensorf.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+@pytest.fixture(params=["file", "memory"])
+def url(request, tmp_path):
+    yield str(tmp_path / "store") if request.param == "file" else "memory://store/sweep"
+    fsspec.filesystem("memory").store.clear()
+
+
+def run_folder(path, **files):
+    for name, text in {"config.yaml": "a: 1", "metrics.json": '{"seconds": 2}', **files}.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(text)
+    return path
+
+
+# --- stores
+
+
+def test_a_run_comes_back_as_it_was(url, tmp_path):
+    storage, run = Storage(url), run_folder(tmp_path / "a", **{"views/00.png": "p", "state/state.pt": "s"})
+    (run / ".lock").touch()
+    assert not storage.has("runs/a") and storage.finished("runs") == set()
+    storage.push(run, "runs/a")
+    storage.pull("runs/a", tmp_path / "b")
+    found = {
+        p.relative_to(tmp_path / "b").as_posix(): p.read_text() for p in (tmp_path / "b").rglob("*") if p.is_file()
+    }
+    assert found == {"config.yaml": "a: 1", "metrics.json": '{"seconds": 2}', "views/00.png": "p"}  # no state
+    assert storage.has("runs/a") and storage.finished("runs") == {"runs/a"}
+    assert storage.read(["runs/a", "runs/none"], "metrics.json") == {"runs/a": b'{"seconds": 2}'}
+
+
+def test_a_run_without_metrics_is_not_finished(url, tmp_path):
+    storage, run = Storage(url), run_folder(tmp_path / "a", **{"state/state.pt": "s"})
+    storage.push(run, "runs/a", STATE)
+    assert not storage.has("runs/a") and storage.finished("runs") == set()
+    storage.pull("runs/a", tmp_path / "b", STATE)
+    assert sorted(p.name for p in (tmp_path / "b").rglob("*") if p.is_file()) == ["config.yaml", "state.pt"]
+
+
+def test_metrics_are_written_last(tmp_path, monkeypatch):
+    run = run_folder(tmp_path / "a", **{"views/00.png": "p", "state/state.pt": "s"})
+    storage = Storage(str(tmp_path / "store"))
+    order, opened = [], storage._fs.open
+    monkeypatch.setattr(storage._fs, "open", lambda path, mode: order.append(Path(path).name) or opened(path, mode))
+    storage.push(run, "runs/a")
+    assert order[-1] == "metrics.json" and len(order) == 3  # the state does not travel
+
+
+def test_a_copy_that_breaks_off_leaves_what_was_there(tmp_path, monkeypatch):
+    storage, run = Storage(str(tmp_path / "store")), run_folder(tmp_path / "a")
+    storage.push(run, "runs/a")
+    (run / "config.yaml").write_text("a: 2")
+
+    def broken(source, target, length):
+        target.write(b"a")
+        raise OSError(errno.EIO, "gone")
+
+    monkeypatch.setattr("cds3d.sweep.storage.shutil.copyfileobj", broken)
+    with pytest.raises(OSError, match="gone"):
+        storage.push(run, "runs/a")
+    assert (tmp_path / "store" / "runs" / "a" / "config.yaml").read_text() == "a: 1"
+
+
+@pytest.mark.parametrize("url, told", [("nowhere://x", "nowhere"), ("gdrive://x", "pip install|cannot be used")])
+def test_stores_that_cannot_be_used(url, told):
+    with pytest.raises(UserError, match=told):
+        Storage(url)
+
+
+def test_states_go_to_the_store_as_they_come(url, tmp_path):
+    run = run_folder(tmp_path / "a")
+    (run / "state").mkdir()
+    (run / "metrics.json").unlink()
+    with state_kept(url, run, "runs/a", every=0.02):
+        for text in ("one", "two"):
+            (run / "state" / "state.pt").write_text(text)
+            deadline = time.monotonic() + 5
+            while Storage(url).read(["runs/a"], "state/state.pt") != {"runs/a": text.encode()}:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        (run / "state" / "state.pt").write_text("last")
+    assert Storage(url).read(["runs/a"], "state/state.pt") == {"runs/a": b"last"}
+    (run / "state" / "state.pt").write_text("of a finished run")
+    with state_kept(url, run_folder(run), "runs/a"):
+        pass
+    assert Storage(url).read(["runs/a"], "state/state.pt") == {"runs/a": b"last"}
+    Storage(url).push(run, "runs/a")
+    assert Storage(url).read(["runs/a"], "state/state.pt") == {}
+
+
+# --- what travels to nodes
+
+
+def test_inputs_are_named_alike_on_all_nodes_and_travel_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(shipping, "_CHUNK", 4)
+    capture = tmp_path / "rose"
+    (capture / "images").mkdir(parents=True)
+    (capture / "images" / "0.png").write_bytes(b"0123456789")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    sent, known = [], {}
+    flags = [f"--capture={capture}", "--tgt=a red rose", f"guidance.path={tmp_path / 'model.safetensors'}", "seed=1"]
+    for _ in range(2):
+        shipped = ship(flags, lambda piece: sent.append(piece) or len(sent) - 1, known)
+    assert sent == [b"0123", b"4567", b"89", b"weig", b"hts"]
+    assert shipped[1::2] == flags[1::2] and shipped[0].endswith("/rose") and "inputs/" in shipped[0]
+    fetched = []
+    for place in ("node1", "node2"):
+        for given in [*known.values()] * 2:  # twice: the second time it is there
+            given.place(tmp_path / place, lambda i: fetched.append(i) or sent[i])
+        here = tmp_path / place / shipped[0].removeprefix("--capture=") / "images" / "0.png"
+        assert here.read_bytes() == b"0123456789"
+        assert (tmp_path / place / shipped[2].removeprefix("guidance.path=")).read_bytes() == b"weights"
+    assert fetched == [0, 1, 2, 3, 4] * 2
+    (capture / "images" / "0.png").write_bytes(b"0123456780")
+    assert ship(flags, str, {})[0] != shipped[0]  # another capture of the same name
+
+
+def test_on_the_same_machine_inputs_are_links(tmp_path):
+    (tmp_path / "rose").mkdir()
+    known = {}
+    (flag,) = ship([f"--capture={tmp_path / 'rose'}"], None, known)
+    (given,) = known.values()
+    given.place(tmp_path / "node", None)
+    assert (tmp_path / "node" / flag.removeprefix("--capture=")).resolve() == (tmp_path / "rose").resolve()
+    assert ship(["--capture=nowhere", "guidance.path=pocket"], None, {}) == [
+        "--capture=nowhere",
+        "guidance.path=pocket",
+    ]
+
+
+def test_a_node_does_not_use_a_folder_of_somebody_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(shipping.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert node_folder("x").parent.stat().st_mode & 0o77 == 0
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    (tmp_path / "cds3d-12345").mkdir()
+    with pytest.raises(UserError, match="belongs to somebody else"):
+        node_folder("x")
+
+
+# --- a node's work
+
+
+@pytest.fixture()
+def nodes(tmp_path, monkeypatch):
+    """Gives a function that becomes another node, with a temporary folder of its own."""
+
+    def become(name):
+        (tmp_path / name).mkdir(exist_ok=True)
+        monkeypatch.setattr(shipping.tempfile, "gettempdir", lambda: str(tmp_path / name))
+
+    become("node1")
+    return become
+
+
+@pytest.fixture()
+def commands(monkeypatch):
+    """The commands that nodes have done. A script says how each ends: done, or the error to raise after a state."""
+    done, script = [], []
+
+    def run(command, argv):
+        done.append((command, argv))
+        folder = Path(next(a for a in argv if a.startswith("output=")).removeprefix("output="))
+        if (folder / "state" / "state.pt").exists():
+            shutil.copy(folder / "state" / "state.pt", f"{tempfile.gettempdir()}.state")
+        capture = next((a for a in argv if a.startswith("--capture=")), "")
+        run_folder(folder, **{"config.yaml": capture, "state/state.pt": f"after {len(done)}", "views/00.png": "p"})
+        if (told := script.pop(0) if script else "done") == "done":
+            return 0
+        (folder / "metrics.json").unlink()
+        if isinstance(told, BaseException):
+            raise told
+        print(f"error: {told}", file=sys.stderr)
+        return 1
+
+    monkeypatch.setattr(node, "run_command", run)
+    return done, script
+
+
+def order(storage=None, **more):
+    base = Order(cds3d.__version__, "sweep", "edit", ("--tgt=x",), "runs/a", storage=storage, name="runs/a")
+    return replace(base, **more) if more else base
+
+
+def test_a_run_that_was_cut_off_goes_on_at_another_node(url, tmp_path, nodes, commands):
+    done, script = commands
+    store = Storage(url)
+    store.push(run_folder(tmp_path / "s", **{"field.safetensors": "f"}), "sources/rose")
+    script.append(KeyboardInterrupt())  # as if its node were lost after the state was kept
+    with pytest.raises(KeyboardInterrupt):
+        do(order(url, source="sources/rose"), None)
+    nodes("node2")
+    outcome, files = do(order(url, source="sources/rose"), None)
+    assert outcome == "done" and files == {"views/00.png": b"p", "metrics.json": b'{"seconds": 2}'}
+    assert [argv[-1] for _, argv in done] == ["output=runs/a", "resume=true"]
+    here = tmp_path / "node2" / f"cds3d-{os.getuid()}" / "sweep"
+    assert Path.cwd() == here and (here / "outputs/rose/source/field.safetensors").read_text() == "f"
+    assert not (here / "runs" / "a").exists()  # it is in the store
+    assert (tmp_path / "node2.state").read_text() == "after 1" and store.read(["runs/a"], "state/state.pt") == {}
+    nodes("node3")
+    assert do(order(url), None) == (outcome, files) and len(done) == 2  # nothing is done twice
+
+
+def test_a_source_that_was_trained_anew_replaces_the_old_one(tmp_path, nodes, commands):
+    store = Storage(str(tmp_path / "store"))
+    for number in (1, 2):
+        source = run_folder(tmp_path / "s", **{"field.safetensors": f"f{number}", "metrics.json": f'{{"a": {number}}}'})
+        store.push(source, "sources/rose")
+        assert do(order(store.url, source="sources/rose", name=f"runs/{number}"), None)[0] == "done"
+    assert Path("outputs/rose/source/field.safetensors").read_text() == "f2"
+
+
+def test_results_name_inputs_as_their_user_does(tmp_path, nodes, commands):
+    (tmp_path / "rose").mkdir()
+    (tmp_path / "here" / "outputs").mkdir()
+    known = {}
+    flags = ship([f"--capture={tmp_path / 'rose'}"], None, known)
+    folder = tmp_path / "here" / "outputs" / "a"
+    given = order(flags=tuple(flags), inputs=tuple(known.values()), shared=str(tmp_path / "here"), folder=str(folder))
+    assert do(given, None) == ("done", {})
+    assert (folder / "config.yaml").read_text() == f"--capture={(tmp_path / 'rose').resolve()}"
+    assert Path("outputs").resolve() == (tmp_path / "here" / "outputs").resolve()  # where sources are
+
+
+@pytest.mark.parametrize(
+    "error, told",
+    [
+        ("--src is missing", "--src is missing"),
+        (OSError(errno.ENOSPC, "No space left"), "the disk is full: "),
+        (ConnectionError("reset"), "the storage failed: reset"),
+        (RuntimeError("shape\nmany lines"), "shape"),
+    ],
+)
+def test_a_failure_is_one_line(tmp_path, nodes, commands, error, told):
+    commands[1].append(error)
+    outcome, files = do(order(str(tmp_path / "store")), None)
+    assert outcome.startswith(told) and "\n" not in outcome and files == {}
+
+
+def test_nodes_that_do_not_fit(tmp_path, nodes, commands):
+    assert "the sweep has 9.9" in do(order(version="9.9"), None)[0]
+    assert "does not see" in do(order(shared=str(tmp_path / "nowhere")), None)[0]
+
+
+def test_a_sweep_finds_what_its_store_has(url, tmp_path):
+    store, output = Storage(url), tmp_path / "out"
+    store.push(run_folder(tmp_path / "r", **{"views/00.png": "p", "field.safetensors": "f"}), "runs/a")
+    source = run_folder(tmp_path / "outputs" / "rose" / "source", **{"field.safetensors": "f"})
+    todo = [Work("train", [], source)]
+    todo += [Work("edit", [], output / "runs" / name, after=source) for name in "ab"]
+    here = mirrored(todo, output, store)
+    assert [work.done for work in here] == [True, True, False] and here[0].folder == here[2].after
+    assert here[1].figures == {"seconds": 2} and not (here[1].folder / "field.safetensors").exists()
+    assert store.has("sources/rose") and [name_of(w) for w in here] == ["sources/rose", "runs/a", "runs/b"]
+    write_light(here[2].folder, {"metrics.json": b"{}", "views/00.png": b"p"})
+    assert here[2].done
+
+
+# --- how much at a time
+
+
+def test_shares_of_a_node_by_hand():
+    assert resources(2, 1000.0, None, 9000) == {"num_cpus": 2, "memory": 1000 * 2**20}
+    assert resources(2, 1000.0, None, 500) == {"num_cpus": 2, "memory": 500 * 2**20}  # else Ray waits for ever
+    assert resources(1, 1000.0, 4096, 9000) == {"num_cpus": 1, "num_gpus": 0.25}  # 24.4 %: rounded up
+    assert resources(1, 5000.0, 4096, 9000) == {"num_cpus": 1, "num_gpus": 1.0}
+
+
+def test_memory_is_asked_once_for_edits_that_differ_in_prompts_and_seeds(tmp_path):
+    config = load_config("sweep", ["seeds=[0,1]", "objectives=[cds,dds]"])
+    config.edits, config.options = ["a red flower", "a blue flower"], ["", "edit.width=128"]
+    asked = questions(plan(config, tmp_path), ["device=cpu"])
+    assert len(asked) == 4 and all(q.flags[-1] == "device=cpu" for q in asked)
+
+
+def test_as_many_edits_as_memory_and_cores_allow(monkeypatch):
+    asked = [Forecast(1000, 3500)]
+
+    class Other:
+        def __init__(self, *args, **kwargs): ...
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *args): ...
+        def submit(self, function, *args):
+            return self
+
+        def result(self):
+            if isinstance(asked[0], Exception):
+                raise asked[0]
+            return asked[0]
+
+    monkeypatch.setattr(memory, "ProcessPoolExecutor", Other)
+    monkeypatch.setattr(memory, "usable_cores", lambda: 16)
+    assert default_jobs([], [], 1) == 3
+    assert default_jobs([], [], 8) == 2
+    asked[0] = Forecast(9000, 3500)
+    assert default_jobs([], [], 1) == 1
+    asked[0] = UserError("no such model")  # the edits will tell
+    assert default_jobs([], [], 4) == 4
+
+
+def test_the_forecast_of_another_prior_and_a_larger_view(tiny_folder, monkeypatch):
+    monkeypatch.setattr(memory, "memory_mb", lambda device: 100.0)  # what this process happens to have
+
+    def edit_mb(*options):
+        flags = ["--tgt=a red flower", "device=cpu", "scene.width=252", *TINY_FIELD, *options]
+        wrong = memory.Question((*flags, "guidance.dtype=fp16"))  # which needs a GPU
+        return memory.forecast([wrong, memory.Question(tuple(flags))]).edit_mb
+
+    with pytest.raises(UserError, match="fp16 needs a GPU"):
+        edit_mb("guidance.dtype=fp16")
+    tiny, pocket = edit_mb(f"guidance.path={tiny_folder}"), edit_mb()
+    assert pocket > tiny + 20 and pocket > edit_mb("edit.width=128") + 100 and edit_mb("edit=shape") > pocket + 200
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        (["engine=slurm"], "engine=slurm is unknown"),
+        (["storage=s3://x/y"], "storage=s3://x/y is for engine=ray"),
+        (["engine=ray", "scenes=[photos]", 'edits=["a -> b"]'], "photos has no poses: estimate them here first"),
+    ],
+)
+def test_sweeps_that_cannot_be_scaled_out(tmp_path, options, told, capsys):
+    for i in range(3):
+        run_folder(tmp_path / "here" / "photos", **{f"{i}.jpg": "x"})
+    assert main(["sweep", 'edits=["a red flower"]', *options]) == 1
+    assert told in capsys.readouterr().err
+
+
+# --- calls
+
+
+ONCE_KILLED = """
+import os, pathlib
+path = pathlib.Path({path!r})
+if not path.exists():
+    path.touch()
+    os._exit(9)  # as if it were killed
+path.with_suffix(".done").touch()
+"""
+
+
+def test_a_process_that_is_killed_takes_one_call_along(tmp_path):
+    todo = [Calling(tmp_path / "a.done", exec, ONCE_KILLED.format(path=str(tmp_path / "a")))]
+    todo += [Calling(tmp_path / f"{i}", os.mkdir, tmp_path / f"{i}") for i in range(3)]
+    todo += [Calling(tmp_path / "none", int, "no number")]
+    kept = Kept(1)
+    try:
+        run_pool(todo, 2, 1, lambda work: None, 0.01, start=lambda work: kept.call(work.function, *work.arguments))
+    finally:
+        kept.close()
+    assert [w.done for w in todo] == [True] * 4 + [False] and [w.attempts for w in todo] == [2, 1, 1, 1, 1]
+    assert "'no number'" in todo[4].failure
+
+
+def test_calls_in_this_process():
+    call = Here().call(int, "no number")
+    assert not call.running and not call.killed and "'no number'" in call.outcome()
+    assert Here().call(int, "1").outcome() == "done"
+
+
+# --- the table, ports
+
+
+def test_the_table_is_written_seldom_but_in_the_end(tmp_path, monkeypatch):
+    written, now = [], [100.0]
+    monkeypatch.setattr("cds3d.sweep.report.time.monotonic", lambda: now[0])
+
+    def write(output, table):
+        written.append(now[0])
+        now[0] += 0.5  # what it takes
+
+    monkeypatch.setattr("cds3d.sweep.report.write_report", write)
+    report = Reporter(tmp_path, [], [])
+    report.tick()
+    assert written == []  # nothing has changed
+    for _ in range(200):
+        report.changed(), report.tick()
+        now[0] += 0.1
+    assert written == [100.0, pytest.approx(110.5, abs=0.2)]
+    report.write()
+    assert len(written) == 3
+
+
+_LISTEN = """
+import socket, time
+listener = socket.socket()
+listener.bind(("127.0.0.1", 0))
+listener.listen()
+print(listener.getsockname()[1], flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_ports_that_others_reach_are_seen():
+    with socket.socket() as inner, socket.socket() as outer, socket.socket(socket.AF_INET6) as six:
+        for listener, address in ((inner, "127.0.0.1"), (outer, "0.0.0.0"), (six, "::1")):
+            listener.bind((address, 0))
+            listener.listen()
+        number = {s: s.getsockname()[1] for s in (inner, outer, six)}
+        found = {(port.address, port.number) for port in open_ports(os.getpid())}
+        assert {("127.0.0.1", number[inner]), ("0.0.0.0", number[outer]), ("::1", number[six])} <= found
+        (warning,) = [w for w in open_to_others(os.getpid()) if f"port {number[outer]}," in w]
+        assert "0.0.0.0" in warning and not any("127.0.0.1" in w or "::1" in w for w in open_to_others(os.getpid()))
+        child = subprocess.Popen([sys.executable, "-c", _LISTEN], stdout=subprocess.PIPE, text=True)
+        with child:
+            assert int(child.stdout.readline()) in {port.number for port in open_ports(os.getpid())}
+            child.kill()
+    assert is_loopback("::ffff:127.0.0.1") and not is_loopback("::") and not is_loopback("192.0.2.1")
+
+
+def test_a_folder_is_waited_for(tmp_path):
+    with locks.held(tmp_path):
+        assert (tmp_path / locks.NAME).exists()
+    assert not (tmp_path / locks.NAME).exists()
