@@ -9,7 +9,7 @@ from fakes import PROMPTS, FixedGradient, LinearPrior
 
 from cds3d.editor import EditConfig, Editor
 from cds3d.objectives.objective import Prompts
-from cds3d.subjects.image import LatentImage, PixelImage
+from cds3d.subjects.image import LatentImage, LatentPair, PixelImage
 from tensorf.captures import load_capture
 from tensorf.errors import UserError
 from tensorf.renderable import load_field
@@ -102,6 +102,18 @@ def test_a_gradient_that_overflows_on_its_way_back_stops_too():
     with pytest.raises(UserError, match="no longer finite"):
         editor.step()
     assert torch.equal(before[0], parameters(editor)[0])
+
+
+def test_a_look_whose_gradient_is_not_finite_stops_too(monkeypatch):
+    # A step that only looks has no gradients of parameters to tell it by, and the region would learn from it.
+    subject = LatentImage(torch.rand(3, 16, 16), LinearPrior())
+    pair = LatentPair(subject.source, subject.parameter)
+    monkeypatch.setattr(pair, "backward", lambda gradient: gradient, raising=False)
+    monkeypatch.setattr(subject, "pair", lambda step: pair)
+    editor = Editor(subject, None, FixedGradient(1.0, float("nan"), at=1), PROMPTS, edit_config(9, 0.05, "sgd"))
+    assert editor.step()["gradient_rms/0"] == 0
+    with pytest.raises(UserError, match="iteration 1"):
+        editor.step()
 
 
 @pytest.mark.parametrize(
