@@ -1,1 +1,0 @@
-from commands.test_elsewhere import there, moved  # noqa
