@@ -384,7 +384,8 @@ path.with_suffix(".done").touch()
 
 def test_a_process_that_is_killed_takes_one_call_along(tmp_path):
     todo = [Calling(tmp_path / "a.done", exec, ONCE_KILLED.format(path=str(tmp_path / "a")))]
-    todo += [Calling(tmp_path / f"{i}", os.mkdir, tmp_path / f"{i}") for i in range(3)]
+    write_pid = "import os, pathlib; pathlib.Path({path!r}).write_text(str(os.getpid()))"
+    todo += [Calling(tmp_path / f"{i}", exec, write_pid.format(path=str(tmp_path / f"{i}"))) for i in range(3)]
     todo += [Calling(tmp_path / "none", int, "no number")]
     kept = Kept(1)
     try:
@@ -393,6 +394,7 @@ def test_a_process_that_is_killed_takes_one_call_along(tmp_path):
         kept.close()
     assert [w.done for w in todo] == [True] * 4 + [False] and [w.attempts for w in todo] == [2, 1, 1, 1, 1]
     assert "'no number'" in todo[4].failure
+    assert len({(tmp_path / f"{i}").read_text() for i in range(3)}) < 3  # processes are kept
 
 
 def test_calls_in_this_process():
@@ -443,6 +445,8 @@ def test_ports_that_others_reach_are_seen():
         number = {s: s.getsockname()[1] for s in (inner, outer, six)}
         found = {(port.address, port.number) for port in open_ports(os.getpid())}
         assert {("127.0.0.1", number[inner]), ("0.0.0.0", number[outer]), ("::1", number[six])} <= found
+        with socket.create_connection(("127.0.0.1", number[inner])) as client:
+            assert client.getsockname()[1] not in {port.number for port in open_ports(os.getpid())}
         (warning,) = [w for w in open_to_others(os.getpid()) if f"port {number[outer]}," in w]
         assert "0.0.0.0" in warning and not any("127.0.0.1" in w or "::1" in w for w in open_to_others(os.getpid()))
         child = subprocess.Popen([sys.executable, "-c", _LISTEN], stdout=subprocess.PIPE, text=True)
