@@ -40,10 +40,10 @@ class OfficialSpace(Space):
         """Where rays begin whose first sample is at `first`: half an interval before, as `render.march` has it."""
         return first + _INWARDS * self.t_span - self.interval / 2
 
-    def cast(self, origins: Tensor, directions: Tensor) -> Rays:
+    def cast(self, origins: Tensor, directions: Tensor, checked: bool = False) -> Rays:
         """As `Space.cast`. viewdirs are unit vectors in the authors' coordinates, of NDC too."""
         if self.kind == "ndc":
-            rays = self._ndc_rays(origins, directions)
+            rays = self._ndc_rays(origins, directions, checked)
             stretch = torch.cat([self.stretch, self.stretch.new_ones(1)]).to(origins)
             start, along = rays.origins * stretch, rays.directions * stretch
             viewdirs = torch.nn.functional.normalize(along, dim=1)

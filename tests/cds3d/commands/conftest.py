@@ -66,7 +66,7 @@ def moved(monkeypatch, tiny_folder):
 
     The prior is loaded before: transformers builds models on "meta" itself until it has read their weights.
     """
-    with mock.patch("cds3d.guidance.loading.Prior", dict):
+    with mock.patch.multiple("cds3d.guidance.loading", Prior=dict, _try=lambda *_: None):
         parts = load_prior(str(tiny_folder), device=torch.device("cpu"))
 
     def load(*_, dtype="fp32", device=DEVICE, **__):
