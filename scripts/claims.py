@@ -45,6 +45,7 @@ from tensorf.errors import UserError  # noqa: E402
 CATS = ["cat-dog", "cat-cow", "cat-pig"]
 MIXED = ["color", "cat-pig"]
 DDS, CDS = ("dds", ()), ("cds", ())
+_STEADY = "guidance.image_scale_end=null"  # as in the paper: guidance does not fall
 
 
 def cds(*options: str) -> tuple[str, tuple[str, ...]]:
@@ -100,7 +101,7 @@ def runs_of(task: str, objective: str, options: tuple[str, ...], args: argparse.
     folder = args.work / name / task
     config = load_config("bench", [])
     config.update(tasks=[task], cases=args.cases, fields=[], objectives=[objective])
-    config.update(options=[*options, *args.options], overwrite=args.overwrite)
+    config.update(options=[_STEADY, *options, *args.options], overwrite=args.overwrite)
     config.update(output=str(folder), jobs=args.jobs, device=args.device)
     return json.loads(bench_command(config).read_text())["runs"], folder / "edits" / task
 

@@ -92,7 +92,7 @@ def test_published_settings():
 
 def test_dds_pnp_has_the_defaults_of_dds_and_thresholds_where_plug_and_play_stops(tiny):
     options = load_config("edit", ["objective=dds", "guidance=sd14", "baseline=dds-pnp"])
-    for key in ("scale", "score_scale", "t_min", "t_max", "t_order"):
+    for key in ("scale", "scale_end", "score_scale", "t_min", "t_max", "t_order"):
         assert options.baseline[key] == options.objective[key]
     timesteps = ddim(tiny, 50).timesteps.tolist()
     assert min(timesteps[:40]) == options.baseline.feature_t_min
@@ -383,7 +383,7 @@ def test_dds_pnp_has_no_gradient_for_equal_prompts_at_the_source(request, prior)
 
 def test_dds_pnp_is_dds_below_its_thresholds(tiny, monkeypatch):
     objective = method("dds-pnp")
-    dds = DDS(**{k: getattr(objective, k) for k in ("scale", "score_scale", "t_min", "t_max", "t_order")})
+    dds = DDS(**{k: getattr(objective, k) for k in ("scale", "scale_end", "score_scale", "t_min", "t_max", "t_order")})
     calls = watch(monkeypatch, dds_pnp, "injected")
     for t in (200, 201, 500, 501):
         ours, plain = (gradients(tiny, o, SRC, TGT, t, moved=0.5) for o in (objective, dds))

@@ -358,12 +358,13 @@ def test_guidance_goes_straight_from_scale_to_scale_end():
 
 
 @pytest.mark.parametrize("name", groups()["objective"])
-def test_guidance_falls_with_pocket_for_differences_of_guided_noise_only(name):
-    ends = {}
-    for guidance in ("pocket", "sd14"):
-        ends[guidance] = load_config("edit", [f"objective={name}", f"guidance={guidance}"]).objective.scale_end
-    falls = name in ("dds", "cds", "ids", "ids-cds")
-    assert ends == {"pocket": 1.0 if falls else None, "sd14": None}
+def test_guidance_falls_with_pocket_on_images_for_differences_of_guided_noise(name):
+    def end(edit, guidance):
+        return load_config("edit", [f"objective={name}", f"edit={edit}", f"guidance={guidance}"]).objective.scale_end
+
+    falls = 1.0 if name in ("dds", "cds", "ids", "ids-cds") else None
+    assert [end("latent", "pocket"), end("pixels", "pocket")] == [falls, falls]
+    assert [end("field", "pocket"), end("shape", "pocket"), end("latent", "sd14"), end("latent", "sdxl")] == [None] * 4
 
 
 def test_score_scale_null_is_the_authors():
