@@ -94,12 +94,14 @@ def test_wrong_settings_are_one_line(option):
 def test_options_of_the_scene_reach_the_reader(tmp_path, monkeypatch):
     write_capture(tmp_path / "photos", Attributes.sample(3), views=4, width=16, height=12)
     given = ["scene.order=number", "scene.check=false", "scene.space=unbounded", "scene.bound=2", "scene.test_every=3"]
+    given.append("scene.outside=true")
     config = load_config("train", ["scene=capture", "scene.width=16", *given])
     config.capture = str(tmp_path / "photos")
     seen = {}
     monkeypatch.setattr(scenes, "load_capture", lambda root, **options: seen.update(options))
     scenes.load_scene(config)
-    assert seen == dict(width=16, space="unbounded", bound=2, order="number", check=False, test_every=3)
+    read = dict(width=16, space="unbounded", bound=2, order="number", check=False, test_every=3, outside=True)
+    assert seen == read
     config.scene.check = "maybe"
     with pytest.raises(UserError, match="scene.check=maybe"):
         scenes.load_scene(config)
