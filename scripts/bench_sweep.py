@@ -185,11 +185,11 @@ def waiting(count: int) -> dict:
 
     cluster = Cluster(None, 1, 1, Path.cwd())
     cluster.reserve([], "cpu")
-    before, begun = _memory_mb(), time.perf_counter()
+    before, begun = _resident(), time.perf_counter()
     calls = [cluster.call(time.sleep, 3600) for _ in range(count)]
     seconds = time.perf_counter() - begun
     time.sleep(5)
-    after, begun = _memory_mb(), time.perf_counter()
+    after, begun = _resident(), time.perf_counter()
     assert all(call.running for call in calls)
     asked = time.perf_counter() - begun
     cluster.close()
@@ -197,7 +197,7 @@ def waiting(count: int) -> dict:
     return {"seconds": round(seconds, 1), "look_seconds": round(asked, 3), "grown_mb": grown}
 
 
-def _memory_mb() -> dict[str, float]:
+def _resident() -> dict[str, float]:
     """MB in use, of this process and of Ray's, by program."""
     used = {}
     for pid in family(os.getpid()):

@@ -110,7 +110,7 @@ def test_a_look_whose_gradient_is_not_finite_stops_too(monkeypatch):
     pair = LatentPair(subject.source, subject.parameter)
     monkeypatch.setattr(pair, "backward", lambda gradient: gradient, raising=False)
     monkeypatch.setattr(subject, "pair", lambda step: pair)
-    editor = Editor(subject, None, FixedGradient(1.0, float("nan"), at=1), PROMPTS, edit_config(9, 0.05, "sgd"))
+    editor = Editor(subject, None, FixedGradient(1.0, float("nan"), bad_from=1), PROMPTS, edit_config(9, 0.05, "sgd"))
     assert editor.step()["gradient_rms/0"] == 0
     with pytest.raises(UserError, match="iteration 1"):
         editor.step()

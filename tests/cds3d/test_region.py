@@ -133,7 +133,8 @@ def test_every_visit_counts_alike():
         region.add(0, gradient, plain)
     once = edited_region(0.6)
     once.add(0, square(size=3.0), plain)  # their mean
-    assert region.strong == pytest.approx(once.strong, rel=1e-5) and region.usual == pytest.approx(once.usual, rel=1e-5)
+    found, expected = ([float(r.strong), float(r.usual)] for r in (region, once))
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_camera_is_settled_after_its_first_visits_and_others_are_not():
