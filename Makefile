@@ -5,7 +5,7 @@
 # make audit  the flaws alone, which takes a network
 # make test-cuda   on a machine with a GPU: the tests that need one, then times, memory and agreement with the CPU
 # make test-browser   the viewer in Chromium, which has to be there: apt-get install chromium
-# Both set up .venv first if it is not there. PYTHON=python3.12 make ... picks another interpreter.
+# All of them set up .venv first if it is not there. PYTHON=python3.12 make ... picks another interpreter.
 
 PYTHON ?= python3
 

@@ -31,6 +31,7 @@ setup(
         "numpy>=1.26",
         "opencv-python-headless>=4.8",
         "pillow>=10",
+        "pyyaml>=6",
         "tensorboard>=2.15",
         "torchmetrics>=1.2",
         "tqdm>=4.66",

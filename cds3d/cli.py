@@ -137,9 +137,8 @@ def _one_line(error: Exception) -> str:
 
 
 def _onward(command: str) -> str:
-    return (
-        "give the same command again" if command in ("bench", "sweep") else "go on from the last state with resume=true"
-    )
+    resumed = command in ("train", "edit")
+    return "go on from the last state with resume=true" if resumed else "give the same command again"
 
 
 def _parser(command: str, argv: list[str]) -> argparse.ArgumentParser:

@@ -97,9 +97,12 @@ def dotted_keys(tree: Mapping, prefix: str = "") -> list[str]:
 
 
 def set_text(config: DictConfig, name: str, value: str, told: str) -> None:
-    """config[name] = value, from outside the configuration. UserError, which names `told`, for OmegaConf's "${"."""
-    if "${" in value:  # which the configuration would take for a reference to another option
-        raise UserError(f"{told} {value}: leave out the ${{")
+    """config[name] = value, from outside the configuration. UserError, which names `told`, for OmegaConf's signs.
+
+    "${" would be taken for a reference to another option, "???" for one that is missing.
+    """
+    if "${" in value or value == "???":
+        raise UserError(f"{told} {value}: leave out the {'${' if '${' in value else '???'}")
     config[name] = value
 
 

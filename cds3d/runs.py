@@ -28,7 +28,7 @@ from tensorf.files import atomic, is_partial, write_text
 # What a resume may change: what no result depends on; where a run goes on; and what the message about a gradient that
 # is no longer finite asks to be lowered. Changes of the last two kinds are told in metrics.json.
 _SILENT_KEYS = ("resume", "overwrite", "output", "save_every", "video_frames", "video_width", "preview_every")
-_SILENT_KEYS += ("scene.outside",)
+_SILENT_KEYS += ("scene.outside", "guidance.image_scale_end")  # objective.scale_end counts
 _TOLD_KEYS = ("device", "threads", "edit.lr", "field.lr_grid", "field.lr_network", "guidance.scale", "guidance.dtype")
 _TOLD_KEYS += ("objective.scale", "objective.weight", "baseline.scale")
 

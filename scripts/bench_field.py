@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import platform
 import sys
 import tempfile
@@ -39,6 +38,7 @@ from torch import Tensor  # noqa: E402
 import tensorf.train as training  # noqa: E402
 from cds3d.commands.edit import edit_command  # noqa: E402
 from cds3d.commands.train import field_options, source_folder  # noqa: E402
+from cds3d.jobs import usable_cores  # noqa: E402
 from cds3d.metrics.psnr import psnr  # noqa: E402
 from cds3d.options import load_config  # noqa: E402
 from cds3d.pocket.world.capture import write_orbit  # noqa: E402
@@ -298,7 +298,7 @@ def main(argv=None) -> None:
     parser.add_argument("--json", type=Path, default=Path("outputs/bench/field.json"), help="where the figures go")
     args = parser.parse_args(argv)
     device = torch.device(args.device)
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    torch.set_num_threads(usable_cores())
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     result: dict = {"machine": f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"}
     print(result["machine"])

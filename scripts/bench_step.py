@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import sys
 import time
@@ -36,6 +35,7 @@ from cds3d.bench.random_model import ImagePair, random_prompts, random_sd  # noq
 from cds3d.commands.preparing import build_objective  # noqa: E402
 from cds3d.guidance import Prior, load_prior  # noqa: E402
 from cds3d.guidance.loading import DTYPES  # noqa: E402
+from cds3d.jobs import usable_cores  # noqa: E402
 from cds3d.objectives.objective import Prompts  # noqa: E402
 from cds3d.options import load_config  # noqa: E402
 from cds3d.subjects.image import LatentPair  # noqa: E402
@@ -227,8 +227,7 @@ def main(argv=None) -> None:
     parser.add_argument("--json", type=Path, default=Path("outputs/bench/step.json"), help="where the figures go")
     args = parser.parse_args(argv)
     device = torch.device(args.device)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(args.threads or cores)
+    torch.set_num_threads(args.threads or usable_cores())
     load = lambda dtype: (  # noqa: E731
         random_sd(DTYPES[dtype], device) if args.model == "sd" else load_prior(args.model, dtype=dtype, device=device)
     )

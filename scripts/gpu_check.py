@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import subprocess
 import sys
 import time
@@ -35,6 +34,7 @@ import cds3d  # noqa: E402, F401  before torch
 import torch  # noqa: E402
 
 from cds3d.bench import gpu_agreement, gpu_speed  # noqa: E402
+from cds3d.jobs import usable_cores  # noqa: E402
 from cds3d.options import data_folder, pick_device  # noqa: E402
 from tensorf.errors import UserError  # noqa: E402
 from tensorf.files import write_text  # noqa: E402
@@ -133,7 +133,7 @@ def main(argv=None) -> int:
     parser.add_argument("--json", type=Path, default=Path("outputs/bench/gpu.json"), help="where the figures go")
     args = parser.parse_args(argv)
     device = pick_device(args.device)
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    torch.set_num_threads(usable_cores())
     setting = (gpu_agreement.quick_setting if args.quick else gpu_agreement.full_setting)(args.capture, args.model)
     budget = gpu_speed.QUICK if args.quick else gpu_speed.FULL
     result = {"machine": machine(device), "quick": args.quick, "parts": {}}
@@ -157,10 +157,17 @@ def main(argv=None) -> int:
 def in_another_process(args: argparse.Namespace, parts: list[str]) -> dict[str, dict]:
     """The results of the other parts, from a process whose GPU answers."""
     file = args.json.with_name("gpu_rest.json")
+    file.unlink(missing_ok=True)  # of an earlier check
     options = [*(["--quick"] if args.quick else []), "--device", args.device, "--model", args.model]
     options += ["--capture", str(args.capture), "--json", str(file), "--only", *parts]
     subprocess.run([sys.executable, __file__, *options], check=False)
-    return json.loads(file.read_text())["parts"] if file.exists() else {}
+    done = json.loads(file.read_text())["parts"] if file.exists() else {}
+    return {part: done.get(part, _failed(part, "the process ended without a result")) for part in parts}
+
+
+def _failed(part: str, error: str) -> dict:
+    found = "checks" if part in gpu_agreement.PARTS else "figures"
+    return {found: [], "seconds": 0.0, "error": error, "skipped": False}
 
 
 def write_results(file: Path, result: dict) -> None:

@@ -20,6 +20,7 @@ from cds3d.options import dotted_keys, groups, load_config, pick_device, set_tex
 from cds3d.runs import reset_peak_memory
 from cds3d.sweep.calls import Calling, callers
 from cds3d.sweep.pool import run_pool
+from tensorf import locks
 from tensorf.captures.images import IMAGE_SUFFIXES
 from tensorf.errors import UserError, reason
 from tensorf.files import write_text
@@ -171,4 +172,7 @@ def _run(item: Item, options: list[str], folder: Path) -> None:
     if config.threads is not None:  # else as many as this process has
         set_threads(config)
     reset_peak_memory(pick_device(config.device))  # of the edit before
-    edit_command(config)
+    try:
+        edit_command(config)
+    finally:
+        locks.release(folder)  # this process goes on with others

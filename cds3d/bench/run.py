@@ -39,6 +39,7 @@ from cds3d.pocket.model.judge import Judge, load_judge
 from cds3d.pocket.weights_path import WEIGHTS
 from cds3d.sweep.calls import Calling, callers
 from cds3d.sweep.pool import run_pool
+from tensorf import locks
 from tensorf.errors import UserError
 from tensorf.files import write_text
 
@@ -295,7 +296,10 @@ def _one(run: Run) -> None:
         ]
         config = _field_config(run, options)
         result["prompts"] = [config.src, config.tgt]
-        result["figures"], pictures = edit_field(config)
+        try:
+            result["figures"], pictures = edit_field(config)
+        finally:
+            locks.release(folder)  # this process goes on with others
     else:
         case = cases(run.task, run.case + 1, tuning=run.tuning)[run.case]
         config = load_config("edit", options)

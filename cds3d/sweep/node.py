@@ -12,12 +12,15 @@ from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 import cds3d
 from cds3d.cli import run_command
 from cds3d.jobs import outcome_of
 from cds3d.sweep.pool import onward
 from cds3d.sweep.shipping import Input, node_folder
 from cds3d.sweep.storage import STATE, Storage, state_kept
+from cds3d.yaml_files import load_yaml
 from tensorf import locks
 from tensorf.errors import UserError, reason
 from tensorf.files import atomic, write_text
@@ -102,10 +105,19 @@ def _run(order: Order) -> str:
 
 def _name_inputs(order: Order, path: Path) -> None:
     """Inputs by the names that they have on the user's machine, where the run will be looked at."""
-    text = path.read_text()
+    config = OmegaConf.to_container(load_yaml(path))
     for given in order.inputs:
-        text = text.replace(given.name, given.path)
-    write_text(path, text)
+        config = _renamed(config, given.name, given.path)
+    write_text(path, OmegaConf.to_yaml(OmegaConf.create(config)))
+
+
+def _renamed(tree, old: str, new: str):
+    """Nested dicts and lists with `new` for `old` in all texts."""
+    if isinstance(tree, dict):
+        return {key: _renamed(value, old, new) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_renamed(value, old, new) for value in tree]
+    return tree.replace(old, new) if isinstance(tree, str) else tree
 
 
 def _in_store(order: Order) -> tuple[str, dict[str, bytes]]:
@@ -114,9 +126,10 @@ def _in_store(order: Order) -> tuple[str, dict[str, bytes]]:
         _fetch_source(storage, order.source)
     outcome = "done"
     if not storage.has(order.name):  # it is if only the answer was lost
-        storage.pull(order.name, folder, STATE)
-        with state_kept(order.storage, folder, order.name):
-            outcome = _run(order)
+        if not (folder / "metrics.json").exists():  # it is if only the way to the store failed
+            storage.pull(order.name, folder, STATE)
+            with state_kept(order.storage, folder, order.name):
+                outcome = _run(order)
         if outcome == "done":
             storage.push(folder, order.name)
     if outcome == "done" and order.command == "edit":

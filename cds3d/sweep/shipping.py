@@ -15,12 +15,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from cds3d.commands.scenes import naming_options
 from tensorf import locks
 from tensorf.errors import UserError
 from tensorf.files import atomic, atomic_folder
+from tensorf.untrusted import require_inside
 
 # Options that may name files and folders on the user's machine.
 _KEYS = ("--capture", "scene.root", "guidance.path", "guidance.config", "clip", "mask")
+_CONFINED = ("--capture", "scene.root", "mask")  # what is in them may not lead out of them
 _CHUNK = 2**26  # bytes of a file that travel at a time
 
 
@@ -60,28 +63,34 @@ def ship(flags: list[str], put: Callable[[bytes], object] | None, known: dict[st
     """The flags and options with what they name on this machine in place of the names that nodes know.
 
     put: from bytes to a handle that travels; None if the nodes are on this machine. known: what is shipped already, by
-    path; what is new is added.
+    path; what is new is added. UserError for captures and masks with files that lie outside, unless they may.
     """
-    return [_shipped(flag, put, known) for flag in flags]
+    outside = "scene.outside=true" in flags
+    return [_shipped(flag, put, known, outside) for flag in flags]
 
 
-def _shipped(flag: str, put, known: dict[str, Input]) -> str:
+def _shipped(flag: str, put, known: dict[str, Input], outside: bool) -> str:
     key, _, value = flag.partition("=")
     path = os.path.realpath(os.path.expanduser(value))  # a run goes by its resolved name
     if key not in _KEYS or not value or not os.path.exists(path):
         return flag
     if path not in known:
-        digest = _digest(Path(path))
-        files = None if put is None else tuple((name, tuple(map(put, _pieces(f)))) for name, f in _files(Path(path)))
+        found = _files(Path(path), outside)
+        if key in _CONFINED and not outside and os.path.isdir(path):
+            with naming_options("scene", "outside"):
+                require_inside((file for _, file in found), Path(path))
+        digest = _digest(found)
+        files = None if put is None else tuple((name, tuple(map(put, _pieces(file)))) for name, file in found)
         known[path] = Input(path, f"inputs/{digest}/{os.path.basename(path)}", files)
     return f"{key}={known[path].name}"
 
 
-def _files(path: Path) -> list[tuple[str, Path]]:
-    """(name below `path`, file), sorted; a file has the name "" below itself."""
+def _files(path: Path, outside: bool) -> list[tuple[str, Path]]:
+    """(name below `path`, file), sorted; a file has the name "" below itself. outside: folders may be links."""
     if path.is_file():
         return [("", path)]
-    return sorted((p.relative_to(path).as_posix(), p) for p in path.rglob("*") if p.is_file())
+    files = (Path(folder) / name for folder, _, names in os.walk(path, followlinks=outside) for name in names)
+    return sorted((file.relative_to(path).as_posix(), file) for file in files if file.is_file())
 
 
 def _pieces(file: Path) -> Iterator[bytes]:
@@ -90,9 +99,9 @@ def _pieces(file: Path) -> Iterator[bytes]:
             yield piece
 
 
-def _digest(path: Path) -> str:
+def _digest(files: list[tuple[str, Path]]) -> str:
     digest = hashlib.sha256()
-    for name, file in _files(path):
+    for name, file in files:
         digest.update(f"{name}\0{file.stat().st_size}\0".encode())
         for piece in _pieces(file):
             digest.update(piece)

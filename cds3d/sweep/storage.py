@@ -5,7 +5,6 @@ runs/<name>/, sources/<scene>/   run folders, whole once they have a metrics.jso
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import threading
@@ -123,11 +122,3 @@ def state_kept(url: str, folder: Path, name: str, every: float = _EVERY) -> Iter
     finally:
         stop.set()
         keeper.join()
-
-
-def figures_of(data: bytes) -> dict:
-    """What a metrics.json holds; nothing if it is damaged."""
-    try:
-        return json.loads(data)
-    except ValueError:
-        return {}

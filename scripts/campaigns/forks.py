@@ -22,6 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+from cds3d.sweep.ports import family
+
 ROOT = Path(__file__).resolve().parents[2]
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
@@ -82,23 +84,10 @@ class Child:
 
     def family(self) -> list[int]:
         """The processes that it has started, and those that they have."""
-        return descendants(self.pid)
+        return family(self.pid)[1:]
 
     def lines(self) -> list[str]:
         return [line for line in self.told.read_text(errors="replace").splitlines() if line.strip()]
-
-
-def descendants(process: int) -> list[int]:
-    parents = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError):
-                parents[int(entry)] = int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1])
-    found, last = [], [process]
-    while last:
-        last = [child for child, parent in parents.items() if parent in last]
-        found += last
-    return found
 
 
 def kill(processes: list[int]) -> None:

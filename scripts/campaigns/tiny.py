@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from campaigns import forks
 from campaigns.wholeness import contents
 
@@ -214,7 +212,3 @@ def is_done(case: Case, folder: Path) -> bool:
 
 def read_json(path: Path) -> dict:
     return json.loads(path.read_text())
-
-
-def read_yaml(path: Path) -> dict:
-    return yaml.safe_load(path.read_text())

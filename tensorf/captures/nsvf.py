@@ -6,15 +6,18 @@ Names begin with 0_ (to train on), 1_ (validation) or 2_ (test).
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 
 from tensorf.captures.images import IMAGE_SUFFIXES, image_size
 from tensorf.captures.views import Lens, Listing, View, checked_lens, checked_pose, natural_key, report_missing
-from tensorf.errors import UserError
+from tensorf.errors import UserError, reason
+from tensorf.untrusted import read_bytes
 
 FILE_NAME = "intrinsics.txt"
+_MOST_BYTES = 2**20
 
 
 def is_nsvf(root: Path) -> bool:
@@ -47,9 +50,10 @@ def read_nsvf(root: Path) -> Listing:
 
 def _intrinsics(source: Path) -> tuple[tuple[float, float], tuple[float, float]]:
     """(focal lengths, principal point), pixels: of a matrix, or of NSVF's first line: focal length, point."""
-    first = source.read_text().split("\n")[0].split()
+    text = _text(source)
+    first = text.split("\n")[0].split()
     try:
-        matrix = np.loadtxt(source)
+        matrix = np.loadtxt(io.StringIO(text))
         if matrix.ndim == 2 and min(matrix.shape) >= 3:
             return (float(matrix[0, 0]), float(matrix[1, 1])), (float(matrix[0, 2]), float(matrix[1, 2]))
     except ValueError:
@@ -61,8 +65,15 @@ def _intrinsics(source: Path) -> tuple[tuple[float, float], tuple[float, float]]
         raise UserError(f"{source} has to hold a matrix, or a focal length and a principal point") from error
 
 
+def _text(file: Path) -> str:
+    try:
+        return read_bytes(file, _MOST_BYTES).decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({reason(error)}): it has to be a text of a few numbers") from error
+
+
 def _numbers(file: Path, rows: int, columns: int) -> np.ndarray:
     try:
-        return np.loadtxt(file).reshape(rows, columns)
+        return np.loadtxt(io.StringIO(_text(file))).reshape(rows, columns)
     except ValueError as error:
         raise UserError(f"{file} has to hold a {rows}x{columns} matrix of numbers") from error

@@ -22,7 +22,11 @@ def wheel(tmp_path_factory):
     pytest.importorskip("setuptools", reason="setuptools is not installed, and there may be no network to get it")
     pytest.importorskip("pip", reason="pip is not installed")
     folder = tmp_path_factory.mktemp("wheel")
-    shutil.copytree(ROOT, folder / "tree", ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__"))
+    shutil.copytree(
+        ROOT,
+        folder / "tree",
+        ignore=shutil.ignore_patterns(".*", "build", "outputs", "site", "*.egg-info", "__pycache__"),
+    )
     options = ["-q", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(folder)]
     run([sys.executable, "-m", "pip", "wheel", *options, str(folder / "tree")], folder)
     (built,) = folder.glob("*.whl")

@@ -313,6 +313,7 @@ def test_the_target_latent_is_left_alone():
         ("cds", dict(patch_sizes=())),
         ("dds", dict(t_order="rising")),
         ("dds", dict(score_scale=0.0)),
+        ("dds", dict(scale_end=float("nan"))),
         ("pds", dict(stride=0)),
         ("pds", dict(stride=21)),
         ("csd", dict(versus="target")),

@@ -14,6 +14,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from fakes import TINY_FIELD
+from omegaconf import OmegaConf
 
 import cds3d
 from cds3d.cli import main
@@ -156,6 +157,22 @@ def test_inputs_are_named_alike_on_all_nodes_and_travel_once(tmp_path, monkeypat
     assert ship(flags, str, {})[0] != shipped[0]  # another capture of the same name
 
 
+def test_files_outside_of_a_capture_travel_only_if_they_may(tmp_path):
+    for folder in ("rose", "elsewhere"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "elsewhere" / "0.png").write_bytes(b"photo")
+    (tmp_path / "rose" / "0.png").symlink_to(tmp_path / "elsewhere" / "0.png")
+    (tmp_path / "rose" / "rgb").symlink_to(tmp_path / "elsewhere")
+    sent, flags = [], [f"--capture={tmp_path / 'rose'}"]
+    with pytest.raises(UserError, match="leads out.*outside=true"):
+        ship(flags, sent.append, {})
+    assert sent == []
+    known = {}
+    ship([*flags, "scene.outside=true"], sent.append, known)
+    (given,) = known.values()
+    assert sent == [b"photo", b"photo"] and [name for name, _ in given.files] == ["0.png", "rgb/0.png"]
+
+
 def test_on_the_same_machine_inputs_are_links(tmp_path):
     (tmp_path / "rose").mkdir()
     known = {}
@@ -203,8 +220,9 @@ def commands(monkeypatch):
         folder = Path(next(a for a in argv if a.startswith("output=")).removeprefix("output="))
         if (folder / "state" / "state.pt").exists():
             shutil.copy(folder / "state" / "state.pt", f"{tempfile.gettempdir()}.state")
-        capture = next((a for a in argv if a.startswith("--capture=")), "")
-        run_folder(folder, **{"config.yaml": capture, "state/state.pt": f"after {len(done)}", "views/00.png": "p"})
+        capture = next((a for a in argv if a.startswith("--capture=")), "").partition("=")[2]
+        config = OmegaConf.to_yaml(OmegaConf.create({"capture": capture}))
+        run_folder(folder, **{"config.yaml": config, "state/state.pt": f"after {len(done)}", "views/00.png": "p"})
         if (told := script.pop(0) if script else "done") == "done":
             return 0
         (folder / "metrics.json").unlink()
@@ -241,6 +259,20 @@ def test_a_run_that_was_cut_off_goes_on_at_another_node(url, tmp_path, nodes, co
     assert do(order(url), None) == (outcome, files) and len(done) == 2  # nothing is done twice
 
 
+def test_a_run_whose_way_to_the_store_fails_is_not_done_again(tmp_path, nodes, commands, monkeypatch):
+    push, broken = Storage.push, [ConnectionError("reset")]
+
+    def breaks(self, folder, name, *more):
+        if broken and (folder / "metrics.json").exists():
+            raise broken.pop()
+        return push(self, folder, name, *more)
+
+    monkeypatch.setattr(Storage, "push", breaks)
+    assert do(order(str(tmp_path / "store")), None)[0] == "the storage failed: reset"
+    assert do(order(str(tmp_path / "store")), None)[0] == "done"
+    assert len(commands[0]) == 1 and Storage(str(tmp_path / "store")).has("runs/a")
+
+
 def test_a_source_that_was_trained_anew_replaces_the_old_one(tmp_path, nodes, commands):
     store = Storage(str(tmp_path / "store"))
     for number in (1, 2):
@@ -250,15 +282,16 @@ def test_a_source_that_was_trained_anew_replaces_the_old_one(tmp_path, nodes, co
     assert Path("outputs/rose/source/field.safetensors").read_text() == "f2"
 
 
-def test_results_name_inputs_as_their_user_does(tmp_path, nodes, commands):
-    (tmp_path / "rose").mkdir()
+@pytest.mark.parametrize("name", ["rose", "my #1 rose", "a: b", "it's"])
+def test_results_name_inputs_as_their_user_does(name, tmp_path, nodes, commands):
+    (tmp_path / name).mkdir()
     (tmp_path / "here" / "outputs").mkdir()
     known = {}
-    flags = ship([f"--capture={tmp_path / 'rose'}"], None, known)
+    flags = ship([f"--capture={tmp_path / name}"], None, known)
     folder = tmp_path / "here" / "outputs" / "a"
     given = order(flags=tuple(flags), inputs=tuple(known.values()), shared=str(tmp_path / "here"), folder=str(folder))
     assert do(given, None) == ("done", {})
-    assert (folder / "config.yaml").read_text() == f"--capture={(tmp_path / 'rose').resolve()}"
+    assert OmegaConf.load(folder / "config.yaml").capture == str((tmp_path / name).resolve())
     assert Path("outputs").resolve() == (tmp_path / "here" / "outputs").resolve()  # where sources are
 
 

@@ -59,3 +59,12 @@ def test_what_is_wrong_is_told(tmp_path):
     (folder / "intrinsics.txt").write_text("wide\n")
     with pytest.raises(UserError, match="intrinsics.txt has to hold a matrix, or a focal length"):
         read_nsvf(folder)
+
+
+@pytest.mark.parametrize("name", ["intrinsics.txt", "pose/0_c.txt"])
+@pytest.mark.parametrize("content", [b"\xff\xfe1 0", b"1 " * 2**20])
+def test_files_that_are_no_texts_of_numbers(name, content, tmp_path):
+    folder = write(tmp_path / "a", ["0_a", "0_b", "0_c", "0_d"])
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name.rpartition('/')[2]} cannot be read"):
+        read_nsvf(folder)

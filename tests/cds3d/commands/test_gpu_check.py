@@ -123,7 +123,8 @@ def test_a_gpu_that_answers_no_more_is_tried_from_another_process(check, monkeyp
     monkeypatch.setattr(check.script, "subprocess", SimpleNamespace(run=run))
     code, result, _ = check("training", "steps", "edit")
     assert calls[0][-3:] == ["--only", "steps", "edit"] and "--quick" in calls[0]
-    assert set(result["parts"]) == {"training", "steps"} and code == 1
+    assert set(result["parts"]) == {"training", "steps", "edit"} and code == 1
+    assert result["parts"]["edit"]["error"] == "the process ended without a result"
 
 
 # --- what is measured

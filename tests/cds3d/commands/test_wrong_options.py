@@ -111,6 +111,7 @@ def test_wrong_option_of_a_training(tmp_path, capsys, train_options, option, sai
         (["--src", "a Cat", "--tgt", "A cat "], "nothing to edit"),
         (["--tgt", "a pig"], "--src is missing"),
         (["--src", "a cat", "--tgt", "a ${seed} pig"], "--tgt a ${seed} pig: leave out the ${"),
+        (["--src", "a cat", "--tgt", "???"], "--tgt ???: leave out the ???"),
     ],
 )
 def test_unusable_prompts(tmp_path, capsys, edit_options, prompts, said):
