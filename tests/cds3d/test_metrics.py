@@ -1,12 +1,14 @@
 """Figures by hand."""
 
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from cds3d.metrics.consistency import project, view_consistency
-from cds3d.metrics.depth import depth_error
+from cds3d.metrics.depth import depth_error, true_depth
 from cds3d.metrics.edges import edge_f1, edges
 from cds3d.metrics.psnr import psnr
 from cds3d.metrics.ssim import ssim, ssim_map
@@ -187,3 +189,18 @@ def test_depth_error_by_hand():
     mask = torch.ones(1, 3, dtype=torch.bool)
     assert depth_error(torch.tensor([[2.2, 3.0, 7.0]]), truth, mask) == pytest.approx((0.1 + 0.25) / 2)
     assert math.isnan(depth_error(truth, truth, torch.zeros(1, 3, dtype=torch.bool)))
+
+
+def test_true_depths_are_in_the_fields_world():
+    # The field's world is twice as large as the capture, and turned: a depth of 3 there is 6 here, along the axis. In a
+    # box, fields count depths along the rays.
+    turned = torch.eye(4)
+    turned[:3, :3] = 2 * torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
+    camera = look_camera([0.0, 0.0, -8.0], [0.0, 0.0, 0.0], width=4, height=3)
+    space = Space("box", torch.tensor([[-1.0, -1, -1], [1, 1, 1]]), 0.1, 100.0, torch.eye(3, 4), 0.0)
+    depth = np.full((3, 4), 3.0, np.float32)
+    depth[0, 0] = np.inf
+    found = true_depth(SimpleNamespace(world_from_capture=turned), space, camera, depth)
+    assert found[0, 0] == math.inf
+    lengths = camera.pixel_rays()[1].norm(dim=1).view(3, 4)  # of rays of unit depth
+    torch.testing.assert_close(found[1:], 6 * lengths[1:])
