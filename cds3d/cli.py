@@ -295,7 +295,7 @@ def set_threads(config) -> None:
     import torch
 
     threads = config.get("threads")  # cds3d list has none
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
+    if threads is not None and (type(threads) is not int or threads < 1):
         raise UserError(f"threads={threads} has to be a whole number above 0")
     torch.set_num_threads(threads or usable_cores())
 

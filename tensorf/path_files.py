@@ -71,7 +71,10 @@ def _nerfstudio(file: Path, table: dict, like: Camera) -> tuple[list[np.ndarray]
         pose = _matrix(file, frame.get("camera_to_world"), i)
         pose[:3, 3] /= scale
         poses.append(undo @ pose)
-        focal = height / 2 / math.tan(math.radians(_number(file, frame, "fov", 50.0, i)) / 2)
+        fov = _number(file, frame, "fov", 50.0, i)
+        if not 0 < fov < 180:
+            raise UserError(f"{file}: fov of camera {i} has to lie between 0 and 180 degrees, not {fov:g}")
+        focal = height / 2 / math.tan(math.radians(fov) / 2)
         cameras.append(_camera(file, i, focal, focal, width / 2, height / 2, width, height))
     return poses, cameras
 

@@ -140,7 +140,7 @@ def _in_here(line: list[str], folder: Path, log: Path) -> tuple[int | None, str 
     """(exit code, traceback) of a command in this process, whose stderr goes to `log`."""
     import cds3d.commands.sweep
 
-    cds3d.commands.sweep.run_pool = lambda *arguments: None  # a sweep's edits are other commands' inputs
+    cds3d.commands.sweep.run_pool = lambda *_, **__: None  # a sweep's edits are other commands' inputs
     kept, file = os.dup(2), os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 2)
     os.chdir(folder)

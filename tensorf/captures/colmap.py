@@ -93,6 +93,8 @@ def _calibrated_size(model: Model) -> tuple[float, float] | None:
 
 def _pose(image: Registered, source: Path) -> np.ndarray:
     """(3, 4) camera-to-world from COLMAP's world-to-camera quaternion (w, x, y, z) and translation."""
+    if image.quaternion.shape != (4,) or image.translation.shape != (3,):
+        raise UserError(f"{source}: the pose of {image.name} is cut off; export the COLMAP model again")
     w, x, y, z = image.quaternion / max(np.linalg.norm(image.quaternion), 1e-12)
     camera_from_world = np.array(
         [

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -131,7 +132,7 @@ def _load_rows(source: Path) -> np.ndarray:
     try:
         with np.errstate(over="ignore"):  # mapped: a header may claim more than there is
             rows = np.load(source, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError, OverflowError) as error:
+    except (ValueError, OSError, EOFError, OverflowError, SyntaxError, TokenError) as error:
         raise UserError(
             f"{source} is not a plain NumPy array of numbers; write it again (LLFF's imgs2poses)"
         ) from error

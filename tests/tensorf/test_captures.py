@@ -644,3 +644,11 @@ def test_can_agrees_between_llff_and_colmap(tmp_path):
         assert a.fx == pytest.approx(b.fx, rel=0.05)
     with pytest.raises(UserError, match="space=unbounded"):
         load_capture(Path(REAL) / "can", width=45, space="ndc")
+
+
+def test_an_array_whose_header_is_cut_off(tmp_path):
+    write_llff(tmp_path, row_of_cameras(4))
+    file = tmp_path / "poses_bounds.npy"
+    file.write_bytes(file.read_bytes().replace(b"(4, 17)", b"(4, 17 "))
+    with pytest.raises(UserError, match="poses_bounds.npy is not a plain NumPy array"):
+        load_capture(tmp_path)
