@@ -74,6 +74,8 @@ def test_a_path_of_nerfstudios_viewer(tmp_path):
         ({"frames": [{"transform_matrix": POSE.tolist(), "fl_x": "x"}]}, "fl_x"),
         ({"frames": [{"transform_matrix": POSE.tolist(), "fl_x": -5}]}, "no usable lens"),
         ({"camera_path": [{"camera_to_world": POSE.tolist(), "fov": None}]}, "fov"),
+        ({"camera_path": [{"camera_to_world": POSE.tolist(), "fov": 1e999}]}, "between 0 and 180"),
+        ({"camera_path": [{"camera_to_world": POSE.tolist(), "fov": 0}]}, "between 0 and 180"),
     ],
 )
 def test_what_is_no_path_is_told(table, told, tmp_path):
