@@ -52,6 +52,7 @@ def load_config(command: str, options: list[str]) -> DictConfig:
     try:
         with initialize_config_dir(str(data_folder("configs")), version_base="1.3"):
             config = compose(command, overrides=[_quoted(o) for o in options])
+            OmegaConf.to_container(config, resolve=True)  # "${...}" that leads nowhere is told now
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain(command, error)) from error
     _check_text(command, config)

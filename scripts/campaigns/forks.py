@@ -22,8 +22,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-from cds3d.sweep.ports import family
-
 ROOT = Path(__file__).resolve().parents[2]
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
@@ -84,6 +82,8 @@ class Child:
 
     def family(self) -> list[int]:
         """The processes that it has started, and those that they have."""
+        from cds3d.sweep.ports import family  # after `prepare`
+
         return family(self.pid)[1:]
 
     def lines(self) -> list[str]:

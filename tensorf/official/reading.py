@@ -100,7 +100,9 @@ def _unpickled(path: Path):
                 f"{path} is refused: it asks for {wanted[1]}, which no checkpoint of TensoRF needs and which could do "
                 "anything on this machine"
             ) from error
-        raise UserError(f"{path} is damaged, or no checkpoint that PyTorch wrote ({reason(error)})") from error
+        # PyTorch's own words for a foreign pickle advise to read it without a guard.
+        why = "" if isinstance(error, pickle.UnpicklingError) else f" ({reason(error)})"
+        raise UserError(f"{path} is damaged, or no checkpoint that PyTorch wrote{why}") from error
 
 
 def _read(path: Path, table: Mapping) -> Official:

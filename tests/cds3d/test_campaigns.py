@@ -76,3 +76,9 @@ def test_what_is_lost_is_noticed(table):
     assert "let in" in table["unlocked"][0]
     assert any("went on from step 0" in p for f in table["restarted"]["failures"] for p in f["problems"])
     assert any("not one line" in p for f in table["two lines"]["failures"] for p in f["problems"])
+
+
+def test_the_script_starts_without_the_package_and_leaves_torch_to_prepare():
+    code = f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); import campaign; print(*sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "campaigns.forks" in told and not {"torch", "cds3d"} & {*told}

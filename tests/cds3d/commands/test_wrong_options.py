@@ -130,6 +130,17 @@ def test_numbers_may_name_folders_and_scenes():
     assert (config.output, config.capture, config.scene.name) == ("2024", "7", "1.5")
 
 
+def test_a_reference_that_leads_nowhere_is_one_line(capsys, train_options, tmp_path):
+    assert "Interpolation key 'nobody' not found" in fails(capsys, "train", *train_options, "output=${nobody}")
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("threads", ["True", "0", "1.5"])
+def test_threads_are_a_whole_number(threads, capsys, train_options, tmp_path):
+    assert f"threads={threads} has to be a whole number" in fails(capsys, "train", *train_options, f"threads={threads}")
+    assert files(tmp_path) == []
+
+
 def test_no_gpu(capsys, edit_options, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
