@@ -26,6 +26,19 @@ SCALING = 0.5  # of the latents; not 1, so that leaving it out is noticed
 WIDTHS = (32, 40)  # of the two text encoders; a single file tells them apart by their widths
 
 
+def _vae(scaling_factor: float) -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 16, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=128,
+        scaling_factor=scaling_factor,
+    )
+
+
 def build_pipeline(prediction: str, tokenizer_folder: Path) -> StableDiffusionPipeline:
     """Real classes, random weights: two up-blocks of two attention layers each; latents an eighth of the image."""
     tokenizer = build_tokenizer(tokenizer_folder)
@@ -40,16 +53,7 @@ def build_pipeline(prediction: str, tokenizer_folder: Path) -> StableDiffusionPi
         attention_head_dim=2,
         norm_num_groups=8,
     )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(8, 8, 16, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=4,
-        sample_size=128,
-        scaling_factor=SCALING,
-    )
+    vae = _vae(SCALING)
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -102,16 +106,7 @@ def build_xl(tokenizer_folder: Path, zero_empty: bool = True) -> StableDiffusion
         projection_class_embeddings_input_dim=6 * 8 + WIDTHS[1],
         norm_num_groups=8,
     )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(8, 8, 16, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=4,
-        sample_size=128,
-        scaling_factor=0.13025,
-    )
+    vae = _vae(0.13025)
     encoders = [
         kind(
             CLIPTextConfig(
