@@ -168,6 +168,11 @@ def test_where_results_are_written_is_no_change_of_settings(tmp_path):
     assert "changed_on_resume" not in json.loads((tmp_path / "run" / "metrics.json").read_text())
 
 
+def test_runs_of_before_images_had_an_end_of_their_guidance_go_on(tmp_path):
+    begun(tmp_path / "run", guidance={"scale": 5.0}).save_state({"iteration": 2})
+    assert RunFolder(tmp_path / "run", options(resume=True, guidance={"scale": 5.0, "image_scale_end": 1.0})).resumed
+
+
 def test_seconds_go_on_after_a_resume(tmp_path):
     run = begun(tmp_path / "run")
     run.seconds_before = 1000.0

@@ -31,6 +31,7 @@ from cds3d.pocket.world.scenes import (
     build_scene,
     close_camera,
     look_camera,
+    training_view,
 )
 from tensorf.cameras import Camera
 from tensorf.captures import load_capture
@@ -535,3 +536,9 @@ def test_the_second_flower_has_a_pose_of_its_own():
     assert len(left) == len(right) > 2
     apart = np.stack([b.center - a.center for a, b in zip(left, right)])
     assert apart.std(0).max() > 0.01  # a copy would be the same distance apart everywhere
+
+
+def test_two_of_five_training_views_are_close():
+    views = [training_view(Attributes.sample(seed)) for seed in range(300)]
+    close = [camera is not scene.camera for scene, camera in views]
+    assert 0.33 < sum(close) / 300 < 0.47  # 0.4, give or take two and a half standard deviations

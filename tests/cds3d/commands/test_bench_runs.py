@@ -3,16 +3,19 @@
 import json
 import shutil
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from checks import fails, load_script
 from fakes import TINY_FIELD, TINY_SCENE
 from PIL import Image
 
-from cds3d.bench import fields
+from cds3d.bench import fields, image_runs, run
 from cds3d.bench.tasks import cases
 from cds3d.cli import run_command
+from cds3d.options import load_config
 from cds3d.pocket.world.capture import WorldCapture
+from tensorf import locks
 
 
 @pytest.fixture()
@@ -203,3 +206,25 @@ def test_claims_write_tables_and_sheets(tmp_path, tiny_folder, monkeypatch, caps
     assert "cds_inside_over_outside" in capsys.readouterr().out
     with Image.open(out / "figure5.jpg") as sheet:
         assert sheet.width == 3 * 256
+
+
+@pytest.mark.parametrize("kind", ["field", "images"])
+def test_a_run_that_fails_lets_its_folder_go(kind, tmp_path, monkeypatch):
+    """The process goes on with other runs, and another one may try this again."""
+    folder = tmp_path / "color" / "000-cds-0" if kind == "field" else tmp_path / "run"
+    folder.mkdir(parents=True)
+
+    def fails_inside(*_):
+        locks.hold(folder)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(run, "edit_field", fails_inside)
+    monkeypatch.setattr(run, "_field_config", lambda *_: load_config("edit", []))
+    monkeypatch.setattr(image_runs, "edit_command", fails_inside)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        if kind == "field":
+            run._one(run.Run("field", "color", 0, "cds", 0, False, (), str(tmp_path), "cpu"))
+        else:
+            item = SimpleNamespace(path=tmp_path / "a.png", src="a cat", tgt="a dog")
+            image_runs._run(item, ["edit=latent", "threads=1"], folder)
+    assert folder.resolve() not in locks._held
