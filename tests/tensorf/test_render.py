@@ -168,7 +168,7 @@ def test_a_few_colours_a_ray_are_enough(make_field, make_space, camera, shift, m
 @pytest.mark.parametrize("decomposition", ["vm", "cp"])
 @pytest.mark.parametrize("kind", ["box", "ndc"])
 def test_gradients_equal_finite_differences(make_field, make_space, camera, decomposition, kind, monkeypatch):
-    monkeypatch.setattr(rendering, "COLORS", 10_000)  # another choice of who stands for whom would make a jump
+    monkeypatch.setattr(rendering, "COLORS", 10_000)  # another choice of samples would make a jump
     space = make_space(kind, background=1.0)
     field, rays = make_field(decomposition, space, gain=4.0), space.rays(camera)
     with torch.no_grad():
