@@ -1,4 +1,4 @@
-"""Loops over samples, compiled for the CPU by numba: products of planes and lines, the march, and the choice of the samples that get a colour.
+"""Loops over samples, compiled for the CPU by numba: products of planes and lines, the march, samples with colours.
 
 `grid_sample` reads a table once a channel and its backward pass runs on one core a table; here all channels of a grid
 point lie side by side and are read together. Only `lookup`, `occupancy` and `quadrature` call these, on a CPU, in
