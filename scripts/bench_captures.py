@@ -64,7 +64,7 @@ def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("captures", nargs="+", metavar="FOLDER or key=value")
     parser.add_argument("--output", type=Path, default=Path("outputs/bench"), help="captures.json and sheets go here")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     options = [a for a in args.captures if "=" in a and not Path(a).exists()]
     folders = [Path(a) for a in args.captures if a not in options]
     if not folders:

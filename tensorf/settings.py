@@ -25,6 +25,10 @@ class TrainConfig:
     share of all weight that pruning may take away. prune_rays, final_rays: rays that occupancy is measured with.
     occupancy_cells: the most cells along the longest axis; cells_per_point: cells for each grid point.
 
+    view_noise: added to unit view directions in training, standard deviation an axis: a colour that depends on the
+    direction has to hold for directions around it too. exposure: how strongly the gain and offset of each photo's
+    colours (`exposure.Exposure`) are held to none; 0 leaves them out. lr_exposure: their rate, falling as the others.
+
     tv_density, tv_color, l1, distortion: weights of the regularisers. sightings: weight of the loss that keeps rays to
     matched points clear (`losses.away_from_points`); it fades out by `sightings_until`, a share of the run.
     sightings_batch: rays of it, as a share of `batch`; sightings_margin: steps around a point that are not clear.
@@ -38,6 +42,9 @@ class TrainConfig:
     lr_grid: float
     lr_network: float
     lr_decay: float
+    view_noise: float
+    exposure: float
+    lr_exposure: float
     resolution: int
     points_per_pixel: float
     unbounded_points_per_pixel: float
@@ -80,6 +87,7 @@ class TrainConfig:
         for name in (
             "lr_grid",
             "lr_network",
+            "lr_exposure",
             "points_per_pixel",
             "unbounded_points_per_pixel",
             "samples_per_voxel",
@@ -88,7 +96,7 @@ class TrainConfig:
             "sightings_margin",
         ):
             _require(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "a number above 0")
-        for name in ("tv_density", "tv_color", "l1", "distortion", "sightings"):
+        for name in ("view_noise", "exposure", "tv_density", "tv_color", "l1", "distortion", "sightings"):
             _require(name, getattr(self, name), 0 <= getattr(self, name) < math.inf, "a number, 0 or more")
         for name in ("early_batch", "lr_decay", "depth_resolution", "sightings_until", "sightings_batch"):
             _require(name, getattr(self, name), 0 < getattr(self, name) <= 1, "above 0 and at most 1")

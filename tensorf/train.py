@@ -1,13 +1,15 @@
 """Photometric training of a source field: random rays of the photos, coarse to fine.
 
 After TensoRF (Chen et al., ECCV 2022, section 5.1 and appendix), with three changes that a CPU needs: occupancy is
-measured by what rays see, a loss gathers the weights along each ray, and grids are only as fine as the photos.
+measured by what rays see, a loss gathers the weights along each ray, and grids are only as fine as the photos. Two more
+are for photographs: each photo has an exposure of its own, and view directions are noisy.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from tensorf.captures import Capture
 from tensorf.errors import UserError
+from tensorf.exposure import Exposure
 from tensorf.field import Field, FieldConfig
 from tensorf.losses import away_from_points, distortion
 from tensorf.pruning import measure, occupied_box
@@ -40,12 +43,12 @@ class PixelBatches:
             space.cast(self.poses[:, :, 3], self._directions(torch.arange(len(views), device=device), v, u))
 
     def draw(self, count: int, generator: torch.Generator):
-        """(rays, colors (count, 3) in [0, 1]) of pixels drawn uniformly, with replacement."""
+        """(rays, colors (count, 3) in [0, 1], photos (count,)) of pixels drawn uniformly, with replacement."""
         n, height, width, _ = self.images.shape
         pixel = torch.randint(n * height * width, (count,), generator=generator, device=self.device)
         view, v, u = pixel // (height * width), pixel // width % height, pixel % width
         rays = self.space.cast(self.poses[view, :, 3].contiguous(), self._directions(view, v, u), checked=True)
-        return rays, self.images[view, v, u].float() / 255
+        return rays, self.images[view, v, u].float() / 255, view
 
     def _directions(self, view: Tensor, v: Tensor | int, u: Tensor | int) -> Tensor:
         """(n, 3) of unit depth, in the world, through pixels in row v and column u."""
@@ -87,6 +90,7 @@ class Trainer:
         self._sightings = tuple(t.to(device) for t in sightings) if sightings and len(sightings[0]) else None
         # In a box, cameras stand inside or close by; in NDC nothing lies before the near plane.
         self._near = {"box": float(space.extent.max()) / 3, "unbounded": 1.0, "ndc": 0.0}[space.kind]
+        self.exposure = Exposure(len(capture.train)).to(device) if config.exposure else None
         self.optimizer = self._new_optimizer()
 
     def _size(self, space: Space, stage: int) -> tuple[tuple[int, int, int], int]:
@@ -102,6 +106,8 @@ class Trainer:
     def _new_optimizer(self) -> torch.optim.Adam:
         groups = self.field.parameter_groups()
         rates = {"density": self.config.lr_grid, "color": self.config.lr_grid, "network": self.config.lr_network}
+        if self.exposure is not None:
+            groups["exposure"], rates["exposure"] = list(self.exposure.parameters()), self.config.lr_exposure
         self._base_rates = list(rates.values())
         return torch.optim.Adam(
             [{"params": groups[k] + groups.get(k + "_lines", []), "lr": rate} for k, rate in rates.items()],
@@ -120,7 +126,10 @@ class Trainer:
         return [i for i, share in enumerate(shares) if round(share * self.config.iterations) == self.iteration]
 
     def step(self) -> float:
-        """One optimisation step; returns the batch's PSNR in dB. UserError if the loss is no longer finite."""
+        """One optimisation step; returns the batch's PSNR in dB, of what the field gives without exposures.
+
+        UserError if the loss is no longer finite.
+        """
         config, field = self.config, self.field
         generator = self._generator()
         if stages := self._at(config.upsample_at):
@@ -132,11 +141,19 @@ class Trainer:
             group["lr"] = base * config.lr_decay**progress
         last = not config.upsample_at or progress >= config.upsample_at[-1]
         batch = config.batch if last else max(2, round(config.batch * config.early_batch))
-        rays, target = self.pixels.draw(batch, generator)
+        rays, target, photo = self.pixels.draw(batch, generator)
         jitter = torch.rand(batch, generator=generator, device=self.device)
+        if config.view_noise:
+            noise = config.view_noise * torch.randn(batch, 3, generator=generator, device=self.device)
+            rays = replace(rays, viewdirs=F.normalize(rays.viewdirs + noise, dim=1))
         rendering = render_rays(field, rays, jitter, near=self._near)
         error = (rendering.color - target).square().mean()
-        loss = error + self._regulariser(rendering, progress)
+        loss = self._regulariser(rendering, progress)
+        if self.exposure is None:
+            loss = loss + error
+        else:
+            loss = loss + (self.exposure(rendering.color, photo) - target).square().mean()
+            loss = loss + config.exposure * self.exposure.size()
         if self._sightings is not None and progress < config.sightings_until:
             loss = loss + config.sightings * (1 - progress / config.sightings_until) * self._unclear(generator)
         self.optimizer.zero_grad()
@@ -198,7 +215,7 @@ class Trainer:
     def _measure(self, threshold: float, count: int, generator: torch.Generator) -> None:
         """Measure occupancy by `count` rays. Coarse grids get few cells: gaps between samples would count as empty."""
         config, field = self.config, self.field
-        rays, _ = self.pixels.draw(count, generator)
+        rays, _, _ = self.pixels.draw(count, generator)
         cells = min(config.occupancy_cells, round(config.cells_per_point * max(field.resolution)))
         field.occupancy = measure(field, rays, threshold, cells=cells, most=config.prune_most)
 
@@ -230,7 +247,7 @@ class Trainer:
         """PSNR in dB of random pixels of the held-out views; None where none is held out. Changes nothing."""
         if self.held_out is None:
             return None
-        batch, target = self.held_out.draw(rays, seeded(self.device, self.config.seed))
+        batch, target, _ = self.held_out.draw(rays, seeded(self.device, self.config.seed))
         error = (render_rays(self.field, batch).color.clamp(0, 1) - target).square().mean()
         return -10 * math.log10(max(error.item(), 1e-10))
 
@@ -241,7 +258,8 @@ class Trainer:
         self._measure(self.config.final_threshold, self.config.final_rays, generator)
 
     def state_dict(self) -> dict:
-        return {
+        exposure = {} if self.exposure is None else {"exposure": self.exposure.state_dict()}
+        return exposure | {
             "iteration": self.iteration,
             "resolution": list(self.field.resolution),
             "steps": self.field.steps,
@@ -258,6 +276,8 @@ class Trainer:
         field.resample(tuple(state["resolution"]), state["steps"])
         field.occupancy = state["field"]["occupancy"].to(self.device)
         field.load_state_dict(state["field"])
+        if self.exposure is not None:
+            self.exposure.load_state_dict(state["exposure"])
         self.optimizer = self._new_optimizer()
         self.optimizer.load_state_dict(state["optimizer"])
         self.iteration = state["iteration"]

@@ -1,4 +1,4 @@
-"""Models of random weights in the size of Stable Diffusion v1.4, and pairs of pictures, for timing and comparing."""
+"""Models of random weights in the sizes of Stable Diffusion v1.4 and XL, and pairs of pictures, to measure with."""
 
 from __future__ import annotations
 
@@ -48,20 +48,59 @@ def random_sd(
             block_out_channels=tuple(n // share for n in (320, 640, 1280, 1280)),
             layers_per_block=2 if share == 1 else 1,
         )
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(128, 256, 512, 512) if share == 1 else (32,) * 4,
-            layers_per_block=2 if share == 1 else 1,
-            sample_size=512,
+        vae = _sd_vae(share)
+    return _prior(unet, vae, dtype, device, layout)
+
+
+def random_sdxl(dtype: torch.dtype, device: torch.device) -> Prior:
+    """Random weights in the U-Net and the VAE of Stable Diffusion XL base 1.0 (its published configuration)."""
+    torch.manual_seed(0)
+    diffusers_logging.set_verbosity_error()
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # 2.6 billion weights: in fp32 they alone would take 10 GB
+    try:
+        unet = UNet2DConditionModel(
+            sample_size=128,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            block_out_channels=(320, 640, 1280),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
         )
+        vae = _sd_vae(1)
+    finally:
+        torch.set_default_dtype(default)
+    return _prior(unet, vae, dtype, device, None)
+
+
+def _sd_vae(share: int) -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512) if share == 1 else (32,) * 4,
+        layers_per_block=2 if share == 1 else 1,
+        sample_size=512,
+    )
+
+
+def _prior(unet, vae, dtype: torch.dtype, device: torch.device, layout: torch.memory_format | None) -> Prior:
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     networks = dict(unet=unet, vae=vae, text=SimpleNamespace(encoders=[]), alphas=(1 - betas).cumprod(0))
     return Prior(**networks, prediction="epsilon", device=device, dtype=dtype, layout=layout)
 
 
 def random_prompts(prior: Prior) -> Prompts:
-    """Three embeddings of 77 random tokens."""
+    """Three embeddings of 77 random tokens; for SDXL with the pooled one."""
     width = prior.unet.config.cross_attention_dim
-    text = 0.5 * torch.randn(3, 77, width, generator=torch.Generator().manual_seed(2))
-    return Prompts(*(Prompt(tokens[None].to(prior.device)) for tokens in text))
+    generator = torch.Generator().manual_seed(2)
+    text = 0.5 * torch.randn(3, 77, width, generator=generator)
+    pooled = torch.randn(3, 1, 1280, generator=generator).to(prior.device)
+    xl = prior.unet.config.addition_embed_type == "text_time"
+    return Prompts(
+        *(Prompt(tokens[None].to(prior.device), p if xl else None) for tokens, p in zip(text, pooled, strict=True))
+    )

@@ -1,6 +1,7 @@
 """Training on eight tiny photos: it learns, it resumes bit for bit, and its small parts are worked out by hand."""
 
 import io
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from field_defaults import field_config, train_config
 from tensorf import train
 from tensorf.captures import load_capture
 from tensorf.errors import UserError
+from tensorf.exposure import Exposure
 from tensorf.losses import away_from_points, distortion
 from tensorf.occupancy import Samples
 from tensorf.render import render_view
@@ -99,7 +101,9 @@ RESUMED = {
 )
 def test_resuming_is_bit_for_bit(world_folder, kind, changes):
     capture = load_capture(world_folder, space=kind, bound=0.6)  # the cameras stand outside such a box, 1 away
-    config = replace(SHORT, iterations=12, batch=64, resolution=24, l1=1e-3, **RESUMED[changes])
+    config = replace(
+        SHORT, iterations=12, batch=64, resolution=24, l1=1e-3, view_noise=0.1, exposure=0.01, **RESUMED[changes]
+    )
     unbroken, file = Trainer(capture, FIELD, config, CPU), io.BytesIO()
     while unbroken.iteration < 12:
         if unbroken.iteration == 6:
@@ -119,6 +123,7 @@ def test_resuming_is_bit_for_bit(world_folder, kind, changes):
     assert torch.equal(a.space.box, b.space.box)
     state = b.state_dict()
     assert all(torch.equal(v, state[k]) for k, v in a.state_dict().items())
+    assert torch.equal(unbroken.exposure.gains, resumed.exposure.gains) and unbroken.exposure.gains.any()
     # And the run had in it what this test is about.
     assert a.resolution != grid_resolution(space_of(capture), 7, config.depth_resolution)
     assert torch.equal(a.space.box, space_of(capture).box) is (kind == "ndc")
@@ -306,7 +311,7 @@ def test_pixel_batches_pair_rays_with_their_pixels(ndc_capture, box_capture, kin
     images = torch.randint(0, 256, capture.images.shape, dtype=torch.uint8)  # every pixel another colour
     capture = replace(capture, images=images)
     where = space_of(capture)
-    rays, colors = PixelBatches(capture, capture.train, where, CPU).draw(64, torch.Generator().manual_seed(0))
+    rays, colors, photos = PixelBatches(capture, capture.train, where, CPU).draw(64, torch.Generator().manual_seed(0))
     assert len(rays) == 64 and colors.shape == (64, 3)
     all_rays = [where.rays(capture.cameras[i]) for i in capture.train]
     known = torch.cat([torch.cat([r.origins, r.directions], 1) for r in all_rays])
@@ -320,14 +325,15 @@ def test_pixel_batches_pair_rays_with_their_pixels(ndc_capture, box_capture, kin
         assert torch.allclose(getattr(rays, name), expected, atol=1e-4), name
     views = match // (capture.images.shape[1] * capture.images.shape[2])
     assert len(views.unique()) == len(capture.train)
+    assert torch.equal(photos, views)
 
 
 def test_grids_go_on_training_after_a_box_that_could_not_shrink(ndc_capture):
-    trainer = Trainer(ndc_capture, FIELD, replace(SHORT, batch=16), CPU)
+    trainer = Trainer(ndc_capture, FIELD, replace(SHORT, batch=16, exposure=0.01), CPU)
     trainer.field.occupancy = torch.ones(4, 4, 4, dtype=torch.bool)
     trainer._shrink()
     held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
-    assert held == {id(p) for p in trainer.field.parameters()}
+    assert held == {id(p) for part in (trainer.field, trainer.exposure) for p in part.parameters()}
 
 
 @pytest.mark.parametrize("kind", ["ndc_capture", "box_capture"])
@@ -337,7 +343,7 @@ def test_regularisers_are_added_up_with_their_weights(request, kind):
     def total(progress=0.5, iteration=4, **weights):
         trainer = Trainer(request.getfixturevalue(kind), FIELD, replace(SHORT, batch=64, **{**none, **weights}), CPU)
         trainer.iteration = iteration
-        rays, _ = trainer.pixels.draw(64, torch.Generator().manual_seed(0))
+        rays, _, _ = trainer.pixels.draw(64, torch.Generator().manual_seed(0))
         rendering = train.render_rays(trainer.field, rays)
         grids = trainer.field.density_grid, trainer.field.color_grid
         scattered = distortion(rendering.weights, rendering.samples, trainer.field.space.t_span)
@@ -355,11 +361,11 @@ def test_regularisers_are_added_up_with_their_weights(request, kind):
 
 
 def test_rates_fall_to_their_share_and_near_density_learns_less(ndc_capture, box_capture, monkeypatch):
-    trainer = Trainer(ndc_capture, FIELD, replace(SHORT, batch=16, lr_decay=0.01, prune_at=()), CPU)
+    trainer = Trainer(ndc_capture, FIELD, replace(SHORT, batch=16, lr_decay=0.01, prune_at=(), exposure=0.01), CPU)
     trainer.iteration = 20  # of 40
     trainer.step()
     rates = [group["lr"] for group in trainer.optimizer.param_groups]
-    assert rates == pytest.approx([0.05 * 0.1, 0.05 * 0.1, 1e-2 * 0.1])  # 0.01 ** (1 / 2)
+    assert rates == pytest.approx([0.05 * 0.1, 0.05 * 0.1, 1e-2 * 0.1, SHORT.lr_exposure * 0.1])  # 0.01 ** (1 / 2)
     told, render = [], train.render_rays
 
     def rendered(*arguments, near=0.0):
@@ -371,6 +377,69 @@ def test_rates_fall_to_their_share_and_near_density_learns_less(ndc_capture, box
         trainer = Trainer(capture, FIELD, replace(SHORT, batch=16), CPU)
         trainer.step()
     assert told == [0.0, pytest.approx(float(trainer.field.space.extent.max()) / 3)]
+
+
+def test_exposures_of_photos_are_found_and_left_out_of_the_field(box_capture):
+    gains = torch.tensor([[0.8, 0.9, 1.0], [1.2, 1.1, 1.0]]).repeat(len(box_capture.train), 1)[: len(box_capture.train)]
+    images = box_capture.images.clone()
+    for i, gain in zip(box_capture.train, gains, strict=True):
+        images[i] = (images[i] * gain * 0.8).round().to(torch.uint8)  # 0.8: nothing is clipped
+    config = replace(SHORT, iterations=200, lr_exposure=0.03, prune_at=(), view_noise=0.0)
+    off = {}
+    for weight in (0.0, 1e-4):
+        trainer = Trainer(replace(box_capture, images=images), FIELD, replace(config, exposure=weight), CPU)
+        while trainer.iteration < 200:
+            trainer.step()
+        view = box_capture.train[0]  # a dark photo: with exposures the field has the colours of the mean photo
+        rendered = render_view(trainer.field, box_capture.cameras[view])["color"]
+        truth = 0.8 * box_capture.images[view] / 255 * gains.log().mean(0).exp()
+        off[weight] = (rendered - truth).mean((0, 1)).norm().item()
+    assert off[1e-4] < 0.5 * off[0.0]
+    found = (trainer.exposure.gains - trainer.exposure.gains.mean(0)).detach()
+    planted = gains.log() - gains.log().mean(0)
+    assert torch.corrcoef(torch.stack([found[:, 0], planted[:, 0]]))[0, 1] > 0.95
+    held = {id(p) for p in trainer.field.parameters()}
+    assert not held & {id(p) for p in trainer.exposure.parameters()}  # nothing of it is saved with the field
+
+
+def test_exposures_by_hand():
+    exposure = Exposure(2)
+    color = torch.tensor([[0.5, 0.25, 0.0]])
+    assert torch.equal(exposure(color, torch.tensor([1])), color) and exposure.size() == 0
+    with torch.no_grad():
+        exposure.gains[1], exposure.offsets[0] = math.log(4), 0.2
+    # Less the mean over photos: gains of 1/2 and 2, offsets of 0.1 and -0.1.
+    assert torch.allclose(exposure(color, torch.tensor([0])), torch.tensor([[0.35, 0.225, 0.1]]))
+    assert torch.allclose(exposure(color, torch.tensor([1])), torch.tensor([[0.9, 0.4, -0.1]]))
+    assert exposure.size().item() == pytest.approx((math.log(4) ** 2 / 2 + 0.2**2 / 2) / 2)
+
+
+def test_the_bar_tells_what_the_field_gives_without_exposures(ndc_capture):
+    trainer = Trainer(ndc_capture, FIELD, replace(SHORT, batch=64, exposure=0.01), CPU)
+    with torch.no_grad():
+        trainer.exposure.offsets[0] = 0.5
+    plain = Trainer(ndc_capture, FIELD, replace(SHORT, batch=64, exposure=0.0), CPU)
+    assert trainer.step() == plain.step()
+
+
+def test_view_directions_are_noisy_in_training_alone(ndc_capture, monkeypatch):
+    seen, render = [], train.render_rays
+
+    def rendered(field, rays, *arguments, **named):
+        seen.append(rays)
+        return render(field, rays, *arguments, **named)
+
+    monkeypatch.setattr(train, "render_rays", rendered)
+    for noise in (0.0, 0.1):
+        trainer = Trainer(ndc_capture, FIELD, replace(SHORT, batch=4000, view_noise=noise, prune_at=()), CPU)
+        trainer.step()
+    exact, noisy = (rays.viewdirs for rays in seen)
+    assert torch.equal(seen[0].directions, seen[1].directions)
+    assert torch.allclose(noisy.norm(dim=1), torch.ones(2000))
+    sine = torch.linalg.cross(exact, noisy).norm(dim=1)  # two axes across, each of standard deviation 0.1
+    assert sine.square().mean().sqrt().item() == pytest.approx(0.1 * 2**0.5, rel=0.05)
+    trainer.held_out_psnr()
+    assert torch.equal(seen[2].viewdirs, trainer.held_out.draw(4096, train.seeded(CPU, 0))[0].viewdirs)
 
 
 def test_space_decides_when_to_prune():

@@ -1,0 +1,28 @@
+"""scripts/forecast_memory.py: models of the published sizes, and a table that adds up."""
+
+import json
+
+import pytest
+import torch
+from checks import load_script
+
+from cds3d.bench.random_model import random_prompts, random_sd, random_sdxl
+
+
+def test_the_table_of_published_models_adds_up(monkeypatch, tmp_path, capsys):
+    script = load_script("forecast_memory")
+    models = {"sd": ("tiny", lambda dtype, device: random_sd(dtype, device, share=10), "sd14")}
+    monkeypatch.setattr(script, "MODELS", models)
+    script.main(["--models", "sd", "--device", "cpu", "edit.width=64", "--output", str(tmp_path)])
+    (row,) = json.loads((tmp_path / "forecast.json").read_text())["rows"]
+    assert row["view"] == "64x48" and row["weights_mb"] > 1 and row["networks_mb"] > 1
+    assert row["total_mb"] == pytest.approx(sum(v for k, v in row.items() if k.endswith("_mb") and k != "total_mb"))
+    assert f"| tiny | bf16 | 64x48 | {row['weights_mb'] / 1024:.1f} |" in capsys.readouterr().out
+
+
+def test_random_xl_has_the_published_size():
+    with torch.device("meta"):  # sizes alone
+        prior = random_sdxl(torch.bfloat16, torch.device("meta"))
+    assert sum(p.numel() for p in prior.unet.parameters()) == 2_567_463_684
+    assert {p.dtype for p in prior.unet.parameters()} == {torch.bfloat16}
+    assert all(prompt.pooled.shape == (1, 1280) for prompt in random_prompts(prior).__dict__.values())
