@@ -5,7 +5,7 @@
 
 The networks have their published sizes and random weights. What autograd keeps is counted on a pass over zeros, as
 edit.py does before its first iteration (`cds3d/forecast.py`). fp16 takes what bf16 takes. On a CPU this needs 4 GB of
-memory for v1.4 and 9 GB for XL, and some minutes. The text encoders are left out. Prints a table, writes forecast.json.
+memory for v1.4 and 9 GB for XL, and some minutes. Prints a table, writes forecast.json.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import cds3d  # noqa: E402, F401  before torch
 
 import torch  # noqa: E402
 
-from cds3d.bench.random_model import random_prompts, random_sd, random_sdxl  # noqa: E402
+from cds3d.bench.random_model import random_prompts, random_sd, random_sdxl, text_parameters  # noqa: E402
 from cds3d.commands.preparing import build_objective  # noqa: E402
 from cds3d.commands.train import field_options  # noqa: E402
 from cds3d.forecast import field_edit_mb, parameter_mb  # noqa: E402
@@ -39,7 +39,7 @@ MODELS = {"sd": ("Stable Diffusion v1.4", random_sd, "sd14"), "sdxl": ("Stable D
 
 
 def forecast_of(model: str, dtype: str, options: list[str], device: torch.device) -> dict:
-    """A row of forecast.json: MB of the networks' weights and of all that an edit of scene=flower adds, by part."""
+    """A row of forecast.json: MB of weights, text encoders too, and of what an edit of scene=flower adds, by part."""
     name, build, guidance = MODELS[model]
     config = load_config("edit", [f"guidance={guidance}", *options])
     capture = load_capture(data_folder("scenes") / "flower")
@@ -51,7 +51,8 @@ def forecast_of(model: str, dtype: str, options: list[str], device: torch.device
     graphs = build_objective(config).unet_graphs
     prompt, views = random_prompts(prior).target, len(capture.train)
     parts = field_edit_mb(prior, prompt, trainer.field, views, height, width, graphs, local="volume" in config.edit)
-    weights = parameter_mb(prior.unet) + parameter_mb(prior.vae)
+    text = text_parameters(model == "sdxl") * DTYPES[dtype].itemsize / 2**20
+    weights = parameter_mb(prior.unet) + parameter_mb(prior.vae) + text
     return {
         "model": name,
         "dtype": dtype,

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from cds3d.guidance.prior import Prior
 from cds3d.guidance.text import Prompt
@@ -92,6 +93,24 @@ def _prior(unet, vae, dtype: torch.dtype, device: torch.device, layout: torch.me
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     networks = dict(unet=unet, vae=vae, text=SimpleNamespace(encoders=[]), alphas=(1 - betas).cumprod(0))
     return Prior(**networks, prediction="epsilon", device=device, dtype=dtype, layout=layout)
+
+
+def text_parameters(xl: bool) -> int:
+    """How many the published text encoders of Stable Diffusion v1.4, or of XL, have; nothing is allocated."""
+    sizes = [(768, 12, 12, 3072)] + [(1280, 32, 20, 5120)] * xl
+    count = 0
+    for number, (width, layers, heads, inner) in enumerate(sizes):
+        config = CLIPTextConfig(
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=inner,
+            projection_dim=width,
+        )
+        with torch.device("meta"):
+            encoder = (CLIPTextModelWithProjection if number else CLIPTextModel)(config)
+        count += sum(p.numel() for p in encoder.parameters())
+    return count
 
 
 def random_prompts(prior: Prior) -> Prompts:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from checks import load_script
 
-from cds3d.bench.random_model import random_prompts, random_sd, random_sdxl
+from cds3d.bench.random_model import random_prompts, random_sd, random_sdxl, text_parameters
 
 
 def test_the_table_of_published_models_adds_up(monkeypatch, tmp_path, capsys):
@@ -26,3 +26,8 @@ def test_random_xl_has_the_published_size():
     assert sum(p.numel() for p in prior.unet.parameters()) == 2_567_463_684
     assert {p.dtype for p in prior.unet.parameters()} == {torch.bfloat16}
     assert all(prompt.pooled.shape == (1, 1280) for prompt in random_prompts(prior).__dict__.values())
+
+
+def test_text_encoders_have_the_published_sizes():
+    assert text_parameters(xl=False) == 123_060_480
+    assert text_parameters(xl=True) == 123_060_480 + 694_659_840
