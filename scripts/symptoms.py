@@ -84,7 +84,7 @@ NO_REGION = ("edit.region.mask_threshold=0", "edit.preservation=0")
 FOGGY = ("scene.space=unbounded", "scene.bound=0.1", "field.sightings=0")
 SYMPTOMS: dict[str, Callable[[], np.ndarray]] = {
     "order": lambda: training("order", other_order),
-    "exposure": lambda: training("exposure", other_exposures),
+    "exposure": lambda: training("exposure", other_exposures, "field.exposure=0"),
     "fog": lambda: training("fog", lambda photos: None, *FOGGY),
     "strong": lambda: edit("strong", *RED, "guidance.scale=25"),
     "drift": lambda: edit("drift", *RED, *NO_REGION),

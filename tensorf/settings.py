@@ -27,7 +27,8 @@ class TrainConfig:
 
     view_noise: added to unit view directions in training, standard deviation an axis: a colour that depends on the
     direction has to hold for directions around it too. exposure: how strongly the gain and offset of each photo's
-    colours (`exposure.Exposure`) are held to none; 0 leaves them out. lr_exposure: their rate, falling as the others.
+    colours (`exposure.Exposure`) are held to none; 0 leaves them out, None is 0.02 where photos differ in exposure
+    at random (`exposure.differ_at_random`), else 0. lr_exposure: their rate, falling as the others.
 
     tv_density, tv_color, l1, distortion: weights of the regularisers. sightings: weight of the loss that keeps rays to
     matched points clear (`losses.away_from_points`); it fades out by `sightings_until`, a share of the run.
@@ -43,7 +44,7 @@ class TrainConfig:
     lr_network: float
     lr_decay: float
     view_noise: float
-    exposure: float
+    exposure: float | None
     lr_exposure: float
     resolution: int
     points_per_pixel: float
@@ -96,7 +97,10 @@ class TrainConfig:
             "sightings_margin",
         ):
             _require(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "a number above 0")
-        for name in ("view_noise", "exposure", "tv_density", "tv_color", "l1", "distortion", "sightings"):
+        _require(
+            "exposure", self.exposure, self.exposure is None or 0 <= self.exposure < math.inf, "0 or more, or null"
+        )
+        for name in ("view_noise", "tv_density", "tv_color", "l1", "distortion", "sightings"):
             _require(name, getattr(self, name), 0 <= getattr(self, name) < math.inf, "a number, 0 or more")
         for name in ("early_batch", "lr_decay", "depth_resolution", "sightings_until", "sightings_batch"):
             _require(name, getattr(self, name), 0 < getattr(self, name) <= 1, "above 0 and at most 1")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tensorf.captures import Capture
 from tensorf.errors import UserError
-from tensorf.exposure import Exposure
+from tensorf.exposure import LEARNT, Exposure, differ_at_random, exposures
 from tensorf.field import Field, FieldConfig
 from tensorf.losses import away_from_points, distortion
 from tensorf.pruning import measure, occupied_box
@@ -90,7 +90,10 @@ class Trainer:
         self._sightings = tuple(t.to(device) for t in sightings) if sightings and len(sightings[0]) else None
         # In a box, cameras stand inside or close by; in NDC nothing lies before the near plane.
         self._near = {"box": float(space.extent.max()) / 3, "unbounded": 1.0, "ndc": 0.0}[space.kind]
-        self.exposure = Exposure(len(capture.train)).to(device) if config.exposure else None
+        self._hold_exposure = config.exposure
+        if config.exposure is None:
+            self._hold_exposure = LEARNT if differ_at_random(exposures(capture)) else 0.0
+        self.exposure = Exposure(len(capture.train)).to(device) if self._hold_exposure else None
         self.optimizer = self._new_optimizer()
 
     def _size(self, space: Space, stage: int) -> tuple[tuple[int, int, int], int]:
@@ -153,7 +156,7 @@ class Trainer:
             loss = loss + error
         else:
             loss = loss + (self.exposure(rendering.color, photo) - target).square().mean()
-            loss = loss + config.exposure * self.exposure.size()
+            loss = loss + self._hold_exposure * self.exposure.size()
         if self._sightings is not None and progress < config.sightings_until:
             loss = loss + config.sightings * (1 - progress / config.sightings_until) * self._unclear(generator)
         self.optimizer.zero_grad()

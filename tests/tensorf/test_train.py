@@ -1,7 +1,6 @@
 """Training on eight tiny photos: it learns, it resumes bit for bit, and its small parts are worked out by hand."""
 
 import io
-import math
 from dataclasses import replace
 
 import pytest
@@ -11,7 +10,6 @@ from field_defaults import field_config, train_config
 from tensorf import train
 from tensorf.captures import load_capture
 from tensorf.errors import UserError
-from tensorf.exposure import Exposure
 from tensorf.losses import away_from_points, distortion
 from tensorf.occupancy import Samples
 from tensorf.render import render_view
@@ -400,18 +398,6 @@ def test_exposures_of_photos_are_found_and_left_out_of_the_field(box_capture):
     assert torch.corrcoef(torch.stack([found[:, 0], planted[:, 0]]))[0, 1] > 0.95
     held = {id(p) for p in trainer.field.parameters()}
     assert not held & {id(p) for p in trainer.exposure.parameters()}  # nothing of it is saved with the field
-
-
-def test_exposures_by_hand():
-    exposure = Exposure(2)
-    color = torch.tensor([[0.5, 0.25, 0.0]])
-    assert torch.equal(exposure(color, torch.tensor([1])), color) and exposure.size() == 0
-    with torch.no_grad():
-        exposure.gains[1], exposure.offsets[0] = math.log(4), 0.2
-    # Less the mean over photos: gains of 1/2 and 2, offsets of 0.1 and -0.1.
-    assert torch.allclose(exposure(color, torch.tensor([0])), torch.tensor([[0.35, 0.225, 0.1]]))
-    assert torch.allclose(exposure(color, torch.tensor([1])), torch.tensor([[0.9, 0.4, -0.1]]))
-    assert exposure.size().item() == pytest.approx((math.log(4) ** 2 / 2 + 0.2**2 / 2) / 2)
 
 
 def test_the_bar_tells_what_the_field_gives_without_exposures(ndc_capture):

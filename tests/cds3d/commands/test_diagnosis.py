@@ -1,13 +1,10 @@
 """When a field does not show its capture, a line says so."""
 
-from dataclasses import replace
-from pathlib import Path
-
 import pytest
 import torch
 
-from cds3d.commands import scenes
-from cds3d.commands.diagnosis import diagnose, exposure_spread, mean_picture_psnr, uneven_exposure
+from cds3d.commands import diagnosis, scenes
+from cds3d.commands.diagnosis import diagnose, mean_picture_psnr, told_exposure
 from cds3d.commands.train import field_options
 from cds3d.commands.videos import colored_depth, depth_range, seen_depth
 from cds3d.options import load_config
@@ -47,28 +44,15 @@ def test_the_mean_picture_by_hand(tmp_path):
     )
 
 
-@pytest.fixture(scope="module")
-def flower():
-    """The shipped capture, wide enough for its photos to be matched."""
-    return load_capture(Path(__file__).resolve().parents[3] / "scenes" / "flower", width=200)
-
-
-def test_planted_exposures_are_seen_and_told(flower):
-    assert exposure_spread(flower) < 0.02 and uneven_exposure(flower, evened=False) is None
-    logs = torch.linspace(-0.4, 0.1, len(flower.cameras))  # no pixel gets much brighter than it was
-    logs = logs[torch.randperm(len(logs), generator=torch.Generator().manual_seed(0))]
-    images = (flower.images.float() * 0.8 * logs.exp()[:, None, None, None]).round().to(torch.uint8)
-    uneven = replace(flower, images=images)
-    assert exposure_spread(uneven) == pytest.approx(logs[flower.train].std().item(), rel=0.1)
-    assert "by 15%" in uneven_exposure(uneven, evened=False) and uneven_exposure(uneven, evened=True) is None
-
-
-def test_where_nothing_was_matched_exposure_is_not_known(flower):
-    assert exposure_spread(replace(flower, sightings=None)) is None
-    views, points = flower.sightings
-    assert exposure_spread(replace(flower, sightings=(views[:40], points[:40]))) is None
-    assert exposure_spread(replace(flower, images=torch.full_like(flower.images, 255))) is None  # all clipped
-    assert uneven_exposure(replace(flower, sightings=None), evened=False) is None
+def test_exposure_is_told_where_it_differs(tmp_path, monkeypatch):
+    write_capture(tmp_path, Attributes.sample(3), views=8, width=16, height=12)
+    capture = load_capture(tmp_path, check=False)
+    assert told_exposure(capture, evened=False) is None  # nothing was matched
+    monkeypatch.setattr(diagnosis, "exposures", lambda capture: torch.tensor([-0.2, 0.2, -0.2, 0.2]))
+    assert "by 23%" in told_exposure(capture, evened=False) and "field.exposure=0.02" in told_exposure(capture, False)
+    assert "field.exposure=0 " in told_exposure(capture, evened=True)
+    monkeypatch.setattr(diagnosis, "exposures", lambda capture: torch.tensor([-0.03, 0.03, -0.03, 0.03]))
+    assert told_exposure(capture, evened=False) is None
 
 
 def test_depth_maps_leave_out_what_is_not_seen():
