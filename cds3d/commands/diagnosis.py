@@ -35,11 +35,12 @@ def told_exposure(capture: Capture, evened: bool) -> str | None:
     what = f"exposure differs among the photos, by {100 * found.std():.0f}% (standard deviation)"
     if evened:
         return (
-            f"{what}: each photo's is learnt beside the field, which gets the average one's (field.exposure=0 does not)"
+            f"{what}: a gain and an offset of colours are learnt for each photo, and the field gets the average "
+            "exposure; field.exposure=0 turns this off"
         )
     return (
-        f"{what}: field.exposure=0.02 learns each photo's beside the field, which gets the average one's; PSNR of "
-        "held-out photos, which keep theirs, may fall"
+        f"{what}: field.exposure=0.02 learns a gain and an offset of colours for each photo, and the field gets the "
+        "average exposure; PSNR of held-out photos, which keep theirs, may fall"
     )
 
 
