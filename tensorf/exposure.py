@@ -25,10 +25,16 @@ class Exposure(nn.Module):
         self.gains = nn.Parameter(torch.zeros(photos, 3))  # natural logarithms
         self.offsets = nn.Parameter(torch.zeros(photos, 3))
 
-    def forward(self, color: Tensor, photo: Tensor) -> Tensor:
-        """color (n, 3) of the field, photo (n,) the number of the photo that each is compared with -> (n, 3)."""
+    def forward(self, color: Tensor, opacity: Tensor, background: float, photo: Tensor) -> Tensor:
+        """What a photo shows of a field's rays, (n, 3).
+
+        color (n, 3), opacity (n,): of the field over `background`, which no camera has seen and which stays as it is.
+        photo (n,): the number of the photo that each ray belongs to.
+        """
         gains, offsets = self.gains - self.gains.mean(0), self.offsets - self.offsets.mean(0)
-        return color * gains[photo].exp() + offsets[photo]
+        opacity = opacity[:, None]
+        behind = (1 - opacity) * background
+        return (color - behind) * gains[photo].exp() + opacity * offsets[photo] + behind
 
     def size(self) -> Tensor:
         """Mean square of logarithms of gains and of offsets, a number: what the trainer holds small."""

@@ -155,7 +155,8 @@ class Trainer:
         if self.exposure is None:
             loss = loss + error
         else:
-            loss = loss + (self.exposure(rendering.color, photo) - target).square().mean()
+            shown = self.exposure(rendering.color, rendering.opacity, field.space.background, photo)
+            loss = loss + (shown - target).square().mean()
             loss = loss + self._hold_exposure * self.exposure.size()
         if self._sightings is not None and progress < config.sightings_until:
             loss = loss + config.sightings * (1 - progress / config.sightings_until) * self._unclear(generator)

@@ -29,14 +29,18 @@ def exposed(capture, logs):
 
 
 def test_exposures_by_hand():
-    exposure = Exposure(2)
-    color = torch.tensor([[0.5, 0.25, 0.0]])
-    assert torch.equal(exposure(color, torch.tensor([1])), color) and exposure.size() == 0
+    exposure, color, solid = Exposure(2), torch.tensor([[0.5, 0.25, 0.0]]), torch.ones(1)
+    first, second = torch.tensor([0]), torch.tensor([1])
+    assert torch.equal(exposure(color, solid, 0.0, second), color) and exposure.size() == 0
     with torch.no_grad():
         exposure.gains[1], exposure.offsets[0] = math.log(4), 0.2
     # Less the mean over photos: gains of 1/2 and 2, offsets of 0.1 and -0.1.
-    assert torch.allclose(exposure(color, torch.tensor([0])), torch.tensor([[0.35, 0.225, 0.1]]))
-    assert torch.allclose(exposure(color, torch.tensor([1])), torch.tensor([[0.9, 0.4, -0.1]]))
+    assert torch.allclose(exposure(color, solid, 1.0, first), torch.tensor([[0.35, 0.225, 0.1]]))
+    assert torch.allclose(exposure(color, solid, 1.0, second), torch.tensor([[0.9, 0.4, -0.1]]))
+    # A quarter of it over white: 0.25 of the above and 0.75 of white, which no exposure changes.
+    over_white = 0.25 * color + 0.75
+    assert torch.allclose(exposure(over_white, solid / 4, 1.0, second), torch.tensor([[0.975, 0.85, 0.725]]))
+    assert torch.equal(exposure(torch.ones(1, 3), torch.zeros(1), 1.0, second), torch.ones(1, 3))
     assert exposure.size().item() == pytest.approx((math.log(4) ** 2 / 2 + 0.2**2 / 2) / 2)
 
 
