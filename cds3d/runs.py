@@ -29,6 +29,8 @@ from tensorf.files import atomic, is_partial, write_text
 # is no longer finite asks to be lowered. Changes of the last two kinds are told in metrics.json.
 _SILENT_KEYS = ("resume", "overwrite", "output", "save_every", "video_frames", "video_width", "preview_every")
 _SILENT_KEYS += ("scene.outside", "guidance.image_scale_end")  # objective.scale_end counts
+# Options of training whose absence says that an earlier version began the run: it goes on with today's.
+_NOT_IN_OLDER_RUNS = (".view_noise", ".exposure", ".lr_exposure")
 _TOLD_KEYS = ("device", "threads", "edit.lr", "field.lr_grid", "field.lr_network", "guidance.scale", "guidance.dtype")
 _TOLD_KEYS += ("objective.scale", "objective.weight", "baseline.scale")
 
@@ -120,8 +122,11 @@ class RunFolder:
         before = OmegaConf.to_container(_written_config(self.path))
         now = OmegaConf.to_container(self.config, resolve=True)
         free = (*_SILENT_KEYS, *_TOLD_KEYS, *(("edit.iterations",) if self._is_extended() else ()))
-        for key in _flat(now).keys() | _flat(before).keys():
-            old, new = _flat(before).get(key), _flat(now).get(key)
+        before, now = _flat(before), _flat(now)
+        for key in now.keys() | before.keys():
+            if key not in before and key.startswith("field.") and key.endswith(_NOT_IN_OLDER_RUNS):
+                continue
+            old, new = before.get(key), now.get(key)
             if old != new and key not in free:
                 raise UserError(
                     f"{self.path} was begun with {key}={old}, not {new}: resume it with the same options, "

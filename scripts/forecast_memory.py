@@ -4,8 +4,9 @@
     python scripts/forecast_memory.py --models sd --dtype fp32 objective=dds edit.width=504
 
 The networks have their published sizes and random weights. What autograd keeps is counted on a pass over zeros, as
-edit.py does before its first iteration (`cds3d/forecast.py`). fp16 takes what bf16 takes. On a CPU this needs 4 GB of
-memory for v1.4 and 9 GB for XL, and some minutes. Prints a table, writes forecast.json.
+edit.py does before its first iteration (`cds3d/forecast.py`). fp16 takes what bf16 takes, but for XL's VAE on a GPU
+without bf16, which is fp32 then. The scene is the shipped flower, unless scene= or capture= names another. On a CPU
+this needs 4 GB of memory for v1.4 and 9 GB for XL, and some minutes. Prints a table, writes forecast.json.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ import torch  # noqa: E402
 
 from cds3d.bench.random_model import random_prompts, random_sd, random_sdxl, text_parameters  # noqa: E402
 from cds3d.commands.preparing import build_objective  # noqa: E402
+from cds3d.commands.scenes import load_scene  # noqa: E402
 from cds3d.commands.train import field_options  # noqa: E402
 from cds3d.forecast import field_edit_mb, parameter_mb  # noqa: E402
 from cds3d.guidance.loading import DTYPES  # noqa: E402
-from cds3d.options import data_folder, load_config, pick_device  # noqa: E402
-from tensorf.captures import load_capture  # noqa: E402
+from cds3d.options import load_config, pick_device  # noqa: E402
 from tensorf.errors import UserError  # noqa: E402
 from tensorf.files import write_text  # noqa: E402
 from tensorf.train import Trainer  # noqa: E402
@@ -39,11 +40,13 @@ MODELS = {"sd": ("Stable Diffusion v1.4", random_sd, "sd14"), "sdxl": ("Stable D
 
 
 def forecast_of(model: str, dtype: str, options: list[str], device: torch.device) -> dict:
-    """A row of forecast.json: MB of weights, text encoders too, and of what an edit of scene=flower adds, by part."""
+    """A row of forecast.json: MB of weights, text encoders too, and of what an edit adds, by part."""
     name, build, guidance = MODELS[model]
     config = load_config("edit", [f"guidance={guidance}", *options])
-    capture = load_capture(data_folder("scenes") / "flower")
-    trainer = Trainer(capture, *field_options(load_config("train", []), capture.space), torch.device("cpu"))
+    if "width" not in config.edit:
+        raise UserError("edit=latent and edit=pixels are for images: forecasts are of edit=field, shape and published")
+    capture = load_scene(config)
+    trainer = Trainer(capture, *field_options(config, capture.space), torch.device("cpu"))
     trainer.field.resample(*trainer.final_size())
     prior = build(DTYPES[dtype], device)
     width = config.edit.width

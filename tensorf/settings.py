@@ -27,8 +27,8 @@ class TrainConfig:
 
     view_noise: added to unit view directions in training, standard deviation an axis: a colour that depends on the
     direction has to hold for directions around it too. exposure: how strongly the gain and offset of each photo's
-    colours (`exposure.Exposure`) are held to none; 0 leaves them out, None is 0.02 where photos differ in exposure
-    at random (`exposure.differ_at_random`), else 0. lr_exposure: their rate, falling as the others.
+    colours (`exposure.Exposure`) are held to none; 0 leaves them out, None is 0.02 where neighbouring
+    photos differ in exposure (`exposure.exposure_difference`), else 0. lr_exposure: their rate, falling as the others.
 
     tv_density, tv_color, l1, distortion: weights of the regularisers. sightings: weight of the loss that keeps rays to
     matched points clear (`losses.away_from_points`); it fades out by `sightings_until`, a share of the run.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tensorf.captures import Capture
 from tensorf.errors import UserError
-from tensorf.exposure import LEARNT, Exposure, differ_at_random, exposures
+from tensorf.exposure import LEARNT, UNEVEN, Exposure, exposure_difference
 from tensorf.field import Field, FieldConfig
 from tensorf.losses import away_from_points, distortion
 from tensorf.pruning import measure, occupied_box
@@ -92,7 +92,7 @@ class Trainer:
         self._near = {"box": float(space.extent.max()) / 3, "unbounded": 1.0, "ndc": 0.0}[space.kind]
         self._hold_exposure = config.exposure
         if config.exposure is None:
-            self._hold_exposure = LEARNT if differ_at_random(exposures(capture)) else 0.0
+            self._hold_exposure = LEARNT if (exposure_difference(capture) or 0.0) >= UNEVEN else 0.0
         self.exposure = Exposure(len(capture.train)).to(device) if self._hold_exposure else None
         self.optimizer = self._new_optimizer()
 
@@ -280,7 +280,10 @@ class Trainer:
         field.resample(tuple(state["resolution"]), state["steps"])
         field.occupancy = state["field"]["occupancy"].to(self.device)
         field.load_state_dict(state["field"])
-        if self.exposure is not None:
+        self.exposure = None  # as the run was begun, whatever is found in the photos now
+        if "exposure" in state:
+            self._hold_exposure = self._hold_exposure or LEARNT
+            self.exposure = Exposure(len(self.capture.train)).to(self.device)
             self.exposure.load_state_dict(state["exposure"])
         self.optimizer = self._new_optimizer()
         self.optimizer.load_state_dict(state["optimizer"])

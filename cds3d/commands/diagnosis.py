@@ -6,7 +6,6 @@ import torch
 
 from cds3d.metrics.psnr import psnr
 from tensorf.captures import Capture
-from tensorf.exposure import UNEVEN, exposures
 
 _BARELY = 2.0  # dB above the mean picture
 _APART = 4.0  # dB between photos that were trained on and held-out ones; good captures stay below 3
@@ -22,26 +21,6 @@ def mean_picture_psnr(capture: Capture) -> float | None:
     mean /= len(capture.train)
     values = [psnr(mean, capture.images[i].float() / 255) for i in capture.test]
     return sum(values) / len(values)
-
-
-def told_exposure(capture: Capture, evened: bool) -> str | None:
-    """One line where exposure differs much among the training photos; None where it does not, or is not known.
-
-    evened: training learns each photo's.
-    """
-    found = exposures(capture)
-    if found is None or found.std().item() < UNEVEN:
-        return None
-    what = f"exposure differs among the photos, by {100 * found.std():.0f}% (standard deviation)"
-    if evened:
-        return (
-            f"{what}: a gain and an offset of colours are learnt for each photo, and the field gets the average "
-            "exposure; field.exposure=0 turns this off"
-        )
-    return (
-        f"{what}: field.exposure=0.02 learns a gain and an offset of colours for each photo, and the field gets the "
-        "average exposure; PSNR of held-out photos, which keep theirs, may fall"
-    )
 
 
 def diagnose(held_out: float | None, training: float, mean_picture: float | None, space: str) -> str | None:

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from cds3d.commands.diagnosis import diagnose, mean_picture_psnr, told_exposure
+from cds3d.commands.diagnosis import diagnose, mean_picture_psnr
 from cds3d.commands.driving import drive
 from cds3d.commands.scenes import capture_root, load_scene, naming_options, scene_name
 from cds3d.commands.videos import (
@@ -56,8 +56,11 @@ def train_command(config: DictConfig) -> Path:
     log.info("training %s at %dx%d on %s", run.path, capture.cameras[0].width, capture.cameras[0].height, device)
     with naming_options("field", "decomposition", "decoder"):
         trainer = Trainer(capture, *field_options(config, capture.space), device)
-    if (line := told_exposure(capture, evened=trainer.exposure is not None)) is not None:
-        log.info("%s", line)
+    if trainer.exposure is not None and trainer.config.exposure is None:
+        log.info(
+            "neighbouring photos differ in exposure: a gain and an offset of colours are learnt for each photo, and "
+            "the field gets the average ones (field.exposure=0 turns this off)"
+        )
     _tell_cost(trainer)
     run.begin()
     watch = _Watch(trainer, mean_picture_psnr(capture))

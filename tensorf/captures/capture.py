@@ -37,7 +37,8 @@ class Capture:
     reference camera, right-handed.
     world_from_capture: (4, 4) the similarity that took the capture's own coordinates to the world's.
     sightings: (views (m,) int64, points (m, 3)), which training views show which points of the scene, world units, as
-    triangulated from matches of two of them; None where the photos were not checked or disagree with the poses.
+    triangulated from matches of two of them, which stand side by side; None where the photos were not checked or
+    disagree with the poses.
     """
 
     name: str

@@ -173,6 +173,18 @@ def test_runs_of_before_images_had_an_end_of_their_guidance_go_on(tmp_path):
     assert RunFolder(tmp_path / "run", options(resume=True, guidance={"scale": 5.0, "image_scale_end": 1.0})).resumed
 
 
+def test_runs_of_before_exposures_were_learnt_go_on(tmp_path):
+    begun(tmp_path / "run", field={"batch": 8, "by_space": {"box": {"l1": 0.0}}}).save_state({})
+    new = {"view_noise": None, "exposure": None, "lr_exposure": 0.003}
+    field = {"batch": 8, "by_space": {"box": {"l1": 0.0, "view_noise": 0.15}}, **new}
+    assert RunFolder(tmp_path / "run", options(resume=True, field=field)).resumed
+    begun(tmp_path / "new", field=field).save_state({})
+    with pytest.raises(UserError, match="field.exposure=None, not 0.1"):
+        RunFolder(tmp_path / "new", options(resume=True, field={**field, "exposure": 0.1}))
+    with pytest.raises(UserError, match="field.other=None, not 1"):
+        RunFolder(tmp_path / "run", options(resume=True, field={**field, "other": 1}))
+
+
 def test_seconds_go_on_after_a_resume(tmp_path):
     run = begun(tmp_path / "run")
     run.seconds_before = 1000.0

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from cds3d.commands import diagnosis, scenes
-from cds3d.commands.diagnosis import diagnose, mean_picture_psnr, told_exposure
+from cds3d.commands import scenes
+from cds3d.commands.diagnosis import diagnose, mean_picture_psnr
 from cds3d.commands.train import field_options
 from cds3d.commands.videos import colored_depth, depth_range, seen_depth
 from cds3d.options import load_config
@@ -42,17 +42,6 @@ def test_the_mean_picture_by_hand(tmp_path):
     assert capture.test and mean_picture_psnr(capture) == pytest.approx(
         -20 * torch.tensor(51 / 255).log10().item(), 1e-4
     )
-
-
-def test_exposure_is_told_where_it_differs(tmp_path, monkeypatch):
-    write_capture(tmp_path, Attributes.sample(3), views=8, width=16, height=12)
-    capture = load_capture(tmp_path, check=False)
-    assert told_exposure(capture, evened=False) is None  # nothing was matched
-    monkeypatch.setattr(diagnosis, "exposures", lambda capture: torch.tensor([-0.2, 0.2, -0.2, 0.2]))
-    assert "by 23%" in told_exposure(capture, evened=False) and "field.exposure=0.02" in told_exposure(capture, False)
-    assert "field.exposure=0 " in told_exposure(capture, evened=True)
-    monkeypatch.setattr(diagnosis, "exposures", lambda capture: torch.tensor([-0.03, 0.03, -0.03, 0.03]))
-    assert told_exposure(capture, evened=False) is None
 
 
 def test_depth_maps_leave_out_what_is_not_seen():

@@ -107,7 +107,14 @@ def test_fields_come_out_as_on_the_cpu(more, tmp_path, edit_options, trained, mo
         assert figures("there") == pytest.approx(here, rel=1e-3, abs=5e-3)
 
 
-@pytest.mark.parametrize("more", [[], ["field=cp", "field.resolution=16", "field.iterations=8", "field.batch=64"]])
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["field=cp", "field.resolution=16", "field.iterations=8", "field.batch=64"],
+        ["field.exposure=0.02", "field.view_noise=0.15"],
+    ],
+)
 def test_training_and_rendering(more, there, tmp_path, train_options):
     assert run_command("train", [*train_options, *more, f"output={tmp_path}/source"]) == 0
     assert run_command("render", [f"{tmp_path}/source", "frames=2", "depth=true", "width=32"]) == 0
