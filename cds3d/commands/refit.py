@@ -103,6 +103,7 @@ def refit_field(config: DictConfig, source_path: Path, run: RunFolder, refit: Re
         prune_at=(0.5,),
         sightings=0.0,  # the points are the source's
         exposure=0.0,  # other colours are the edit
+        view_noise=0.0,  # the source has learnt already how colours depend on the direction
     )
     trainer = Trainer(edited, source.config, train, device, start=source)
     trainer.open_occupancy(refit.grow)

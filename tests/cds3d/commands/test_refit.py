@@ -54,11 +54,11 @@ def test_a_refit_is_what_its_options_say(trained, train_options, true_edits, mon
 
     monkeypatch.setattr(refit_module, "Trainer", Recorded)
     options = ["refit.iterations=2", "refit.lr_grid=0.03", "refit.lr_network=0.004", "video_frames=0", "edit.width=48"]
-    options.append("field.exposure=0.01")
+    options += ["field.exposure=0.01", "field.view_noise=0.1"]
     assert run_command("edit", [*train_options, "--views", str(true_edits), *options]) == 0
     ((trainer, rates),) = built
     assert rates == [0.03, 0.03, 0.004] and trainer.config.iterations == 2
-    assert trainer.config.sightings == trainer.config.exposure == 0
+    assert trainer.config.sightings == trainer.config.exposure == trainer.config.view_noise == 0
 
 
 def test_prompts_are_not_needed(tmp_path, trained, train_options, true_edits):
