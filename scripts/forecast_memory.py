@@ -26,12 +26,14 @@ import cds3d  # noqa: E402, F401  before torch
 import torch  # noqa: E402
 
 from cds3d.bench.random_model import random_prompts, random_sd, random_sdxl, text_parameters  # noqa: E402
+from cds3d.commands.edit import check_scene  # noqa: E402
 from cds3d.commands.preparing import build_objective  # noqa: E402
 from cds3d.commands.scenes import load_scene  # noqa: E402
 from cds3d.commands.train import field_options  # noqa: E402
 from cds3d.forecast import field_edit_mb, parameter_mb  # noqa: E402
 from cds3d.guidance.loading import DTYPES  # noqa: E402
 from cds3d.options import load_config, pick_device  # noqa: E402
+from tensorf.cameras import size_for_width  # noqa: E402
 from tensorf.errors import UserError  # noqa: E402
 from tensorf.files import write_text  # noqa: E402
 from tensorf.train import Trainer  # noqa: E402
@@ -43,14 +45,13 @@ def forecast_of(model: str, dtype: str, options: list[str], device: torch.device
     """A row of forecast.json: MB of weights, text encoders too, and of what an edit adds, by part."""
     name, build, guidance = MODELS[model]
     config = load_config("edit", [f"guidance={guidance}", *options])
-    if "width" not in config.edit:
-        raise UserError("edit=latent and edit=pixels are for images: forecasts are of edit=field, shape and published")
+    check_scene(config)
     capture = load_scene(config)
     trainer = Trainer(capture, *field_options(config, capture.space), torch.device("cpu"))
     trainer.field.resample(*trainer.final_size())
     prior = build(DTYPES[dtype], device)
-    width = config.edit.width
-    height = round(width * capture.cameras[0].height / capture.cameras[0].width)
+    camera = capture.cameras[0]
+    width, height = size_for_width(camera.width, camera.height, config.edit.width)
     graphs = build_objective(config).unet_graphs
     prompt, views = random_prompts(prior).target, len(capture.train)
     parts = field_edit_mb(prior, prompt, trainer.field, views, height, width, graphs, local="volume" in config.edit)
@@ -79,11 +80,12 @@ def main(argv=None) -> None:
     if unknown := [model for model in models if model not in MODELS]:
         parser.error(f"--models: {unknown[0]!r} is none of {', '.join(MODELS)}")
     device, rows = pick_device(args.device), []
-    print("| model | type | view | weights, GB | field and views, GB | networks' maps, GB | all, GB |")
-    print("|---|---|---|---|---|---|---|")
     for model in models:
         row = forecast_of(model, args.dtype, args.options, device)
         gc.collect()
+        if not rows:
+            print("| model | type | view | weights, GB | field and views, GB | networks' maps, GB | all, GB |")
+            print("|---|---|---|---|---|---|---|")
         rows.append(row)
         rest = row["total_mb"] - row["weights_mb"] - row["networks_mb"]
         figures = (row["weights_mb"], rest, row["networks_mb"], row["total_mb"])

@@ -29,7 +29,7 @@ class Exposure(nn.Module):
     def forward(self, color: Tensor, opacity: Tensor, background: float, photo: Tensor) -> Tensor:
         """What a photo shows of a field's rays, (n, 3).
 
-        color (n, 3), opacity (n,): of the field over `background`, which no camera has seen and which stays as it is.
+        color (n, 3), opacity (n,): of the field over `background`, which exposure does not change.
         photo (n,): the number of the photo that each ray belongs to.
         """
         gains, offsets = self.gains - self.gains.mean(0), self.offsets - self.offsets.mean(0)
@@ -46,9 +46,9 @@ def exposure_difference(capture: Capture) -> float | None:
     """How much exposure differs between training photos from about the same side.
 
     Photos in which the same points were matched are neighbours in space. Their colours at these points (of the three
-    channels, and of the points, the median) say how bright one photo is against the other. Returned is the standard
-    deviation of the logarithm of exposure that would give such differences at random; for a standard normal variable
-    the median difference is 0.954. None where too few points were matched.
+    channels, and of the points, the median) say how bright one photo is against the other. The result is the standard
+    deviation that the logarithms of exposure would have if they were drawn at random and gave such differences: two
+    draws of a standard normal variable differ by 0.954 in the median. None where too few points were matched.
 
     A video's exposure that drifts does not count: neighbours have about the same. Colours that depend on the direction
     follow it, and held-out frames with them, which are worse where each photo's exposure is learnt.

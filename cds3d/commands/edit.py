@@ -69,7 +69,7 @@ def _past(config: DictConfig) -> Past | None:
 def _edit_scene(config: DictConfig, past: Past) -> Path:
     device = pick_device(config.device)
     # Whatever can be wrong is told before anything is trained or written.
-    _check_scene(config)
+    check_scene(config)
     edit_config = build(EditConfig, config.edit, group="edit", seed=config.seed)
     pointing = read_pointing(config)
     begin = subject_maker(config, edit_config, pointing)
@@ -151,7 +151,7 @@ def _refit_scene(config: DictConfig) -> Path:
             raise UserError(f"{key} has no say in --views, where the pictures tell what changes: leave it out")
     whole(config, "save_every", least=1)
     whole(config, "seed", "video_frames")
-    _check_scene(config)
+    check_scene(config)
     if config.src is None and config.tgt is not None:
         config.src = config.scene.prompt
     source_path = source_folder(config)  # a missing scene is told first
@@ -161,12 +161,14 @@ def _refit_scene(config: DictConfig) -> Path:
     return refit_field(config, source_path, run, refit)
 
 
-def _check_scene(config: DictConfig) -> None:
+def check_scene(config: DictConfig) -> None:
     """UserError for presets and options that edit images."""
     if config.baseline.kind != "none":
         raise UserError(f"baseline={config.baseline.kind} edits images, not scenes: give one with --image FILE")
     if "width" not in config.edit:
-        raise UserError("a scene is edited with edit=field or edit=published; edit=latent and pixels are for --image")
+        raise UserError(
+            "a scene is edited with edit=field, edit=shape or edit=published; edit=latent and pixels are for --image"
+        )
     whole(config, "edit.width", least=16)
 
 

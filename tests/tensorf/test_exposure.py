@@ -10,10 +10,12 @@ from field_defaults import field_config, train_config
 
 from tensorf.captures import load_capture
 from tensorf.exposure import LEARNT, UNEVEN, Exposure, exposure_difference
+from tensorf.render import render_view
 from tensorf.train import Trainer
 
 FIELD = field_config(density_components=(2, 1, 1), color_components=(4, 2, 2), feature_dim=6, hidden=16)
 SHORT = train_config(iterations=40, batch=16, resolution=16)
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -74,24 +76,56 @@ def test_where_nothing_was_matched_exposure_is_not_known(flower):
 
 
 def test_training_decides_by_itself_unless_told(flower):
-    uneven, cpu = exposed(flower, random_logs(flower, 0.2)), torch.device("cpu")
+    uneven = exposed(flower, random_logs(flower, 0.2))
     for capture, asked, expected in (
         (uneven, None, LEARNT),
         (flower, None, 0.0),
         (uneven, 0.0, 0.0),
         (flower, 0.01, 0.01),
     ):
-        trainer = Trainer(capture, FIELD, replace(SHORT, exposure=asked), cpu)
+        trainer = Trainer(capture, FIELD, replace(SHORT, exposure=asked), CPU)
         assert (trainer.exposure is not None) == (expected > 0)
         assert trainer._hold_exposure == expected
 
 
 def test_a_resumed_run_goes_on_as_it_was_begun(flower):
     """Whatever is found the second time, such as with another version of the matcher."""
-    uneven, cpu = exposed(flower, random_logs(flower, 0.2)), torch.device("cpu")
+    uneven = exposed(flower, random_logs(flower, 0.2))
     for begun, again in ((uneven, flower), (flower, uneven)):
-        first, second = (Trainer(c, FIELD, replace(SHORT, exposure=None), cpu) for c in (begun, again))
+        first, second = (Trainer(c, FIELD, replace(SHORT, exposure=None), CPU) for c in (begun, again))
         first.step()
         second.load_state_dict(first.state_dict())
         assert (second.exposure is None) == (first.exposure is None)
         second.step()
+
+
+def test_exposures_of_photos_are_found_and_left_out_of_the_field(box_capture):
+    gains = torch.tensor([[0.8, 0.9, 1.0], [1.2, 1.1, 1.0]]).repeat(len(box_capture.train), 1)[: len(box_capture.train)]
+    images = box_capture.images.clone()
+    for i, gain in zip(box_capture.train, gains, strict=True):
+        images[i] = (images[i] * gain * 0.8).round().to(torch.uint8)  # 0.8: nothing is clipped
+    learning = dict(lr_grid=0.05, lr_network=1e-2, lr_exposure=0.03, prune_at=(), view_noise=0.0)
+    config = replace(SHORT, iterations=200, batch=256, resolution=32, **learning)
+    off = {}
+    for weight in (0.0, 1e-4):
+        trainer = Trainer(replace(box_capture, images=images), FIELD, replace(config, exposure=weight), CPU)
+        while trainer.iteration < 200:
+            trainer.step()
+        view = box_capture.train[0]  # a dark photo: with exposures the field has the colours of the mean photo
+        rendered = render_view(trainer.field, box_capture.cameras[view])["color"]
+        truth = 0.8 * box_capture.images[view] / 255 * gains.log().mean(0).exp()
+        off[weight] = (rendered - truth).mean((0, 1)).norm().item()
+    assert off[1e-4] < 0.5 * off[0.0]
+    found = (trainer.exposure.gains - trainer.exposure.gains.mean(0)).detach()
+    planted = gains.log() - gains.log().mean(0)
+    assert torch.corrcoef(torch.stack([found[:, 0], planted[:, 0]]))[0, 1] > 0.95
+    held = {id(p) for p in trainer.field.parameters()}
+    assert not held & {id(p) for p in trainer.exposure.parameters()}  # nothing of it is saved with the field
+
+
+def test_the_bar_tells_what_the_field_gives_without_exposures(ndc_capture):
+    trainer = Trainer(ndc_capture, FIELD, replace(SHORT, batch=64, exposure=0.01), CPU)
+    with torch.no_grad():
+        trainer.exposure.offsets[0] = 0.5
+    plain = Trainer(ndc_capture, FIELD, replace(SHORT, batch=64, exposure=0.0), CPU)
+    assert trainer.step() == plain.step()

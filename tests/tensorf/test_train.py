@@ -377,37 +377,6 @@ def test_rates_fall_to_their_share_and_near_density_learns_less(ndc_capture, box
     assert told == [0.0, pytest.approx(float(trainer.field.space.extent.max()) / 3)]
 
 
-def test_exposures_of_photos_are_found_and_left_out_of_the_field(box_capture):
-    gains = torch.tensor([[0.8, 0.9, 1.0], [1.2, 1.1, 1.0]]).repeat(len(box_capture.train), 1)[: len(box_capture.train)]
-    images = box_capture.images.clone()
-    for i, gain in zip(box_capture.train, gains, strict=True):
-        images[i] = (images[i] * gain * 0.8).round().to(torch.uint8)  # 0.8: nothing is clipped
-    config = replace(SHORT, iterations=200, lr_exposure=0.03, prune_at=(), view_noise=0.0)
-    off = {}
-    for weight in (0.0, 1e-4):
-        trainer = Trainer(replace(box_capture, images=images), FIELD, replace(config, exposure=weight), CPU)
-        while trainer.iteration < 200:
-            trainer.step()
-        view = box_capture.train[0]  # a dark photo: with exposures the field has the colours of the mean photo
-        rendered = render_view(trainer.field, box_capture.cameras[view])["color"]
-        truth = 0.8 * box_capture.images[view] / 255 * gains.log().mean(0).exp()
-        off[weight] = (rendered - truth).mean((0, 1)).norm().item()
-    assert off[1e-4] < 0.5 * off[0.0]
-    found = (trainer.exposure.gains - trainer.exposure.gains.mean(0)).detach()
-    planted = gains.log() - gains.log().mean(0)
-    assert torch.corrcoef(torch.stack([found[:, 0], planted[:, 0]]))[0, 1] > 0.95
-    held = {id(p) for p in trainer.field.parameters()}
-    assert not held & {id(p) for p in trainer.exposure.parameters()}  # nothing of it is saved with the field
-
-
-def test_the_bar_tells_what_the_field_gives_without_exposures(ndc_capture):
-    trainer = Trainer(ndc_capture, FIELD, replace(SHORT, batch=64, exposure=0.01), CPU)
-    with torch.no_grad():
-        trainer.exposure.offsets[0] = 0.5
-    plain = Trainer(ndc_capture, FIELD, replace(SHORT, batch=64, exposure=0.0), CPU)
-    assert trainer.step() == plain.step()
-
-
 def test_view_directions_are_noisy_in_training_alone(ndc_capture, monkeypatch):
     seen, render = [], train.render_rays
 
