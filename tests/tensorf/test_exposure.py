@@ -129,3 +129,13 @@ def test_the_bar_tells_what_the_field_gives_without_exposures(ndc_capture):
         trainer.exposure.offsets[0] = 0.5
     plain = Trainer(ndc_capture, FIELD, replace(SHORT, batch=64, exposure=0.0), CPU)
     assert trainer.step() == plain.step()
+
+
+def test_exposures_are_held_to_none(flower):
+    trainer = Trainer(flower, FIELD, replace(SHORT, exposure=1000.0), CPU)
+    with torch.no_grad():
+        trainer.exposure.gains[::2], trainer.exposure.offsets[1::2] = 0.5, -0.5
+    before = trainer.exposure.size().item()
+    for _ in range(5):
+        trainer.step()
+    assert trainer.exposure.size().item() < 0.98 * before

@@ -17,6 +17,9 @@ def test_the_table_of_published_models_adds_up(monkeypatch, tmp_path, capsys):
     (row,) = json.loads((tmp_path / "forecast.json").read_text())["rows"]
     assert row["view"] == "64x48" and row["weights_mb"] > 1 and row["networks_mb"] > 1
     assert row["total_mb"] == pytest.approx(sum(v for k, v in row.items() if k.endswith("_mb") and k != "total_mb"))
+    script.main(["--models", "sd", "--device", "cpu", "edit.width=64", "edit=shape", "--output", str(tmp_path)])
+    (local,) = json.loads((tmp_path / "forecast.json").read_text())["rows"]
+    assert local["region_mb"] > 0 and "region_mb" not in row
     assert f"| tiny | bf16 | 64x48 | {row['weights_mb'] / 1024:.1f} |" in capsys.readouterr().out
 
 

@@ -1,6 +1,7 @@
 """What a command hands to the editor, and that the figures it writes are those of what it wrote."""
 
 import json
+import logging
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from cds3d.metrics.clip import Clip
 from cds3d.metrics.psnr import psnr
 from cds3d.metrics.truth import changed_region
 from cds3d.pocket.world.capture import WorldCapture
+from tensorf import train as train_module
 from tensorf.captures import load_capture
 from tensorf.renderable import load_field
 
@@ -123,3 +125,15 @@ def test_metrics_are_written_last(tmp_path, trained, edit_options, monkeypatch):
     assert run_command("edit", edit_options) == 1
     run = tmp_path / "outputs" / "daisies" / "a-red-flower"
     assert (run / "field.safetensors").exists() and not (run / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("difference", "options", "told"), [(0.2, [], 1), (0.2, ["field.exposure=0.02"], 0), (0.02, [], 0)]
+)
+def test_exposures_that_are_learnt_by_themselves_are_told(
+    tmp_path, train_options, monkeypatch, caplog, difference, options, told
+):
+    monkeypatch.setattr(train_module, "exposure_difference", lambda capture: difference)
+    with caplog.at_level(logging.INFO):
+        assert run_command("train", [*train_options, *options, f"output={tmp_path}/source"]) == 0
+    assert caplog.text.count("field.exposure=0 turns this off") == told
