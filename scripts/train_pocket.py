@@ -61,6 +61,10 @@ def main(argv=None) -> None:
         raise SystemExit(f"error: --start {args.start}: no pipeline folder with a training.json")
     if stages[0] in ("judge", "samples"):  # which need no images of the diffusion model's
         return train_judge(args, plan) if stages[0] == "judge" else draw_samples(args)
+    if not 0 <= plan.blend <= 1 or (plan.blend != 1 and args.start is None):
+        raise SystemExit(f"error: --blend {plan.blend} has to be from 0 to 1, and needs --start below 1")
+    if not 0 <= plan.noise_discount < 1:
+        raise SystemExit(f"error: --noise-discount {plan.noise_discount} has to be from 0 to below 1")
     try:
         training.claim_work(args.work, args.start)
     except UserError as error:
@@ -78,6 +82,8 @@ def main(argv=None) -> None:
         )
     if "export" in stages:
         psnr = training.reconstruction_psnr(vae)
+        if args.start is not None and plan.blend != 1:
+            training.blend(args.start, unet, text_encoder, tokenizer, plan.blend)
         parts = dict(vae=vae, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer)
         networks.save_pipeline(args.output, **parts)
         hardware = (

@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from cds3d.guidance import load_prior
 from cds3d.pocket.model import networks, samples, training
 from cds3d.pocket.model.judge import load_judge
 from cds3d.pocket.model.muon import Muon, orthogonalise
+from cds3d.pocket.model.noise import coarse_noise
 from cds3d.pocket.model.patch_codec import PatchCodec, write_into
 from cds3d.pocket.world.capture import words
 from cds3d.pocket.world.raycast import render
@@ -343,6 +346,63 @@ def test_training_begins_from_an_older_pipeline(trained, tmp_path, one_thread):
     assert not torch.equal(now, before.text.tokenizer("a red mug", return_tensors="pt").input_ids)
     assert torch.allclose(text(now).last_hidden_state, expected[:, : now.shape[1]], atol=1e-5)
     assert torch.equal(training.fit_codec(tmp_path, None, start).filters, PatchCodec.read(old.vae.float()).filters)
+
+
+def test_blended_weights_lie_between_the_start_and_the_trained(trained, tmp_path):
+    old = StableDiffusionPipeline.from_pretrained(trained / "out", safety_checker=None)
+    tokenizer = networks.build_tokenizer(tmp_path)
+    unet, text = networks.build_unet((32, 64, 128)), networks.build_text_encoder(tokenizer)
+    before = [[p.detach().float().clone() for p in net.parameters()] for net in (old.unet, old.text_encoder)]
+    after = [[p.detach().clone() for p in net.parameters()] for net in (unet, text)]
+    training.blend(trained / "out", unet, text, tokenizer, 0.25)
+    for net, a, b in zip((unet, text), before, after):
+        assert all(torch.allclose(p, 0.75 * x + 0.25 * y, atol=1e-6) for p, x, y in zip(net.parameters(), a, b))
+
+
+@pytest.mark.parametrize("options", [["--blend", "0.5"], ["--blend", "2"], ["--noise-discount", "1"]])
+def test_training_options_that_make_no_sense_are_one_line(options, tmp_path):
+    script = Path(__file__).resolve().parents[2] / "scripts" / "train_pocket.py"
+    command = [sys.executable, str(script), "--work", str(tmp_path / "work"), *options]
+    told = subprocess.run(command, capture_output=True, text=True)
+    assert told.returncode == 1 and told.stderr.startswith(f"error: {options[0]} {float(options[1])} has to be")
+    assert not (tmp_path / "work").exists()
+
+
+# --- The noise ---
+
+
+def test_coarse_noise_is_white_without_a_discount():
+    shape = (2, 4, 24, 32)
+    noise = coarse_noise(shape, 0.0, torch.Generator().manual_seed(3))
+    assert torch.equal(noise, torch.randn(shape, generator=torch.Generator().manual_seed(3)))
+
+
+def test_coarse_noise_has_unit_variance_and_power_in_large_squares():
+    # Means over 8x8 squares: white noise leaves 1/64 of its variance. Of the coarse parts, squares of 8 leave between
+    # a quarter (both halves fall apart in both directions) and all, larger ones more. Discount d: weights d, d^2, ...
+    d, generator = 0.6, torch.Generator().manual_seed(0)
+    noise = torch.cat([coarse_noise((64, 4, 32, 32), d, generator) for _ in range(20)])
+    assert noise.mean().abs() < 0.02 and abs(noise.var() - 1) < 0.03
+    power = [d ** (2 * k) for k in range(6)]  # white, squares of 2, 4, 8, 16, 32
+    least = (power[0] / 64 + 0.25 * sum(power[3:])) / sum(power)
+    most = (power[0] / 64 + power[1] / 16 + power[2] / 4 + sum(power[3:])) / sum(power)
+    assert least < torch.nn.functional.avg_pool2d(noise, 8).var() < most
+    images, channels = noise.mean((2, 3)).T.corrcoef() - torch.eye(4), noise[:2].flatten(1).corrcoef()[0, 1]
+    assert images.abs().max() < 0.15 and abs(channels) < 0.2  # each image and channel has its own
+
+
+def test_coarse_noise_refuses_other_discounts():
+    for discount in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=f"discount={discount} has to be"):
+            coarse_noise((1, 1, 4, 4), discount)
+
+
+def test_the_unet_is_trained_on_coarse_noise(tmp_path, one_thread, monkeypatch):
+    seen = []
+    monkeypatch.setattr(training, "coarse_noise", lambda *a: seen.append(a[1]) or coarse_noise(*a))
+    plan = training.Plan(unet_steps=1, unet_batch=2, channels=(32, 64), noise_discount=0.3)
+    training.train_unet(tmp_path, torch.zeros(1, 2, 4, 8, 8), plan, "cpu")
+    assert seen == [0.3]
 
 
 def test_a_work_folder_of_another_world_or_start_is_refused(tmp_path, monkeypatch):

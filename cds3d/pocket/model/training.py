@@ -25,6 +25,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from cds3d.pocket.model import networks
 from cds3d.pocket.model.muon import Muon
+from cds3d.pocket.model.noise import coarse_noise
 from cds3d.pocket.model.patch_codec import PatchCodec, write_into
 from cds3d.pocket.world.raycast import render
 from cds3d.pocket.world.scenes import Attributes, build_scene, training_view
@@ -48,6 +49,8 @@ class Plan:
     unet_steps: int = 2_300
     unet_batch: int = 24
     unet_lr: float = 3e-3
+    noise_discount: float = 0.6  # of the U-Net's noise, see noise.py; 0 is white noise, as Stable Diffusion's
+    blend: float = 1.0  # with a start: what is exported lies at this share of the way from it to the trained weights
     channels: tuple[int, ...] = (32, 64, 128)
     judge_images: int = 6_000
     judge_steps: int = 1_500
@@ -143,6 +146,18 @@ def caption_ids(tokenizer, count: int) -> torch.Tensor:
 
 def _vae_of(start: Path) -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(start / "vae", torch_dtype=torch.float32, low_cpu_mem_usage=False)
+
+
+@torch.no_grad()
+def blend(start: Path, unet: nn.Module, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, share: float) -> None:
+    """Move the networks to `share` of the way from the weights of `start`, which they began from, to their own.
+
+    Weights on that line work too (Wortsman et al., "Robust fine-tuning of zero-shot models", 2022).
+    """
+    parameters = [*unet.parameters(), *text_encoder.parameters()]
+    trained = [p.clone() for p in parameters]
+    _begin_from(start, unet, text_encoder, tokenizer)
+    torch._foreach_lerp_(parameters, trained, share)
 
 
 def _begin_from(start: Path, unet: nn.Module, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
@@ -263,7 +278,7 @@ def train_unet(work: Path, latents: torch.Tensor, plan: Plan, device: str, start
         image, t = pick(len(latents)), pick(len(alphas))
         z, text = latents[image, pick(2)].float(), ids[image, pick(CAPTION_STYLES)]
         text = torch.where((torch.rand(plan.unet_batch, 1, generator=g, device=device) < 0.1), no_caption, text)
-        noise = torch.randn(z.shape, generator=g, device=device)
+        noise = coarse_noise(z.shape, plan.noise_discount, g)
         a = alphas[t].view(-1, 1, 1, 1)
         z_t = (a.sqrt() * z + (1 - a).sqrt() * noise).to(memory_format=torch.channels_last)
         error = (unet(z_t, t, text_encoder(text).last_hidden_state).sample - noise).square().mean((1, 2, 3))
