@@ -62,7 +62,7 @@ def main(argv=None) -> None:
     if stages[0] in ("judge", "samples"):  # which need no images of the diffusion model's
         return train_judge(args, plan) if stages[0] == "judge" else draw_samples(args)
     if not 0 <= plan.blend <= 1 or (plan.blend != 1 and args.start is None):
-        raise SystemExit(f"error: --blend {plan.blend} has to be from 0 to 1, and needs --start below 1")
+        raise SystemExit(f"error: --blend {plan.blend} has to be from 0 to 1; below 1 it needs --start")
     if not 0 <= plan.noise_discount < 1:
         raise SystemExit(f"error: --noise-discount {plan.noise_discount} has to be from 0 to below 1")
     try:
