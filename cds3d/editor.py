@@ -15,10 +15,11 @@ from torch import Tensor
 from cds3d.guidance.prior import Prior
 from cds3d.objectives.objective import Objective, Prompts, fetched
 from cds3d.subjects import Subject
+from tensorf.adam import Adam
 from tensorf.errors import UserError
 
 OPTIMIZERS = {
-    "adam": lambda groups: torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True),
+    "adam": lambda groups: Adam(groups, betas=(0.9, 0.99)),
     "sgd": torch.optim.SGD,
 }
 

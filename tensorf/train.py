@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tensorf.adam import Adam
 from tensorf.captures import Capture
 from tensorf.errors import UserError
 from tensorf.exposure import LEARNT, UNEVEN, Exposure, exposure_difference
@@ -106,16 +107,15 @@ class Trainer:
         """(grid resolution, samples on the longest ray) of the last stage."""
         return self._size(self.field.space, len(self.config.stages) - 1)
 
-    def _new_optimizer(self) -> torch.optim.Adam:
+    def _new_optimizer(self) -> Adam:
         groups = self.field.parameter_groups()
         rates = {"density": self.config.lr_grid, "color": self.config.lr_grid, "network": self.config.lr_network}
         if self.exposure is not None:
             groups["exposure"], rates["exposure"] = list(self.exposure.parameters()), self.config.lr_exposure
         self._base_rates = list(rates.values())
-        return torch.optim.Adam(
+        return Adam(
             [{"params": groups[k] + groups.get(k + "_lines", []), "lr": rate} for k, rate in rates.items()],
             betas=(0.9, 0.99),
-            fused=True,
         )
 
     def _generator(self) -> torch.Generator:

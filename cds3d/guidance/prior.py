@@ -19,6 +19,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
 from cds3d.guidance.features import FeatureTap
+from cds3d.guidance.idle import drop_idle_branches
 from cds3d.guidance.text import ClipText, Prompt, XLText
 
 SMALL = 50_000_000  # parameters of a U-Net up to which one core is as fast as several
@@ -88,6 +89,7 @@ class Prior:
         self._vae_layout = layout or (torch.contiguous_format if device.type == "cpu" else torch.channels_last)
         self.unet = unet.to(device, dtype, memory_format=self._layout).eval().requires_grad_(False)
         self.vae = vae.to(device, self.vae_dtype, memory_format=self._vae_layout).eval().requires_grad_(False)
+        drop_idle_branches(self.vae)
         self.text = text
         for encoder in text.encoders:
             encoder.to(device, dtype).eval().requires_grad_(False)
