@@ -83,20 +83,40 @@ class RunFolder:
             self._require_same_config()
             self.resumed = True
 
-    def begin(self) -> None:
+    def begin(self, prior: str | None = None) -> None:
         """Make the folder, empty if it is to be overwritten, and write config.yaml; the clock starts.
 
-        UserError if another process is at work in it, or has been since this one was made.
+        prior: `Prior.fingerprint` of the model that the run uses, if it uses one. UserError if another process is at
+        work in the folder, or has been since this one was made, or if the run was begun with other weights.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         locks.hold(self.path)
         self._look()
+        begun = self._prior_before()
+        if prior and begun and begun != prior and begun.split(":")[0] == prior.split(":")[0]:
+            locks.release(self.path)
+            raise UserError(
+                f"{self.path} was begun with other weights of guidance.path={self.config.guidance.path}: "
+                "resume it with those, or pass overwrite=true"
+            )
         (self.path / "metrics.json").unlink(missing_ok=True)  # first: what follows is no finished run
         if self.config.overwrite:
             self._clear()
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True))
         self.state_path.parent.mkdir(exist_ok=True)
+        if prior and begun is None:
+            write_text(self._prior_path, prior + "\n")
         self._start = time.monotonic()
+
+    @property
+    def _prior_path(self) -> Path:
+        return self.state_path.with_name("prior.txt")
+
+    def _prior_before(self) -> str | None:
+        """What `begin` was given when the run that is resumed was begun; None also for runs of earlier versions."""
+        if not self.resumed or not self._prior_path.is_file():
+            return None
+        return self._prior_path.read_text(errors="replace").strip()
 
     def _clear(self) -> None:
         """Delete all but the configuration, which tells whose folder it is, and is written anew at once."""

@@ -43,13 +43,13 @@ def edit_by_baseline(config: DictConfig) -> Path:
     if isinstance(method, Objective):
         check_timesteps(method, prior, "baseline")
         editor = Editor(subject, prior, method, Prompts.of(prior, config.src, config.tgt), edit_config)
-        run.begin()
+        run.begin(prior.fingerprint)
         seconds = drive(
             editor, edit_config.iterations, run, save_every=config.save_every, label="edit", each=log_step(editor)
         )
         steps = editor.iteration
     else:
-        run.begin()
+        run.begin(prior.fingerprint)
         steps, seconds = _sample(method, subject, config)
     figures = {"iterations": steps, "seconds_per_iteration": seconds, "edit_seconds": seconds * steps}
     finish_image(run, image, subject.image(), figures, clip)

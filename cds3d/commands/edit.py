@@ -95,7 +95,7 @@ def _edit_scene(config: DictConfig, past: Past) -> Path:
     subject = begin(source, views, prior, given=given)
     editor = Editor(subject, prior, objective, prompts, edit_config)
     expected_mb = _forecast(prior, prompts, source, views, objective, "volume" in config.edit)
-    run.begin()
+    run.begin(prior.fingerprint)
     reset_peak_memory(device)  # of a source that was trained in this process
     each = log_step(editor)
     if config.preview_every:

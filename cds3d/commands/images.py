@@ -47,7 +47,7 @@ def edit_image(config: DictConfig) -> Path:
     clip = load_clip(config.clip, device)
     subject = _PARAMETERS[config.edit.parameter](image, prior)
     editor = Editor(subject, prior, objective, prompts, edit_config)
-    run.begin()
+    run.begin(prior.fingerprint)
     seconds = drive(
         editor, edit_config.iterations, run, save_every=config.save_every, label="edit", each=log_step(editor)
     )

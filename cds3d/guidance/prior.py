@@ -2,13 +2,14 @@
 
 prior = load_prior("pocket", device=device)
 prompt = prior.embed("a red flower")
-    text, null = prior.ask(Query(z_t, t, prompt), Query(z_t, t, prior.embed("")))     # one batch, now
-    pending = prior.submit(Query(z_t, t, prompt))                                     # may start in a thread
-    ((text,),) = prior.gather(pending)                                                # waits for it, or computes it
+text, null = prior.ask(Query(z_t, t, prompt), Query(z_t, t, prior.embed("")))     # one batch, now
+pending = prior.submit(Query(z_t, t, prompt))                                     # may start in a thread
+((text,),) = prior.gather(pending)                                                # waits for it, or computes it
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -95,6 +96,16 @@ class Prior:
             encoder.to(device, dtype).eval().requires_grad_(False)
         self._tap = FeatureTap(self.unet)
         self._prompts: dict[str, Prompt] = {}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells the U-Net's weights from others in the same dtype: "float32:" and 16 hexadecimal digits.
+
+        Of each parameter it sees a few numbers, which is quick for large models, and which training always changes.
+        """
+        few = [p[(0,) * (p.dim() - 1)][:16].float() for p in self.unet.parameters() if p.dim()]
+        digest = hashlib.sha256(torch.cat(few).cpu().numpy().tobytes()).hexdigest()[:16]
+        return f"{str(self.dtype).removeprefix('torch.')}:{digest}"
 
     # --- text and images
 

@@ -98,6 +98,30 @@ def test_unfinished_run_needs_resume_or_overwrite(tmp_path):
     assert fresh.load_state() is None
 
 
+def test_a_run_begun_with_other_weights_is_refused_and_kept(tmp_path):
+    path = tmp_path / "run"
+    run = RunFolder(path, options(guidance={"path": "pocket"}))
+    run.begin("float32:aa")
+    run.save_state({"iteration": 3})
+    before = {name: (path / name).read_bytes() for name in files(path)}
+    again = RunFolder(path, options(guidance={"path": "pocket"}, resume=True, threads=7))
+    with pytest.raises(UserError, match=r"other weights of guidance\.path=pocket.*overwrite=true"):
+        again.begin("float32:bb")
+    assert {name: (path / name).read_bytes() for name in files(path)} == before
+    for prior in ("float32:aa", "bfloat16:cc", None, "float32:aa"):  # another dtype's cannot be compared
+        RunFolder(path, options(guidance={"path": "pocket"}, resume=True)).begin(prior)
+    with pytest.raises(UserError, match="other weights"):
+        RunFolder(path, options(guidance={"path": "pocket"}, resume=True)).begin("float32:cc")
+    RunFolder(path, options(guidance={"path": "pocket"}, overwrite=True)).begin("float32:bb")
+    assert (path / "state" / "prior.txt").read_text() == "float32:bb\n"
+
+
+def test_a_run_of_a_version_that_kept_no_weights_is_resumed(tmp_path):
+    begun(tmp_path / "run").save_state({"iteration": 3})
+    RunFolder(tmp_path / "run", options(resume=True)).begin("float32:aa")
+    assert (tmp_path / "run" / "state" / "prior.txt").read_text() == "float32:aa\n"
+
+
 def test_a_run_that_stopped_before_its_first_state_just_starts(tmp_path):
     begun(tmp_path / "run")
     run = begun(tmp_path / "run")

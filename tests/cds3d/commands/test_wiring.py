@@ -2,11 +2,14 @@
 
 import json
 import logging
+import shutil
 
 import pytest
 import torch
+from checks import fails
 from judges import save_clip
 from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
 
 from cds3d.cli import run_command
 from cds3d.commands import edit as edit_module
@@ -137,3 +140,27 @@ def test_exposures_that_are_learnt_by_themselves_are_told(
     with caplog.at_level(logging.INFO):
         assert run_command("train", [*train_options, *options, f"output={tmp_path}/source"]) == 0
     assert caplog.text.count("field.exposure=0 turns this off") == told
+
+
+@pytest.mark.parametrize("kind", ["field", "image", "baseline"])
+def test_an_edit_does_not_go_on_with_other_weights(
+    kind, tmp_path, tiny_folder, edit_options, image_file, request, capsys
+):
+    if kind == "field":
+        request.getfixturevalue("trained")
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    of_image = ["--image", str(image_file), "--src", "a cat", "--tgt", "a pig", "edit.iterations=2", "device=cpu"]
+    options = {"field": edit_options, "image": of_image, "baseline": [*of_image, "baseline=dds-pnp"]}[kind]
+    options = [o for o in options if not o.startswith("guidance.path")]
+    options += [f"guidance.path={folder}", "output=run", *(["video_frames=0"] if kind == "field" else [])]
+    assert run_command("edit", options) == 0
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name != ".lock"}
+    (file,) = (folder / "unet").glob("*.safetensors")
+    weights = load_file(file)
+    save_file({k: 1.01 * v for k, v in weights.items()}, file, metadata={"format": "pt"})
+    more = [*options, "edit.iterations=4", "resume=true"]
+    assert "begun with other weights of guidance.path" in fails(capsys, "edit", *more)
+    assert {p: p.read_bytes() for p in before} == before
+    save_file(weights, file, metadata={"format": "pt"})
+    assert run_command("edit", more) == 0
