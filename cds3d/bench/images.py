@@ -29,16 +29,22 @@ WIDTH, HEIGHT = 256, 192
 STAGES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)  # shares of the run at which figures are taken
 
 
-def edit_case(case: Case, config: DictConfig, prior: Prior, judge: Judge) -> tuple[dict, list[dict], dict[str, Tensor]]:
+def edit_case(
+    case: Case, config: DictConfig, prior: Prior, judge: Judge, start: str = "source"
+) -> tuple[dict, list[dict], dict[str, Tensor]]:
     """Run the edit of a case's image that `config` (configs/edit.yaml with edit=latent) describes, baselines too.
 
+    start: where the latent begins: "source", or "truth", the true edit, to see how far the method moves away from it.
     Returns the final figures with seconds, those of each stage with its iteration, and pictures (H, W, 3).
     """
     before, after = (render(build_scene(a, WIDTH, HEIGHT)) for a in (case.source, case.target))
     truth = Truth.of(before, after)
     reset_peak_memory(prior.device)
-    subject = LatentImage(torch.from_numpy(before.image).permute(2, 0, 1).float() / 255, prior)
+    subject = LatentImage(_picture_of(before), prior)
     source = subject.image().permute(1, 2, 0)  # decoded: what the VAE loses is nobody's edit
+    if start == "truth":
+        with torch.no_grad():
+            subject.parameter.copy_(LatentImage(_picture_of(after), prior).source)
     stages, spent, start = [], 0.0, time.perf_counter()
     for iteration in _edited(subject, case, config, prior):
         spent += time.perf_counter() - start
@@ -76,14 +82,16 @@ def bounds(case: Case, prior: Prior, judge: Judge) -> dict[str, dict[str, float]
     """What doing nothing scores, and what the true edit scores once it has gone through the VAE."""
     before, after = (render(build_scene(a, WIDTH, HEIGHT)) for a in (case.source, case.target))
     truth = Truth.of(before, after)
-    source, ceiling = (
-        LatentImage(torch.from_numpy(r.image).permute(2, 0, 1).float() / 255, prior).image().permute(1, 2, 0)
-        for r in (before, after)
-    )
+    source, ceiling = (LatentImage(_picture_of(r), prior).image().permute(1, 2, 0) for r in (before, after))
     return {
         name: picture_and_judge(image, source, truth, judge, case.target)
         for name, image in (("unedited", source), ("truth", ceiling))
     }
+
+
+def _picture_of(rendering) -> Tensor:
+    """(3, H, W) in [0, 1]."""
+    return torch.from_numpy(rendering.image).permute(2, 0, 1).float() / 255
 
 
 def picture_and_judge(

@@ -76,6 +76,7 @@ class Run:
     options: tuple[str, ...]
     folder: str
     device: str
+    start: str = "source"  # of images: or "truth"
 
     @property
     def name(self) -> str:
@@ -164,6 +165,12 @@ def _settings(config: DictConfig) -> dict:
         raise UserError("tasks and fields, or objectives, are empty: there is nothing to do")
     if settings["tuning"] and (shipped := [f for f in settings["fields"] if f in SHIPPED_FIELDS]):
         raise UserError(f"tuning=true: fields has {shipped[0]}, a shipped capture, which is reported, not tuned on")
+    if given["start"] not in ("source", "truth"):
+        raise UserError(f"start={given['start']} is unknown; use source or truth")
+    if given["start"] == "truth":
+        if settings["fields"] or settings["baselines"]:
+            raise UserError("start=truth is for objectives on images: leave out fields= and baselines=")
+        settings["start"] = "truth"
     pick_device(config.device)
     _check_options(settings["options"], _bases(settings))
     load_judge()
@@ -222,6 +229,7 @@ def _claim(folder: Path, settings: dict, overwrite: bool) -> None:
 
 def _plan(settings: dict, folder: Path, device: str) -> list[Run]:
     common = dict(tuning=settings["tuning"], options=tuple(settings["options"]), folder=str(folder), device=device)
+    common["start"] = settings.get("start", "source")
     runs = []
     for task in settings["tasks"]:
         for case in range(settings["cases"]):
@@ -309,7 +317,7 @@ def _one(run: Run) -> None:
         if run.objective == "bounds":
             result["figures"], pictures = bounds(case, prior, judge), {}
         else:
-            result["figures"], result["stages"], pictures = edit_case(case, config, prior, judge)
+            result["figures"], result["stages"], pictures = edit_case(case, config, prior, judge, run.start)
     run.path.parent.mkdir(parents=True, exist_ok=True)
     for which, picture in pictures.items():
         write_image(run.picture(which), picture)

@@ -63,6 +63,20 @@ def test_baselines_stand_beside_objectives(tmp_path, tiny_folder, capsys):
     assert "sdedit" not in fails(capsys, "bench", "baselines=[magic]", "output=other").split("use a list of")[0]
 
 
+def test_edits_that_begin_at_the_truth(tmp_path, tiny_folder):
+    still = f'options=["guidance.path={tiny_folder}","edit.iterations=1","edit.lr=1e-9"]'
+    bench = ["tasks=[color]", "cases=1", "jobs=1", "threads=1", "objectives=[dds]", still]
+    assert run_command("bench", [*bench, "start=truth"]) == 0
+    out = tmp_path / "outputs" / "bench"
+    result = json.loads((out / "edits.json").read_text())
+    at_the_truth, truth = result["summary"]["color"]["dds"], result["bounds"]["color"]["truth"]
+    for figure in ("edit_gain_db", "kept_psnr_db"):
+        assert at_the_truth[figure] == pytest.approx(truth[figure], abs=1e-3) != 0
+    assert run_command("bench", [*bench, "output=source"]) == 0
+    from_source = json.loads((tmp_path / "source" / "edits.json").read_text())["summary"]["color"]["dds"]
+    assert from_source["edit_gain_db"] == pytest.approx(0, abs=1e-3)
+
+
 def test_bench_edits_fields_by_the_command(tmp_path, tiny_folder, capture_folder):
     options = [f"scene.root={capture_folder}", f"guidance.path={tiny_folder}", "edit.iterations=2", "edit.width=48"]
     options += [o for o in (*TINY_SCENE, *TINY_FIELD) if not o.startswith("threads")]
@@ -137,6 +151,9 @@ def test_an_interrupted_bench_tells_how_to_go_on(tmp_path, tiny_folder, capture_
         (["output=null"], "output=null: a path has to be given"),
         (["overwrite=no"], "overwrite=no has to be true or false"),
         (["tuning=true", "fields=[color,cat]"], "fields has cat, a shipped capture"),
+        (["start=end"], "start=end is unknown"),
+        (["start=truth", "fields=[cat]"], "start=truth is for objectives on images"),
+        (["start=truth", "baselines=[pnp]"], "start=truth is for objectives on images"),
         (["fields=[color]", "field_cases=0"], "field_cases=0 has to be"),
         (["options=[3]"], "3 is not of the form key=value"),
         (['options=["objective=dds"]'], "objective is the benchmark's own"),
