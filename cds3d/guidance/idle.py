@@ -45,4 +45,5 @@ def _is_idle(block: nn.Module) -> bool:
 
 
 def _is_zero(layer: nn.Module) -> bool:
-    return not any(p.any() for p in (layer.weight, layer.bias) if p is not None)
+    """False also for parameters that have a size and no numbers (torch's "meta" device)."""
+    return not any(p.is_meta or p.any() for p in (layer.weight, layer.bias) if p is not None)

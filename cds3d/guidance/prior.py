@@ -163,12 +163,16 @@ class Prior:
     def gather(self, *pending: Pending) -> list[list[Prediction]]:
         """The answers, a list for each `Pending`.
 
-        Waiting queries without gradients share one forward; each query with gradients gets its own.
+        Waiting queries without gradients share one forward. Those with gradients share one where z_t is the same
+        tensor: a gradient asks for all of them or for none.
         """
         waiting = [q for p in pending if p.future is None for q in p.queries if not q.grad]
         answers = dict(zip(map(id, waiting), self._without_gradients(waiting) if waiting else (), strict=True))
-        for p in pending:
-            answers |= {id(q): self._forward([q])[0] for q in p.queries if q.grad}
+        alike: dict[int, list[Query]] = {}
+        for q in (q for p in pending for q in p.queries if q.grad):
+            alike.setdefault(id(q.z_t), []).append(q)
+        for queries in alike.values():
+            answers |= dict(zip(map(id, queries), self._forward(queries), strict=True))
         for p in pending:
             if p.future is not None:
                 answers |= dict(zip(map(id, p.queries), p.future.result(), strict=True))

@@ -392,3 +392,21 @@ def test_ask_is_submit_and_gather(prior):
     (later,) = prior.gather(prior.submit(*queries))
     for a, b in zip(prior.ask(*queries), later, strict=True):
         torch.testing.assert_close(a.noise, b.noise, atol=1e-5, rtol=1e-5)
+
+
+def test_queries_with_gradients_in_the_same_latent_share_a_forward(prior, counted_unet):
+    forwards, _ = counted_unet
+    z, other = (torch.randn(1, 4, 4, 4, requires_grad=True) for _ in range(2))
+    text, null = prior.embed("a dog"), prior.embed("")
+    direction = torch.randn(2, 1, 4, 4, 4)
+
+    def gradient(*answers):
+        return torch.autograd.grad(sum((d * a.noise).sum() for d, a in zip(direction, answers, strict=True)), z)[0]
+
+    queries = Query(z, 10, text, grad=True), Query(z, 10, null, grad=True)
+    together = prior.ask(*queries, Query(other, 10, text, grad=True))
+    assert forwards == [(2, True), (1, True)]
+    alone = [prior.ask(query)[0] for query in queries]
+    for a, b in zip(together, alone, strict=False):
+        torch.testing.assert_close(a.noise, b.noise, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradient(*together[:2]), gradient(*alone), rtol=1e-4, atol=1e-5)
