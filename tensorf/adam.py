@@ -9,8 +9,8 @@ from torch import Tensor
 class Adam(torch.optim.Adam):
     """torch's fused Adam. Tables whose channels lie side by side (`lookup.grid_points_first`) are as fast as others.
 
-    On a CPU torch 2.13 copies a tensor that is not contiguous in each step, which takes several times as long as
-    the step, and mixes up the elements of a gradient whose layout is not its parameter's. So the step is given views whose
+    On a CPU torch 2.13 copies a tensor that is not contiguous in each step, which takes several times as long as the
+    step, and mixes up the elements of a gradient whose layout is not its parameter's. So the step is given views whose
     axes are in the order of the memory. States are those of `torch.optim.Adam`.
     """
 

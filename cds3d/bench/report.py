@@ -26,6 +26,7 @@ COLUMNS = (
     ("seconds", "s", 0),
     ("peak_memory_mb", "MB", 0),
 )
+COMPARED = ("edit_gain_db", "kept_psnr_db", "structure")  # scene by scene
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -144,8 +145,26 @@ def equal_progress(runs: list[dict], first: str = "cds", second: str = "dds") ->
     return result
 
 
-def table(summary: dict, bounds: dict, progress: dict) -> str:
-    """Markdown."""
+def paired(runs: list[dict], against: str = "cds") -> dict[str, dict[str, dict]]:
+    """As `summarise`, of each method's figures less those of `against` in the same scene with the same seed.
+
+    Scenes differ by more than methods do, and in these differences that cancels. The task "all" has the scenes of all
+    tasks, where there are several.
+    """
+    place = lambda run: (run.get("pool", run["task"]), run["task"], run["case"], run["seed"])  # noqa: E731
+    reference = {place(run): run["figures"] for run in runs if run["objective"] == against}
+    less = [
+        run | {"figures": {key: run["figures"][key] - reference[place(run)][key] for key in COMPARED}}
+        for run in runs
+        if run["objective"] != against and place(run) in reference
+    ]
+    if len({place(run)[0] for run in less}) > 1:
+        less += [run | {"pool": "all"} for run in less]
+    return summarise(less)
+
+
+def table(summary: dict, bounds: dict, progress: dict, less: dict) -> str:
+    """Markdown of `summarise`, of the figures of bounds, of `equal_progress`, and of `paired`."""
     lines = ["| task | objective | cases | " + " | ".join(heading for _, heading, _ in COLUMNS) + " |"]
     lines.append("|---" * (len(COLUMNS) + 3) + "|")
     for task, rows in summary.items():
@@ -159,6 +178,13 @@ def table(summary: dict, bounds: dict, progress: dict) -> str:
         for task, row in progress.items():
             cells = [cell(row, key, d) for key, d in (("gain_db", 1), ("kept_db", 1), ("structure", 3))]
             lines.append(f"| {task} | {row['cases']} | {row['left_out']} | " + " | ".join(cells) + " |")
+    if less:
+        lines += ["", "Each method less CDS in the same scene:", ""]
+        lines += ["| task | objective | cases | gain, dB | kept, dB | edge F1 |", "|---|---|---|---|---|---|"]
+        for task, rows in less.items():
+            for name, row in rows.items():
+                cells = [cell(row, key, d) for key, d in zip(COMPARED, (1, 1, 2), strict=True)]
+                lines.append(f"| {task} | {name} | {row['cases']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

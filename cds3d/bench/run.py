@@ -113,17 +113,18 @@ def bench_command(config: DictConfig) -> Path:
         for name in ("unedited", "truth")
     }
     limits = {task: {name: limits[name][task][name] for name in limits} for task in limits["truth"]}
-    summary, progress = report.summarise(edits), report.equal_progress(edits)
+    summary, progress, less = report.summarise(edits), report.equal_progress(edits), report.paired(edits)
     result = {
         "settings": settings,
         "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}",
         "summary": summary,
         "bounds": limits,
         "equal_progress": progress,
+        "less_cds": less,
         "curves": report.curves(edits),
         "runs": edits,
     }
-    text = report.table(summary, limits, progress)
+    text = report.table(summary, limits, progress, less)
     _sheets(runs, folder)
     write_text(output / "edits.md", text)
     write_text(output / "edits.json", json.dumps(result, indent=1) + "\n")

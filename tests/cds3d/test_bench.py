@@ -129,6 +129,23 @@ def test_equal_progress_by_hand():
     assert nothing["cases"] == 0 and nothing["left_out"] == 1 and "kept_db" not in nothing
 
 
+def test_methods_less_cds_scene_by_scene():
+    cds = [run("cds", [g], [k], task, case) for task, case, g, k in (("color", 0, 3, 30), ("color", 1, 9, 40))]
+    dds = [run("dds", [g], [k], task, case) for task, case, g, k in (("color", 0, 2, 31), ("color", 1, 6, 39))]
+    less = report.paired([*cds, *dds])
+    row = less["color"]["dds"]
+    assert list(less) == ["color"] and list(less["color"]) == ["dds"] and row["cases"] == 2
+    assert row["edit_gain_db"] == -2 and row["kept_psnr_db"] == 0 == row["structure"]
+    assert row["edit_gain_db_ci"] == [-2 - 12.71, -2 + 12.71]  # of -1 and -3: the scenes' own spread is gone
+    both = [run("cds", [1], [20], "material"), run("dds", [5], [20], "material"), run("sds", [9], [9], "material", 3)]
+    less = report.paired([*cds, *dds, *both])
+    assert list(less) == ["color", "material", "all"] and "sds" not in less["material"]
+    assert less["all"]["dds"]["cases"] == 3 and less["all"]["dds"]["edit_gain_db"] == 0  # of -1, -3 and 4
+    assert report.paired(dds) == {}
+    text = report.table(report.summarise(cds + dds), {}, {}, report.paired([*cds, *dds]))
+    assert "| color | dds | 2 | -2.0 ±12.7 | 0.0 ±12.7 | 0.00 ±0.00 |" in text
+
+
 def test_gains_that_were_passed_unseen_or_never_reached_have_no_figure():
     stages = run("cds", [3, 5], [40, 30])["stages"]
     assert report.at_gain(stages, 4, "kept_psnr_db") == 35
