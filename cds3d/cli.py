@@ -197,7 +197,7 @@ class _Parser(argparse.ArgumentParser):
             known = [*dotted_keys(load_config(self.command, [])), *groups()]
             meant = _MEANT.get(flags[0]) or (f"{key}=VALUE" if key in known else None)
             message += f" (here it is {meant})" if meant else ""
-        super().error(message)
+        super().error(" ".join(message.splitlines()))  # what was typed may have several lines
 
 
 class _Help(argparse.Action):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import types
 import typing
@@ -186,10 +187,10 @@ def _checked(name: str, value, hint):
 
 
 def positive(config: DictConfig, *keys: str) -> None:
-    """UserError unless the values at these dotted keys are numbers above 0."""
+    """UserError unless the values at these dotted keys are finite numbers above 0."""
     for key in keys:
         value = OmegaConf.select(config, key)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
             raise UserError(f"{key}={value} has to be a number above 0")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,10 +18,11 @@ from tensorf.files import atomic
 from tensorf.local import LocalField
 from tensorf.official.field import OfficialConfig, OfficialField
 from tensorf.official.space import OfficialSpace
-from tensorf.space import Space
+from tensorf.space import SPACES, Space
 
 KIND, LOCAL, OFFICIAL = "tensorf", "local", "official"
 _CLASSES = {KIND: (Field, FieldConfig, Space), OFFICIAL: (OfficialField, OfficialConfig, OfficialSpace)}
+_SHAPES = {"box": (2, 3), "reference": (3, 4), "stretch": (2,)}  # of a space's tensors
 _MOST_STEPS = 100_000  # samples along a ray; TensoRF's largest fields have about 2,000
 FORMAT = "cds3d-field-2"  # 1 had no diffuse colour in its decoder
 
@@ -98,7 +100,7 @@ def _build(header: dict, tensors: dict[str, torch.Tensor], prefix: str = "") -> 
         parts = [_build(header[name], tensors, f"{prefix}{name}.") for name in ("source", "target")]
         return LocalField(parts[0], torch.zeros_like(tensors[prefix + "region"]), parts[1])
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in header["config"].items()}
-    geometry = {k: torch.tensor(v) if isinstance(v, list) else v for k, v in header["space"].items()}
+    geometry = {name: _checked(name, value) for name, value in header["space"].items()}
     kind, config_kind, space_kind = _CLASSES[header.get("kind", KIND)]  # older files' fields are all of one kind
     config, space = config_kind(**config), space_kind(**geometry)
     resolution, steps = tuple(header["resolution"]), header["steps"]
@@ -109,6 +111,24 @@ def _build(header: dict, tensors: dict[str, torch.Tensor], prefix: str = "") -> 
     field = kind(config, space, resolution, steps)
     field.occupancy = torch.zeros_like(tensors[prefix + "occupancy"])
     return field
+
+
+def _checked(name: str, value):
+    """A part of a space's geometry from the header. ValueError if it is nothing that rays can be cast with."""
+    if name == "kind":
+        if value not in SPACES:
+            raise ValueError(f"space.kind={value!r} is unknown")
+        return value
+    if name not in _SHAPES:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+            raise ValueError(f"space.{name}={value!r} has to be a number")
+        return value
+    tensor = torch.tensor(value, dtype=torch.float32)
+    if tensor.shape != _SHAPES[name] or not torch.isfinite(tensor).all():
+        raise ValueError(f"space.{name} has to be {list(_SHAPES[name])} finite numbers")
+    if name == "box" and not (tensor[0] < tensor[1]).all():
+        raise ValueError("space.box has no size")
+    return tensor
 
 
 def _check_sizes(make: Callable[..., Field], config, tensors: dict[str, torch.Tensor]) -> None:

@@ -53,6 +53,9 @@ class Rays:
         return Rays(*(torch.cat([getattr(p, name) for p in parts]) for name in Rays.__dataclass_fields__))
 
 
+SPACES = ("ndc", "box", "unbounded")
+
+
 @dataclass(frozen=True)
 class Space:
     """kind: "ndc", "box" or "unbounded". box: (2, 3) low and high corner in field coordinates, of unbounded space its

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from cds3d.metrics.ssim import ssim
 from cds3d.options import build, pick_device, whole
 from cds3d.runs import RunFolder
 from tensorf.captures import Capture
+from tensorf.errors import UserError
 from tensorf.field import FieldConfig
 from tensorf.renderable import Renderable
 from tensorf.settings import TrainConfig
@@ -96,7 +98,10 @@ def field_options(config: DictConfig, space: str) -> tuple[FieldConfig, TrainCon
     """
     options = dict(config.field)
     choices = options.pop("by_space", None) or {}
-    options |= {k: v for k, v in (choices.get(space) or {}).items() if options.get(k) is None}
+    of_space = (choices.get(space) or {}) if isinstance(choices, Mapping) else choices
+    if not isinstance(of_space, Mapping):
+        raise UserError(f"field.by_space has no options for {space}: give field.by_space.{space}.OPTION=VALUE")
+    options |= {k: v for k, v in of_space.items() if options.get(k) is None}
     return build(FieldConfig, options, group="field"), build(TrainConfig, options, group="field", seed=config.seed)
 
 

@@ -36,7 +36,7 @@ from cds3d.guidance.kinds import (
     refused,
     variant_of,
 )
-from cds3d.guidance.prior import Prior
+from cds3d.guidance.prior import Prior, Query
 from cds3d.guidance.text import ClipText, XLText
 from cds3d.pocket.weights_path import WEIGHTS
 from tensorf.errors import UserError, reason
@@ -44,6 +44,7 @@ from tensorf.errors import UserError, reason
 log = logging.getLogger("cds3d")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_TRIED = 64  # pixels, each side, of the picture that a model is tried on once it is loaded
 _PIPELINES = {"sd": StableDiffusionPipeline, "xl": StableDiffusionXLPipeline}
 _NOT_NEEDED = {"sd": ("safety_checker", "feature_extractor"), "xl": ("feature_extractor",)}
 
@@ -99,17 +100,25 @@ def load_prior(
     return prior
 
 
+@torch.no_grad()
 def _try(path: str, prior: Prior) -> None:
-    """UserError for numbers and tokens of configuration files that no network can work with."""
+    """UserError for numbers and tokens of configuration files that no network can work with, or not with the others."""
     scaling = prior.vae.config.scaling_factor
     if not isinstance(scaling, (int, float)) or not 0 < scaling < math.inf:
         raise UserError(f"guidance.path={path}: scaling_factor={scaling} of the VAE has to be a number above 0")
+    picture = torch.zeros(1, 3, _TRIED, _TRIED, device=prior.device)
+    wrong = "tokenizer and text encoder do not work together"
     try:
-        prior.embed("")  # every method asks for it, and it is kept
-    except Exception as error:  # of tokenizers and networks that do not fit together: any kind
-        raise UserError(
-            f"guidance.path={path}: tokenizer and text encoder do not work together ({reason(error)})"
-        ) from error
+        prompt = prior.embed("")  # every method asks for it, and it is kept
+        wrong = "the VAE cannot encode and decode a picture"
+        z = prior.encode_image(picture)
+        again = prior.decode_image(z)
+        if z.shape[2:] != (_TRIED // 8, _TRIED // 8) or again.shape != picture.shape:
+            raise ValueError(f"{_TRIED}x{_TRIED} pixels become latents {list(z.shape)}, and these {list(again.shape)}")
+        wrong = "the U-Net cannot work with the latents of the VAE and the text encoder's prompts"
+        prior.ask(Query(z, 0, prompt))
+    except Exception as error:  # of networks and configurations that do not fit together: any kind
+        raise UserError(f"guidance.path={path}: {wrong} ({reason(error)})") from error
 
 
 def vae_dtype(kind: str, config: dict, dtype: torch.dtype, device: torch.device) -> torch.dtype:

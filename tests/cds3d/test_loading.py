@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from ldm_layout import original_layout
 from safetensors.torch import load_file, save_file
 from tiny_models import build_xl, copy_of, only_bin, only_fp16, set_json
@@ -394,9 +395,19 @@ def test_missing_folder(path):
         ("vae/config.json", {"scaling_factor": [0.5]}, "scaling_factor"),
         ("vae/config.json", {"scaling_factor": -1}, "scaling_factor"),
         ("tokenizer/tokenizer_config.json", {"model_max_length": [77]}, "tokenizer"),
+        ("vae/config.json", {"shift_factor": "a"}, "the VAE cannot encode and decode"),
+        ("unet/config.json", {"class_embed_type": "identity"}, "the U-Net cannot work with the latents"),
     ],
 )
 def test_configurations_that_no_network_can_work_with(folder, file, changes, told):
     set_json(folder / file, **changes)
     with pytest.raises(UserError, match=f"guidance.path={folder}.*{told}"):
         load_prior(str(folder), device=torch.device("cpu"))
+
+
+def test_a_vae_of_another_scale(folder):
+    kinds = {"down_block_types": 3 * ("DownEncoderBlock2D",), "up_block_types": 3 * ("UpDecoderBlock2D",)}
+    vae = AutoencoderKL(**kinds, block_out_channels=(8, 8, 8), norm_num_groups=4, layers_per_block=1)
+    shutil.rmtree(folder / "vae")
+    vae.save_pretrained(folder / "vae")
+    assert "64x64 pixels become latents [1, 4, 16, 16]" in message_of(folder)

@@ -130,8 +130,14 @@ def altered(field, path, change, tensors=None):
         lambda h: h["space"].pop("near"),
         lambda h: h.pop("config"),
         lambda h: h["config"].update(decomposition="cp"),
+        lambda h: h["space"].update(box=[[-1.0, -1.0, -1.0]]),
+        lambda h: h["space"].update(box=[[1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]),
+        lambda h: h["space"].update(reference=3 * [[1.0, 0.0, float("nan"), 0.0]]),
+        lambda h: h["space"].update(near="1"),
+        lambda h: h["space"].update(kind="sphere"),
     ],
-    ids=["resolution", "width", "unknown option", "geometry missing", "options missing", "decomposition"],
+    ids=["resolution", "width", "unknown option", "geometry missing", "options missing", "decomposition"]
+    + ["one corner", "no size", "no pose", "no number", "kind"],
 )
 def test_header_that_does_not_fit_the_tensors(make_field, path, change):
     altered(make_field(), path, change)

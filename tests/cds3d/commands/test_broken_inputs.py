@@ -143,6 +143,7 @@ def test_render_errors(tmp_path, capsys, trained):
     assert "spiral, orbit, interpolate" in fails(capsys, "render", trained, "path=unknown")
     assert "frames=-2" in fails(capsys, "render", trained, "frames=-2")
     assert "fps=0" in fails(capsys, "render", trained, "fps=0")
+    assert "fps=inf has to be" in fails(capsys, "render", trained, "fps=inf")
     assert ".mp4" in fails(capsys, "render", trained, "output=video.gif")
     assert "width=3 " in fails(capsys, "render", trained, "width=3")
     assert files(tmp_path) == before

@@ -79,6 +79,8 @@ def test_an_edit_that_changes_nothing(tmp_path, capsys, edit_options, trained):
     ("option", "said"),
     [
         ("field.batch=-1", ["batch=-1", "at least 2"]),
+        ("field.by_space=many", ["field.by_space has no options", ".OPTION=VALUE"]),
+        ("field.by_space={ndc: 3, box: 3, unbounded: 3}", ["field.by_space has no options", ".OPTION=VALUE"]),
         ("field.iterations=many", ["iterations=many", "whole number"]),
         ("field.iterations=2.5", ["iterations=2.5", "whole number"]),
         ("field.decomposition=tucker", ["field.decomposition=tucker", "vm or cp"]),
