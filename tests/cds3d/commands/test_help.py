@@ -73,7 +73,7 @@ def test_help_shows_what_is_chosen(chosen, shown, hidden, capsys):
     "given, meant",
     [
         (["--prompt", "x"], "here it is --tgt"),
-        (["--prompt", "x\ny"], "error: unrecognized arguments: --prompt x y (here it is --tgt)\n"),
+        (["--prompt=x\ny"], "error: unrecognized arguments: --prompt=x y (here it is --tgt)\n"),
         (["--seed", "3"], "here it is seed=VALUE"),
         (["--scene", "cat"], "here it is scene=VALUE"),
         (["--mask", "x"], "here it is mask=VALUE"),
