@@ -137,7 +137,7 @@ def _lens(keys: dict, path: Path, source: Path) -> Lens:
     else:
         fy = focal_from_angle("camera_angle_y", height)
     model = "OPENCV_FISHEYE" if keys.get("is_fisheye") else keys.get("camera_model", "OPENCV")
-    if model not in _MODELS:
+    if not isinstance(model, str) or model not in _MODELS:
         raise UserError(f"{source}: camera_model {model} is not read; undistort the photos to PINHOLE first")
     names = ("k1", "k2", "k3", "k4") if _MODELS[model] else ("k1", "k2", "p1", "p2", "k3")
     if not _MODELS[model] and number("k4", 0.0) != 0:

@@ -569,6 +569,7 @@ def test_llff_file_errors(tmp_path):
         (lambda table: table.pop("fl_x"), ("fl_x", "camera_angle_x")),
         (lambda table: table.update(fl_x="wide"), ("fl_x", "wide")),
         (lambda table: table.update(camera_model="EQUIRECTANGULAR"), ("EQUIRECTANGULAR",)),
+        (lambda table: table.update(camera_model=["OPENCV"]), ("camera_model ['OPENCV'] is not read",)),
         (lambda table: table["frames"][1].pop("transform_matrix"), ("images/1.png", "transform_matrix")),
         (lambda table: table["frames"][1].pop("file_path"), ("frame 1", "file_path")),
         (lambda table: table["frames"][1].update(transform_matrix=[[1, 2], [3]]), ("images/1.png", "4x4")),
