@@ -132,7 +132,12 @@ def reference_of(prior: Prior, text: torch.Tensor) -> Published:
     networks = []
     for network in (prior.unet, prior.vae):
         own = type(network).from_config(network.config)
-        own.load_state_dict(network.state_dict())
+        missing, unknown = own.load_state_dict(network.state_dict(), strict=False)
+        if unknown:
+            raise UserError(f"the published flow has no {unknown[0]}")
+        with torch.no_grad():  # what a prior has left out are branches that are zero: here they are computed
+            for name in missing:
+                own.get_parameter(name).zero_()
         networks.append(own.to(prior.device).eval())
     reference = Published(*networks, prior.prediction, text)
     if not torch.allclose(reference.alpha_bar.float().to(prior.device), prior.alphas, rtol=1e-3):

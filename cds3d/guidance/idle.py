@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 
 class Shortcut(nn.Module):
-    """What is left of a residual block: its input, through `conv` where the block has one on its shortcut."""
+    """What is left of a residual block: its input, through `conv_shortcut` where the block has one."""
 
-    def __init__(self, conv: nn.Module | None):
+    def __init__(self, conv_shortcut: nn.Module | None):
         super().__init__()
-        self.conv = conv
+        self.conv_shortcut = conv_shortcut
 
     def forward(self, x: Tensor, *ignored, **also_ignored) -> Tensor:
         """x (n, C, h, w) -> (n, C', h, w). A block's time embedding, which only its branch reads, is ignored."""
-        return x if self.conv is None else self.conv(x)
+        return x if self.conv_shortcut is None else self.conv_shortcut(x)
 
 
 def drop_idle_branches(network: nn.Module) -> int:

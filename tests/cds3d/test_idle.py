@@ -47,7 +47,7 @@ def test_results_and_gradients_stay(vae):
         torch.testing.assert_close(now, before, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(vae.decode(expected[0]).sample, decoded)
     shortcut = vae.encoder.down_blocks[1].resnets[0]
-    assert isinstance(shortcut, Shortcut) and shortcut.conv.weight.shape[:2] == (16, 8)
+    assert isinstance(shortcut, Shortcut) and shortcut.conv_shortcut.weight.shape[:2] == (16, 8)
 
 
 @pytest.mark.parametrize("which", ["weight", "bias"])

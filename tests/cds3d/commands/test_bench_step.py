@@ -3,7 +3,10 @@
 import json
 
 import pytest
+import torch
 from checks import load_script
+
+from cds3d.guidance import load_prior
 
 
 @pytest.mark.parametrize("prediction", ["tiny_folder", "tiny_v_folder"])
@@ -29,3 +32,12 @@ def test_our_gradient_is_the_published_one(prediction, request, tmp_path, capsys
     assert result["gradient_relative_error"] < 5e-5
     assert result["ratio_fp32"] == max(row["ratio"] for row in result["rows"][:2])
     assert str(tmp_path / "step.json") in capsys.readouterr().out
+
+
+def test_the_published_flow_computes_what_a_prior_leaves_out():
+    script, prior = load_script("bench_step"), load_prior("pocket", device=torch.device("cpu"))
+    reference = script.reference_of(prior, torch.cat([prior.embed("").tokens, *2 * [prior.embed("a cat").tokens]]))
+    blocks = [type(m).__name__ for m in reference.vae.encoder.modules()]
+    assert blocks.count("ResnetBlock2D") == 6 and "Shortcut" not in blocks
+    image = torch.rand(1, 3, 40, 56, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(reference.encode(image), prior.encode_image(image), rtol=1e-4, atol=1e-4)
