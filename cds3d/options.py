@@ -191,7 +191,7 @@ def positive(config: DictConfig, *keys: str) -> None:
     for key in keys:
         value = OmegaConf.select(config, key)
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
-            raise UserError(f"{key}={value} has to be a number above 0")
+            raise UserError(f"{key}={value} has to be a finite number above 0")
 
 
 def whole(config: DictConfig, *keys: str, least: int = 0) -> None:

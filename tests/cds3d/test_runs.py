@@ -110,6 +110,7 @@ def test_a_run_begun_with_other_weights_is_refused_and_kept(tmp_path):
     assert {name: (path / name).read_bytes() for name in files(path)} == before
     for prior in ("float32:aa", "bfloat16:cc", None, "float32:aa"):  # another dtype's cannot be compared
         RunFolder(path, options(guidance={"path": "pocket"}, resume=True)).begin(prior)
+        assert (path / "state" / "prior.txt").read_text() == "float32:aa\n"  # what the run was begun with
     with pytest.raises(UserError, match="other weights"):
         RunFolder(path, options(guidance={"path": "pocket"}, resume=True)).begin("float32:cc")
     RunFolder(path, options(guidance={"path": "pocket"}, overwrite=True)).begin("float32:bb")
