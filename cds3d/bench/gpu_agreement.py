@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cds3d.commands.edit import subject_maker
+from cds3d.commands.edit import work_maker
 from cds3d.commands.preparing import build_objective
 from cds3d.commands.regions import read_pointing
 from cds3d.commands.train import field_options
@@ -229,8 +229,8 @@ def field_editor(
     config.edit.width = min(config.edit.width, setting.width)
     edit = build(EditConfig, config.edit, group="edit", seed=0)
     views = [resized_to(capture.cameras[i], config.edit.width) for i in capture.train]
-    subject = subject_maker(config, edit, read_pointing(config))(field, views, prior, given=None)
-    return Editor(subject, prior, build_objective(config), prompts, edit)
+    make = work_maker(config, edit, read_pointing(config))
+    return make(field, views, prior, build_objective(config), prompts, None)[0]
 
 
 def iterate(editor: Editor) -> None:

@@ -45,7 +45,12 @@ def edit_by_baseline(config: DictConfig) -> Path:
         editor = Editor(subject, prior, method, Prompts.of(prior, config.src, config.tgt), edit_config)
         run.begin(prior.fingerprint)
         seconds = drive(
-            editor, edit_config.iterations, run, save_every=config.save_every, label="edit", each=log_step(editor)
+            editor,
+            edit_config.iterations,
+            run,
+            save_every=config.save_every,
+            label="edit",
+            each=log_step(editor, edit_config.iterations),
         )
         steps = editor.iteration
     else:

@@ -6,14 +6,17 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
-from cds3d.commands.driving import drive
+from cds3d.by_pictures import FitConfig, PictureEdit
+from cds3d.commands.driving import Work, drive
 from cds3d.commands.evaluation import evaluate_edit, load_clip
 from cds3d.commands.history import Past, take_over
 from cds3d.commands.images import edit_image
-from cds3d.commands.preparing import check_prompts, log_step, output_folder, prepare
+from cds3d.commands.preparing import check_prompts, is_local, log_step, output_folder, prepare
 from cds3d.commands.refit import begin_refit, refit_field
 from cds3d.commands.regions import Pointing, given_region, read_pointing, zoomed_views
 from cds3d.commands.scenes import capture_root, load_scene
@@ -72,7 +75,7 @@ def _edit_scene(config: DictConfig, past: Past) -> Path:
     check_scene(config)
     edit_config = build(EditConfig, config.edit, group="edit", seed=config.seed)
     pointing = read_pointing(config)
-    begin = subject_maker(config, edit_config, pointing)
+    maker = work_maker(config, edit_config, pointing)
     source_path = past.folder
     run = RunFolder(output_folder(config, source_path.parent), config)
     prior, objective, prompts = prepare(config, device)
@@ -85,32 +88,35 @@ def _edit_scene(config: DictConfig, past: Past) -> Path:
         'editing %s: "%s" to "%s", %s, %dx%d, on %s',
         source_path, config.src, config.tgt, config.objective.kind, views[0].width, views[0].height, device,
     )  # fmt: skip
-    if "volume" not in config.edit and config.edit.get("name") is None:
-        log.info("edit=field changes colours and materials and keeps the shape; edit=shape lets the shape change too")
-    if "volume" in config.edit and not isinstance(source, Field | LocalField):
-        raise UserError(f"{source_path} holds a {type(source).__name__}: edit=shape is for TensoRF's fields")
+    if config.edit.get("name") is None:
+        log.info(
+            "edit=field changes colours and keeps the shape; edit=shape lets the shape change too, and edit=pictures, "
+            "which takes longer, changes materials"
+        )
+    if is_local(config) and not isinstance(source, Field | LocalField):
+        name = config.edit.get("name")
+        raise UserError(f"{source_path} holds a {type(source).__name__}: edit={name} is for TensoRF's fields")
     given = given_region(config, pointing, capture, source, views, prior)
     if given is not None:
         views = zoomed_views(config, source, views, given)
-    subject = begin(source, views, prior, given=given)
-    editor = Editor(subject, prior, objective, prompts, edit_config)
-    expected_mb = _forecast(prior, prompts, source, views, objective, "volume" in config.edit)
+    work, iterations, shown = maker(source, views, prior, objective, prompts, given)
+    expected_mb = _forecast(prior, prompts, source, views, objective, is_local(config))
     run.begin(prior.fingerprint)
     reset_peak_memory(device)  # of a source that was trained in this process
-    each = log_step(editor)
+    each = log_step(work, iterations, shown.pictures)
     if config.preview_every:
-        each = _previewing(each, editor, run.path / "state" / "preview.safetensors", config.preview_every)
-    seconds = drive(editor, edit_config.iterations, run, save_every=config.save_every, label="edit", each=each)
+        each = _previewing(each, work, shown, run.path / "state" / "preview.safetensors", config.preview_every)
+    seconds = drive(work, iterations, run, save_every=config.save_every, label="edit", each=each)
     edit_peak_mb = peak_memory_mb(device)
-    edited = subject.edited()
+    edited = shown.edited()
     edited.save(run.path / "field.safetensors")
     metrics = evaluate_edit(config, run.path, capture, source, edited, clip, past)
     if past.edits:
         metrics["history"] = past.told
     metrics |= {
-        "iterations": editor.iteration,
+        "iterations": work.iteration,
         "seconds_per_iteration": seconds,
-        "edit_seconds": seconds * editor.iteration,
+        "edit_seconds": seconds * work.iteration,
         "edit_peak_memory_mb": edit_peak_mb,
         "expected_memory_mb": expected_mb,
     }
@@ -120,27 +126,55 @@ def _edit_scene(config: DictConfig, past: Past) -> Path:
     return run.path
 
 
-def _previewing(each: Callable, editor: Editor, path: Path, every: int) -> Callable:
+def _previewing(each: Callable, work: Work, shown: Shown, path: Path, every: int) -> Callable:
     """`each`, and now and then the field as it is."""
 
     def both(figures: dict, bar, writer) -> None:
         each(figures, bar, writer)
-        if editor.iteration % every == 0:
-            editor.subject.target.save(path)
+        if work.iteration % every == 0:
+            shown.target.save(path)
 
     return both
 
 
-def subject_maker(config: DictConfig, edit: EditConfig, pointing: Pointing) -> Callable[..., FieldViews | LocalViews]:
-    """What makes the subject from source, cameras and prior. UserError for options that make no sense."""
+class Shown(Protocol):
+    """What an edit shows of itself on the way, and gives at its end."""
+
+    target: Renderable
+
+    def pictures(self) -> dict[str, Tensor]: ...
+
+    def edited(self) -> Renderable: ...
+
+
+def work_maker(config: DictConfig, edit: EditConfig, pointing: Pointing) -> Callable[..., tuple[Work, int, Shown]]:
+    """What makes, from source, cameras, prior, objective, prompts and given region, the work, its number of iterations,
+    and what shows it. UserError for options that make no sense.
+    """
     rates = build(FieldRates, config.edit, group="edit")
     region = build(RegionConfig, config.edit.region, group="edit.region")
-    if "volume" not in config.edit:
+    if "fit" in config.edit:
+        fit = build(FitConfig, config.edit.fit, group="edit.fit")
+
+        def by_pictures(source, views, prior, objective, prompts, given):
+            work = PictureEdit(source, views, prior, objective, prompts, edit, fit, rates, region, given, pointing.find)
+            return work, work.iterations, work
+
+        return by_pictures
+    if "volume" in config.edit:
+        volume = build(VolumeConfig, config.edit.volume, group="edit.volume")
+        looks = max(1, round(volume.look * edit.iterations)) if pointing.find else 0
+        views_of = partial(LocalViews, rates=rates, region=region, volume=volume, looks=looks, seed=config.seed)
+    else:
         kept = build(Preservation, config.edit, group="edit")
-        return partial(FieldViews, rates=rates, region=region, preservation=kept, find=pointing.find, seed=config.seed)
-    volume = build(VolumeConfig, config.edit.volume, group="edit.volume")
-    looks = max(1, round(volume.look * edit.iterations)) if pointing.find else 0
-    return partial(LocalViews, rates=rates, region=region, volume=volume, looks=looks, seed=config.seed)
+        find = pointing.find
+        views_of = partial(FieldViews, rates=rates, region=region, preservation=kept, find=find, seed=config.seed)
+
+    def directly(source, views, prior, objective, prompts, given):
+        subject = views_of(source, views, prior, given=given)
+        return Editor(subject, prior, objective, prompts, edit), edit.iterations, subject
+
+    return directly
 
 
 def _refit_scene(config: DictConfig) -> Path:
@@ -167,7 +201,8 @@ def check_scene(config: DictConfig) -> None:
         raise UserError(f"baseline={config.baseline.kind} edits images, not scenes: give one with --image FILE")
     if "width" not in config.edit:
         raise UserError(
-            "a scene is edited with edit=field, edit=shape or edit=published; edit=latent and pixels are for --image"
+            "a scene is edited with edit=field, edit=shape, edit=pictures or edit=published; "
+            "edit=latent and edit=pixels are for --image"
         )
     whole(config, "edit.width", least=16)
 

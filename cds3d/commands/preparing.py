@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
-from cds3d.editor import Editor
+from cds3d.commands.driving import Work
 from cds3d.guidance import Prior, load_prior
 from cds3d.objectives import OBJECTIVES
 from cds3d.objectives.objective import Objective, Prompts
@@ -98,6 +100,11 @@ def check_timesteps(objective: Objective, prior: Prior, group: str = "objective"
         raise UserError(f"{group}.t_min..t_max is {objective.t_min}..{objective.t_max}: it has to lie in 0..{last}")
 
 
+def is_local(config: DictConfig) -> bool:
+    """Whether the preset edits inside a region of space alone."""
+    return "volume" in config.edit or "fit" in config.edit
+
+
 def build_objective(config: DictConfig) -> Objective:
     """The objective that configs/objective describes."""
     if config.objective.kind not in OBJECTIVES:
@@ -105,17 +112,15 @@ def build_objective(config: DictConfig) -> Objective:
     return build(OBJECTIVES[config.objective.kind], config.objective, group="objective")
 
 
-def log_step(editor: Editor):
+def log_step(work: Work, iterations: int, pictures: Callable[[], dict[str, Tensor]] | None = None):
     """What `drive` calls after each step: the step's figures go to TensorBoard, and now and then its pictures."""
-    pictures_every = max(1, editor.config.iterations // _PICTURES)
+    pictures_every = max(1, iterations // _PICTURES)
 
     def each(figures: dict, bar, writer) -> None:
         for key, value in figures.items():
-            writer.add_scalar(key if "/" in key else f"edit/{key}", value, editor.iteration)
-        if editor.iteration % pictures_every == 0 and hasattr(editor.subject, "pictures"):
-            for name, picture in editor.subject.pictures().items():
-                writer.add_image(
-                    f"views/{name}", picture.detach().clamp(0, 1).cpu(), editor.iteration, dataformats="HWC"
-                )
+            writer.add_scalar(key if "/" in key else f"edit/{key}", value, work.iteration)
+        if work.iteration % pictures_every == 0 and pictures is not None:
+            for name, picture in pictures().items():
+                writer.add_image(f"views/{name}", picture.detach().clamp(0, 1).cpu(), work.iteration, dataformats="HWC")
 
     return each

@@ -214,7 +214,7 @@ def _carved(config, pointing, capture, source, views, prior) -> tuple[Tensor, st
             seen.append((source.view(camera), _mask(file, camera, what).to(source.device)))
         if not any(float(mask.max()) > 0 for _, mask in seen):
             raise UserError(f"{what}: all masks are black: white is where the edit may go")
-    grow = config.edit.volume.grow if "volume" in config.edit else carve.grow
+    grow = next((config.edit[k].grow for k in ("volume", "fit") if k in config.edit), carve.grow)
     region = edited_volume(source, seen, carve.agreement, grow, one_subject=pointing.way == "where")
     if not region.any():
         raise UserError(

@@ -34,11 +34,19 @@ class LatentImage:
 
     def __init__(self, image: Tensor, prior: Prior):
         self.prior, self.size = prior, tuple(image.shape[1:])
+        self.source = self._latent(image)
+        self.parameter = nn.Parameter(self.source.clone())
+
+    @torch.no_grad()
+    def _latent(self, image: Tensor) -> Tensor:
         height, width = self.size
         padded = F.pad(image[None], (0, -width % _CELL, 0, -height % _CELL), mode="replicate")
-        with torch.no_grad():
-            self.source = prior.encode_image(padded)
-        self.parameter = nn.Parameter(self.source.clone())
+        return self.prior.encode_image(padded)
+
+    @torch.no_grad()
+    def restart(self, image: Tensor) -> None:
+        """Go on from this picture, (3, H, W) in [0, 1]; the source stays what it is."""
+        self.parameter.copy_(self._latent(image))
 
     def parameter_groups(self, lr: float) -> list[dict]:
         return [{"params": [self.parameter], "lr": lr}]
@@ -57,7 +65,11 @@ class LatentImage:
 
     def image(self) -> Tensor:
         """(3, H, W) in [0, 1], the decoded latent, cut to the source's size."""
-        return self.prior.decode_image(self.parameter.detach())[0, :, : self.size[0], : self.size[1]].cpu()
+        return self.decoded(self.parameter.detach())
+
+    def decoded(self, latent: Tensor) -> Tensor:
+        """(3, H, W) in [0, 1], a latent as a picture of the source's size."""
+        return self.prior.decode_image(latent)[0, :, : self.size[0], : self.size[1]].cpu()
 
 
 class PixelPair:

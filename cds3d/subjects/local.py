@@ -15,9 +15,8 @@ from torch import Tensor
 from cds3d.guidance.prior import Prior
 from cds3d.subjects.field import FieldRates, SourceView, as_batch, moved_groups, source_view, turn_of
 from cds3d.subjects.region import EditedRegion, RegionConfig
-from cds3d.subjects.volume import VolumeConfig, edited_volume
+from cds3d.subjects.volume import VolumeConfig, agreed_region
 from tensorf.cameras import Camera
-from tensorf.errors import UserError
 from tensorf.local import LocalField
 from tensorf.renderable import Renderable
 from tensorf.visibility import LocalView
@@ -138,19 +137,8 @@ class LocalViews:
         seen = [self._source(camera) for camera in self.region.visited]
         masks = [self.region.weight(camera, made.image) for camera, made in zip(self.region.visited, seen)]
         views = zip((made.view for made in seen), masks, strict=True)
-        region = edited_volume(self.source, views, self.volume.agreement, self.volume.grow)
-        if not region.any():
-            raise UserError(
-                "the views agree on nothing that the prompts tell apart, so there is no region to edit: "
-                "lower edit.volume.agreement or edit.region.mask_threshold, or give prompts that differ in what is seen"
-            )
-        if self.given is not None:
-            region &= self.given
-            if not region.any():
-                raise UserError(
-                    "the given region and the one that the prompts show have nothing in common: region=given"
-                )
-        return region
+        volume = self.volume
+        return agreed_region(self.source, views, volume.agreement, volume.grow, self.given, "edit.volume")
 
     def observe(self, pair: LookPair | LocalPair, image_gradient: Tensor) -> None:
         """Let the masks learn from a look."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tensorf.errors import UserError
 from tensorf.local import cell_centers
 from tensorf.occupancy import cell_index
 from tensorf.renderable import FastView, Renderable
@@ -80,3 +81,27 @@ def edited_volume(
     for part in near.split(_CELLS):
         region[part] |= torch.cdist(centers[part], points).amin(1) <= reach
     return region.view(shape)
+
+
+def agreed_region(
+    field: Renderable,
+    views: Iterable[tuple[FastView, Tensor]],
+    agreement: float,
+    grow: float,
+    given: Tensor | None,
+    group: str,
+) -> Tensor:
+    """`edited_volume`, within the given region if there is one. UserError, which names `group`.agreement, if that is
+    nothing.
+    """
+    region = edited_volume(field, views, agreement, grow)
+    if not region.any():
+        raise UserError(
+            "the views agree on nothing that the prompts tell apart, so there is no region to edit: "
+            f"lower {group}.agreement or edit.region.mask_threshold, or give prompts that differ in what is seen"
+        )
+    if given is not None:
+        region &= given
+        if not region.any():
+            raise UserError("the given region and the one that the prompts show have nothing in common: region=given")
+    return region

@@ -161,10 +161,11 @@ _STEPS = "CAMPAIGN_STEPS"  # names the file that steps are noted in
 
 def record_steps() -> None:
     """Have trainings and edits note the number of each step before they do it."""
+    from cds3d.by_pictures import PictureEdit
     from cds3d.editor import Editor
     from tensorf.train import Trainer
 
-    for kind in (Editor, Trainer):
+    for kind in (Editor, PictureEdit, Trainer):
         if not hasattr(kind.step, "noted"):
             kind.step = _noting(kind.__name__, kind.step)
 

@@ -59,6 +59,7 @@ def test_every_option_has_a_comment():
         (["edit=latent"], "edit=latent:", "color_lr:"),
         (["--image", "x.png"], "edit=latent:", "color_lr:"),
         (["edit=shape", "objective=pds"], "agreement: 0.3", "adam_floor: 0.3"),
+        (["edit=pictures"], "rounds: 2", "smoothness:"),
         (["edit=none"], "edit=field:", "edit=none"),
     ],
 )

@@ -5,12 +5,14 @@ import re
 from pathlib import Path
 
 import imageio.v3 as iio
+import pytest
 import torch
 from checks import fails, files, stops_at
 from fakes import TINY_FIELD, TINY_SCENE
 from omegaconf import OmegaConf
 from safetensors import safe_open
 
+from cds3d.by_pictures import PictureEdit
 from cds3d.cli import run_command
 from cds3d.editor import Editor
 from tensorf.local import LocalField
@@ -61,6 +63,42 @@ def test_an_edit_of_shape_leaves_a_field_that_renders(tmp_path, trained, edit_op
     assert not all(torch.equal(inside[k], v) for k, v in source.items())
     assert run_command("render", [str(run), "frames=2", "width=48"]) == 0
     assert iio.imread(run / "spiral.mp4", plugin="FFMPEG").shape == (2, 36, 48, 3)
+
+
+BY_PICTURES = ["edit=pictures", "edit.iterations=2", "edit.fit.iterations=3", "edit.region.mask_threshold=0.3"]
+
+
+def test_an_edit_by_way_of_pictures_is_resumed_and_renders(tmp_path, trained, edit_options, monkeypatch, caplog):
+    options = [*edit_options, *BY_PICTURES, "edit.width=48", "edit.fit.agreement=0.01", "save_every=1"]
+    whole, broken = (tmp_path / name for name in ("whole", "broken"))
+    assert run_command("edit", [*options, f"output={whole}"]) == 0
+    steps = json.loads((whole / "metrics.json").read_text())["iterations"]
+    assert steps == 2 * (5 * 2 + 3)  # two rounds over five training views
+    assert {"edit_gain_db", "kept_psnr_db"} <= json.loads((whole / "metrics.json").read_text()).keys()
+    with monkeypatch.context() as patch:
+        stops_at(patch, PictureEdit, 20)
+        assert run_command("edit", [*options, f"output={broken}"]) == 130
+    assert not (broken / "metrics.json").exists()
+    assert run_command("edit", [*options, f"output={broken}", "resume=true"]) == 0
+    assert "resumed at iteration 20" in caplog.text
+    ends = [load_field(run / "field.safetensors") for run in (whole, broken)]
+    assert isinstance(ends[0], LocalField) and ends[0].region.any()
+    for name, value in ends[0].state_dict().items():
+        assert torch.equal(ends[1].state_dict()[name], value)
+    assert run_command("render", [str(broken), "frames=2", "width=48"]) == 0
+
+
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        ("edit.fit.rounds=0", "edit.fit.rounds=0"),
+        ("edit.fit.agreement=2", "edit.fit.agreement=2"),
+        ("edit.fit.iterations=1.5", "edit.fit.iterations=1.5"),
+        ("edit.volume.grow=1", "edit.volume.grow"),
+    ],
+)
+def test_an_edit_by_way_of_pictures_with_a_bad_option_is_one_line(wrong, told, trained, edit_options, capsys):
+    assert told in fails(capsys, "edit", *edit_options, *BY_PICTURES, wrong)
 
 
 def test_an_edit_of_shape_with_a_bad_region_is_one_line(trained, edit_options, capsys):

@@ -1,0 +1,263 @@
+"""A radiance field edited by way of its pictures: each view is edited as an image is, then the field is fitted to them.
+
+This is the "dataset update" of Instruct-NeRF2NeRF (Haque et al., ICCV 2023) with the objectives of this package, and
+with two changes. All views share the noise and the timestep of each turn, so that their edits are alike. And the
+pictures say only how the region of the edit looks; outside of it the field is the source's by construction. There are
+several rounds: the next one's pictures begin as what the fitted field shows, where all views agree.
+
+A field that is edited directly sees one view a step, a few hundred in all. Here every view has as many steps as a
+single image would have. That takes several times as long, and brings looks that need many steps, such as those of
+materials.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cds3d.editor import EditConfig, Editor
+from cds3d.guidance.prior import Prior
+from cds3d.objectives.objective import Objective, Prompts
+from cds3d.subjects.field import FieldRates, as_batch, moved_groups, turn_of
+from cds3d.subjects.image import LatentImage, LatentPair
+from cds3d.subjects.region import EditedRegion, RegionConfig, dilated
+from cds3d.subjects.volume import agreed_region
+from tensorf.adam import Adam
+from tensorf.cameras import Camera
+from tensorf.local import LocalField
+from tensorf.renderable import FastView, Renderable
+from tensorf.visibility import LocalView
+
+log = logging.getLogger("cds3d")
+
+_SETTLE = 25  # steps of the fit after which the cells of the region that are empty by now are no longer sampled
+_LR_END = 0.1  # what is left of the fit's rate at its end
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How the field is fitted to the edited pictures: Adam, one picture a step, from the source's parameters on.
+
+    rounds: how often pictures are edited and the field is fitted to them. iterations: of a fit. lr: falls to a tenth.
+    agreement, grow: of the region, as `VolumeConfig`'s. margin: how far around its mask a picture's change is taken
+    over, as a share of its width.
+
+    Raises ValueError for what makes no sense.
+    """
+
+    rounds: int
+    iterations: int
+    lr: float
+    agreement: float
+    grow: float
+    margin: float
+
+    def __post_init__(self):
+        for name in ("rounds", "iterations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr={self.lr} has to be a number above 0")
+        if not 0 < self.agreement <= 1:
+            raise ValueError(f"agreement={self.agreement} has to be above 0 and at most 1")
+        if not 0 <= self.grow < math.inf:
+            raise ValueError(f"grow={self.grow} has to be 0 or more")
+        if not 0 <= self.margin < 1:
+            raise ValueError(f"margin={self.margin} has to be at least 0 and below 1")
+
+
+class ViewLatents:
+    """The latents of all views as one subject (`cds3d.subjects.Subject`); each step edits that of one view, in turn.
+
+    images: (3, H, W) in [0, 1]. seed: of t and noise, which all views of a turn share.
+    """
+
+    def __init__(self, images: Sequence[Tensor], prior: Prior, seed: int):
+        self.images, self.seed = [LatentImage(image, prior) for image in images], seed
+        self.turns = 0  # of earlier rounds
+
+    def begin(self, turns: int, images: Sequence[Tensor]) -> None:
+        """Go on from these pictures (3, H, W), after so many turns."""
+        self.turns = turns
+        for image, now in zip(self.images, images, strict=True):
+            image.restart(now)
+
+    def parameter_groups(self, lr: float) -> list[dict]:
+        return [{"params": [image.parameter for image in self.images], "lr": lr}]
+
+    def pair(self, step: int) -> LatentPair:
+        turn, view = divmod(step, len(self.images))
+        torch.manual_seed(self.seed * 1_000_003 + self.turns + turn)  # what the objective draws next
+        return self.images[view].pair(turn)
+
+    def observe(self, pair: LatentPair, image_gradient: Tensor) -> None:
+        pass
+
+    def state(self) -> dict:
+        return {"turns": self.turns}
+
+    def load_state(self, state: dict) -> None:
+        self.turns = state["turns"]
+
+    def change(self, view: int) -> Tensor:
+        """(H, W, 3) how the view's picture has changed: the edited latent, decoded, less the source's."""
+        image = self.images[view]
+        return (image.image() - image.decoded(image.source)).permute(1, 2, 0).to(image.source.device)
+
+
+class PictureEdit:
+    """Edits all views' pictures and fits the field to them. It is driven like an `Editor`: `step`, `state_dict`.
+
+    source: the field to edit, left alone. cameras: the views to edit, at the editing size. edit: of one picture, a
+    round. given: (z, y, x) bool in the cells of the source's occupancy, which the region lies in, or, without `find`,
+    is.
+    """
+
+    def __init__(
+        self,
+        source: Renderable,
+        cameras: Sequence[Camera],
+        prior: Prior,
+        objective: Objective,
+        prompts: Prompts,
+        edit: EditConfig,
+        fit: FitConfig,
+        rates: FieldRates,
+        region: RegionConfig,
+        given: Tensor | None = None,
+        find: bool = True,
+    ):
+        self.source, self.cameras = source.requires_grad_(False), list(cameras)
+        self.fit, self.rates, self.region, self.given, self.find = fit, rates, region, given, find
+        self.target = LocalField(source, torch.zeros_like(source.occupancy))
+        with torch.no_grad():
+            self._views: list[FastView] = [source.view(c) for c in tqdm(self.cameras, desc="views", unit="view")]
+        self.latents = ViewLatents([as_batch(v.full)[0] for v in self._views], prior, edit.seed)
+        steps = replace(edit, iterations=edit.iterations * len(self.cameras))
+        self._new_editor = lambda: Editor(self.latents, prior, objective, prompts, steps)
+        self._begin(0)
+
+    def _begin(self, turn: int) -> None:
+        """Begin round `turn`: no picture is edited yet."""
+        self.round, self.fitted, self.editor = turn, 0, self._new_editor()
+        self._pictures: list[Tensor] = []  # what the views should show, once they are edited
+        self._local: list[LocalView] = []
+
+    @property
+    def iteration(self) -> int:
+        return self.round * self._a_round + self.editor.iteration + self.fitted
+
+    @property
+    def iterations(self) -> int:
+        """Steps of all rounds, of pictures and of fits."""
+        return self.fit.rounds * self._a_round
+
+    @property
+    def _a_round(self) -> int:
+        return self.editor.config.iterations + self.fit.iterations
+
+    def step(self) -> dict:
+        """One iteration; returns its figures. UserError if a gradient is not finite, or if no region is found."""
+        if self.fitted >= self.fit.iterations:
+            turns = self.latents.turns + self.editor.iteration // len(self.cameras)
+            self.latents.begin(turns, [as_batch(self._seen(i))[0] for i in range(len(self.cameras))])
+            self._begin(self.round + 1)
+        if self._unedited:
+            return self.editor.step()
+        if not self._pictures:
+            self._open()
+        return {"fit/psnr_db": self._fit_one()}
+
+    @property
+    def _unedited(self) -> bool:
+        """Whether pictures of this round still have steps to come."""
+        return self.editor.iteration < self.editor.config.iterations
+
+    def _fit_one(self) -> float:
+        """One step of the fit; returns the PSNR in dB to the view's picture."""
+        if self.fitted and self.fitted % _SETTLE == 0:
+            self.target.settle()
+        camera = turn_of(self.fitted, len(self.cameras), self.latents.seed)
+        view = self._local[camera]
+        wanted = self._pictures[camera].view(-1, 3)[view.index]
+        loss = (view.color(self.target) - wanted).square().mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * _LR_END ** (self.fitted / self.fit.iterations)
+        self.optimizer.step()
+        self.fitted += 1
+        return -10 * math.log10(max(float(loss.detach()), 1e-10))
+
+    @torch.no_grad()
+    def _seen(self, camera: int) -> Tensor:
+        """(H, W, 3) in [0, 1], what the camera sees of the fitted field."""
+        view, before = self._local[camera], self._views[camera].full
+        now = before.view(-1, 3).index_copy(0, view.index, view.color(self.target))
+        return now.view_as(before).clamp(0, 1)
+
+    @torch.no_grad()
+    def _open(self) -> None:
+        """Find where the pictures have changed, open that region of the source, and say what its views should show."""
+        found, cameras = EditedRegion(self.region), range(len(self.cameras))
+        changes = [self.latents.change(i) for i in cameras]
+        for i in cameras:
+            found.add(i, changes[i], self._views[i].full)
+        masks = [found.weight(i, self._views[i].full) for i in cameras]
+        region = self.given
+        if self.find:
+            views = zip(self._views, masks, strict=True)
+            region = agreed_region(self.source, views, self.fit.agreement, self.fit.grow, self.given, "edit.fit")
+        log.info("the region of the edit is %.2g%% of the scene's cells", 100 * float(region.float().mean()))
+        self.target.target.load_state_dict(self.source.state_dict())
+        self.target.open(region)
+        self.optimizer = Adam(moved_groups(self.target.target, self.rates, self.fit.lr), betas=(0.9, 0.99))
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._local = [LocalView(self.target, camera) for camera in self.cameras]
+        for view, mask, change in zip(self._views, masks, changes, strict=True):
+            weight = dilated(mask, round(self.fit.margin * mask.shape[1]))
+            self._pictures.append((view.full + weight[..., None] * change).clamp(0, 1))
+
+    @torch.no_grad()
+    def pictures(self) -> dict[str, Tensor]:
+        """Of the first camera: source beside edited picture (H, 2 W, 3), or picture beside what the field shows."""
+        if not self._pictures:
+            before = self._views[0].full
+            return {"source_and_picture": torch.cat([before, before + self.latents.change(0)], 1)}
+        return {"picture_and_edit": torch.cat([self._pictures[0], self._seen(0)], 1)}
+
+    def edited(self) -> LocalField:
+        """The field as it is to be saved."""
+        self.target.settle()
+        return self.target
+
+    def state_dict(self) -> dict:
+        state = {"iteration": self.iteration, "round": self.round, "pictures": self.editor.state_dict()}
+        if self._pictures:
+            parameters = [p.detach() for group in self.optimizer.param_groups for p in group["params"]]
+            state |= {
+                "fitted": self.fitted,
+                "parameters": parameters,
+                "optimizer": self.optimizer.state_dict(),
+                "occupancy": self.target.occupancy,
+            }
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict) -> None:
+        self._begin(state["round"])
+        self.editor.load_state_dict(state["pictures"])
+        if "parameters" in state and not self._unedited:  # which they are again if their steps have become more
+            self.fitted = state["fitted"]
+            self._open()
+            parameters: list[nn.Parameter] = [p for group in self.optimizer.param_groups for p in group["params"]]
+            for p, saved in zip(parameters, state["parameters"], strict=True):
+                p.copy_(saved)
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.target.occupancy = state["occupancy"].to(self.source.device)

@@ -1,0 +1,207 @@
+"""Edits of a field by way of its pictures: all views share a turn's noise, then the region and the fit, then again."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from defaults import edit_config, region_config
+from fakes import PROMPTS, LinearPrior
+
+import cds3d.by_pictures as module
+from cds3d.by_pictures import FitConfig, PictureEdit
+from cds3d.objectives.objective import Draw, Step
+from cds3d.options import build, load_config
+from cds3d.subjects.field import FieldRates
+from cds3d.subjects.region import EditedRegion
+from tensorf.captures import load_capture
+from tensorf.errors import UserError
+from tensorf.renderable import load_field
+
+RATES = FieldRates(color_lr=1.0, network_lr=0.1, density_lr=0.0, line_lr=1.0)
+
+
+@pytest.fixture()
+def field(source_run):
+    return load_field(source_run / "field.safetensors")
+
+
+@pytest.fixture(scope="module")
+def cameras(capture_folder):
+    """Three of the capture's cameras, 36x27: latents are 5x4, of pictures that are padded."""
+    capture = load_capture(capture_folder, width=64)
+    return [camera.resized(36, 27) for camera in capture.cameras[:3]]
+
+
+class Recorded:
+    """An objective whose gradient is the same everywhere; it remembers its draws."""
+
+    def __init__(self, size=1.0):
+        self.size, self.draws = size, []
+
+    def at(self, progress):
+        return self
+
+    def draw(self, latent, progress):
+        self.draws.append(Draw(int(torch.randint(50, 950, (1,))), torch.randn(latent.shape)))
+        return self.draws[-1]
+
+    def gradient(self, prior, pair, prompts, draw):
+        return Step(torch.full_like(pair.source, self.size), {"t": draw.t})
+
+
+def fit(**changes):
+    shipped = build(FitConfig, load_config("edit", ["edit=pictures"]).edit.fit)
+    return replace(shipped, **{**dict(rounds=1, iterations=3, agreement=0.5), **changes})
+
+
+def work(field, cameras, objective=None, iterations=2, rates=RATES, region=None, **more):
+    fitted = fit(**{k: more.pop(k) for k in list(more) if k not in ("given", "find")})
+    region = region or region_config(0.5, 36)
+    steps = edit_config(iterations, 0.05, "sgd")
+    return PictureEdit(
+        field, cameras, LinearPrior(), objective or Recorded(), PROMPTS, steps, fitted, rates, region, **more
+    )
+
+
+@pytest.fixture
+def masked(monkeypatch):
+    """The masks of all views are their right halves."""
+
+    def right_half(self, camera, picture):
+        mask = torch.zeros(picture.shape[:2])
+        mask[:, 18:] = 1
+        return mask
+
+    monkeypatch.setattr(EditedRegion, "weight", right_half)
+
+
+def to_end(edit):
+    return [edit.step() for _ in range(edit.iterations - edit.iteration)]
+
+
+def test_all_views_of_a_turn_share_noise_and_timestep(field, cameras, masked):
+    objective = Recorded()
+    edit = work(field, cameras, objective, iterations=2, rounds=2)
+    to_end(edit)
+    draws = objective.draws
+    assert len(draws) == 2 * 2 * 3
+    turns = [draws[i : i + 3] for i in range(0, 12, 3)]
+    for turn in turns:
+        assert len({d.t for d in turn}) == 1
+        assert all(torch.equal(d.noise, turn[0].noise) for d in turn)
+    first = [turn[0].noise for turn in turns]
+    assert not any(torch.equal(first[i], first[j]) for i in range(4) for j in range(i))  # of later rounds too
+
+
+def test_a_step_edits_one_view(field, cameras):
+    edit = work(field, cameras)
+    edit.step()
+    moved = [not torch.equal(image.parameter, image.source) for image in edit.latents.images]
+    assert moved == [True, False, False] and edit.iteration == 1
+
+
+def test_iterations_count_pictures_and_fits_of_all_rounds(field, cameras, masked):
+    edit = work(field, cameras, rounds=2)
+    assert edit.iterations == 2 * (2 * 3 + 3)
+    told = to_end(edit)
+    assert edit.iteration == edit.iterations
+    assert ["fit/psnr_db" in figures for figures in told] == 2 * (6 * [False] + 3 * [True])
+
+
+def test_the_field_takes_on_the_change_of_its_pictures_in_the_region_alone(field, cameras, masked):
+    before = {k: v.clone() for k, v in field.state_dict().items()}
+    edit = work(field, cameras, Recorded(-1.0), iterations=3, lr=0.05)
+    edit.fit = replace(edit.fit, iterations=60)
+    to_end(edit)
+    assert all(torch.equal(v, before[k]) for k, v in field.state_dict().items())
+    change = edit.latents.change(0)
+    wanted, shown, source = edit._pictures[0], edit._seen(0), edit._views[0].full
+    assert torch.equal(wanted[:, :15], source[:, :15])  # the mask, dilated by the margin
+    assert torch.allclose(wanted[:, 20:], (source + change)[:, 20:].clamp(0, 1))
+    crossing = edit._local[0].index
+    outside = torch.ones(27 * 36, dtype=torch.bool).index_fill(0, crossing, False)
+    assert torch.equal(shown.view(-1, 3)[outside], source.view(-1, 3)[outside])
+    error = lambda x: (x - wanted).view(-1, 3)[crossing].square().mean()  # noqa: E731
+    assert error(shown) < 0.3 * error(source)
+    density = dict(edit.target.target.named_parameters())
+    assert all(torch.equal(v, before[k]) for k, v in density.items() if k.startswith("density"))
+
+
+def test_a_round_begins_as_the_field_shows(field, cameras, masked):
+    edit = work(field, cameras, rounds=2)
+    while edit.fitted < edit.fit.iterations:
+        edit.step()
+    seen = [edit._seen(i) for i in range(3)]
+    expected = [image.parameter.clone() for image in edit.latents.images]
+    edit.step()
+    assert edit.round == 1 and edit.fitted == 0
+    for image, now, old in list(zip(edit.latents.images, seen, expected))[1:]:  # the first has been edited already
+        assert torch.equal(image.parameter, image._latent(now.permute(2, 0, 1)))
+        assert not torch.equal(image.parameter, old)
+
+
+@pytest.mark.parametrize("at", [1, 6, 8, 9, 10, 15, 17])
+def test_resumed_it_is_bit_for_bit_the_unbroken_one(at, field, cameras, masked, monkeypatch):
+    monkeypatch.setattr(module, "_SETTLE", 2)
+    rates = replace(RATES, density_lr=1.0)
+    whole = work(field, cameras, rounds=2, grow=0.2, rates=rates)
+    to_end(whole)
+    begun = work(field, cameras, rounds=2, grow=0.2, rates=rates)
+    for _ in range(at):
+        begun.step()
+    resumed = work(field, cameras, rounds=2, grow=0.2, rates=rates)
+    resumed.load_state_dict(begun.state_dict())
+    assert resumed.iteration == at
+    to_end(resumed)
+    expected = whole.edited().state_dict()
+    assert all(torch.equal(v, expected[k]) for k, v in resumed.edited().state_dict().items())
+
+
+def test_a_finished_edit_goes_on_with_more_steps_or_rounds(field, cameras, masked):
+    done = work(field, cameras)
+    to_end(done)
+    more = work(field, cameras, iterations=4)
+    more.load_state_dict(done.state_dict())
+    assert more.iteration == 6 and not more._pictures  # two more turns of pictures, then the fit
+    to_end(more)
+    assert more.iteration == 4 * 3 + 3
+    again = work(field, cameras, rounds=2)
+    again.load_state_dict(done.state_dict())
+    assert again.iteration == 9
+    again.step()
+    assert again.round == 1 and again.editor.iteration == 1
+
+
+def test_a_given_region_bounds_what_is_found_or_is_the_region(field, cameras, masked):
+    given = torch.zeros_like(field.occupancy)
+    given[:, : given.shape[1] // 2] = True
+    both = work(field, cameras, given=given)
+    to_end(both)
+    assert both.target.region.any() and not (both.target.region & ~given).any()
+    alone = work(field, cameras, given=given, find=False)
+    to_end(alone)
+    assert torch.equal(alone.target.region, given)
+
+
+def test_pictures_that_do_not_change_are_told(field, cameras):
+    edit = work(field, cameras, Recorded(0.0))
+    with pytest.raises(UserError, match="lower edit.fit.agreement"):
+        to_end(edit)
+
+
+def test_what_is_shown_on_the_way(field, cameras, masked):
+    edit = work(field, cameras)
+    edit.step()
+    (picture,) = edit.pictures().values()
+    assert picture.shape == (27, 72, 3) and torch.equal(picture[:, :36], edit._views[0].full)
+    to_end(edit)
+    (picture,) = edit.pictures().values()
+    assert torch.equal(picture, torch.cat([edit._pictures[0], edit._seen(0)], 1))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"rounds": 0}, {"iterations": 0}, {"lr": 0.0}, {"agreement": 0.0}, {"grow": -1.0}, {"margin": 1.0}]
+)
+def test_options_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        fit(**wrong)
