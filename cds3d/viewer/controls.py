@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 
+from cds3d.options import load_config
 from cds3d.viewer.places import PLACES
 from tensorf.errors import UserError
 from tensorf.untrusted import load_json
 
-_PRESETS = ("field", "shape")
+_PRESETS = ("field", "shape", "pictures")
 _MOST = 100_000  # iterations
 _FIGURES = {
     "edit_gain_db": "gain, dB",
@@ -53,6 +54,7 @@ class Controls:
             film = gui.add_button("Render")
             self._video = gui.add_markdown("No keyframes: the usual path.")
         self._runs.on_update(lambda _: self._chosen())
+        self._preset.on_update(lambda _: self._take_iterations())
         photos.on_update(lambda _: viewer.show_photos(bool(photos.value)))
         self._start.on_click(lambda _: self._begin(["overwrite=true"] if self._overwrite.value else []))
         self._resume.on_click(lambda _: self._begin(["resume=true"]))
@@ -84,6 +86,11 @@ class Controls:
             raise UserError("prompts are one line of plain text, without ${")
         choices = {"objective": self._objective.value, "preset": self._preset.value, "iterations": iterations}
         return {**texts, **choices, "onward": bool(self._onward.value)}
+
+    def _take_iterations(self) -> None:
+        """Show the iterations that the chosen preset has by default: edit=pictures counts those of one picture."""
+        if self._preset.value in _PRESETS:
+            self._iterations.value = int(load_config("edit", [f"edit={self._preset.value}"]).edit.iterations)
 
     def say(self, text: str) -> None:
         """A line below the edit's buttons."""

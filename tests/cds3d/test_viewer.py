@@ -215,7 +215,7 @@ def test_no_public_address_is_asked_for(viewer, monkeypatch):
 
 @pytest.fixture
 def controls(viewer):
-    values = {name: getattr(viewer.controls, name).value for name in ("_src", "_tgt", "_where", "_iterations")}
+    values = {name: getattr(viewer.controls, name).value for name in ("_src", "_tgt", "_where", "_preset", "_iterations")}
     yield viewer.controls
     for name, value in values.items():
         getattr(viewer.controls, name).value = value
@@ -239,6 +239,17 @@ def test_the_controls_are_options_of_an_edit(viewer, controls):
     half = viewer.place.half[0]
     corners = ",".join(f"{x:.5g}" for x in (0.1 - half, 0.2 - half, 2 - half, 0.1 + half, 0.2 + half, 2 + half))
     assert f"box={corners}" in viewer.edit_options()[0]
+
+
+@pytest.mark.parametrize("preset", ["shape", "pictures", "field"])
+def test_a_preset_brings_its_iterations(preset, viewer, controls):
+    controls._tgt.value = "a red flower"
+    controls._preset.value = preset
+    deadline = time.monotonic() + 10
+    while controls._iterations.value != load_config("edit", [f"edit={preset}"]).edit.iterations:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert f"edit={preset}" in viewer.edit_options()[0]
 
 
 @pytest.mark.parametrize(
