@@ -15,6 +15,7 @@ from cds3d.subjects.field import FieldRates
 from cds3d.subjects.region import EditedRegion
 from tensorf.captures import load_capture
 from tensorf.errors import UserError
+from tensorf.local import LocalField
 from tensorf.renderable import load_field
 
 RATES = FieldRates(color_lr=1.0, network_lr=0.1, density_lr=0.0, line_lr=1.0)
@@ -54,13 +55,11 @@ def fit(**changes):
     return replace(shipped, **{**dict(rounds=1, iterations=3, agreement=0.5), **changes})
 
 
-def work(field, cameras, objective=None, iterations=2, rates=RATES, region=None, **more):
-    fitted = fit(**{k: more.pop(k) for k in list(more) if k not in ("given", "find")})
-    region = region or region_config(0.5, 36)
-    steps = edit_config(iterations, 0.05, "sgd")
-    return PictureEdit(
-        field, cameras, LinearPrior(), objective or Recorded(), PROMPTS, steps, fitted, rates, region, **more
-    )
+def work(field, cameras, objective=None, iterations=2, rates=RATES, given=None, find=True, fits=3, **of_fit):
+    """iterations: of a picture; fits: of a fit."""
+    config, steps = fit(iterations=fits, **of_fit), edit_config(iterations, 0.05, "sgd")
+    objective, region = objective or Recorded(), region_config(0.5, 36)
+    return PictureEdit(field, cameras, LinearPrior(), objective, PROMPTS, steps, config, rates, region, given, find)
 
 
 @pytest.fixture
@@ -110,8 +109,7 @@ def test_iterations_count_pictures_and_fits_of_all_rounds(field, cameras, masked
 
 def test_the_field_takes_on_the_change_of_its_pictures_in_the_region_alone(field, cameras, masked):
     before = {k: v.clone() for k, v in field.state_dict().items()}
-    edit = work(field, cameras, Recorded(-1.0), iterations=3, lr=0.05)
-    edit.fit = replace(edit.fit, iterations=60)
+    edit = work(field, cameras, Recorded(-1.0), iterations=3, fits=60, lr=0.05)
     to_end(edit)
     assert all(torch.equal(v, before[k]) for k, v in field.state_dict().items())
     change = edit.latents.change(0)
@@ -140,16 +138,20 @@ def test_a_round_begins_as_the_field_shows(field, cameras, masked):
         assert not torch.equal(image.parameter, old)
 
 
-@pytest.mark.parametrize("at", [1, 6, 8, 9, 10, 15, 17])
+@pytest.mark.parametrize("at", [1, 6, 9, 11, 12, 17, 20])
 def test_resumed_it_is_bit_for_bit_the_unbroken_one(at, field, cameras, masked, monkeypatch):
+    def settle(self):
+        self.occupancy = self.occupancy & (torch.arange(self.occupancy.numel()).view(self.occupancy.shape) % 3 > 0)
+
+    monkeypatch.setattr(LocalField, "settle", settle)
     monkeypatch.setattr(module, "_SETTLE", 2)
     rates = replace(RATES, density_lr=1.0)
-    whole = work(field, cameras, rounds=2, grow=0.2, rates=rates)
+    whole = work(field, cameras, rounds=2, fits=5, grow=0.2, rates=rates)
     to_end(whole)
-    begun = work(field, cameras, rounds=2, grow=0.2, rates=rates)
+    begun = work(field, cameras, rounds=2, fits=5, grow=0.2, rates=rates)
     for _ in range(at):
         begun.step()
-    resumed = work(field, cameras, rounds=2, grow=0.2, rates=rates)
+    resumed = work(field, cameras, rounds=2, fits=5, grow=0.2, rates=rates)
     resumed.load_state_dict(begun.state_dict())
     assert resumed.iteration == at
     to_end(resumed)

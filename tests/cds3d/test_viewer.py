@@ -215,7 +215,8 @@ def test_no_public_address_is_asked_for(viewer, monkeypatch):
 
 @pytest.fixture
 def controls(viewer):
-    values = {name: getattr(viewer.controls, name).value for name in ("_src", "_tgt", "_where", "_preset", "_iterations")}
+    names = ("_src", "_tgt", "_where", "_preset", "_iterations")
+    values = {name: getattr(viewer.controls, name).value for name in names}
     yield viewer.controls
     for name, value in values.items():
         getattr(viewer.controls, name).value = value
