@@ -44,13 +44,15 @@ _LR_END = 0.1  # what is left of the fit's rate at its end
 class FitConfig:
     """How the field is fitted to the edited pictures: Adam, one picture a step, from the source's parameters on.
 
-    rounds: how often pictures are edited and the field is fitted to them. iterations: of a fit. lr: falls to a tenth.
-    agreement, grow: of the region, as `VolumeConfig`'s. margin: how far around its mask a picture's change is taken
-    over, as a share of its width.
+    views: how many of the cameras' pictures are edited, spread over all of them; null is all. rounds: how often
+    pictures are edited and the field is fitted to them. iterations: of a fit. lr: falls to a tenth. agreement, grow: of
+    the region, as `VolumeConfig`'s. margin: how far around its mask a picture's change is taken over, as a share of its
+    width.
 
     Raises ValueError for what makes no sense.
     """
 
+    views: int | None
     rounds: int
     iterations: int
     lr: float
@@ -59,6 +61,8 @@ class FitConfig:
     margin: float
 
     def __post_init__(self):
+        if self.views is not None and self.views < 1:
+            raise ValueError(f"views={self.views} has to be at least 1, or null for all")
         for name in ("rounds", "iterations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
@@ -70,6 +74,24 @@ class FitConfig:
             raise ValueError(f"grow={self.grow} has to be 0 or more")
         if not 0 <= self.margin < 1:
             raise ValueError(f"margin={self.margin} has to be at least 0 and below 1")
+
+
+def spread(cameras: Sequence[Camera], count: int | None) -> list[Camera]:
+    """`count` of the cameras, far from each other, in the order in which they come; None or too many: all.
+
+    Each next one is the camera whose position and direction are farthest from those of all chosen so far, where a
+    distance of the cameras' mean distance from their middle counts as much as opposite directions.
+    """
+    if count is None or count >= len(cameras):
+        return list(cameras)
+    positions = torch.stack([c.position for c in cameras]).double()
+    directions = torch.stack([c.forward for c in cameras]).double()
+    positions = positions - positions.mean(0)
+    places = torch.cat([positions / positions.norm(dim=1).mean().clamp(min=1e-9), directions / 2], 1)
+    chosen = [int((places - places.mean(0)).norm(dim=1).argmin())]
+    while len(chosen) < count:
+        chosen.append(int(torch.cdist(places, places[chosen]).amin(1).argmax()))
+    return [cameras[i] for i in sorted(chosen)]
 
 
 class ViewLatents:
@@ -133,7 +155,7 @@ class PictureEdit:
         given: Tensor | None = None,
         find: bool = True,
     ):
-        self.source, self.cameras = source.requires_grad_(False), list(cameras)
+        self.source, self.cameras = source.requires_grad_(False), spread(cameras, fit.views)
         self.fit, self.rates, self.region, self.given, self.find = fit, rates, region, given, find
         self.target = LocalField(source, torch.zeros_like(source.occupancy))
         with torch.no_grad():

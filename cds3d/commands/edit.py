@@ -32,6 +32,7 @@ from cds3d.subjects.field import FieldRates, FieldViews, Preservation
 from cds3d.subjects.local import LocalViews
 from cds3d.subjects.region import RegionConfig
 from cds3d.subjects.volume import VolumeConfig
+from tensorf.cameras import Camera
 from tensorf.errors import UserError
 from tensorf.field import Field
 from tensorf.local import LocalField
@@ -100,7 +101,7 @@ def _edit_scene(config: DictConfig, past: Past) -> Path:
     if given is not None:
         views = zoomed_views(config, source, views, given)
     work, iterations, shown = maker(source, views, prior, objective, prompts, given)
-    expected_mb = _forecast(prior, prompts, source, views, objective, is_local(config))
+    expected_mb = _forecast(prior, prompts, source, shown.cameras, objective, is_local(config))
     run.begin(prior.fingerprint)
     reset_peak_memory(device)  # of a source that was trained in this process
     each = log_step(work, iterations, shown.pictures)
@@ -141,6 +142,7 @@ class Shown(Protocol):
     """What an edit shows of itself on the way, and gives at its end."""
 
     target: Renderable
+    cameras: list[Camera]
 
     def pictures(self) -> dict[str, Tensor]: ...
 

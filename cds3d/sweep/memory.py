@@ -78,6 +78,8 @@ def _edit_mb(question: Question) -> float:
     prior, objective, prompts = prepare(config, device)
     capture = load_scene(config)
     views = [resized_to(capture.cameras[i], config.edit.width) for i in capture.train]
+    if "fit" in config.edit:
+        views = views[: config.edit.fit.views]
     field = _untrained(config, capture).to(device)
     before, size = memory_mb(device), (views[0].height, views[0].width)
     local = is_local(config)

@@ -8,11 +8,12 @@ from defaults import edit_config, region_config
 from fakes import PROMPTS, LinearPrior
 
 import cds3d.by_pictures as module
-from cds3d.by_pictures import FitConfig, PictureEdit
+from cds3d.by_pictures import FitConfig, PictureEdit, spread
 from cds3d.objectives.objective import Draw, Step
 from cds3d.options import build, load_config
 from cds3d.subjects.field import FieldRates
 from cds3d.subjects.region import EditedRegion
+from tensorf.cameras import Camera
 from tensorf.captures import load_capture
 from tensorf.errors import UserError
 from tensorf.local import LocalField
@@ -201,8 +202,32 @@ def test_what_is_shown_on_the_way(field, cameras, masked):
     assert torch.equal(picture, torch.cat([edit._pictures[0], edit._seen(0)], 1))
 
 
+def looking_at(x, z, direction):
+    """A camera at (x, 0, z) whose last axis points along +z or -z."""
+    pose = torch.tensor([[1.0, 0, 0, x], [0, direction, 0, 0], [0, 0, direction, z]])
+    return Camera(pose=pose, width=8, height=8, fx=8.0, fy=8.0, cx=4.0, cy=4.0)
+
+
+def test_the_edited_views_are_spread_over_all():
+    row = [looking_at(float(x), 0.0, 1.0) for x in range(9)]
+    assert spread(row, None) == row and spread(row, 9) == row and spread(row, 20) == row
+    assert [float(c.pose[0, 3]) for c in spread(row, 3)] == [0.0, 4.0, 8.0]
+    assert len(spread(row, 1)) == 1 and len(spread(row, 5)) == 5
+    around = [looking_at(0.0, 0.0, 1.0) for _ in range(8)] + [looking_at(0.0, 0.0, -1.0)]
+    assert any(c is around[-1] for c in spread(around, 2))  # who looks the other way comes first
+
+
+def test_only_the_spread_views_are_edited_and_shown(field, cameras, masked):
+    edit = work(field, cameras, views=2)
+    assert len(edit.cameras) == len(edit.latents.images) == 2
+    assert edit.iterations == 2 * 2 + 3
+    to_end(edit)
+    assert len(edit._pictures) == 2
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"rounds": 0}, {"iterations": 0}, {"lr": 0.0}, {"agreement": 0.0}, {"grow": -1.0}, {"margin": 1.0}]
+    "wrong",
+    [{"views": 0}, {"rounds": 0}, {"iterations": 0}, {"lr": 0.0}, {"agreement": 0.0}, {"grow": -1.0}, {"margin": 1.0}],
 )
 def test_options_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
