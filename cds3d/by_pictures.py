@@ -1,13 +1,13 @@
-"""A radiance field edited by way of its pictures: each view is edited as an image is, then the field is fitted to them.
+"""A radiance field edited by way of its pictures: views are edited as images are, then the field is fitted to them.
 
 This is the "dataset update" of Instruct-NeRF2NeRF (Haque et al., ICCV 2023) with the objectives of this package, and
 with two changes. All views share the noise and the timestep of each turn, so that their edits are alike. And the
 pictures say only how the region of the edit looks; outside of it the field is the source's by construction. There are
 several rounds: the next one's pictures begin as what the fitted field shows, where all views agree.
 
-A field that is edited directly sees one view a step, a few hundred in all. Here every view has as many steps as a
-single image would have. That takes several times as long, and brings looks that need many steps, such as those of
-materials.
+A field that is edited directly sees one view a step, and each view a few times only. Here a few views have as many
+steps as a single image would have, without a renderer in between. That brings looks that need many steps, such as those
+of materials.
 """
 
 from __future__ import annotations

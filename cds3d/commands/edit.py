@@ -91,8 +91,8 @@ def _edit_scene(config: DictConfig, past: Past) -> Path:
     )  # fmt: skip
     if config.edit.get("name") is None:
         log.info(
-            "edit=field changes colours and keeps the shape; edit=shape lets the shape change too, and edit=pictures, "
-            "which takes longer, changes materials"
+            "edit=field changes colours and keeps the shape; edit=pictures is for materials too, and edit=shape lets "
+            "the shape change"
         )
     if is_local(config) and not isinstance(source, Field | LocalField):
         name = config.edit.get("name")
