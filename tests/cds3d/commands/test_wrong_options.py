@@ -14,7 +14,7 @@ from cds3d.options import load_config
         ("nonsense=1", ["unknown option nonsense"]),
         ("objective=hds", ["objective=hds", "cds, csd, dds, ids, ids-cds"]),
         ("guidance=sd3", ["guidance=sd3", "pocket, sd14, sd15, sd21"]),
-        ("edit=fast", ["edit=fast", "field, latent, pixels, published"]),
+        ("edit=fast", ["edit=fast", "field, latent, pictures, pixels, published"]),
         ("edit.iterations=abc", ["edit.iterations=abc"]),
         ("edit.iterations=1.5", ["iterations=1.5", "whole number"]),
         ("edit.iterations=-1", ["edit.iterations=-1"]),
