@@ -197,14 +197,14 @@ def test_a_shape_is_edited_in_the_given_region_without_a_look(field, cameras):
 def test_both_is_what_a_look_finds_in_the_given_region(field, cameras, monkeypatch):
     found = torch.zeros_like(field.occupancy)
     found[:, : found.shape[1] // 2] = True
-    monkeypatch.setattr("cds3d.subjects.local.edited_volume", lambda *_: found.clone())
+    monkeypatch.setattr("cds3d.subjects.volume.edited_volume", lambda *_: found.clone())
     subject = local(field, cameras, half(field), looks=1)
     pair = subject.pair(0)
     assert isinstance(pair, LookPair)
     subject.observe(pair, pair.backward(torch.ones(1, 3, 3, 4)))
     subject.pair(1)
     assert torch.equal(subject.target.region, found & half(field))
-    monkeypatch.setattr("cds3d.subjects.local.edited_volume", lambda *_: ~half(field))
+    monkeypatch.setattr("cds3d.subjects.volume.edited_volume", lambda *_: ~half(field))
     subject = local(field, cameras, half(field), looks=1)
     subject.observe(pair, torch.ones(24, 32, 3))
     with pytest.raises(UserError, match="nothing in common"):
