@@ -134,11 +134,10 @@ class ViewLatents:
 
 
 class PictureEdit:
-    """Edits all views' pictures and fits the field to them. It is driven like an `Editor`: `step`, `state_dict`.
+    """Edits pictures of some views and fits the field to them. It is driven like an `Editor`: `step`, `state_dict`.
 
-    source: the field to edit, left alone. cameras: the views to edit, at the editing size. edit: of one picture, a
-    round. given: (z, y, x) bool in the cells of the source's occupancy, which the region lies in, or, without `find`,
-    is.
+    source: the field to edit, left alone. cameras: the views, at the editing size. edit: of one picture, a round.
+    given: (z, y, x) bool in the cells of the source's occupancy. The region lies in it; without `find` it is this.
     """
 
     def __init__(

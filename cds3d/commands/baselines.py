@@ -13,10 +13,9 @@ from tqdm import tqdm
 
 from cds3d.baselines import BASELINES
 from cds3d.baselines.baseline import Baseline
-from cds3d.commands.driving import drive
 from cds3d.commands.evaluation import load_clip
-from cds3d.commands.images import configured_image, finish_image
-from cds3d.commands.preparing import check_negative_prompt, check_timesteps, configured_prior, log_step
+from cds3d.commands.images import configured_image, drive_editor, finish_image
+from cds3d.commands.preparing import check_negative_prompt, check_timesteps, configured_prior
 from cds3d.editor import EditConfig, Editor
 from cds3d.objectives.objective import Objective, Prompts
 from cds3d.options import build, pick_device
@@ -44,14 +43,7 @@ def edit_by_baseline(config: DictConfig) -> Path:
         check_timesteps(method, prior, "baseline")
         editor = Editor(subject, prior, method, Prompts.of(prior, config.src, config.tgt), edit_config)
         run.begin(prior.fingerprint)
-        seconds = drive(
-            editor,
-            edit_config.iterations,
-            run,
-            save_every=config.save_every,
-            label="edit",
-            each=log_step(editor, edit_config.iterations),
-        )
+        seconds = drive_editor(editor, run)
         steps = editor.iteration
     else:
         run.begin(prior.fingerprint)

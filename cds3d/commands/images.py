@@ -61,6 +61,13 @@ def edit_image(config: DictConfig) -> Path:
     return run.path
 
 
+def drive_editor(editor: Editor, run: RunFolder) -> float:
+    """Edit to the last iteration; returns the seconds an iteration."""
+    iterations = editor.config.iterations
+    each = log_step(editor, iterations)
+    return drive(editor, iterations, run, save_every=run.config.save_every, label="edit", each=each)
+
+
 def configured_image(config: DictConfig) -> Tensor:
     """(3, H, W) in [0, 1]: the picture `config.image` at the guidance's width. UserError if it cannot be read."""
     if config.guidance.image_width is not None:

@@ -126,6 +126,16 @@ def test_the_field_takes_on_the_change_of_its_pictures_in_the_region_alone(field
     assert all(torch.equal(v, before[k]) for k, v in density.items() if k.startswith("density"))
 
 
+def test_the_rate_of_a_fit_falls_to_a_tenth(field, cameras, masked):
+    edit = work(field, cameras, fits=4, lr=0.02)
+    rates = []
+    while edit.iteration < edit.iterations:
+        edit.step()
+        if edit.fitted:
+            rates.append(edit.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.02 * 0.1 ** (i / 4) for i in range(4)])
+
+
 def test_a_round_begins_as_the_field_shows(field, cameras, masked):
     edit = work(field, cameras, rounds=2)
     while edit.fitted < edit.fit.iterations:

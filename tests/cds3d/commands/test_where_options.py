@@ -63,6 +63,18 @@ def test_an_edit_stays_where_it_is_told(options, tmp_path, edit_options, trained
     assert not all(torch.equal(a, b) for a, b in zip(field.target.parameters(), field.source.parameters()))
 
 
+@pytest.mark.parametrize("region, find", [("given", False), ("both", True)])
+def test_the_options_reach_an_edit_of_pictures(region, find, edit_options, trained, monkeypatch):
+    made, build = [], edit_module.PictureEdit
+    monkeypatch.setattr(edit_module, "PictureEdit", lambda *a: made.append(build(*a)) or made[-1])
+    tiny = ["edit=pictures", "edit.width=48", "edit.iterations=1", "edit.fit.iterations=2", "edit.fit.agreement=0.01"]
+    tiny += ["edit.region.mask_threshold=0.01", "video_frames=0", "output=edit"]
+    assert run_command("edit", [*edit_options, *tiny, BOX, f"region={region}"]) == 0
+    (edit,) = made
+    assert edit.find is find and edit.given.any() and not edit.given.all()
+    assert not (edit.target.region & ~edit.given).any()
+
+
 def test_masks_are_carved_into_space(tmp_path, edit_options, trained, masks):
     field = edited(tmp_path, edit_options, f"mask={masks}")
     share = field.region[:, :, : field.region.shape[2] // 2].sum() / field.region.sum()
