@@ -14,7 +14,7 @@ from tensorf.cameras import Camera
 from tensorf.captures import llff, matching
 from tensorf.captures.colmap import find_models, read_colmap
 from tensorf.captures.geometry import mean_pose, place, transformed
-from tensorf.captures.images import flat_background, load_images
+from tensorf.captures.images import flat_background, leave_out_other_orientation, load_images
 from tensorf.captures.nsvf import is_nsvf, read_nsvf
 from tensorf.captures.pictures import is_transparent
 from tensorf.captures.transforms import is_transforms, read_transforms
@@ -92,6 +92,7 @@ def load_capture(
     listing = _read(root, width, order, check, outside)
     if not outside:
         require_inside((view.path for view in listing.views), root)
+    listing = leave_out_other_orientation(listing)
     transparent = is_transparent(listing.views[0].path)
     train, test = _split(listing, test_every)
     points, seen_by = _matched_points(listing, train, check)

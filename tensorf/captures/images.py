@@ -4,13 +4,18 @@ Poses and intrinsics are mostly estimated on the pixels as stored, as COLMAP and
 alone where these pixels have the aspect of the intrinsics. Where only the turned photo has it (intrinsics for
 3000x4000, a photo stored as 4000x3000 that EXIF turns by 90 degrees), the turned photo is meant and taken. Where both
 have it, as with square photos and half turns, the photo is taken as stored; where neither has it, that is an error.
+
+Photos may differ in size, each having intrinsics of its own: all are brought to the size that most have. Of a photo
+with another aspect the middle is taken. Portraits among landscapes, and landscapes among portraits, are left out.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-import sys
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,16 +23,18 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from tensorf.cameras import size_for_width
 from tensorf.captures.pictures import orientation, read_picture, stored_size
-from tensorf.captures.views import Lens, View
+from tensorf.captures.views import MINIMUM_VIEWS, Lens, Listing, View
 from tensorf.errors import UserError
 
 log = logging.getLogger("tensorf")
 
 _RIM_SHARE, _PURE, _FLAT_SHARE = 0.03, 5, 0.95  # of the shorter side; of 255 levels; of the rim's pixels
 _RIM_WARNING = 0.1  # of an image; phones stay under 5%
+_FEW = 20  # photos, which are loaded within a second or two
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -60,15 +67,49 @@ def image_size(path: Path, calibrated: tuple[float, float] | None = None) -> tup
 def _is_turned(path: Path, calibrated: tuple[float, float] | None) -> bool:
     """True where the photo has the intrinsics' aspect only once it is turned as its EXIF orientation says."""
     width, height = stored_size(path)
-    if calibrated is None or _same_aspect((width, height), calibrated):
+    if calibrated is None or same_aspect((width, height), calibrated):
         return False
-    return _same_aspect((height, width), calibrated) and orientation(path) >= 5  # 5 to 8 swap the sides
+    return same_aspect((height, width), calibrated) and orientation(path) >= 5  # 5 to 8 swap the sides
 
 
-def _same_aspect(size: tuple[int, int], calibrated: tuple[float, float]) -> bool:
-    """True where the height is what the calibrated aspect makes of the width, within 1% and at least a pixel."""
-    expected = size[0] * calibrated[1]  # multiplied out, for calibrated sizes that are 0
-    return abs(expected - size[1] * calibrated[0]) <= max(0.01 * expected, calibrated[0])
+def same_aspect(size: tuple[int, int], other: tuple[float, float]) -> bool:
+    """True where the height is what the other size's aspect makes of the width, within 1% and at least a pixel."""
+    expected = size[0] * other[1]  # multiplied out, for calibrated sizes that are 0
+    return abs(expected - size[1] * other[0]) <= max(0.01 * expected, other[0])
+
+
+def common_size(sizes: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """The (width, height) that most have, of the orientation that most have; the largest of equally common ones."""
+    sizes = list(sizes)
+    orientation = Counter(np.sign(width - height) for width, height in sizes).most_common(1)[0][0]
+    counts = Counter(size for size in sizes if np.sign(size[0] - size[1]) == orientation)
+    return max(counts, key=lambda size: (counts[size], size))
+
+
+def leave_out_other_orientation(listing: Listing) -> Listing:
+    """`listing` without portraits where most photos are landscapes, and the other way round; one warning counts them.
+
+    UserError where too few are left.
+    """
+    sizes = [image_size(view.path, view.lens.size) for view in listing.views]
+    common = common_size(sizes)
+    kept, odd = [], []
+    for view, size in zip(listing.views, sizes, strict=True):
+        across = (size[0] - size[1]) * (common[0] - common[1]) < 0 and not same_aspect(size, common)
+        (odd if across else kept).append(view)
+    if not odd:
+        return listing
+    what = "portraits among landscapes" if common[0] > common[1] else "landscapes among portraits"
+    if len(kept) < MINIMUM_VIEWS:
+        raise UserError(
+            f"{listing.source}: {len(odd)} of {len(sizes)} photos are {what} (the first is {odd[0].path}), and at "
+            f"least {MINIMUM_VIEWS} of one orientation are needed"
+        )
+    log.warning(
+        "%s: %d of %d photos are %s and left out, the first is %s",
+        listing.source, len(odd), len(sizes), what, odd[0].name,
+    )  # fmt: skip
+    return replace(listing, views=kept)
 
 
 def load_images(
@@ -77,27 +118,51 @@ def load_images(
     """All photos as pinhole images at `width` pixels (None: as they are), with their intrinsics at that size.
 
     Returns images (n, height, width, 3) uint8 RGB and n lenses without distortion. Transparency is composited on
-    white or black. Memory holds the resized images and a single photo. Raises UserError for unreadable photos,
-    photos of different sizes and photos whose aspect is not that of the intrinsics.
+    white or black. Memory holds the resized images and a single photo. show_progress: a bar on stderr, where there are
+    many. Raises UserError for unreadable photos and photos whose aspect is not that of the intrinsics.
     """
-    native = _common_size(views)
+    sizes = [image_size(view.path, view.lens.size) for view in views]
+    native = common_size(sizes)
     if width is not None and width > native[0]:
         log.info("photos are %d pixels wide: keeping that, %d was asked", native[0], width)
     size = native if width is None or width >= native[0] else size_for_width(*native, width)
     images = np.empty((len(views), size[1], size[0], 3), dtype=np.uint8)
     lenses = []
-    for i, view in enumerate(views):
-        lens = _lens_at(view, native)
-        photo = read_picture(view.path, white=white, upright=_is_turned(view.path, view.lens.size))
-        pixels = undistort(photo, lens)
-        images[i] = pixels if size == native else cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-        lens = lens.resized(*size)
-        lenses.append(Lens(lens.fx, lens.fy, lens.cx, lens.cy, lens.width, lens.height))
-        if show_progress:
-            print(f"\rreading photos {i + 1}/{len(views)}", end="", file=sys.stderr, flush=True)
-    if show_progress:
-        print(file=sys.stderr)
+    bar = tqdm(views, desc="photos", unit="photo", disable=not show_progress or len(views) <= _FEW)
+    for i, view in enumerate(bar):
+        images[i], lens = _pinhole_image(view, sizes[i], native, size, white)
+        lenses.append(lens)
     return torch.from_numpy(images), lenses
+
+
+def _pinhole_image(
+    view: View, stored: tuple[int, int], native: tuple[int, int], size: tuple[int, int], white: bool
+) -> tuple[np.ndarray, Lens]:
+    """A view's photo as a pinhole image of the (width, height) `size`, with its lens.
+
+    stored: the photo's size. native: the size of most photos, whose aspect is taken.
+    """
+    lens = _lens_at(view, stored)
+    # Twice what is needed is left for averaging. Lenses are undone in full detail.
+    reduction = 1 if any(lens.distortion) else min(stored[0] // (2 * size[0]), stored[1] // (2 * size[1]))
+    upright = _is_turned(view.path, view.lens.size)
+    pixels = undistort(read_picture(view.path, white=white, upright=upright, reduction=reduction), lens)
+    lens = lens.resized(pixels.shape[1], pixels.shape[0])
+    if not same_aspect(stored, native):
+        pixels, lens = _middle(pixels, lens, native)
+    if lens.size != size:
+        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if lens.width > size[0] else cv2.INTER_LINEAR)
+        lens = lens.resized(*size)
+    return pixels, replace(lens, distortion=(), fisheye=False)
+
+
+def _middle(pixels: np.ndarray, lens: Lens, aspect: tuple[int, int]) -> tuple[np.ndarray, Lens]:
+    """The largest part of an image (height, width, 3) that has the (width, height) `aspect` and the image's centre."""
+    height, width = pixels.shape[:2]
+    scale = min(width / aspect[0], height / aspect[1])
+    w, h = round(scale * aspect[0]), round(scale * aspect[1])
+    left, top = (width - w) // 2, (height - h) // 2
+    return pixels[top : top + h, left : left + w], lens.cropped(left, top, w, h)
 
 
 def flat_background(images: Tensor) -> str | None:
@@ -141,23 +206,10 @@ def _undistortion_map(lens: Lens) -> tuple[np.ndarray, np.ndarray]:
     return columns, rows
 
 
-def _common_size(views: list[View]) -> tuple[int, int]:
-    """The (width, height) that all photos have."""
-    first = image_size(views[0].path, views[0].lens.size)
-    for view in views[1:]:
-        size = image_size(view.path, view.lens.size)
-        if size != first:
-            raise UserError(
-                f"photos differ in size: {views[0].path} is {first[0]}x{first[1]}, {view.path} is "
-                f"{size[0]}x{size[1]}; resize or remove the odd ones"
-            )
-    return first
-
-
 def _lens_at(view: View, size: tuple[int, int]) -> Lens:
     """The view's lens at its photo's true size, which may be a resized copy of the one calibrated, never a crop."""
     width, height = size
-    if not _same_aspect(size, view.lens.size):
+    if not same_aspect(size, view.lens.size):
         raise UserError(
             f"{view.path} is {width}x{height} but its intrinsics are for {view.lens.width:g}x{view.lens.height:g}, "
             "another aspect; use the photos that the poses were estimated on (not cropped, not rotated)"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tensorf.captures.images import IMAGE_SUFFIXES, image_size
+from tensorf.captures.images import IMAGE_SUFFIXES, common_size, image_size
 from tensorf.captures.views import Lens, Listing, View, checked_lens, checked_pose, natural_key, report_missing
 from tensorf.errors import UserError, reason
 from tensorf.untrusted import read_bytes
@@ -34,18 +34,22 @@ def read_nsvf(root: Path) -> Listing:
     names = sorted((p.stem for p in (root / "pose").glob("*.txt")), key=natural_key)
     tests = "2_" if any(name.startswith("2_") for name in names) else "1_"
     used = [name for name in names if not name.startswith(("1_", "2_")) or name.startswith(tests)]
-    views, missing = [], []
-    for name in used:
-        path = next((p for s in IMAGE_SUFFIXES if (p := root / "rgb" / f"{name}{s}").is_file()), None)
-        if path is None:
-            missing.append(name)
-            continue
+    paths = {name: _photo(root, name) for name in used}
+    missing = [name for name in used if paths[name] is None]
+    found = {name: path for name, path in paths.items() if path is not None}
+    report_missing(source, missing, len(used))
+    size = common_size(map(image_size, found.values()))
+    views = []
+    for name, path in found.items():
         file = root / "pose" / f"{name}.txt"
         pose = checked_pose(_numbers(file, 4, 4)[:3], file, name)
-        lens = checked_lens(Lens(*focals, *center, *image_size(path)), source, name)
+        lens = checked_lens(Lens(*focals, *center, *size), source, name)
         views.append(View(path.name, path, pose, lens, name.startswith(tests)))
-    report_missing(source, missing, len(used))
     return Listing(source, views)
+
+
+def _photo(root: Path, name: str) -> Path | None:
+    return next((p for s in IMAGE_SUFFIXES if (p := root / "rgb" / f"{name}{s}").is_file()), None)
 
 
 def _intrinsics(source: Path) -> tuple[tuple[float, float], tuple[float, float]]:

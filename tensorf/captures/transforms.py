@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tensorf.captures.images import IMAGE_SUFFIXES, image_size
+from tensorf.captures.images import IMAGE_SUFFIXES, common_size, image_size
 from tensorf.captures.views import Lens, Listing, View, checked_lens, checked_pose, natural_key, report_missing
 from tensorf.errors import UserError
 from tensorf.untrusted import load_json
@@ -68,7 +68,7 @@ def _read_file(root: Path, source: Path, role: bool | None) -> tuple[list[View],
         if not isinstance(frame, dict):
             raise UserError(f"{source}: frame {i} is not an object with file_path and transform_matrix")
         paths.append(_normal(_require(frame, "file_path", source, str, f"frame {i}")))
-    views, missing = [], []
+    found, missing = [], []
     for name, frame in sorted(zip(paths, frames, strict=True), key=lambda pair: natural_key(pair[0])):
         held_out = role if named is None else named.get(name)
         if named is not None and held_out is None:
@@ -77,8 +77,15 @@ def _read_file(root: Path, source: Path, role: bool | None) -> tuple[list[View],
         if path is None:
             missing.append(name)
             continue
+        found.append((name, frame, path, held_out))
+    unsized = {path: image_size(path) for _, frame, path, _ in found if not {"w", "h"} <= {*shared, *frame}}
+    of_most = common_size(unsized.values()) if unsized else None
+    views = []
+    for name, frame, path, held_out in found:
         pose = _pose(frame, source, name)
-        lens = checked_lens(_lens({**shared, **frame}, path, source), source, name)
+        # A focal length of the whole file is for the size that most photos have, an angle of view for every size.
+        size = of_most if "fl_x" in shared and "fl_x" not in frame else unsized.get(path)
+        lens = checked_lens(_lens({**shared, **frame}, size, path, source), source, name)
         views.append(View(Path(name).with_name(path.name).as_posix(), path, pose, lens, held_out))
     return views, missing
 
@@ -106,8 +113,11 @@ def _pose(frame: dict, source: Path, name: str) -> np.ndarray:
     return checked_pose(opencv_from_opengl(matrix[:3]), source, name)
 
 
-def _lens(keys: dict, path: Path, source: Path) -> Lens:
-    """The lens from a frame's `keys` (its own over the file's): focal lengths, or angles of view as Blender's."""
+def _lens(keys: dict, size: tuple[int, int] | None, path: Path, source: Path) -> Lens:
+    """The lens from a frame's `keys` (its own over the file's): focal lengths, or angles of view as Blender's.
+
+    size: the (width, height) that it is for, where the keys name none.
+    """
 
     def number(key: str, default: float | None = None) -> float:
         value = keys.get(key, default)
@@ -118,7 +128,7 @@ def _lens(keys: dict, path: Path, source: Path) -> Lens:
     if "w" in keys and "h" in keys:
         width, height = number("w"), number("h")
     else:
-        width, height = image_size(path)
+        width, height = size
 
     def focal_from_angle(key: str, size: float) -> float:
         angle = number(key)

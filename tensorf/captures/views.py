@@ -49,6 +49,10 @@ class Lens:
             self, fx=self.fx * sx, fy=self.fy * sy, cx=self.cx * sx, cy=self.cy * sy, width=width, height=height
         )
 
+    def cropped(self, left: int, top: int, width: int, height: int) -> Lens:
+        """The lens of a part of the image, whose top left corner lies at (left, top)."""
+        return replace(self, cx=self.cx - left, cy=self.cy - top, width=width, height=height)
+
 
 @dataclass(frozen=True)
 class View:
