@@ -8,7 +8,8 @@ python scripts/claims.py figure11    # patch size and number of patches
 python scripts/claims.py centre      # features with and without what all positions have in common
 python scripts/claims.py features    # why: cosines, loss and gradient of each layer
 
---cases N scenes a task (default 4). Runs are kept under outputs/claims, shared by the claims, and not done twice.
+--cases N scenes a task (default 4). Runs are kept under outputs/claims, shared by the claims, and not done twice. What
+is written goes to outputs/bench/claims (--output).
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ def sweep(claim: str, args: argparse.Namespace) -> None:
         lines.append(f"| {label} | {row['cases']} | " + " | ".join(cells) + " |")
     for task, row in result.get("cds_less_dds_at_equal_progress", {}).items():
         kept, structure = report.cell(row, "kept_db", 1), report.cell(row, "structure", 3)
-        lines += ["", f"{task}, CDS less DDS at equal gain: kept {kept or 'none'} dB, edge F1 {structure or 'none'}; "]
+        lines += ["", f"{task}, CDS minus DDS at equal gain: kept {kept or 'none'} dB, edge F1 {structure or 'none'}; "]
         lines[-1] += f"{row['cases']} cases, {row['left_out']} left out."
     (args.output / f"{claim}.md").write_text("\n".join(lines) + "\n")
     report.contact_sheet(args.output / f"{claim}.jpg", list(sheet.items()), ["source", "true edit", *variants])
@@ -245,7 +246,7 @@ def main(argv=None) -> None:
     parser.add_argument("--jobs", type=int, help="runs at a time (all cores)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--work", type=Path, default=Path("outputs/claims"))
-    parser.add_argument("--output", type=Path, default=Path("docs/claims"))
+    parser.add_argument("--output", type=Path, default=Path("outputs/bench/claims"))
     args = parser.parse_args(argv)
     try:
         if args.claim in ("figure5", "features"):

@@ -211,7 +211,7 @@ def test_claims_write_tables_and_sheets(tmp_path, tiny_folder, monkeypatch, caps
         "edit.iterations=2",
     ]
     claims.main(["figure6", *few])
-    out = tmp_path / "docs" / "claims"
+    out = tmp_path / "outputs" / "bench" / "claims"
     rows = json.loads((out / "figure6.json").read_text())["variants"]
     assert list(rows) == ["none (DDS)", "score", "cross-attention", "self-attention"]
     assert rows["score"]["kept_psnr_db"] != rows["self-attention"]["kept_psnr_db"]
