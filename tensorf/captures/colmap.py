@@ -6,12 +6,13 @@ A model is three files, `cameras`, `images` and `points3D`, each .bin or .txt (`
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from tensorf.captures.colmap_files import Model, Registered, count_images, load_model
-from tensorf.captures.images import choose_image_folder
+from tensorf.captures.images import choose_image_folder, image_folders
 from tensorf.captures.views import Lens, Listing, View, checked_lens, checked_pose, natural_key, report_missing
 from tensorf.errors import UserError
 
@@ -44,16 +45,14 @@ def find_models(root: Path) -> list[Path]:
 def read_colmap(root: Path, width: int | None) -> Listing:
     """Lists the registered views of the largest model under `root`, sorted naturally by name.
 
-    Photos come from the `images*` folder that suits `width` (pixels) best, else from `root`; near and far are the 0.5
-    and 99.5 percentiles of the depths at which views observe points. Photos that do not exist are left out with one
-    warning. Raises UserError for unreadable files, camera models that cannot be undone and fewer than 3 photos.
+    Photos come from an `images*` folder, else from `root`: of the folders with most of the model's photos, the one that
+    suits `width` (pixels) best. Near and far are the 0.5 and 99.5 percentiles of the depths at which views observe
+    points. Photos that do not exist are left out with one warning. Raises UserError for unreadable files, camera models
+    that cannot be undone and fewer than 3 photos.
     """
     folder = _largest(find_models(root))
     model = load_model(folder)
-    try:
-        photos = choose_image_folder(root, width, _calibrated_size(model))
-    except UserError:
-        photos = root
+    photos = _photos(root, width, model)
     views, missing, depths = [], [], []
     for image in sorted(model.images, key=lambda image: natural_key(image.name)):
         pose = _pose(image, model.images_file)
@@ -85,9 +84,23 @@ def _largest(folders: list[Path]) -> Path:
     return best
 
 
+def _photos(root: Path, width: int | None, model: Model) -> Path:
+    """The folder of the model's photos: `root` where no `images*` folder has any.
+
+    A folder that lacks some goes behind those that have more of them, as one that was being filled.
+    """
+    found = {f: [path for i in model.images if (path := f / i.name).is_file()] for f in image_folders(root)}
+    most = max(map(len, found.values()), default=0)
+    if not most:
+        return root
+    fullest = {folder: paths for folder, paths in found.items() if len(paths) == most}
+    return choose_image_folder(fullest, width, _calibrated_size(model))
+
+
 def _calibrated_size(model: Model) -> tuple[float, float] | None:
-    """(width, height) of the first camera; a capture's photos are all of one size."""
-    camera = next(iter(model.cameras.values()), None)
+    """(width, height) of the camera that took most of the photos."""
+    (number, _), *_ = Counter(image.camera_id for image in model.images).most_common(1)
+    camera = model.cameras.get(number)
     return None if camera is None else (camera.width, camera.height)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -38,21 +38,38 @@ _FEW = 20  # photos, which are loaded within a second or two
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
-def choose_image_folder(root: Path, width: int | None, calibrated: tuple[float, float] | None) -> Path:
-    """The folder among `images`, `images_2`, `images_4`, ... with the narrowest photos of at least `width` pixels.
+def is_photo(path: Path) -> bool:
+    """Whether it is a picture's file by its name.
 
-    Without `width`, or where none is wide enough: the one with the widest. calibrated: as in `image_size`. Raises
-    UserError where none holds photos.
+    "._name" is what macOS leaves beside a photo on foreign disks; names with @ are a Synology's own.
     """
-    widths = {}
-    for folder in sorted(p for p in root.iterdir() if p.is_dir() and re.fullmatch(r"images(_\d+)?", p.name)):
-        first = next((p for p in sorted(folder.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES), None)
-        if first is not None:
-            widths[folder] = image_size(first, calibrated)[0]
-    if not widths:
-        raise UserError(f"{root} has no photos: looked for a folder images, images_2, images_4 or images_8 in it")
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] not in ".@" and path.is_file()
+
+
+def image_folders(root: Path) -> list[Path]:
+    """The folders `images`, `images_2`, `images_4`, ... of `root`."""
+    return sorted(p for p in root.iterdir() if re.fullmatch(r"images(_\d+)?", p.name) and p.is_dir())
+
+
+def choose_image_folder(
+    photos: dict[Path, list[Path]], width: int | None, calibrated: tuple[float, float] | None
+) -> Path:
+    """The folder with the narrowest photos of at least `width` pixels.
+
+    Without `width`, or where none is wide enough: the one with the widest. photos: of each folder, one or more.
+    calibrated: as in `image_size`.
+    """
+    widths = {
+        folder: np.median([image_size(path, calibrated)[0] for path in a_few(paths)])
+        for folder, paths in photos.items()
+    }
     enough = [folder for folder in widths if width is not None and widths[folder] >= width]
     return min(enough, key=widths.__getitem__) if enough else max(widths, key=widths.__getitem__)
+
+
+def a_few(paths: Sequence[Path]) -> list[Path]:
+    """At most five, evenly spread."""
+    return [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, 5).round().astype(int))]
 
 
 def image_size(path: Path, calibrated: tuple[float, float] | None = None) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from tokenize import TokenError
 import numpy as np
 
 from tensorf.captures.colmap import find_models, model_poses
-from tensorf.captures.images import IMAGE_SUFFIXES, choose_image_folder
+from tensorf.captures.images import choose_image_folder, image_folders, is_photo
 from tensorf.captures.matching import fit
 from tensorf.captures.views import MINIMUM_VIEWS, Lens, Listing, View, checked_lens, checked_pose, natural_key
 from tensorf.errors import UserError
@@ -41,8 +41,7 @@ def read_llff(root: Path, width: int | None, order: str = "auto", check: bool = 
     source = root / FILE_NAME
     rows = _load_rows(source)
     matrices, depths = rows[:, :15].reshape(-1, 3, 5), rows[:, 15:]
-    folder = choose_image_folder(root, width, _calibrated_size(matrices))
-    photos = sorted((p for p in folder.iterdir() if _is_photo(p)), key=lambda p: p.name)
+    folder, photos = _photos(root, width, matrices)
     if not outside:
         require_inside(photos, root)  # to find their order they may be matched
     if len(photos) != len(rows):
@@ -122,6 +121,20 @@ def opencv_from_llff(pose: np.ndarray) -> np.ndarray:
     return np.stack([right, down, -back, position], axis=-1)
 
 
+def _photos(root: Path, width: int | None, matrices: np.ndarray) -> tuple[Path, list[Path]]:
+    """(the folder of photos that suits `width` best, its photos sorted by name).
+
+    A folder with a photo for each of `matrices` (n, 3, 5) goes before the others. UserError where there are none.
+    """
+    photos = {f: sorted((p for p in f.iterdir() if is_photo(p)), key=lambda p: p.name) for f in image_folders(root)}
+    photos = {folder: found for folder, found in photos.items() if found}
+    if not photos:
+        raise UserError(f"{root} has no photos: looked for a folder images, images_2, images_4 or images_8 in it")
+    complete = {folder: found for folder, found in photos.items() if len(found) == len(matrices)}
+    folder = choose_image_folder(complete or photos, width, _calibrated_size(matrices))
+    return folder, photos[folder]
+
+
 def _calibrated_size(matrices: np.ndarray) -> tuple[float, float] | None:
     """(width, height) that the first of `matrices` (n, 3, 5) is for."""
     return (float(matrices[0, 1, 4]), float(matrices[0, 0, 4])) if len(matrices) else None
@@ -159,7 +172,3 @@ def nearest_depth(root: Path) -> float:
     """The nearest depth of all views of the LLFF capture in `root`, in its own units. UserError as `read_llff`."""
     source = root / FILE_NAME
     return _checked_depths(_load_rows(source)[:, 15:], source)[0]
-
-
-def _is_photo(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")

@@ -31,7 +31,8 @@ def read_nsvf(root: Path) -> Listing:
     """
     source = root / FILE_NAME
     focals, center = _intrinsics(source)
-    names = sorted((p.stem for p in (root / "pose").glob("*.txt")), key=natural_key)
+    poses = [p for p in (root / "pose").glob("*.txt") if p.name[0] not in ".@"]  # as `images.is_photo`
+    names = sorted((p.stem for p in poses), key=natural_key)
     tests = "2_" if any(name.startswith("2_") for name in names) else "1_"
     used = [name for name in names if not name.startswith(("1_", "2_")) or name.startswith(tests)]
     paths = {name: _photo(root, name) for name in used}

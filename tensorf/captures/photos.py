@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import Counter
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
-from tensorf.captures.images import IMAGE_SUFFIXES
-from tensorf.captures.pictures import open_picture
+from tensorf.captures.images import common_size, is_photo, same_aspect
+from tensorf.captures.pictures import UnreadablePicture, orientation, read_picture, stored_size
 from tensorf.captures.views import natural_key
 from tensorf.errors import UserError
 
@@ -22,14 +21,14 @@ log = logging.getLogger("tensorf")
 
 LONGEST_SIDE = 1600  # pixels of a copy: more than training uses
 JPEG_QUALITY = 95
-_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-_UNREADABLE = (OSError, ValueError, SyntaxError)
+# Of phones and cameras: pictures that are not read.
+_UNREAD_SUFFIXES = (".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2")
 
 
 def find_photos(folder: Path) -> list[Path]:
     """The photos in `folder`'s subfolder `images`, else those in `folder` itself, in natural order of their names."""
     for place in (folder / "images", folder):
-        photos = [p for p in place.iterdir() if _is_photo(p)] if place.is_dir() else []
+        photos = [p for p in place.iterdir() if is_photo(p)] if place.is_dir() else []
         if photos:
             return sorted(photos, key=lambda p: natural_key(p.name))
     return []
@@ -38,61 +37,67 @@ def find_photos(folder: Path) -> list[Path]:
 def copy_photos(photos: list[Path], folder: Path, show_progress: bool = False) -> list[str]:
     """Writes upright RGB copies, at most 1600 pixels a side, into `folder`; returns their names in the given order.
 
-    One camera is estimated for all, so that copies need one size: the most common one is kept, and photos of other
-    sizes are counted and left out. Transparency becomes white.
+    One camera is estimated for all, so that copies need one size: the most common one is kept, photos of the same
+    aspect are resized to it, and those of another are counted and left out. Transparency becomes white. Photos of kinds
+    that are not read, which lie beside them, are counted in a warning.
     Raises UserError that names the unreadable photos, or the first that has too many pixels.
     """
+    _tell_unread(photos)
     unreadable, sizes = [], {}
     for photo in photos:
         try:
             sizes[photo] = _upright_size(photo)
-        except _UNREADABLE:
+        except UnreadablePicture:
             unreadable.append(photo)
     _refuse(unreadable)
-    common = Counter(sizes.values()).most_common(1)[0][0]
-    kept = [photo for photo in photos if sizes[photo] == common]
+    common = common_size(map(_copy_size, sizes.values()))
+    kept = [photo for photo in photos if same_aspect(sizes[photo], common)]
     names = _names(kept)
     for photo, name in zip(tqdm(kept, desc="photos", unit="photo", disable=not show_progress), names):
+        reduction = min(sizes[photo][0] // common[0], sizes[photo][1] // common[1])
         try:
-            copy = _upright(photo, common)
-        except _UNREADABLE:  # a file that is cut off has a good header
+            pixels = read_picture(photo, white=True, upright=True, reduction=reduction)
+        except UnreadablePicture:  # a file that is cut off has a good header
             unreadable.append(photo)
             continue
+        copy = Image.fromarray(pixels)
+        if copy.size != common:
+            copy = copy.resize(common, Image.LANCZOS)
         copy.save(folder / name, quality=JPEG_QUALITY)
     _refuse(unreadable)
     if len(kept) < len(photos):
-        odd = next(photo for photo in photos if sizes[photo] != common)
+        odd = next(photo for photo in photos if not same_aspect(sizes[photo], common))
         log.warning(
-            "%d of %d photos are left out: they are not %dx%d as the others are (the first is %s)",
+            "%d of %d photos are left out: they have not the aspect of %dx%d that the others have (the first is %s)",
             len(photos) - len(kept), len(photos), *common, odd,
         )  # fmt: skip
     return names
 
 
-def _is_photo(path: Path) -> bool:
-    # "._name" is what macOS leaves beside a photo on foreign disks
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+def _tell_unread(photos: list[Path]) -> None:
+    """One warning for pictures beside `photos` that cannot be read, unless the same shot is there as a photo."""
+    shots = {photo.stem for photo in photos}
+    beside = (p for folder in {photo.parent for photo in photos} for p in folder.iterdir())
+    unread = sorted(p for p in beside if p.suffix.lower() in _UNREAD_SUFFIXES and p.name[0] not in ".@")
+    unread = [p for p in unread if p.stem not in shots]
+    if unread:
+        kinds = ", ".join(sorted({p.suffix.lower() for p in unread}))
+        log.warning(
+            "%d photos of a kind that is not read (%s) lie beside the others and are left out, the first is %s; "
+            "convert them to JPEG", len(unread), kinds, unread[0],
+        )  # fmt: skip
 
 
 def _upright_size(path: Path) -> tuple[int, int]:
-    """(width, height) of the photo's copy, from the header alone."""
-    with open_picture(path) as image:
-        width, height = image.size
-        if image.getexif().get(0x0112) in _SIDEWAYS:
-            width, height = height, width
-    scale = min(1.0, LONGEST_SIDE / max(width, height))
-    return max(1, round(width * scale)), max(1, round(height * scale))
+    """(width, height) of the photo turned upright, from the header alone."""
+    width, height = stored_size(path)
+    return (height, width) if orientation(path) >= 5 else (width, height)  # 5 to 8 swap the sides
 
 
-def _upright(path: Path, size: tuple[int, int]) -> Image.Image:
-    with open_picture(path) as file:
-        file.draft("RGB", (LONGEST_SIDE, LONGEST_SIDE))  # lets JPEG decode at a half or a quarter, still large enough
-        picture = ImageOps.exif_transpose(file)
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    picture = picture.convert("RGB")
-    return picture if picture.size == size else picture.resize(size, Image.LANCZOS)
+def _copy_size(size: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) of the copy of a photo of this size."""
+    scale = min(1.0, LONGEST_SIDE / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def _names(photos: list[Path]) -> list[str]:

@@ -38,6 +38,10 @@ _TURNS = {  # EXIF orientation -> what makes the picture upright
 _INVERSE = {6: 8, 8: 6}  # every other orientation undoes itself
 
 
+class UnreadablePicture(UserError):
+    """A file that is damaged, cut off or no picture."""
+
+
 def open_picture(path: Path) -> Image.Image:
     """Pillow's image with its header read, and its pixels not yet.
 
@@ -110,7 +114,7 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except _DAMAGE as error:
         why = "" if isinstance(error, UnidentifiedImageError) else f" ({reason(error)})"
-        raise UserError(
+        raise UnreadablePicture(
             f"{path} cannot be read as an image{why}; save it again as an 8-bit PNG or JPEG, or remove it"
         ) from error
 

@@ -65,6 +65,64 @@ def test_large_photos_are_reduced(tmp_path, folder, size):
     assert sorted(copied(tmp_path, folder)["large.jpg"].size) == [667, 1600]
 
 
+def test_deep_and_float_photos_keep_their_colours(tmp_path, folder):
+    """Pillow alone makes 16-bit grey white and floats in 0 to 1 black."""
+    grey = np.tile(np.linspace(0.1, 0.9, 64, dtype=np.float32), (48, 1))
+    Image.fromarray((grey * 65535).astype(np.uint16)).save(folder / "deep.png")
+    Image.fromarray(grey).save(folder / "float.tif")
+    for name, copy in copied(tmp_path, folder).items():
+        assert np.abs(np.asarray(copy)[..., 1] - 255 * grey).max() < 4, name
+
+
+@pytest.mark.parametrize(("name", "options"), [("a.tif", {}), ("lzw.tif", {"compression": "tiff_lzw"}), ("a.png", {})])
+def test_photos_of_all_formats_are_upright(tmp_path, folder, name, options):
+    """Orientation 6, as above; Pillow tells the size of TIFFs as turned already."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = np.zeros((20, 40, 3), np.uint8)
+    stored[:10] = 250
+    Image.fromarray(stored).save(folder / name, exif=exif, **options)
+    copy = next(iter(copied(tmp_path, folder).values()))
+    assert copy.size == (20, 40)
+    pixels = np.asarray(copy).astype(int)
+    assert pixels[:, 15].min() > 200 and pixels[:, 5].max() < 50
+
+
+@pytest.mark.parametrize("turn", [1, 6])
+def test_large_jpegs_are_decoded_smaller(tmp_path, folder, turn, monkeypatch):
+    monkeypatch.setattr(photos, "LONGEST_SIDE", 100)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    large = picture(8, 6).resize((800, 600), Image.BICUBIC)
+    large.save(folder / "a.jpg", exif=exif, quality=95)
+    decoded = []
+    reading = lambda *args, **options: decoded.append(photos_read(*args, **options)) or decoded[-1]  # noqa: E731
+    photos_read = photos.read_picture
+    monkeypatch.setattr(photos, "read_picture", reading)
+    copy = copied(tmp_path, folder)["a.jpg"]
+    truth = large.resize((100, 75), Image.BOX)
+    truth = truth if turn == 1 else truth.transpose(Image.Transpose.ROTATE_270)
+    assert sorted(decoded[0].shape) == [3, 75, 100] and copy.size == truth.size
+    assert np.abs(np.asarray(copy).astype(int) - np.asarray(truth)).mean() < 3
+
+
+def test_photos_of_nearly_the_same_aspect_are_resized(tmp_path, folder, caplog):
+    for i, size in enumerate([(40, 30), (40, 30), (40, 31), (80, 60), (20, 15)]):
+        picture(*size).save(folder / f"{i}.png")
+    assert {copy.size for copy in copied(tmp_path, folder).values()} == {(40, 30)}
+    assert len(list(folder.iterdir())) == 5 and not caplog.records
+
+
+def test_photos_of_other_kinds_are_counted(tmp_path, folder, caplog):
+    for name in ("a.png", "b.jpg"):
+        picture().save(folder / name)
+    for name in ("c.HEIC", "d.heif", "e.nef", "b.CR2", "._f.dng", "@g.arw"):  # b is there as a JPEG
+        (folder / name).write_bytes(b"whatever")
+    copied(tmp_path, folder)
+    assert len(caplog.records) == 1
+    assert all(word in caplog.text for word in ("3 photos", ".heic, .heif, .nef", "c.HEIC", "convert them to JPEG"))
+
+
 def test_names_become_safe_and_stay_apart(tmp_path, folder):
     for name in ("#my photo.png", "_my_photo.jpg", "#my photo.jpg", "Blüte-1.5.jpeg"):
         picture().save(folder / name)
@@ -83,7 +141,7 @@ def test_photos_of_other_sizes_are_counted_and_left_out(tmp_path, folder, caplog
     picture(30, 40).save(folder / "upright.png")
     with caplog.at_level(logging.WARNING):
         assert sorted(copied(tmp_path, folder)) == ["0.jpg", "1.jpg", "2.jpg"]
-    assert "1 of 4 photos" in caplog.text and "40x30" in caplog.text and "upright.png" in caplog.text
+    assert "1 of 4 photos" in caplog.text and "aspect of 40x30" in caplog.text and "upright.png" in caplog.text
 
 
 @pytest.mark.parametrize("content", [b"no image", None])
