@@ -14,9 +14,8 @@ from tensorf.cameras import Camera
 from tensorf.captures import llff, matching
 from tensorf.captures.colmap import find_models, read_colmap
 from tensorf.captures.geometry import mean_pose, place, transformed
-from tensorf.captures.images import flat_background, leave_out_other_orientation, load_images
+from tensorf.captures.images import flat_background, is_cut_out, leave_out_other_orientation, load_images
 from tensorf.captures.nsvf import is_nsvf, read_nsvf
-from tensorf.captures.pictures import is_transparent
 from tensorf.captures.transforms import is_transforms, read_transforms
 from tensorf.captures.views import Listing
 from tensorf.errors import UserError
@@ -93,8 +92,8 @@ def load_capture(
     if not outside:
         require_inside((view.path for view in listing.views), root)
     listing = leave_out_other_orientation(listing)
-    transparent = is_transparent(listing.views[0].path)
     train, test = _split(listing, test_every)
+    transparent = is_cut_out([listing.views[i] for i in train])
     points, seen_by = _matched_points(listing, train, check)
     images, lenses = load_images(listing.views, width, white_background, show_progress)
     background = ("white" if white_background else "black") if transparent else flat_background(images)

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -26,13 +27,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tensorf.cameras import size_for_width
-from tensorf.captures.pictures import orientation, read_picture, stored_size
+from tensorf.captures.pictures import hidden_share, orientation, read_picture, stored_size
 from tensorf.captures.views import MINIMUM_VIEWS, Lens, Listing, View
 from tensorf.errors import UserError
 
 log = logging.getLogger("tensorf")
 
+_Item = TypeVar("_Item")
 _RIM_SHARE, _PURE, _FLAT_SHARE = 0.03, 5, 0.95  # of the shorter side; of 255 levels; of the rim's pixels
+_CUT_OUT = 0.05  # of a photo's pixels
 _RIM_WARNING = 0.1  # of an image; phones stay under 5%
 _FEW = 20  # photos, which are loaded within a second or two
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -67,9 +70,9 @@ def choose_image_folder(
     return min(enough, key=widths.__getitem__) if enough else max(widths, key=widths.__getitem__)
 
 
-def a_few(paths: Sequence[Path]) -> list[Path]:
+def a_few(items: Sequence[_Item]) -> list[_Item]:
     """At most five, evenly spread."""
-    return [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, 5).round().astype(int))]
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, 5).round().astype(int))]
 
 
 def image_size(path: Path, calibrated: tuple[float, float] | None = None) -> tuple[int, int]:
@@ -180,6 +183,12 @@ def _middle(pixels: np.ndarray, lens: Lens, aspect: tuple[int, int]) -> tuple[np
     w, h = round(scale * aspect[0]), round(scale * aspect[1])
     left, top = (width - w) // 2, (height - h) // 2
     return pixels[top : top + h, left : left + w], lens.cropped(left, top, w, h)
+
+
+def is_cut_out(views: Sequence[View]) -> bool:
+    """Whether transparency hides a part of most photos: a few are looked at, as stray pixels of one are no cut-out."""
+    shares = [hidden_share(view.path) for view in a_few(views)]
+    return sum(share >= _CUT_OUT for share in shares) > len(shares) / 2
 
 
 def flat_background(images: Tensor) -> str | None:

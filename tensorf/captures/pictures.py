@@ -83,11 +83,11 @@ def orientation(path: Path) -> int:
         return 1
 
 
-def is_transparent(path: Path) -> bool:
-    """True where the picture's transparency hides something; an alpha channel that is opaque throughout does not."""
+def hidden_share(path: Path) -> float:
+    """The share of the picture's pixels that are more transparent than not. UserError where the file cannot be read."""
     with _reading(path):
-        image, _ = _decoded(path)
-        return image.mode == "RGBA" and image.getchannel("A").getextrema()[0] < 255
+        image, _ = _decoded(path, reduction=8)  # JPEGs have no transparency
+    return float((np.asarray(image.getchannel("A")) < 128).mean()) if image.mode == "RGBA" else 0.0
 
 
 def read_picture(path: Path, *, white: bool, upright: bool, reduction: int = 1) -> np.ndarray:

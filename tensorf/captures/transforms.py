@@ -6,6 +6,7 @@ Camera axes in these files are OpenGL's (x right, y up, z back). Either one `tra
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from tensorf.captures.images import IMAGE_SUFFIXES, common_size, image_size
 from tensorf.captures.views import Lens, Listing, View, checked_lens, checked_pose, natural_key, report_missing
 from tensorf.errors import UserError
 from tensorf.untrusted import load_json
+
+log = logging.getLogger("tensorf")
 
 _MODELS = {  # camera_model -> fisheye
     "PINHOLE": False,
@@ -78,6 +81,8 @@ def _read_file(root: Path, source: Path, role: bool | None) -> tuple[list[View],
             missing.append(name)
             continue
         found.append((name, frame, path, held_out))
+    if any("mask_path" in frame for _, frame, _, _ in found):
+        log.warning("%s: masks (mask_path) are not read: what they hide is trained on too", source)
     unsized = {path: image_size(path) for _, frame, path, _ in found if not {"w", "h"} <= {*shared, *frame}}
     of_most = common_size(unsized.values()) if unsized else None
     views = []

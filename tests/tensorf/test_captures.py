@@ -383,6 +383,52 @@ def test_objects_on_a_pure_background_are_cut_out(tmp_path, level, name):
     assert load_capture(tmp_path).space == "unbounded"
 
 
+def write_alpha(path, share, level=0):
+    """Noise, of which the upper `share` has this alpha."""
+    photo = np.random.default_rng(0).integers(0, 255, (80, 120, 4), dtype=np.uint8)
+    photo[..., 3] = 255
+    photo[: round(80 * share), :, 3] = level
+    Image.fromarray(photo).save(path)
+
+
+@pytest.mark.parametrize(
+    ("shares", "level", "cut_out"),
+    [
+        ([0.06] * 8, 0, True),
+        ([0.06] * 8, 127, True),
+        ([1.0] * 8, 128, False),  # see-through, but there
+        ([0.03] * 8, 0, False),
+        ([0, 1, *[0] * 6], 0, False),  # one photo of many, the first to train on
+        ([1, 0, *[1] * 6], 0, True),
+    ],
+)
+def test_objects_are_cut_out_where_most_photos_hide_some(tmp_path, shares, level, cut_out):
+    write_transforms(tmp_path, ring(8), size=(120, 80), fl_x=100.0)
+    for i, share in enumerate(shares):
+        write_alpha(tmp_path / "images" / f"{i}.png", share, level)
+    assert (load_capture(tmp_path).space == "box") is cut_out
+
+
+def test_a_stray_pixel_is_no_cut_out(tmp_path):
+    write_transforms(tmp_path, ring(8), size=(120, 80), fl_x=100.0)
+    for i in range(8):
+        photo = np.random.default_rng(i).integers(0, 255, (80, 120, 4), dtype=np.uint8)
+        photo[..., 3] = 255
+        photo[0, 0, 3] = 254 if i < 2 else 0
+        Image.fromarray(photo).save(tmp_path / "images" / f"{i}.png")
+    capture = load_capture(tmp_path)
+    assert (capture.space, capture.background) == ("unbounded", "black")
+
+
+def test_masks_are_not_read_and_a_line_says_so(tmp_path, caplog):
+    write_transforms(tmp_path, ring(4))
+    edit_json(tmp_path / "transforms.json", lambda table: [f.update(mask_path="masks/0.png") for f in table["frames"]])
+    load_capture(tmp_path)
+    assert [r.getMessage() for r in caplog.records if "mask_path" in r.getMessage()] == [
+        f"{tmp_path / 'transforms.json'}: masks (mask_path) are not read: what they hide is trained on too"
+    ]
+
+
 # --- forward-facing or box
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tensorf import untrusted
-from tensorf.captures.pictures import is_transparent, orientation, read_picture, stored_size
+from tensorf.captures.pictures import hidden_share, orientation, read_picture, stored_size
 from tensorf.errors import UserError
 
 GREY16 = np.linspace(0, 65535, 16 * 24).round().astype(np.uint16).reshape(16, 24)
@@ -91,7 +91,7 @@ def patch_tag(path, tag, value):
 def test_eight_bit_rgb(tmp_path, name):
     Image.fromarray(RGB8).save(tmp_path / name, lossless=True)
     np.testing.assert_array_equal(read(tmp_path / name), RGB8)
-    assert not is_transparent(tmp_path / name)
+    assert hidden_share(tmp_path / name) == 0
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.jpg"])
@@ -133,7 +133,7 @@ def test_sixteen_bit_grey_is_divided_by_257(tmp_path):
     assert {Image.open(p).mode for p in paths} >= {"I;16", "I;16B", "I"}
     for path in paths:
         assert_close(read(path), (GREY16 / 257).round(), levels=0)
-        assert not is_transparent(path)
+        assert hidden_share(path) == 0
 
 
 def test_a_tiff_whose_zero_is_white(tmp_path):
@@ -223,7 +223,7 @@ def test_alpha_is_composited(tmp_path, white):
     assert_close(read(deep_grey, white), over(GREY16 / 65535, ALPHA16 / 65535, white), levels=2)
     floats = write_tiff(tmp_path / "floats.tif", (RGBA16 / 65535).astype(np.float32))
     assert_close(read(floats, white), over(RGB16 / 65535, ALPHA16 / 65535, white), levels=1.5)  # 8 bits come first
-    assert all(map(is_transparent, tmp_path.iterdir()))
+    assert all(hidden_share(path) == pytest.approx(0.5, abs=0.01) for path in tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("white", [True, False])
@@ -244,7 +244,7 @@ def test_palette_with_transparency(tmp_path, white):
         image.save(tmp_path / name, transparency=transparency)
         truth = over(colours[indices], np.array(alpha)[indices], white)
         assert_close(read(tmp_path / name, white), truth)
-        assert is_transparent(tmp_path / name)
+        assert hidden_share(tmp_path / name) == pytest.approx((np.array(alpha)[indices] < 0.5).mean())
 
 
 @pytest.mark.parametrize("white", [True, False])
@@ -255,13 +255,13 @@ def test_a_transparent_colour(tmp_path, white, bits):
         key = np.atleast_1d(deep[3, 5])
         path = write_png(tmp_path / f"{kind}.png", deep, kind, bits, transparent=key)
         hidden = (np.atleast_3d(deep) == key).all(-1)
-        assert hidden.any() and not hidden.all() and is_transparent(path)
+        assert hidden.any() and not hidden.all() and hidden_share(path) == pytest.approx(hidden.mean())
         assert_close(read(path, white), np.where(hidden[..., None], 255 * white, np.atleast_3d(samples / 257)))
 
 
 def test_an_opaque_alpha_channel_is_not_transparent(tmp_path):
     Image.fromarray(RGB8).convert("RGBA").save(tmp_path / "a.png")
-    assert not is_transparent(tmp_path / "a.png")
+    assert hidden_share(tmp_path / "a.png") == 0
 
 
 # --- orientation
