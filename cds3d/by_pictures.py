@@ -25,11 +25,13 @@ from cds3d.editor import EditConfig, Editor
 from cds3d.guidance.prior import Prior
 from cds3d.objectives.objective import Objective, Prompts
 from cds3d.subjects.field import FieldRates, as_batch, moved_groups, turn_of
+from cds3d.subjects.given import seen_share
 from cds3d.subjects.image import LatentImage, LatentPair
 from cds3d.subjects.region import EditedRegion, RegionConfig, dilated
 from cds3d.subjects.volume import agreed_region
 from tensorf.adam import Adam
 from tensorf.cameras import Camera
+from tensorf.errors import UserError
 from tensorf.local import LocalField
 from tensorf.renderable import FastView, Renderable
 from tensorf.visibility import LocalView
@@ -207,14 +209,22 @@ class PictureEdit:
         camera = turn_of(self.fitted, len(self.cameras), self.latents.seed)
         view = self._local[camera]
         wanted = self._pictures[camera].view(-1, 3)[view.index]
-        loss = (view.color(self.target) - wanted).square().mean()
+        loss = (view.color(self.target) - wanted).square().sum() / max(1, wanted.numel())  # a view may not see it
         self.optimizer.zero_grad()
         loss.backward()
+        moved = (p for group in self.optimizer.param_groups for p in group["params"])
+        gradients = [p.grad.sum() for p in moved if p.grad is not None]
+        error, *sums = torch.stack([loss.detach(), *gradients]).tolist()  # a GPU is asked once
+        if not all(map(math.isfinite, (error, *sums))):
+            raise UserError(
+                f"the fit to the pictures is no longer finite at iteration {self.iteration}: lower edit.fit.lr "
+                f"(now {self.fit.lr}) and go on from the state before it with resume=true"
+            )
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * _LR_END ** (self.fitted / self.fit.iterations)
         self.optimizer.step()
         self.fitted += 1
-        return -10 * math.log10(max(float(loss.detach()), 1e-10))
+        return -10 * math.log10(max(error, 1e-10))
 
     @torch.no_grad()
     def _seen(self, camera: int) -> Tensor:
@@ -224,17 +234,17 @@ class PictureEdit:
         return now.view_as(before).clamp(0, 1)
 
     @torch.no_grad()
-    def _open(self) -> None:
-        """Find where the pictures have changed, open that region of the source, and say what its views should show."""
-        found, cameras = EditedRegion(self.region), range(len(self.cameras))
-        changes = [self.latents.change(i) for i in cameras]
-        for i in cameras:
-            found.add(i, changes[i], self._views[i].full)
-        masks = [found.weight(i, self._views[i].full) for i in cameras]
-        region = self.given
-        if self.find:
+    def _open(self, region: Tensor | None = None) -> None:
+        """Find where the pictures have changed, open that region of the source, and say what its views should show.
+
+        region: the one that was found before, when a run goes on.
+        """
+        changes = [self.latents.change(i) for i in range(len(self.cameras))]
+        masks = self._masks(changes)
+        if region is None and self.find:
             views = zip(self._views, masks, strict=True)
             region = agreed_region(self.source, views, self.fit.agreement, self.fit.grow, self.given, "edit.fit")
+        region = self.given if region is None else region
         log.info("the region of the edit is %.2g%% of the scene's cells", 100 * float(region.float().mean()))
         self.target.target.load_state_dict(self.source.state_dict())
         self.target.open(region)
@@ -244,6 +254,18 @@ class PictureEdit:
         for view, mask, change in zip(self._views, masks, changes, strict=True):
             weight = dilated(mask, round(self.fit.margin * mask.shape[1]))
             self._pictures.append((view.full + weight[..., None] * change).clamp(0, 1))
+
+    def _masks(self, changes: list[Tensor]) -> list[Tensor]:
+        """(H, W) in [0, 1] for each view: where its change is to be taken over; of what is given, only its share."""
+        seen = [torch.ones_like(change[..., 0]) for change in changes]
+        if self.given is not None:
+            seen = [seen_share(self.source, v, self.given).view(v.full.shape[:2]) for v in self._views]
+        if not self.find:
+            return seen
+        found = EditedRegion(self.region)
+        for i, (view, change, share) in enumerate(zip(self._views, changes, seen, strict=True)):
+            found.add(i, change * share[..., None], view.full)
+        return [share * found.weight(i, self._views[i].full) for i, share in enumerate(seen)]
 
     @torch.no_grad()
     def pictures(self) -> dict[str, Tensor]:
@@ -266,6 +288,7 @@ class PictureEdit:
                 "fitted": self.fitted,
                 "parameters": parameters,
                 "optimizer": self.optimizer.state_dict(),
+                "region": self.target.region,
                 "occupancy": self.target.occupancy,
             }
         return state
@@ -276,7 +299,7 @@ class PictureEdit:
         self.editor.load_state_dict(state["pictures"])
         if "parameters" in state and not self._unedited:  # which they are again if their steps have become more
             self.fitted = state["fitted"]
-            self._open()
+            self._open(state["region"].to(self.source.device))
             parameters: list[nn.Parameter] = [p for group in self.optimizer.param_groups for p in group["params"]]
             for p, saved in zip(parameters, state["parameters"], strict=True):
                 p.copy_(saved)

@@ -7,7 +7,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tensorf.errors import UserError, reason
 
+MOST_SEED = 10**12  # times a million, plus the iteration, is a seed of torch's
 _ROOT = Path(__file__).resolve().parents[1]
 _TEXT = (
     "src",
@@ -194,13 +195,23 @@ def positive(config: DictConfig, *keys: str) -> None:
             raise UserError(f"{key}={value} has to be a finite number above 0")
 
 
-def whole(config: DictConfig, *keys: str, least: int = 0) -> None:
-    """UserError unless the values at these dotted keys are whole numbers of at least `least`."""
+def whole(config: DictConfig, *keys: str, least: int = 0, most: int | None = None) -> None:
+    """UserError unless the values at these dotted keys are whole numbers from `least` to `most`."""
     for key in keys:
         value = OmegaConf.select(config, key)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             several = "; for several values give the command once for each" if "," in str(value) else ""
             raise UserError(f"{key}={value} has to be a whole number of at least {least}{several}")
+        if most is not None and value > most:
+            raise UserError(f"{key}={value} has to be at most {most}")
+
+
+def require_unset(config: DictConfig, command: str, keys: Iterable[str], why: str) -> None:
+    """UserError, which ends in `why`, if one of these options or groups has not its default."""
+    default = load_config(command, [])
+    for key in keys:
+        if OmegaConf.select(config, key) != OmegaConf.select(default, key):
+            raise UserError(f"{key}= {why}")
 
 
 def pick_device(name: str) -> torch.device:

@@ -25,17 +25,19 @@ from tensorf import locks
 from tensorf.errors import UserError, reason
 from tensorf.files import atomic, is_partial, write_text
 
-# What a resume may change: what no result depends on; where a run goes on; and what the message about a gradient that
-# is no longer finite asks to be lowered. Changes of the last two kinds are told in metrics.json.
+# What a resume may change: what no result depends on; where a run goes on; and what error messages ask to be changed.
+# Changes of the last two kinds are told in metrics.json.
 _SILENT_KEYS = ("resume", "overwrite", "output", "save_every", "video_frames", "video_width", "preview_every")
 _SILENT_KEYS += ("scene.outside", "guidance.image_scale_end")  # objective.scale_end counts
 # Options of training whose absence says that an earlier version began the run: it goes on with today's.
 _NOT_IN_OLDER_RUNS = (".view_noise", ".exposure", ".lr_exposure")
 _TOLD_KEYS = ("device", "threads", "edit.lr", "field.lr_grid", "field.lr_network", "guidance.scale", "guidance.dtype")
-_TOLD_KEYS += ("objective.scale", "objective.weight", "baseline.scale")
+_TOLD_KEYS += ("objective.scale", "objective.weight", "baseline.scale", "edit.fit.lr", "edit.region.mask_threshold")
+_TOLD_KEYS += ("edit.fit.agreement", "edit.fit.grow", "edit.volume.agreement", "edit.volume.grow")  # of regions to find
 
 _GROUPS = ("scene", "field", "guidance", "objective", "edit", "refit", "baseline")
 _ANY_SCENE = "scene/capture.yaml"
+_PATHS = ("capture", "run", "scene.root")  # of a run's configuration
 _REPORT_EVERY = 1.0  # seconds
 
 
@@ -74,7 +76,7 @@ class RunFolder:
         if (path / "metrics.json").exists() and not self._is_extended():
             raise UserError(
                 f"{path} holds a finished run: pass overwrite=true to do it again, or output=FOLDER"
-                + ("; resume=true with more edit.iterations goes on with it" if "edit" in config else "")
+                + ("; resume=true with more edit.iterations goes on with it" if self._has_iterations else "")
             )
         if self.state_path.exists():
             if not config.get("resume", False):
@@ -83,40 +85,45 @@ class RunFolder:
             self._require_same_config()
             self.resumed = True
 
-    def begin(self, prior: str | None = None) -> None:
+    def begin(self, prior: str | None = None, source: str | None = None) -> None:
         """Make the folder, empty if it is to be overwritten, and write config.yaml; the clock starts.
 
-        prior: `Prior.fingerprint` of the model that the run uses, if it uses one. UserError if another process is at
-        work in the folder, or has been since this one was made, or if the run was begun with other weights.
+        prior: `Prior.fingerprint` of the model that the run uses, if it uses one. source: fingerprint of the field that
+        an edit starts from. UserError if another process is at work in the folder, or has been since this one was made,
+        or if the run was begun with other weights or another source.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         locks.hold(self.path)
         self._look()
-        begun = self._prior_before()
+        begun = self._before("prior")
         if prior and begun and begun != prior and begun.split(":")[0] == prior.split(":")[0]:
             locks.release(self.path)
             raise UserError(
                 f"{self.path} was begun with other weights of guidance.path={self.config.guidance.path}: "
                 "resume it with those, or pass overwrite=true"
             )
+        if source and self._before("source") not in (None, source):
+            locks.release(self.path)
+            raise UserError(
+                f"{self.path} was begun from another source field, which has been trained again since: "
+                "pass overwrite=true to edit the new one"
+            )
         (self.path / "metrics.json").unlink(missing_ok=True)  # first: what follows is no finished run
         if self.config.overwrite:
             self._clear()
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True))
         self.state_path.parent.mkdir(exist_ok=True)
-        if prior and begun is None:
-            write_text(self._prior_path, prior + "\n")
+        for name, now in (("prior", prior), ("source", source)):
+            if now and self._before(name) is None:
+                write_text(self.state_path.with_name(f"{name}.txt"), now + "\n")
         self._start = time.monotonic()
 
-    @property
-    def _prior_path(self) -> Path:
-        return self.state_path.with_name("prior.txt")
-
-    def _prior_before(self) -> str | None:
+    def _before(self, name: str) -> str | None:
         """What `begin` was given when the run that is resumed was begun; None also for runs of earlier versions."""
-        if not self.resumed or not self._prior_path.is_file():
+        path = self.state_path.with_name(f"{name}.txt")
+        if not self.resumed or not path.is_file():
             return None
-        return self._prior_path.read_text(errors="replace").strip()
+        return path.read_text(errors="replace").strip()
 
     def _clear(self) -> None:
         """Delete all but the configuration, which tells whose folder it is, and is written anew at once."""
@@ -131,9 +138,17 @@ class RunFolder:
         if not all(ours) and not (self.path / "config.yaml").exists():
             raise UserError(f"{self.path} is not a run folder: nothing is written to it; give another output folder")
 
+    @property
+    def _has_iterations(self) -> bool:
+        """Whether edit.iterations says how long the run is: not that of a refit, or of a baseline that samples."""
+        config = self.config
+        if "edit" not in config or config.get("views") is not None:
+            return False
+        return OmegaConf.select(config, "baseline.kind") in (None, "none", "dds-pnp")
+
     def _is_extended(self) -> bool:
         """Whether a finished edit is to go on to more iterations than it was made with."""
-        if "edit" not in self.config or not self.config.resume or not self.state_path.exists():
+        if not self._has_iterations or not self.config.resume or not self.state_path.exists():
             return False
         before = OmegaConf.select(read_config(self.path), "edit.iterations")
         return isinstance(before, int) and isinstance(now := self.config.edit.iterations, int) and now > before
@@ -252,10 +267,19 @@ def interrupts_between_steps():
 def read_config(folder: Path) -> DictConfig:
     """config.yaml of a run folder. UserError if it is not there, damaged, or another program's.
 
-    What older versions did not write of the scene has its default.
+    What older versions did not write of the scene has its default. Relative paths are those of the folder that the run
+    was started in: where they lead nowhere from here, they are tried from the folders around the run.
     """
     config = _written_config(folder)
-    return OmegaConf.merge({"capture": None, "scene": OmegaConf.load(data_folder("configs") / _ANY_SCENE)}, config)
+    config = OmegaConf.merge({"capture": None, "scene": OmegaConf.load(data_folder("configs") / _ANY_SCENE)}, config)
+    for key in _PATHS:
+        value = OmegaConf.select(config, key)
+        if isinstance(value, str) and not Path(value).exists():
+            parents = folder.absolute().parents
+            around = (parent / value for parent in parents)
+            found = (str(path) for path in around if path.exists() and path not in parents)  # outputs/<name> is ours
+            OmegaConf.update(config, key, next(found, value))
+    return config
 
 
 def _written_config(folder: Path) -> DictConfig:

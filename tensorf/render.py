@@ -22,10 +22,11 @@ from tensorf.space import Rays
 COLORS = 4  # groups of thin samples on a ray that are given one colour each
 
 
-def march(field: Field, rays: Rays, jitter: Tensor | None = None) -> Samples:
+def march(field: Field, rays: Rays, jitter: Tensor | None = None, occupancy: Tensor | None = None) -> Samples:
     """Samples at equal steps along each ray, those in occupied cells only.
 
-    jitter (rays,) in [0, 1): where in its interval every sample of a ray lies; None is the middle.
+    jitter (rays,) in [0, 1): where in its interval every sample of a ray lies; None is the middle. occupancy: (z, y, x)
+    bool; None is the field's.
     """
     begin = rays.t_near + (0.5 if jitter is None else jitter) * field.step
     if field.space.kind == "unbounded":
@@ -34,7 +35,8 @@ def march(field: Field, rays: Rays, jitter: Tensor | None = None) -> Samples:
         origin, course = field.space.normalise(rays.origins), None
         direction = field.space.normalise(rays.origins + rays.directions) - origin
     end = rays.t_far
-    samples = occupied_samples(field.occupancy, origin, direction, begin, end, field.step, field.steps, course)
+    occupancy = field.occupancy if occupancy is None else occupancy
+    samples = occupied_samples(occupancy, origin, direction, begin, end, field.step, field.steps, course)
     pace = field.space.pace(rays)
     return samples if pace is None else replace(samples, step=samples.step * pace[samples.ray])
 

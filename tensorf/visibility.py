@@ -132,7 +132,7 @@ class LocalView:
         """Of some of the camera's rays: which of them cross the region (rays,), their numbers of kept samples (rays,),
         x and step of those inside, which these are, rates and colours of those outside, and the source's full render.
         """
-        samples = march(local, rays)
+        samples = march(local, rays, occupancy=local.source.occupancy | local.region)  # settled cells may fill again
         inside = local.inside(samples.x)
         crossing = torch.zeros(len(rays), dtype=torch.bool, device=inside.device)
         crossing[samples.ray[inside]] = True

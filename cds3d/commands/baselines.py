@@ -31,6 +31,8 @@ def edit_by_baseline(config: DictConfig) -> Path:
     device = pick_device(config.device)
     if config.edit.get("parameter") != "latent":
         raise UserError("a baseline edits the latent: leave out edit=, or say edit=latent")
+    if config.objective.kind != "cds":
+        raise UserError(f"give either baseline={config.baseline.kind} or objective={config.objective.kind}, not both")
     method = build_baseline(config)
     edit_config = build(EditConfig, config.edit, group="edit", seed=config.seed)
     image = configured_image(config)

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from cds3d.runs import RunFolder, interrupts_between_steps
-from tensorf.errors import UserError
 
 log = logging.getLogger("cds3d")
 
@@ -32,21 +31,23 @@ def drive(
 ) -> float:
     """Run `work` to its last iteration, from the run's state if there is one; returns the seconds an iteration.
 
-    each: called after every step with what it returned, the progress bar and the TensorBoard writer. The state is kept
-    every `save_every` iterations, at the end, on Ctrl-C, and when a step raises UserError, which leaves the work as it
-    was before.
+    Those of all parts of a resumed run count. each: called after every step with what it returned, the progress bar and
+    the TensorBoard writer. The state is kept every `save_every` iterations, at the end, and on Ctrl-C. When a step
+    raises UserError the state stays the one that was kept before: numbers may have gone wrong since.
     """
     if (state := run.load_state()) is not None:
         work.load_state_dict(state)
         log.info("resumed at iteration %d", work.iteration)
-    begun, before, writer = work.iteration, run.seconds, run.logger()
+    writer, whole = run.logger(), True
     try:
         with (
-            tqdm(total=iterations, initial=begun, desc=label, unit="step") as bar,
+            tqdm(total=iterations, initial=work.iteration, desc=label, unit="step") as bar,
             interrupts_between_steps() as check,
         ):
             while work.iteration < iterations:
+                whole = False
                 result = work.step()
+                whole = True
                 bar.update()
                 each(result, bar, writer)
                 told = result if isinstance(result, dict) else {}
@@ -55,14 +56,15 @@ def drive(
                     run.save_state(work.state_dict())
                 check()
     except KeyboardInterrupt:
+        if not whole:  # pressed twice: parameters may have moved and the rest of the step not
+            raise KeyboardInterrupt(
+                f"within iteration {work.iteration + 1}; resume=true goes on from the state that was kept before it"
+            ) from None
         run.save_state(work.state_dict())
         raise KeyboardInterrupt(
             f"at iteration {work.iteration}; the state is kept: the same command with resume=true goes on"
         ) from None
-    except UserError:
-        run.save_state(work.state_dict())
-        raise
     finally:
         writer.close()
     run.save_state(work.state_dict())
-    return (run.seconds - before) / max(1, iterations - begun)
+    return run.seconds / max(1, work.iteration)

@@ -20,13 +20,14 @@ from cds3d.commands.preparing import check_prompts, is_local, log_step, output_f
 from cds3d.commands.refit import begin_refit, refit_field
 from cds3d.commands.regions import Pointing, given_region, read_pointing, zoomed_views
 from cds3d.commands.scenes import capture_root, load_scene
+from cds3d.commands.sources import fingerprint, take_over_source
 from cds3d.commands.train import source_folder, train_command
 from cds3d.commands.videos import resized_to
 from cds3d.editor import EditConfig, Editor
 from cds3d.forecast import field_edit_mb
 from cds3d.guidance.prior import Prior
 from cds3d.objectives.objective import Objective, Prompts
-from cds3d.options import build, load_config, pick_device, positive, whole
+from cds3d.options import MOST_SEED, build, load_config, pick_device, positive, require_unset, whole
 from cds3d.runs import RunFolder, memory_mb, peak_memory_mb, reset_peak_memory
 from cds3d.subjects.field import FieldRates, FieldViews, Preservation
 from cds3d.subjects.local import LocalViews
@@ -41,6 +42,9 @@ from tensorf.runtime import give_back_free_memory
 
 log = logging.getLogger("cds3d")
 
+_NOT_OF_REFITS = ("where", "mask", "box", "ball", "at", "region", "radius", "zoom", "carve", "paste", "preview_every")
+_NOT_OF_REFITS += ("guidance", "objective")
+
 
 def edit_command(config: DictConfig) -> Path:
     """Edit what `config` says (configs/edit.yaml) and return the run folder."""
@@ -48,7 +52,8 @@ def edit_command(config: DictConfig) -> Path:
         return _refit_scene(config)
     positive(config, "guidance.scale")
     whole(config, "save_every", least=1)
-    whole(config, "seed", "video_frames", "preview_every")
+    whole(config, "video_frames", "preview_every")
+    whole(config, "seed", most=MOST_SEED)
     past = _past(config)
     check_prompts(config)
     return edit_image(config) if past is None else _edit_scene(config, past)
@@ -58,6 +63,8 @@ def _past(config: DictConfig) -> Past | None:
     """What the edit of a scene starts from; None for that of an image. UserError for what only scenes have."""
     if not isinstance(config.paste, bool):
         raise UserError(f"paste={config.paste} has to be true or false")
+    if config.image is not None and config.capture is not None:
+        raise UserError("give either --image or --capture, not both")
     if config.image is None:
         if config.paste:
             raise UserError("paste= is for --image, not for scenes")
@@ -102,7 +109,7 @@ def _edit_scene(config: DictConfig, past: Past) -> Path:
         views = zoomed_views(config, source, views, given)
     work, iterations, shown = maker(source, views, prior, objective, prompts, given)
     expected_mb = _forecast(prior, prompts, source, shown.cameras, objective, is_local(config))
-    run.begin(prior.fingerprint)
+    run.begin(prior.fingerprint, fingerprint(source_path))
     reset_peak_memory(device)  # of a source that was trained in this process
     each = log_step(work, iterations, shown.pictures)
     if config.preview_every:
@@ -182,15 +189,20 @@ def work_maker(config: DictConfig, edit: EditConfig, pointing: Pointing) -> Call
 def _refit_scene(config: DictConfig) -> Path:
     if config.image is not None:
         raise UserError("--views is for scenes: give either --image or --views")
-    for key in ("where", "mask", "box", "ball", "at", "region"):
-        if config[key] is not None:
-            raise UserError(f"{key} has no say in --views, where the pictures tell what changes: leave it out")
-    whole(config, "save_every", least=1)
-    whole(config, "seed", "video_frames")
     check_scene(config)
+    like = load_config("edit", ["edit=field", f"edit.width={config.edit.width}"])  # the width is that of the figures
+    if config.edit != like.edit:
+        raise UserError("edit= has no say in --views, where the pictures say what changes: use refit.OPTION=VALUE")
+    require_unset(config, "edit", _NOT_OF_REFITS, "has no say in --views, where the pictures say what changes")
+    if config.clip is not None and (config.tgt is None or (config.src or config.scene.prompt) is None):
+        raise UserError("clip= compares pictures with prompts: give --src and --tgt too")
+    whole(config, "save_every", least=1)
+    whole(config, "video_frames")
+    whole(config, "seed", most=MOST_SEED)
     if config.src is None and config.tgt is not None:
         config.src = config.scene.prompt
     source_path = source_folder(config)  # a missing scene is told first
+    take_over_source(config, source_path, field=False)
     run, refit = begin_refit(config, source_path.parent)
     if not (source_path / "metrics.json").exists():
         train_source(config, source_path)

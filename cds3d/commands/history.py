@@ -7,6 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from cds3d.commands.sources import take_over_source
 from cds3d.commands.train import source_folder
 from cds3d.runs import read_config
 from tensorf.errors import UserError
@@ -38,10 +39,12 @@ class Past:
 def take_over(config: DictConfig) -> Past:
     """The past of the edit that `config` describes; what `config.run` has decided is filled in.
 
-    That is the scene, and the source prompt if none is given. UserError for a folder without a finished run of a field.
+    That is the scene, and the source prompt if none is given. Without a run, the source field decides how its scene is
+    read (`take_over_source`). UserError for a folder without a finished run of a field.
     """
     if config.run is None:
         folder = source_folder(config)
+        take_over_source(config, folder)
         return Past(folder, (), folder)
     run = Path(config.run)
     edits: list[tuple[str, str, str]] = []

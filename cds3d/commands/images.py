@@ -48,14 +48,7 @@ def edit_image(config: DictConfig) -> Path:
     subject = _PARAMETERS[config.edit.parameter](image, prior)
     editor = Editor(subject, prior, objective, prompts, edit_config)
     run.begin(prior.fingerprint)
-    seconds = drive(
-        editor,
-        edit_config.iterations,
-        run,
-        save_every=config.save_every,
-        label="edit",
-        each=log_step(editor, edit_config.iterations),
-    )
+    seconds = drive_editor(editor, run)
     figures = {"iterations": editor.iteration, "seconds_per_iteration": seconds}
     finish_image(run, image, subject.image(), figures | {"edit_seconds": seconds * editor.iteration}, clip)
     return run.path

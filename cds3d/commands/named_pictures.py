@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image
@@ -17,30 +18,61 @@ _SAME_ASPECT = 0.02  # relative difference up to which a picture has its photo's
 
 
 def picture_files(folder: Path, option: str, outside: bool) -> dict[str, Path]:
-    """Picture files by stem. option: what the user has typed, as in "mask=x". UserError if there are none.
+    """Picture files by their path in the folder; those of subfolders only if it has none itself.
 
-    outside: they may be links that lead out of the folder.
+    option: what the user has typed, as in "mask=x". outside: they may be links that lead out of the folder. UserError
+    if there are none.
     """
     if not folder.is_dir():
         raise UserError(f"{option}: no such folder")
-    files = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."]
+    files = _pictures(folder.iterdir()) or _pictures(folder.rglob("*"))
     if not files:
         raise UserError(f"{option}: no pictures ({', '.join(IMAGE_SUFFIXES)}) there")
     if not outside:
         with naming_options("scene", "outside"):
             require_inside(files, folder)
-    return {p.stem: p for p in files}
+    return {file.relative_to(folder).as_posix(): file for file in files}
+
+
+def _pictures(paths: Iterable[Path]) -> list[Path]:
+    return [p for p in sorted(paths) if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."]
 
 
 def by_photo(files: dict[str, Path], capture: Capture, option: str) -> dict[int, Path]:
-    """Picture files by the index of their photo. UserError for one of no photo."""
-    stems = {Path(name).stem: i for i, name in enumerate(capture.image_names)}
-    if unknown := sorted(files.keys() - stems.keys()):
-        raise UserError(
-            f"{option}: the capture has no photo {unknown[0]}; pictures are named as the photos, such as "
-            f"{Path(capture.image_names[capture.train[0]]).name}"
-        )
-    return {stems[stem]: file for stem, file in files.items()}
+    """Picture files by the index of their photo. UserError for one of no photo, or for two of the same."""
+    found: dict[int, Path] = {}
+    for name, file in files.items():
+        index = photo_index(capture, name)
+        if index is None:
+            raise UserError(
+                f"{option}: the capture has no photo {Path(name).with_suffix('')}; pictures are named as the photos, "
+                f"such as {Path(capture.image_names[capture.train[0]]).name}"
+            )
+        if index in found:
+            raise UserError(f"{option}: {found[index].name} and {file.name} are both of {capture.image_names[index]}")
+        found[index] = file
+    return found
+
+
+def photo_index(capture: Capture, name: str) -> int | None:
+    """The photo of that name: its path in the capture or its file's name, both with or without a suffix of pictures.
+
+    Where several folders of a capture have photos of that name, as train/ and test/ of Blender's, it is the one to
+    train on. None if there is no such photo, or if several are to be trained on.
+    """
+    paths = [Path(photo) for photo in capture.image_names]
+    for names in (
+        [p.as_posix() for p in paths],
+        [p.with_suffix("").as_posix() for p in paths],
+        [p.name for p in paths],
+        [p.stem for p in paths],
+    ):
+        found = [i for i, candidate in enumerate(names) if candidate == name]
+        found = [i for i in found if i in capture.train] or found
+        if found:
+            return found[0] if len(found) == 1 else None
+    path = Path(name)
+    return photo_index(capture, path.with_suffix("").as_posix()) if path.suffix.lower() in IMAGE_SUFFIXES else None
 
 
 def read_as_photo(file: Path, width: int, height: int, option: str, white: bool) -> Image.Image:

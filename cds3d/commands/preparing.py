@@ -20,6 +20,7 @@ from tensorf.errors import UserError
 
 log = logging.getLogger("cds3d")
 
+WAYS = ("where", "mask", "box", "ball", "at")  # to say where an edit may go
 _PICTURES = 8  # times in an edit that pictures go to TensorBoard
 
 
@@ -62,12 +63,21 @@ def check_negative_prompt(config: DictConfig, group: str) -> None:
             )
 
 
+def given_way(config: DictConfig) -> str | None:
+    """The option that says where the edit may go, if one does."""
+    if config.get("region") == "auto":
+        return None
+    return next((way for way in WAYS if config.get(way) is not None), None)
+
+
 def output_folder(config: DictConfig, parent: Path) -> Path:
-    """<parent>/<prompt>, with the names of the objective and of the preset where they are not the defaults."""
+    """<parent>/<prompt>, with the names of the objective and of the preset where they are not the defaults, and with
+    the option that says where the edit may go.
+    """
     if config.output is not None:
         return Path(config.output)
     objective = config.objective.get("name") or config.objective.kind
-    parts = [slug(config.tgt), *([] if objective == "cds" else [objective]), config.edit.get("name")]
+    parts = [slug(config.tgt), *([] if objective == "cds" else [objective]), config.edit.get("name"), given_way(config)]
     before = [] if config.get("run") is None else [Path(config.run).resolve().name, "then"]
     return parent / "-".join(p for p in [*before, *parts] if p)
 

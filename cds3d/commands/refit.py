@@ -26,6 +26,7 @@ from cds3d.commands.evaluation import evaluate_edit, load_clip
 from cds3d.commands.history import Past
 from cds3d.commands.named_pictures import by_photo, picture_files, read_as_photo
 from cds3d.commands.scenes import load_scene, may_lie_outside, naming_options
+from cds3d.commands.sources import fingerprint
 from cds3d.commands.train import field_options
 from cds3d.options import build, pick_device
 from cds3d.runs import RunFolder, peak_memory_mb, reset_peak_memory, slug
@@ -107,7 +108,7 @@ def refit_field(config: DictConfig, source_path: Path, run: RunFolder, refit: Re
     )
     trainer = Trainer(edited, source.config, train, device, start=source)
     trainer.open_occupancy(refit.grow)
-    run.begin()
+    run.begin(source=fingerprint(source_path))
     reset_peak_memory(device)
 
     def each(psnr_db: float, bar, writer) -> None:

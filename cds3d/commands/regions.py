@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor
 
-from cds3d.commands.named_pictures import by_photo, picture_files, read_as_photo
+from cds3d.commands.named_pictures import by_photo, photo_index, picture_files, read_as_photo
+from cds3d.commands.preparing import WAYS
 from cds3d.commands.scenes import may_lie_outside
 from cds3d.commands.videos import resized_to
 from cds3d.guidance.prior import Prior
@@ -31,7 +32,6 @@ from tensorf.renderable import Renderable
 
 log = logging.getLogger("cds3d")
 
-_WAYS = ("where", "mask", "box", "ball", "at")
 _BALL = 0.15  # radius of a click's ball where none is given, as a share of the distance to the camera
 
 
@@ -51,7 +51,7 @@ class CarveConfig:
 
 @dataclass(frozen=True)
 class Pointing:
-    """What the options say. way: one of `_WAYS`, or None if nothing is given. find: whether gradients find the region,
+    """What the options say. way: one of `WAYS`, or None if nothing is given. find: whether gradients find the region,
     within the given one if there is one.
     """
 
@@ -63,9 +63,9 @@ class Pointing:
 
 def read_pointing(config: DictConfig) -> Pointing:
     """Check what can be checked before the capture is read. UserError, which names the option."""
-    given = [way for way in _WAYS if config.get(way) is not None]
+    given = [way for way in WAYS if config.get(way) is not None]
     if len(given) > 1:
-        raise UserError(f"{given[0]} and {given[1]} both say where the edit may go: give one of {', '.join(_WAYS)}")
+        raise UserError(f"{given[0]} and {given[1]} both say where the edit may go: give one of {', '.join(WAYS)}")
     if config.region not in (None, "auto", "given", "both"):
         raise UserError(f"region={config.region} is unknown; use auto, given or both")
     if config.region in ("given", "both") and not given:
@@ -180,14 +180,13 @@ def _numbers(value) -> list[float] | None:
 
 def _around_click(config: DictConfig, pointing: Pointing, capture: Capture, source: Renderable) -> Tensor:
     u, v, view = pointing.click
-    stems = [Path(name).stem for name in capture.image_names]
-    if Path(view).stem in stems:
-        index = stems.index(Path(view).stem)
-    elif view.isdecimal() and int(view) < len(stems):
+    index, photos = photo_index(capture, view), len(capture.image_names)
+    if index is None and view.isdecimal() and int(view) < photos:
         index = int(view)
-    else:
+    if index is None:
         raise UserError(
-            f"at={config.at}: there is no photo {view}; give a name, such as {stems[0]}, or 0 to {len(stems) - 1}"
+            f"at={config.at}: there is no photo {view}; give a name, such as {Path(capture.image_names[0]).stem}, or "
+            f"0 to {photos - 1}"
         )
     camera = resized_to(capture.cameras[index], config.edit.width)
     middle = point_at(source, camera, u * camera.width, v * camera.height)

@@ -26,7 +26,7 @@ from cds3d.commands.videos import (
 )
 from cds3d.metrics.psnr import psnr
 from cds3d.metrics.ssim import ssim
-from cds3d.options import build, pick_device, whole
+from cds3d.options import MOST_SEED, build, pick_device, whole
 from cds3d.runs import RunFolder
 from tensorf.captures import Capture
 from tensorf.errors import UserError
@@ -48,7 +48,8 @@ def source_folder(config: DictConfig) -> Path:
 def train_command(config: DictConfig) -> Path:
     """Train what `config` says (configs/train.yaml) and return the run folder."""
     whole(config, "save_every", least=1)
-    whole(config, "seed", "video_frames")
+    whole(config, "video_frames")
+    whole(config, "seed", most=MOST_SEED)
     device = pick_device(config.device)
     capture_root(config)  # a missing scene is told first
     for space in ("ndc", "box", "unbounded"):  # and wrong options, before poses are estimated

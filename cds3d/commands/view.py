@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from cds3d.commands.edit import train_source
 from cds3d.commands.history import take_over
 from cds3d.commands.scenes import capture_root, load_scene
+from cds3d.commands.sources import take_over_source
 from cds3d.commands.train import source_folder
 from cds3d.options import load_config, pick_device, whole
 from cds3d.runs import read_config
@@ -65,6 +66,8 @@ def open_viewer(config: DictConfig):
         source = take_over(past).folder
     elif run is not None:
         source, run = run, None
+    if of_run is None:
+        take_over_source(config, source, field=False)
     if not (source / "metrics.json").exists():
         train_source(_as_edit(config), source)
     capture = load_scene(config)

@@ -18,6 +18,7 @@ from tensorf.renderable import FastView, Renderable
 
 _SEEN = 0.5  # opacity from which a pixel shows a surface
 _IN_VIEW = 0.3  # share of a region's cells that a camera has to have in its picture
+_LEAST = 0.1  # of a picture's width or height that a crop shows: less of it are a few blurred pixels
 _RIM = 0.02  # share of the cells, at either side, that a crop need not hold
 
 
@@ -74,7 +75,7 @@ def _crop(camera: Camera, points: Tensor, zoom: float) -> Camera | None:
         return None
     spans = torch.stack([u[inside], v[inside]]).quantile(torch.tensor([_RIM, 1 - _RIM]), dim=1).T
     size = torch.tensor([camera.width, camera.height])
-    share = float(((spans[:, 1] - spans[:, 0]) / size).max()) * zoom  # of the picture's width and height
+    share = max(_LEAST, float(((spans[:, 1] - spans[:, 0]) / size).max()) * zoom)  # of the picture's width and height
     if share >= 1:
         return camera
     corner = (spans.mean(1) - share * size / 2).clamp(min=0).minimum((1 - share) * size)

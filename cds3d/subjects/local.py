@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cds3d.guidance.prior import Prior
 from cds3d.subjects.field import FieldRates, SourceView, as_batch, moved_groups, source_view, turn_of
+from cds3d.subjects.given import seen_share
 from cds3d.subjects.region import EditedRegion, RegionConfig
 from cds3d.subjects.volume import VolumeConfig, agreed_region
 from tensorf.cameras import Camera
@@ -134,16 +135,22 @@ class LocalViews:
         log.info("the region of the edit is %.2g%% of the scene's cells", 100 * float(region.float().mean()))
 
     def _found(self) -> Tensor:
-        seen = [self._source(camera) for camera in self.region.visited]
-        masks = [self.region.weight(camera, made.image) for camera, made in zip(self.region.visited, seen)]
+        cameras = self.region.visited or sorted(self._sources)  # without a threshold, masks need no visits
+        seen = [self._source(camera) for camera in cameras]
+        masks = [self.region.weight(camera, made.image) for camera, made in zip(cameras, seen)]
         views = zip((made.view for made in seen), masks, strict=True)
         volume = self.volume
         return agreed_region(self.source, views, volume.agreement, volume.grow, self.given, "edit.volume")
 
     def observe(self, pair: LookPair | LocalPair, image_gradient: Tensor) -> None:
-        """Let the masks learn from a look."""
-        if isinstance(pair, LookPair):
-            self.region.add(pair.camera, image_gradient, self._source(pair.camera).image)
+        """Let the masks learn from a look. Where a region is given, only gradients of what lies in it count."""
+        if not isinstance(pair, LookPair):
+            return
+        made = self._source(pair.camera)
+        if self.given is not None:
+            within = seen_share(self.source, made.view, self.given).view(made.image.shape[:2])
+            image_gradient = image_gradient * within[..., None]
+        self.region.add(pair.camera, image_gradient, made.image)
 
     @torch.no_grad()
     def pictures(self) -> dict[str, Tensor]:

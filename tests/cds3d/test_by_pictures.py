@@ -12,6 +12,7 @@ from cds3d.by_pictures import FitConfig, PictureEdit, spread
 from cds3d.objectives.objective import Draw, Step
 from cds3d.options import build, load_config
 from cds3d.subjects.field import FieldRates
+from cds3d.subjects.given import seen_share
 from cds3d.subjects.region import EditedRegion
 from tensorf.cameras import Camera
 from tensorf.captures import load_capture
@@ -194,6 +195,39 @@ def test_a_given_region_bounds_what_is_found_or_is_the_region(field, cameras, ma
     alone = work(field, cameras, given=given, find=False)
     to_end(alone)
     assert torch.equal(alone.target.region, given)
+
+
+@pytest.mark.parametrize("find", [True, False])
+def test_only_what_a_given_region_shows_of_a_change_counts(find, field, cameras, monkeypatch):
+    """Stronger changes elsewhere neither hide nor add anything."""
+    given = torch.zeros_like(field.occupancy)
+    given[..., given.shape[2] // 2 :] = True
+    edit, asked = work(field, cameras, given=given, find=find), []
+    monkeypatch.setattr(EditedRegion, "add", lambda self, camera, change, picture: asked.append(change))
+    shares = [seen_share(field, view, given).view(27, 36) for view in edit._views]
+    changes = [torch.rand(27, 36, 3) for _ in cameras]
+    masks = edit._masks(changes)  # nothing is added here, so that what is found is everything
+    assert all(torch.equal(mask, share) and 0 < share.mean() < 1 for mask, share in zip(masks, shares))
+    assert len(asked) == (3 if find else 0)
+    assert all(torch.equal(a, c * s[..., None]) for a, c, s in zip(asked, changes, shares))
+
+
+def test_a_fit_that_is_not_finite_is_told_with_its_option_and_iteration(field, cameras, masked):
+    edit = work(field, cameras)
+    for _ in range(7):
+        edit.step()
+    with torch.no_grad():
+        edit.target.target.color_grid.planes[0].fill_(float("nan"))
+    with pytest.raises(UserError, match="iteration 7: lower edit.fit.lr"):
+        edit.step()
+
+
+def test_a_view_that_does_not_see_the_region_does_not_count(field, cameras, monkeypatch):
+    given = torch.zeros_like(field.occupancy)  # no cell
+    edit = work(field, cameras, given=given, find=False)
+    before = {k: v.clone() for k, v in edit.target.target.state_dict().items()}
+    to_end(edit)
+    assert all(torch.equal(v, before[k]) for k, v in edit.target.target.state_dict().items())
 
 
 def test_pictures_that_do_not_change_are_told(field, cameras):

@@ -107,6 +107,13 @@ def test_crops_show_the_region_as_large_as_asked(field, cameras):
     assert len(zoomed([aside, cameras[1]], field, region, 2.0)) == 1  # one that does not see it is left out
 
 
+def test_crops_of_next_to_nothing_still_show_a_tenth_of_the_picture(cameras):
+    camera = cameras[0]
+    one = camera.position + 3 * camera.forward[None]  # a region of one cell has no size
+    crop = _crop(camera, one, 1.6)
+    assert crop.fx == pytest.approx(10 * camera.fx) and crop.width == camera.width
+
+
 @pytest.mark.parametrize(("u", "v"), [(0.02, 0.03), (0.97, 0.02), (0.5, 0.98), (0.5, 0.5)])
 def test_crops_stay_in_the_picture(cameras, u, v):
     camera = cameras[0]

@@ -12,6 +12,7 @@ import cds3d.subjects.local as local_module
 from cds3d.editor import Editor
 from cds3d.options import build, load_config
 from cds3d.subjects.field import FieldRates
+from cds3d.subjects.given import seen_share
 from cds3d.subjects.local import LocalPair, LocalViews, LookPair
 from cds3d.subjects.region import EditedRegion
 from cds3d.subjects.volume import VolumeConfig, edited_volume
@@ -90,6 +91,26 @@ def test_a_look_compares_the_source_with_itself(field, cameras):
     image_gradient = pair.backward(GRADIENT)
     assert image_gradient.shape == (24, 32, 3) and torch.allclose(image_gradient, torch.tensor(2 / 64))
     assert all(p.grad is None for p in subject.target.parameters())
+
+
+def test_only_looks_at_a_given_region_count(field, cameras):
+    given = torch.zeros_like(field.occupancy)
+    given[..., given.shape[2] // 2 :] = True
+    subject = local_views(field, cameras)
+    subject.given = given
+    looked(subject)
+    for camera, (mean, _, _) in subject.region.state().items():
+        share = seen_share(field, subject._source(camera).view, given).view(24, 32)
+        full = torch.full((24, 32, 3), 2 / 64) * share[..., None]
+        torch.testing.assert_close(mean.mean(), full.mean(), rtol=1e-4, atol=1e-6)
+        assert 0 < share.mean() < 1
+
+
+def test_without_a_threshold_the_region_is_everything_that_is_seen(field, cameras):
+    subject = local_views(field, cameras)
+    subject.region = EditedRegion(replace(subject.region.config, mask_threshold=0.0))
+    looked(subject).pair(3)
+    assert subject.target.region.sum() > 0.2 * field.occupancy.sum()
 
 
 # --- the region

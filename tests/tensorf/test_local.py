@@ -147,8 +147,10 @@ def test_a_view_leaves_out_what_the_occupancy_does(local, camera):
     local.target.density = lambda x: (asked.append(len(x)), density(x))[1]
     view.color(local)
     assert asked == [0] and (after - before).abs().max() > 0.1
+    late = LocalView(local, camera)  # of a camera that comes once cells are settled, or of a resumed edit
+    assert torch.equal(late.index, view.index) and torch.equal(late.color(local), view.color(local))
     local.open(local.region)
-    assert torch.equal(view.color(local), before)
+    assert torch.equal(view.color(local), before) and torch.equal(late.color(local), before)  # what grows is seen
 
 
 def test_what_an_edit_uncovers_is_seen(source, camera):

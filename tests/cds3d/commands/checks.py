@@ -1,6 +1,9 @@
 """What the tests of the commands look at, and how they break in."""
 
 import importlib.util
+import os
+import signal
+import time
 from pathlib import Path
 
 from cds3d.cli import run_command
@@ -23,11 +26,13 @@ def fails(capsys, command, *options, code=1):
 
 
 def stops_at(monkeypatch, kind, iteration):
+    """Ctrl-C within the step after which that many iterations are done."""
     step = kind.step
 
     def interrupted(self):
-        if self.iteration == iteration:
-            raise KeyboardInterrupt
+        if self.iteration == iteration - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)  # the signal arrives
         return step(self)
 
     monkeypatch.setattr(kind, "step", interrupted)

@@ -42,7 +42,10 @@ def test_every_baseline_writes_a_run_folder(tmp_path, image_options, capsys, nam
     assert metrics["iterations"] == ITERATIONS[name]
     assert metrics["edit_seconds"] > 0 and "psnr_to_source_db" in metrics
     assert "100%" in capsys.readouterr().err
-    assert "holds a finished run" in fails(capsys, "edit", *image_options, f"baseline={name}", *TINY[name])
+    told = fails(capsys, "edit", *image_options, f"baseline={name}", *TINY[name])
+    assert "holds a finished run" in told and ("more edit.iterations" in told) == (name == "dds-pnp")
+    both = fails(capsys, "edit", *image_options, f"baseline={name}", *TINY[name], "objective=sds")
+    assert f"either baseline={name} or objective=sds" in both
 
 
 def test_the_seed_decides(tmp_path, image_options):

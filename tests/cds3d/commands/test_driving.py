@@ -1,23 +1,31 @@
 """The loop around trainings and edits: what it resumes from, keeps and calls."""
 
+import os
+import signal
+import time
+
 import pytest
 import torch
 from omegaconf import OmegaConf
 
 from cds3d.commands.driving import drive
 from cds3d.runs import RunFolder
+from tensorf.errors import UserError
 
 
 class Count:
-    """Work whose iteration i is done when it says so; it stops as if by Ctrl-C at `stop`."""
+    """Work that counts. Ctrl-C comes `presses` times within step `stop`; step `wrong` fails."""
 
-    def __init__(self, stop=None):
-        self.iteration, self.stop, self.done = 0, stop, []
+    def __init__(self, stop=None, presses=1, wrong=None):
+        self.iteration, self.stop, self.presses, self.wrong, self.done = 0, stop, presses, wrong, []
 
     def step(self):
-        if self.iteration == self.stop:
-            raise KeyboardInterrupt
         self.done.append(self.iteration)
+        if self.iteration == self.wrong:
+            raise UserError("no longer finite")
+        for _ in range(self.presses if self.iteration == self.stop else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)  # the signal arrives
         self.iteration += 1
         return {"loss": float(self.iteration)}
 
@@ -35,12 +43,13 @@ def driven(path, work, save_every=100):
     try:
         drive(work, 6, run, save_every=save_every, label="test", each=lambda result, bar, writer: told.append(result))
     finally:
-        work.saved = torch.load(run.state_path, weights_only=True)["iteration"]
+        if run.state_path.exists():
+            work.saved = torch.load(run.state_path, weights_only=True)["iteration"]
     return told
 
 
 def test_a_resumed_run_does_what_is_left_and_nothing_twice(tmp_path):
-    first, second = Count(stop=4), Count()
+    first, second = Count(stop=3), Count()
     with pytest.raises(KeyboardInterrupt, match="iteration 4.*resume=true"):
         driven(tmp_path / "run", first)
     assert first.done == [0, 1, 2, 3] and first.saved == 4
@@ -52,6 +61,25 @@ def test_a_resumed_run_does_what_is_left_and_nothing_twice(tmp_path):
 def test_states_are_kept_as_often_as_asked(tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(RunFolder, "save_state", lambda self, state: saved.append(state["iteration"]))
-    with pytest.raises(FileNotFoundError):  # nothing was really written
-        driven(tmp_path / "run", Count(), save_every=2)
+    driven(tmp_path / "run", Count(), save_every=2)
     assert saved == [2, 4, 6, 6]
+
+
+@pytest.mark.parametrize(
+    "work, error",
+    [(Count(stop=3, presses=2), KeyboardInterrupt), (Count(wrong=3), UserError)],
+    ids=["pressed", "wrong"],
+)
+def test_a_step_that_was_cut_or_went_wrong_leaves_the_state_that_was_kept_before(tmp_path, work, error):
+    with pytest.raises(error, match="within iteration 4.*resume=true|no longer finite"):
+        driven(tmp_path / "run", work, save_every=2)
+    assert work.done == [0, 1, 2, 3] and work.saved == 2
+
+
+def test_seconds_of_all_parts_of_a_resumed_run_count(tmp_path, monkeypatch):
+    seconds = iter([30.0, 30.5, 31.0])
+    monkeypatch.setattr(RunFolder, "seconds", property(lambda self: next(seconds, 60.0)))
+    config = OmegaConf.create({"scene": {}, "output": None, "device": "cpu", "resume": True, "overwrite": False})
+    run = RunFolder(tmp_path / "run", config)
+    run.begin()
+    assert drive(Count(), 6, run, save_every=9, label="test", each=lambda *_: None) == 10.0

@@ -89,7 +89,7 @@ def test_it_is_edited_rendered_and_edited_on(tmp_path, imported, edit_options):
 
 def test_its_shape_is_edited_inside_a_region(tmp_path, imported, edit_options):
     assert run_command("edit", [*edit_options, "edit=shape", "at=0.5,0.5,view000", "radius=0.3"]) == 0
-    edited = load_field(tmp_path / "outputs" / "daisies" / "a-red-flower-shape" / "field.safetensors")
+    edited = load_field(tmp_path / "outputs" / "daisies" / "a-red-flower-shape-at" / "field.safetensors")
     assert isinstance(edited, LocalField) and isinstance(edited.target, OfficialField)
     assert 0 < edited.region.sum() < edited.region.numel()
 

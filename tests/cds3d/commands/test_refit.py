@@ -143,11 +143,15 @@ def test_wrong_pictures_are_told_before_anything_is_written(tmp_path, trained, t
     held_out = tmp_path / "held_out"
     held_out.mkdir()
     iio.imwrite(held_out / "view000.png", np.zeros((48, 64, 3), np.uint8))
-    given = ["--views", held_out, "scene.test_every=6", "output=run"]
+    given = ["--views", held_out, "output=run"]
     assert "has no picture of a training view" in fails(capsys, "edit", *train_options, *given)
     for option in ("baseline=sdedit", "edit=latent"):
         text = fails(capsys, "edit", *train_options, "--views", "square", option)
         assert option.split("=")[0] in text and "image" in text
+    for option in ("objective=sds", "guidance.scale=3", "edit=shape", "edit.iterations=9", "zoom=2", "carve.grow=0.1"):
+        text = fails(capsys, "edit", *train_options, "--views", "square", option)
+        assert f"{option.split('=')[0].split('.')[0]}= has no say in --views" in text
+    assert "give --src and --tgt too" in fails(capsys, "edit", *train_options, "--views", "square", "clip=model")
     wrong = ["--views", "square", "refit.grow=2", "output=run"]
     assert "refit.grow=2" in fails(capsys, "edit", *train_options, *wrong)
     assert not (tmp_path / "run").exists()

@@ -34,7 +34,7 @@ def test_an_edited_field_is_edited_on(tmp_path, chain, capture_folder):
     first = scene / "a-red-flower"
     box = "box=-9,-9,0,0,9,99"
     assert run_command("edit", ["--run", str(first), "--tgt", "a red tulip", box, *chain]) == 0
-    second = scene / "a-red-flower-then-a-red-tulip"
+    second = scene / "a-red-flower-then-a-red-tulip-box"
     told = metrics(second)
     assert told["history"] == [{"run": str(first), "src": "a yellow flower", "tgt": "a red flower"}]
     assert "history" not in metrics(first)
@@ -60,7 +60,7 @@ def test_an_edited_field_is_edited_on(tmp_path, chain, capture_folder):
     assert views.shape == (36, 3 * 48, 3)  # the first source, the last field, the edit
 
     assert run_command("edit", ["--run", str(second), "--tgt", "a red rose", *chain]) == 0
-    third = scene / "a-red-flower-then-a-red-tulip-then-a-red-rose"
+    third = scene / "a-red-flower-then-a-red-tulip-box-then-a-red-rose"
     assert [step["tgt"] for step in metrics(third)["history"]] == ["a red flower", "a red tulip"]
     assert isinstance(load_field(third / "field.safetensors"), LocalField)  # all of it was edited
     changed = load_field(third / "field.safetensors").color(x, x) != field.color(x, x)

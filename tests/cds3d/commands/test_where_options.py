@@ -2,15 +2,19 @@
 
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from cds3d.cli import run_command
+from cds3d.cli import configured, run_command
 from cds3d.commands import edit as edit_module
 from cds3d.commands import regions as regions_module
+from cds3d.commands.named_pictures import by_photo, photo_index, picture_files
+from cds3d.commands.preparing import output_folder
+from tensorf.errors import UserError
 from tensorf.local import LocalField
 from tensorf.renderable import load_field
 
@@ -175,3 +179,53 @@ def test_images_have_no_places(option, image_options, capsys):
     given = ["--where", "the flower"] if option == "--where" else [f"{option}=both"]
     assert run_command("edit", [*image_options, *given]) == 1
     assert "is for scenes, not for --image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options, name",
+    [([], "a-red-flower"), ([BALL], "a-red-flower-ball"), (["at=0.5,0.5,1"], "a-red-flower-at")]
+    + [([BOX, "region=auto"], "a-red-flower"), ([BOX, "edit=shape", "output=here"], "here")],
+)
+def test_the_default_folder_says_how_the_place_was_given(options, name, edit_options):
+    assert output_folder(configured("edit", [*edit_options, *options]), Path("there")).name == name
+
+
+class Photos:
+    """A capture of photos in two folders, as Blender's are."""
+
+    image_names = [
+        "train/r_0.png",
+        "train/r_1.png",
+        "test/r_0.png",
+        "test/r_2.png",
+        "train/frame.01.png",
+        "a/x.png",
+        "b/x.png",
+    ]
+    train = [0, 1, 4, 5, 6]
+
+
+def test_photos_are_named_in_several_ways():
+    found = {
+        "test/r_0.png": 2, "test/r_0": 2, "train/r_0": 0, "r_0.png": 0, "r_0": 0, "r_0.jpg": 0, "r_2": 3,
+        "frame.01": 4, "frame.01.png": 4, "x": None, "a/x": 5, "r_9": None, "r_0.txt": None,
+    }  # fmt: skip
+    assert {name: photo_index(Photos, name) for name in found} == found
+
+
+def test_pictures_go_to_the_photos_of_their_names(tmp_path):
+    def matched(*names):
+        folder = tmp_path / "-".join(n.replace("/", "_") for n in names)
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (4, 4)).save(folder / name)
+        files = by_photo(picture_files(folder, "mask=m", False), Photos, "mask=m")
+        return {i: file.relative_to(folder).as_posix() for i, file in files.items()}
+
+    assert matched("r_0.png", "r_2.jpg") == {0: "r_0.png", 3: "r_2.jpg"}
+    assert matched("train/r_0.png", "test/r_0.png") == {0: "train/r_0.png", 2: "test/r_0.png"}
+    assert matched("r_1.png", "notes/other.png") == {1: "r_1.png"}
+    with pytest.raises(UserError, match="mask=m: r_1.jpg and r_1.png are both of train/r_1.png"):
+        matched("r_1.jpg", "r_1.png")
+    with pytest.raises(UserError, match="no photo x; .*such as r_0.png"):
+        matched("x.png")

@@ -261,7 +261,7 @@ def test_resumed_edit_is_byte_for_byte_the_unbroken_one(tmp_path, edit_options, 
     err = capsys.readouterr().err
     assert "iteration 3" in err and "resume=true" in err
     assert (
-        files(tmp_path / "broken" / "state") == ["prior.txt", "progress.json", "state.pt"]
+        files(tmp_path / "broken" / "state") == ["prior.txt", "progress.json", "source.txt", "state.pt"]
         and not (tmp_path / "broken/metrics.json").exists()
     )
     assert run_command("edit", [*edit_options, "output=broken", "resume=true"]) == 0

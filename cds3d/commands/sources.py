@@ -1,0 +1,87 @@
+"""The source field that an edit starts from: its capture has to be read as it was read for the training."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from cds3d.commands.scenes import capture_root
+from cds3d.options import data_folder
+from cds3d.runs import read_config
+from tensorf.errors import UserError
+
+_PLACING = ("width", "space", "bound", "order", "check", "test_every", "frames")  # of scene: where the cameras stand
+
+
+def take_over_source(config: DictConfig, source: Path, *, field: bool = True) -> None:
+    """Fill in the options of the scene, and of the field, that the finished run `source` was trained with.
+
+    Another space, order or width would put the cameras at other places than those of the training. Does nothing if the
+    source is not trained yet. field: whether the field's options are taken over too.
+
+    Raises UserError if `config` asks for something else, or if the source was trained on another capture.
+    """
+    if not (source / "metrics.json").exists():
+        return
+    of_source = read_config(source)
+    _require_same_capture(config, of_source, source)
+    defaults = _scene_defaults(config)
+    for key in _PLACING:
+        if key in of_source.scene:
+            _take(config, source, f"scene.{key}", OmegaConf.select(of_source, f"scene.{key}"), defaults.get(key))
+    if field and isinstance(of_source.get("field"), DictConfig):  # imported fields have no such options
+        defaults = OmegaConf.load(data_folder("configs") / "field" / "default.yaml")
+        for key in config.field:
+            if key in of_source.field:  # sources of older versions lack the newer ones
+                _take(config, source, f"field.{key}", of_source.field[key], defaults.get(key))
+
+
+def fingerprint(source: Path) -> str:
+    """Tells a field from all others: a hash of its file."""
+    digest = hashlib.sha256()
+    with (source / "field.safetensors").open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _take(config: DictConfig, source: Path, key: str, trained, default) -> None:
+    asked = OmegaConf.select(config, key)
+    if asked == trained:
+        return
+    if asked != default:
+        raise UserError(
+            f"{source} was trained with {key}={trained}, not {asked}: leave {key} out, or train the source again with "
+            f"it (train_source.py ... {key}={asked} overwrite=true)"
+        )
+    OmegaConf.update(config, key, trained, force_add=True)
+
+
+def _scene_defaults(config: DictConfig) -> DictConfig:
+    folder = data_folder("configs") / "scene"
+    own = folder / f"{config.scene.name}.yaml"
+    return OmegaConf.load(own if own.is_file() else folder / "capture.yaml")
+
+
+def _require_same_capture(config: DictConfig, of_source: DictConfig, source: Path) -> None:
+    """UserError if the source's capture is still there and is another one. One that was moved or copied is fine."""
+    now, before = (capture_root(c) if _is_there(c) else None for c in (config, of_source))
+    if now is not None and before is not None and not now.samefile(before) and _files(now) != _files(before):
+        raise UserError(
+            f"{source} was trained on {before}, not on {now}, and both have the name {now.resolve().name}: "
+            "rename one of the folders, or train the source again (train_source.py ... overwrite=true)"
+        )
+
+
+def _is_there(config: DictConfig) -> bool:
+    try:
+        return capture_root(config).is_dir()
+    except UserError:
+        return False
+
+
+def _files(folder: Path) -> set[tuple[str, int]]:
+    """(path in the folder, bytes) of every file."""
+    return {(file.relative_to(folder).as_posix(), file.stat().st_size) for file in folder.rglob("*") if file.is_file()}

@@ -1,0 +1,82 @@
+"""An edit reads its capture as its source field was trained, and starts from the field of that capture only."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from checks import fails
+from fakes import TINY_FIELD
+from omegaconf import OmegaConf
+
+from cds3d.cli import configured, run_command
+from cds3d.commands.history import take_over
+from cds3d.commands.view import open_viewer
+
+
+@pytest.fixture()
+def boxed(capture_folder):
+    """A source that was trained with options that are not the defaults."""
+    options = ["--capture", str(capture_folder), *TINY_FIELD, "scene.width=32", "scene.space=box", "scene.check=false"]
+    assert run_command("train", [*options, "field.decomposition=cp", "video_frames=0", "threads=1"]) == 0
+    return ["--capture", str(capture_folder), "--src", "a yellow flower", "--tgt", "a red flower"]
+
+
+def test_options_of_the_scene_and_the_field_are_the_sources(boxed):
+    config = configured("edit", [*boxed, "scene.prompt=flowers"])
+    take_over(config)
+    assert (config.scene.width, config.scene.space, config.scene.check) == (32, "box", False)
+    assert config.field.decomposition == "cp" and config.field.iterations == 8
+    assert config.scene.prompt == "flowers"  # is nothing of the training
+
+
+@pytest.mark.parametrize("option", ["scene.space=ndc", "scene.width=48", "scene.test_every=3", "field.decoder=tcnn"])
+def test_other_ones_are_refused_by_name(option, boxed, capsys):
+    key = option.partition("=")[0]
+    told = fails(capsys, "edit", *boxed, option)
+    assert f"source was trained with {key}=" in told and f"leave {key} out" in told and "overwrite=true" in told
+    assert "field" in key or f"trained with {key}=" in fails(capsys, "edit", *boxed[:2], "--views", "x", option)
+    same = configured("edit", [*boxed, "scene.space=box", "scene.width=32", "field.decomposition=cp"])
+    take_over(same)
+
+
+def test_an_edit_of_it_and_the_viewer_see_what_was_trained(boxed, tiny_folder):
+    tiny = [f"guidance.path={tiny_folder}", "edit.iterations=1", "edit.width=32", "video_frames=0", "threads=1"]
+    assert run_command("edit", [*boxed, *tiny, "output=edit"]) == 0
+    assert OmegaConf.load("edit/config.yaml").scene.space == "box"
+    viewer = open_viewer(configured("view", [*boxed[:2], "device=cpu", "port=0", "width=32", "moving_width=16"]))
+    try:
+        assert viewer.capture.space == "box" and viewer.start.width == 32
+    finally:
+        viewer.close()
+
+
+def test_a_source_of_another_capture_of_the_same_name_is_refused(boxed, capture_folder, tmp_path, capsys):
+    other = tmp_path / "elsewhere" / capture_folder.name
+    shutil.copytree(capture_folder, other)
+    copied = ["--capture", str(other), *boxed[2:]]
+    take_over(configured("edit", copied))  # the same files: it was copied, or moved
+    next(other.rglob("view001.*")).unlink()
+    assert f"was trained on {capture_folder}, not on {other}" in fails(capsys, "edit", *copied)
+
+
+def test_runs_are_found_from_other_folders(tmp_path, capture_folder, monkeypatch, capsys):
+    """A relative path to a capture counts from the folder that the run was started in."""
+    shutil.copytree(capture_folder, tmp_path / "near")
+    options = ["--capture", "near", *TINY_FIELD, "scene.width=32", "video_frames=0", "threads=1"]
+    assert run_command("train", options) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run_command("render", [str(tmp_path / "outputs" / "near" / "source"), "frames=1", "format=png"]) == 0
+
+
+def test_an_edit_does_not_go_on_from_another_source(boxed, tiny_folder, capsys):
+    tiny = [f"guidance.path={tiny_folder}", "edit.width=32", "video_frames=0", "threads=1", "output=edit"]
+    assert run_command("edit", [*boxed, *tiny, "edit.iterations=1"]) == 0
+    before = Path("edit/metrics.json").read_text()
+    again = ["--capture", boxed[1], *TINY_FIELD, "scene.width=32", "scene.space=box", "scene.check=false", "seed=5"]
+    assert (
+        run_command("train", [*again, "field.decomposition=cp", "video_frames=0", "threads=1", "overwrite=true"]) == 0
+    )
+    told = fails(capsys, "edit", *boxed, *tiny, "edit.iterations=2", "resume=true")
+    assert "another source field" in told and "overwrite=true" in told
+    assert Path("edit/metrics.json").read_text() == before  # the finished run is as it was
