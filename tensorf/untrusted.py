@@ -28,9 +28,9 @@ def read_bytes(path: Path, most: int) -> bytes:
 def load_json(path: Path) -> object:
     """What a JSON file holds. ValueError for what is no JSON, too large or nested too deep; OSError.
 
-    Whole numbers that no float can hold become infinity, as 1e999 does.
+    A byte order mark is skipped. Whole numbers that no float can hold become infinity, as 1e999 does.
     """
-    text = read_bytes(path, _MOST_JSON).decode("utf-8")
+    text = read_bytes(path, _MOST_JSON).decode("utf-8-sig")
     try:
         return json.loads(text, parse_int=_number)
     except RecursionError:

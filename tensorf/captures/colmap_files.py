@@ -93,7 +93,7 @@ def _parse(path, parse_bin, parse_txt):
     try:
         if path.suffix == ".bin":
             return parse_bin(_Bytes(read_bytes(path, _MOST_BYTES)))
-        return parse_txt(read_bytes(path, _MOST_BYTES).decode("utf-8").splitlines())
+        return parse_txt(read_bytes(path, _MOST_BYTES).decode("utf-8-sig").splitlines())
     except (struct.error, ValueError, IndexError, OverflowError, OSError) as error:
         raise UserError(
             f"{path} is damaged, cut off or too large ({reason(error)}); export the COLMAP model again"

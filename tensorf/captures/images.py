@@ -49,6 +49,12 @@ def is_photo(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] not in ".@" and path.is_file()
 
 
+def find_by_stem(folder: Path, stem: str) -> Path | None:
+    """The photo in `folder` of this name without the suffix, which may be in capitals; None where there is none."""
+    suffixes = [case for suffix in IMAGE_SUFFIXES for case in (suffix, suffix.upper())]
+    return next((path for suffix in suffixes if (path := folder / f"{stem}{suffix}").is_file()), None)
+
+
 def image_folders(root: Path) -> list[Path]:
     """The folders `images`, `images_2`, `images_4`, ... of `root`."""
     return sorted(p for p in root.iterdir() if re.fullmatch(r"images(_\d+)?", p.name) and p.is_dir())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tensorf.captures.images import IMAGE_SUFFIXES, common_size, image_size
+from tensorf.captures.images import common_size, find_by_stem, image_size
 from tensorf.captures.views import Lens, Listing, View, checked_lens, checked_pose, natural_key, report_missing
 from tensorf.errors import UserError, reason
 from tensorf.untrusted import read_bytes
@@ -35,7 +35,7 @@ def read_nsvf(root: Path) -> Listing:
     names = sorted((p.stem for p in poses), key=natural_key)
     tests = "2_" if any(name.startswith("2_") for name in names) else "1_"
     used = [name for name in names if not name.startswith(("1_", "2_")) or name.startswith(tests)]
-    paths = {name: _photo(root, name) for name in used}
+    paths = {name: find_by_stem(root / "rgb", name) for name in used}
     missing = [name for name in used if paths[name] is None]
     found = {name: path for name, path in paths.items() if path is not None}
     report_missing(source, missing, len(used))
@@ -47,10 +47,6 @@ def read_nsvf(root: Path) -> Listing:
         lens = checked_lens(Lens(*focals, *center, *size), source, name)
         views.append(View(path.name, path, pose, lens, name.startswith(tests)))
     return Listing(source, views)
-
-
-def _photo(root: Path, name: str) -> Path | None:
-    return next((p for s in IMAGE_SUFFIXES if (p := root / "rgb" / f"{name}{s}").is_file()), None)
 
 
 def _intrinsics(source: Path) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -72,7 +68,7 @@ def _intrinsics(source: Path) -> tuple[tuple[float, float], tuple[float, float]]
 
 def _text(file: Path) -> str:
     try:
-        return read_bytes(file, _MOST_BYTES).decode("utf-8")
+        return read_bytes(file, _MOST_BYTES).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({reason(error)}): it has to be a text of a few numbers") from error
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tensorf.captures.images import IMAGE_SUFFIXES, common_size, image_size
+from tensorf.captures.images import common_size, find_by_stem, image_size
 from tensorf.captures.views import Lens, Listing, View, checked_lens, checked_pose, natural_key, report_missing
 from tensorf.errors import UserError
 from tensorf.untrusted import load_json
@@ -103,7 +103,8 @@ def _named_split(shared: dict, source: Path) -> dict[str, bool] | None:
     held_out = lists["test_filenames"] or lists["val_filenames"]
     if not lists["train_filenames"] or not held_out:
         return None
-    return {_normal(str(n)): False for n in lists["train_filenames"]} | {_normal(str(n)): True for n in held_out}
+    # Some are in both, as nerfstudio's `eval-mode all` has them: those are trained on.
+    return {_normal(str(n)): True for n in held_out} | {_normal(str(n)): False for n in lists["train_filenames"]}
 
 
 def _pose(frame: dict, source: Path, name: str) -> np.ndarray:
@@ -164,8 +165,9 @@ def _lens(keys: dict, size: tuple[int, int] | None, path: Path, source: Path) ->
 def _find_photo(root: Path, name: str) -> Path | None:
     """The photo's path; Blender leaves the suffix out."""
     path = root / name
-    candidates = [path, *(path.with_name(path.name + suffix) for suffix in IMAGE_SUFFIXES)]
-    return next((p for p in candidates if p.is_file()), None)
+    if not Path(name).name:  # such as "/", which is a place but no file
+        return None
+    return path if path.is_file() else find_by_stem(path.parent, path.name)
 
 
 def _normal(name: str) -> str:

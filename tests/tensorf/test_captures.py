@@ -12,6 +12,7 @@ from PIL import Image
 from tiny_captures import (
     POINTS,
     edit_json,
+    expect_error,
     moved,
     project,
     ring,
@@ -204,90 +205,7 @@ def test_sixteen_bit_grey_photos(tmp_path):
     assert load_capture(tmp_path).images.unique().tolist() == [90]
 
 
-# --- transforms.json
-
-
-def test_blender_rgba_with_splits(tmp_path):
-    for split, colour in (("train", (200, 0, 0, 0)), ("test", (200, 0, 0, 255)), ("val", (0, 0, 0, 0))):
-        keys = {"camera_angle_x": 2 * np.arctan(0.5)}
-        write_transforms(tmp_path, ring(), f"transforms_{split}.json", split, colour, size=(10, 10), **keys)
-        edit_json(
-            tmp_path / f"transforms_{split}.json",
-            lambda table: [f.update(file_path="./" + f["file_path"].removesuffix(".png")) for f in table["frames"]],
-        )
-    capture = load_capture(tmp_path)
-    assert (capture.train, capture.test) == ([0, 1, 2, 3], [4, 5, 6, 7])
-    assert capture.image_names[0] == "train/0.png" and capture.image_names[4] == "test/0.png"
-    assert capture.images[0, 0, 0].tolist() == [255, 255, 255] and capture.images[4, 0, 0].tolist() == [200, 0, 0]
-    assert capture.background == "white" and not capture.forward_facing
-    assert (capture.cameras[0].fx, capture.cameras[0].cy) == pytest.approx((10, 5))
-    dark = load_capture(tmp_path, white_background=False)
-    assert dark.background == "black" and dark.images[0].max() == 0
-
-
-def test_box_world_is_centred_with_cameras_at_distance_one(tmp_path):
-    poses = ring(6)
-    for pose in poses:
-        pose[:, 3] += (5.0, -2.0, 7.0)
-    write_transforms(tmp_path, poses)
-    capture = load_capture(tmp_path, space="box")
-    torch.testing.assert_close(moved(capture, (5.0, -2.0, 7.0)), torch.zeros(3).double(), atol=1e-5, rtol=0)
-    assert [c.position.norm().item() for c in capture.cameras] == pytest.approx([1] * 6)
-    torch.testing.assert_close(capture.cameras[2].pose[:, :3], torch.from_numpy(poses[2][:, :3]).float())
-    assert capture.box.tolist() == [[-1.5] * 3, [1.5] * 3] and capture.near == pytest.approx(0.05)
-    assert load_capture(tmp_path, bound=0.5).box.tolist() == [[-0.5] * 3, [0.5] * 3]
-    small = load_capture(tmp_path, bound=0.3, space="box")
-    assert 0 < small.near < 1 < small.far < 2
-    around = load_capture(tmp_path)  # opaque, all around: unbounded, in the same world
-    assert around.space == "unbounded" and around.box.tolist() == [[-1.0] * 3, [1.0] * 3]
-    torch.testing.assert_close(around.world_from_capture, capture.world_from_capture)
-
-
-def test_opengl_axes_project_a_known_point(tmp_path):
-    write_transforms(tmp_path, ring(), fl_x=10.0, fl_y=20.0, cx=5.0, cy=3.0, w=12.0, h=8.0)
-    capture = load_capture(tmp_path)
-    # Camera 0 at (4, 0, 1) sees the origin at its principal point and what lies at +y on its right, +z upwards.
-    u, v = project(capture.cameras[0], moved(capture, (0.0, 0.0, 0.0)))
-    assert (u, v) == pytest.approx((5, 3), abs=1e-4)
-    assert project(capture.cameras[0], moved(capture, (0.0, 1.0, 0.0))) == pytest.approx(
-        (5 + 10 / 17**0.5, 3), abs=1e-4
-    )
-    assert project(capture.cameras[0], moved(capture, (0.0, 0.0, 1.0)))[1] < 3
-
-
-def test_a_frames_own_intrinsics_come_first(tmp_path):
-    write_transforms(tmp_path, ring(), fl_x=10.0, w=24.0, h=16.0, camera_model="PINHOLE", applied_transform=[])
-    edit_json(tmp_path / "transforms.json", lambda table: table["frames"][2].update(fl_x=40.0, fl_y=44.0, cx=10.0))
-    cameras = load_capture(tmp_path).cameras
-    assert (cameras[0].fx, cameras[0].fy, cameras[0].cx) == (5, 5, 6)
-    assert (cameras[2].fx, cameras[2].fy, cameras[2].cx) == (20, 22, 5)
-
-
-def test_missing_photos_are_counted_once(tmp_path, caplog):
-    write_transforms(tmp_path, ring(6))
-    for name in ("1.png", "4.png"):
-        (tmp_path / "images" / name).unlink()
-    capture = load_capture(tmp_path)
-    assert capture.image_names == ["images/0.png", "images/2.png", "images/3.png", "images/5.png"]
-    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert len(warnings) == 1 and "2 of 6" in warnings[0] and "images/1.png" in warnings[0]
-    (tmp_path / "images" / "2.png").unlink()
-    (tmp_path / "images" / "3.png").unlink()
-    with pytest.raises(UserError, match="transforms.json: 2 of 6"):
-        load_capture(tmp_path)
-
-
-def test_named_and_unnamed_splits(tmp_path):
-    write_transforms(tmp_path, ring(10))
-    capture = load_capture(tmp_path)
-    assert (capture.train, capture.test) == ([1, 2, 3, 4, 5, 6, 7, 9], [0, 8])
-    assert load_capture(tmp_path, test_every=0).test == []
-    assert load_capture(tmp_path, test_every=1).train == [8, 9]
-    names = {"train_filenames": ["images/0.png", "./images/3.png"], "test_filenames": ["images/7.png"]}
-    edit_json(tmp_path / "transforms.json", lambda table: table.update(names))
-    capture = load_capture(tmp_path)
-    assert capture.image_names == ["images/0.png", "images/3.png", "images/7.png"]
-    assert (capture.train, capture.test) == ([0, 1], [2])
+# --- distortion
 
 
 @pytest.mark.parametrize("fisheye", [False, True])
@@ -420,15 +338,6 @@ def test_a_stray_pixel_is_no_cut_out(tmp_path):
     assert (capture.space, capture.background) == ("unbounded", "black")
 
 
-def test_masks_are_not_read_and_a_line_says_so(tmp_path, caplog):
-    write_transforms(tmp_path, ring(4))
-    edit_json(tmp_path / "transforms.json", lambda table: [f.update(mask_path="masks/0.png") for f in table["frames"]])
-    load_capture(tmp_path)
-    assert [r.getMessage() for r in caplog.records if "mask_path" in r.getMessage()] == [
-        f"{tmp_path / 'transforms.json'}: masks (mask_path) are not read: what they hide is trained on too"
-    ]
-
-
 # --- forward-facing or box
 
 
@@ -466,13 +375,6 @@ def test_forward_facing_without_depths_keeps_cameras_behind_the_near_plane(tmp_p
 
 
 # --- errors: one line that names the file
-
-
-def expect_error(root, *words, **options):
-    with pytest.raises(UserError) as caught:
-        load_capture(root, **options)
-    message = str(caught.value)
-    assert "\n" not in message and all(word in message for word in words), message
 
 
 def test_folder_errors(tmp_path):
@@ -522,33 +424,6 @@ def test_llff_file_errors(tmp_path):
     cut = (tmp_path / "images" / "image3.png").read_bytes()[:-30]
     (tmp_path / "images" / "image3.png").write_bytes(cut)
     expect_error(tmp_path, "image3.png", "cannot be read")
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda table: table.pop("frames"), ("frames",)),
-        (lambda table: table.pop("fl_x"), ("fl_x", "camera_angle_x")),
-        (lambda table: table.update(fl_x="wide"), ("fl_x", "wide")),
-        (lambda table: table.update(camera_model="EQUIRECTANGULAR"), ("EQUIRECTANGULAR",)),
-        (lambda table: table.update(camera_model=["OPENCV"]), ("camera_model ['OPENCV'] is not read",)),
-        (lambda table: table["frames"][1].pop("transform_matrix"), ("images/1.png", "transform_matrix")),
-        (lambda table: table["frames"][1].pop("file_path"), ("frame 1", "file_path")),
-        (lambda table: table["frames"][1].update(transform_matrix=[[1, 2], [3]]), ("images/1.png", "4x4")),
-        (lambda table: table["frames"][3]["transform_matrix"][0].__setitem__(3, float("nan")), ("images/3.png", "NaN")),
-    ],
-)
-def test_transforms_errors(tmp_path, change, words):
-    write_transforms(tmp_path, ring())
-    edit_json(tmp_path / "transforms.json", change)
-    expect_error(tmp_path, "transforms.json", *words)
-
-
-def test_malformed_json(tmp_path):
-    (tmp_path / "transforms.json").write_text('{"frames": [')
-    expect_error(tmp_path, "transforms.json", "not valid JSON")
-    (tmp_path / "transforms.json").write_text("[]")
-    expect_error(tmp_path, "transforms.json", "object")
 
 
 def test_colmap_errors(tmp_path):

@@ -4,8 +4,12 @@ import json
 import struct
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
+
+from tensorf.captures import load_capture
+from tensorf.errors import UserError
 
 
 def project(camera, point):
@@ -99,3 +103,10 @@ def write_colmap(folder, suffix, count=3, model=("OPENCV", 4), parameters=(10, 1
     (folder / "images.bin").write_bytes(data)
     points = b"".join(struct.pack("<Q3d3BdQ2i", i, *xyz, 1, 2, 3, 0.5, 1, 1, 1) for i, xyz in POINTS.items())
     (folder / "points3D.bin").write_bytes(struct.pack("<Q", len(POINTS)) + points)
+
+
+def expect_error(root, *words, **options):
+    with pytest.raises(UserError) as caught:
+        load_capture(root, **options)
+    message = str(caught.value)
+    assert "\n" not in message and all(word in message for word in words), message
