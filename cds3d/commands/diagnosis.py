@@ -23,17 +23,20 @@ def mean_picture_psnr(capture: Capture) -> float | None:
     return sum(values) / len(values)
 
 
-def diagnose(held_out: float | None, training: float, mean_picture: float | None, space: str) -> str | None:
+def diagnose(
+    held_out: float | None, training: float, mean_picture: float | None, space: str, named: bool
+) -> str | None:
     """One line with the likely cause and a remedy, where the figures (PSNR in dB) are those of a failure; else None.
 
     held_out: of photos left out of training; training: of photos trained on; mean_picture: `mean_picture_psnr`; space:
-    the capture's.
+    the capture's; named: whether its poses say which photo they are of, as all but LLFF's do.
     """
     if held_out is None or mean_picture is None:
         return None
     boxed = "what lies outside the box is not modelled (scene.space=unbounded)" if space == "box" else None
     if held_out < mean_picture + _BARELY:
-        causes = ["photos and poses do not belong together (another scene.order, or estimate the poses again)", boxed]
+        remedy = "estimate the poses again" if named else "another scene.order, or estimate the poses again"
+        causes = [f"photos and poses do not belong together ({remedy})", boxed]
         what = f"held-out PSNR is {held_out:.1f} dB, and the mean of all photos has {mean_picture:.1f} dB already"
         return f"{what}: the field does not show the scene. Likely: {_either(causes)}"
     if training - held_out > _APART:

@@ -29,6 +29,7 @@ from cds3d.metrics.ssim import ssim
 from cds3d.options import MOST_SEED, build, pick_device, whole
 from cds3d.runs import RunFolder
 from tensorf.captures import Capture
+from tensorf.captures.llff import is_llff
 from tensorf.errors import UserError
 from tensorf.field import FieldConfig
 from tensorf.renderable import Renderable
@@ -86,7 +87,8 @@ def train_command(config: DictConfig) -> Path:
     which = "held-out" if capture.test else "training"
     log.info("%s: %s PSNR %.2f dB, SSIM %.3f", run.path, which, metrics["psnr_db"], metrics["ssim"])
     held_out = metrics["psnr_db"] if capture.test else None
-    problem = diagnose(held_out, metrics["train_psnr_db"], watch.mean_picture, capture.space)
+    named = not is_llff(capture.root)
+    problem = diagnose(held_out, metrics["train_psnr_db"], watch.mean_picture, capture.space, named)
     if problem is not None and not watch.warned:
         log.warning("%s", problem)
     return run.path
@@ -145,10 +147,9 @@ class _Watch:
             if self.held_out is not None:
                 writer.add_scalar("held_out/psnr_db", self.held_out, trainer.iteration)
             late = trainer.iteration >= total / 2 and trainer.iteration >= 300
-            problem = (
-                diagnose(self.held_out, self.smooth, self.mean_picture, trainer.field.space.kind) if late else None
-            )
-            if problem is not None and not self.warned:
+            kind, named = trainer.field.space.kind, not is_llff(trainer.capture.root)
+            problem = diagnose(self.held_out, self.smooth, self.mean_picture, kind, named)
+            if problem is not None and late and not self.warned:
                 bar.clear()
                 log.warning("at iteration %d, %s", trainer.iteration, problem)
                 self.warned = True

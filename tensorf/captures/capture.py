@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from tensorf.cameras import Camera
-from tensorf.captures import llff, matching
+from tensorf.captures import matching
 from tensorf.captures.colmap import find_models, read_colmap
 from tensorf.captures.geometry import mean_pose, place, transformed
 from tensorf.captures.images import flat_background, is_cut_out, leave_out_other_orientation, load_images
+from tensorf.captures.llff import is_llff, read_llff
 from tensorf.captures.nsvf import is_nsvf, read_nsvf
 from tensorf.captures.transforms import is_transforms, read_transforms
 from tensorf.captures.views import Listing
@@ -99,6 +100,8 @@ def load_capture(
     background = ("white" if white_background else "black") if transparent else flat_background(images)
     placement = place(listing, space, bound, background is not None, points)
     log.info("%s: %d views, %s", root, len(listing.views), placement.reason)
+    if bound is not None and placement.space == "ndc":
+        log.warning("%s: bound=%g is not used: NDC has no such box; space=unbounded has one", root, bound)
     poses = transformed(np.stack([view.pose for view in listing.views]), placement.world_from_capture)
     cameras = [
         Camera(_tensor(pose), lens.fx, lens.fy, lens.cx, lens.cy, int(lens.width), int(lens.height))
@@ -170,8 +173,12 @@ def _read(root: Path, width: int | None, order: str, check: bool, outside: bool)
     """The listing by the first format that `root` has a file of."""
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give the folder of a capture")
-    if (root / llff.FILE_NAME).is_file():
-        return llff.read_llff(root, width, order, check, outside)
+    if is_llff(root):
+        return read_llff(root, width, order, check, outside)
+    if order != "auto":
+        log.warning(
+            "%s: order=%s is not used: it is for the rows of poses_bounds.npy, which have no names", root, order
+        )
     if is_transforms(root):
         return read_transforms(root)
     if find_models(root):

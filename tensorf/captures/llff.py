@@ -30,6 +30,10 @@ _SAME_TURN = 2.0  # degrees
 _MINIMUM_MATCHES = 60
 
 
+def is_llff(root: Path) -> bool:
+    return (root / FILE_NAME).is_file()
+
+
 def read_llff(root: Path, width: int | None, order: str = "auto", check: bool = True, outside: bool = False) -> Listing:
     """Lists the views of an LLFF folder, taking the photos from the folder that suits `width` (pixels) best.
 

@@ -18,9 +18,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from tensorf.captures import llff
 from tensorf.captures.colmap import find_models
 from tensorf.captures.frames import VIDEO_SUFFIXES
+from tensorf.captures.llff import is_llff
 from tensorf.captures.nsvf import is_nsvf
 from tensorf.captures.photos import find_photos
 from tensorf.captures.transforms import is_transforms
@@ -102,7 +102,7 @@ def find_source(path: Path, frames: int, outside: bool = False) -> Source | None
 
 def has_poses(folder: Path) -> bool:
     """True where the folder holds a pose file of a format that is read, be it a good one or not."""
-    return (folder / llff.FILE_NAME).is_file() or is_transforms(folder) or is_nsvf(folder) or bool(find_models(folder))
+    return is_llff(folder) or is_transforms(folder) or is_nsvf(folder) or bool(find_models(folder))
 
 
 def folder_of(source: Source, parent: Path) -> tuple[Path, bool]:

@@ -357,6 +357,22 @@ def test_pictures_with_corners_far_off_the_axis_are_not_forward_facing(tmp_path,
     assert load_capture(tmp_path).space == space
 
 
+def test_options_that_are_not_used_are_told(tmp_path, caplog):
+    write_llff(tmp_path / "llff", row_of_cameras(5))
+    write_transforms(tmp_path / "json", ring(5))
+    for name, options in (
+        ("llff", {"order": "number"}),
+        ("json", {"bound": 2}),
+        ("llff", {"bound": 2, "space": "box"}),
+    ):
+        load_capture(tmp_path / name, **options)
+    assert "is not used" not in caplog.text
+    for name, options, words in (("llff", {"bound": 2}, "bound=2 is"), ("json", {"order": "text"}, "order=text is")):
+        caplog.clear()
+        load_capture(tmp_path / name, **options)
+        assert len(caplog.records) == 1 and f"{name}: {words} not used" in caplog.text
+
+
 def test_a_camera_ahead_of_the_near_plane_needs_the_box(tmp_path):
     poses = row_of_cameras(5)
     poses[4][2, 3] = 2.0  # 1.6 ahead of the mean camera, beyond 0.75 of the nearest depth

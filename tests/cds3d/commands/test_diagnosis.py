@@ -26,12 +26,18 @@ from tensorf.errors import UserError
     ],
 )
 def test_figures_of_failure_are_told(held_out, training, mean, space, words):
-    line = diagnose(held_out, training, mean, space)
+    line = diagnose(held_out, training, mean, space, named=False)
     if words is None:
         assert line is None
     else:
         assert "\n" not in line and all(word in line for word in words), line
         assert ("scene.space" in line) is (space == "box")
+
+
+def test_another_order_is_named_only_where_poses_have_no_names():
+    lines = [diagnose(15.0, 16.0, 14.0, "unbounded", named=named) for named in (False, True)]
+    assert all("estimate the poses again" in line for line in lines)
+    assert ["scene.order" in line for line in lines] == [True, False]
 
 
 def test_the_mean_picture_by_hand(tmp_path):
