@@ -224,7 +224,7 @@ def space_of(capture) -> Space:
     if capture.space == "unbounded":
         # Something is seen along every ray. Grey behind it all tells what is dark from what is transparent, and fills
         # what little a ray misses better than black. In NDC it was tried: dark fog gathered around what is near.
-        background = float(capture.images[capture.train].float().mean() / 255)
+        background = sum(capture.images[i].float().mean().item() for i in capture.train) / len(capture.train) / 255
     if capture.space != "ndc":
         return Space(capture.space, capture.box.clone(), capture.near, capture.far, capture.reference, background)
     near = 0.75 * capture.near  # a margin, since bounds from sparse points cut into near surfaces

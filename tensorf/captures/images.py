@@ -202,15 +202,22 @@ def flat_background(images: Tensor) -> str | None:
 
     images: (n, height, width, 3) uint8. Objects are often cut out of their background without transparency.
     """
-    height, width = images.shape[1:3]
-    rim = max(1, round(_RIM_SHARE * min(height, width)))
-    strips = [images[:, :rim], images[:, -rim:], images[:, :, :rim], images[:, :, -rim:]]
-    pixels = torch.cat([strip.reshape(-1, 3) for strip in strips])
     for name, level in (("white", 255), ("black", 0)):
-        is_level = lambda p, level=level: (p.int() - level).abs().amax(-1) <= _PURE  # noqa: E731
-        if is_level(pixels).float().mean() > _FLAT_SHARE and not is_level(images[0]).all():
+        shares = [_is_level(_rim(image), level).float().mean().item() for image in images]  # one by one, for the memory
+        if sum(shares) / len(shares) > _FLAT_SHARE and not _is_level(images[0], level).all():
             return name
     return None
+
+
+def _rim(image: Tensor) -> Tensor:
+    """The pixels (n, 3) along the border of an image (height, width, 3)."""
+    rim = max(1, round(_RIM_SHARE * min(image.shape[:2])))
+    return torch.cat([strip.reshape(-1, 3) for strip in (image[:rim], image[-rim:], image[:, :rim], image[:, -rim:])])
+
+
+def _is_level(pixels: Tensor, level: int) -> Tensor:
+    """Which pixels (..., 3) are purely black (0) or white (255)."""
+    return (pixels.int() - level).abs().amax(-1) <= _PURE
 
 
 def undistort(pixels: np.ndarray, lens: Lens) -> np.ndarray:

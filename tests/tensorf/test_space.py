@@ -8,6 +8,7 @@ import torch
 
 from tensorf.cameras import Camera
 from tensorf.captures import Capture
+from tensorf.captures.images import flat_background
 from tensorf.errors import UserError
 from tensorf.space import Rays, Space, space_of
 
@@ -186,6 +187,37 @@ def test_space_of_other_captures_is_their_box():
     space = space_of(tiny_capture(cameras, space="box", background="white"))
     assert (space.kind, space.near, space.far, space.background) == ("box", 1.0, 20.0, 1.0)
     assert space.box.tolist() == [[-1.5] * 3, [1.5] * 3]
+
+
+@pytest.fixture
+def converted(monkeypatch):
+    """How many numbers each tensor has that is converted to floats or ints."""
+    sizes = []
+    for name in ("float", "double", "int"):
+        convert = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda t, f=convert: sizes.append(t.numel()) or f(t))
+    return sizes
+
+
+def test_behind_unbounded_space_is_the_mean_grey_of_the_training_photos(converted):
+    cameras = [Camera(pose_at([0.0, 0, -1]), 9.0, 9.0, 4.5, 3.5, 9, 7)] * 5
+    images = torch.randint(0, 256, (5, 7, 9, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images[1] = 255
+    capture = tiny_capture(cameras, space="unbounded", images=images, train=[0, 2, 3], test=[1, 4])
+    background = space_of(capture).background
+    assert max(converted) == 7 * 9 * 3  # all photos as floats could fill the memory
+    assert background == pytest.approx(images[capture.train].float().mean().item() / 255, rel=1e-6)
+
+
+def test_a_flat_background_is_looked_for_photo_by_photo(converted):
+    images = torch.full((20, 30, 40, 3), 255, dtype=torch.uint8)
+    images[:, 5:20, 5:20] = 90
+    assert flat_background(images) == "white"
+    images[:, 0, :3] = 0  # 3 of 136 pixels of the rim
+    assert flat_background(images) == "white"
+    images[:2] = 90  # two photos of twenty
+    assert flat_background(images) is None
+    assert max(converted) <= 30 * 40 * 3
 
 
 def test_near_plane_of_ndc_lies_before_the_nearest_depth(ndc_capture):

@@ -107,7 +107,7 @@ def test_options_of_the_scene_reach_the_reader(tmp_path, monkeypatch):
     monkeypatch.setattr(scenes, "load_capture", lambda root, **options: seen.update(options))
     scenes.load_scene(config)
     read = dict(width=16, space="unbounded", bound=2, order="number", check=False, test_every=3, outside=True)
-    assert seen == read
+    assert seen == {**read, "show_progress": True}
     config.scene.check = "maybe"
     with pytest.raises(UserError, match="scene.check=maybe"):
         scenes.load_scene(config)
