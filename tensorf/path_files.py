@@ -1,7 +1,8 @@
 """Camera paths from files: a `transforms.json`, or the camera path that nerfstudio's viewer saves.
 
 Poses are in the capture's own coordinates. nerfstudio normalises its world: where a `dataparser_transforms.json`, which
-nerfstudio writes beside its checkpoints, lies beside the path, it is undone.
+nerfstudio writes next to its checkpoints, lies next to the path, it is undone. What nerfstudio writes there also holds
+the `applied_transform` of the capture's transforms.json, which the poses in that file have already.
 """
 
 from __future__ import annotations
@@ -19,18 +20,22 @@ from tensorf.captures.views import checked_pose
 from tensorf.errors import UserError
 from tensorf.untrusted import MOST_PIXELS
 
+_BEFORE_IT_WAS_WRITTEN = np.array([[0.0, 1, 0, 0], [1, 0, 0, 0], [0, 0, -1, 0], [0, 0, 0, 1]])  # by nerfstudio
 
-def read_camera_path(file: Path, world_from_capture: torch.Tensor, like: Camera) -> list[Camera]:
+
+def read_camera_path(
+    file: Path, world_from_capture: torch.Tensor, like: Camera, root: Path | None = None
+) -> list[Camera]:
     """Cameras in the normalised world.
 
     world_from_capture: (4, 4), `Capture`'s. like: a camera whose lens and size are taken where the file tells none.
-    UserError for a file that is missing, damaged, or no camera path.
+    root: the capture's folder. UserError for a file that is missing, damaged, or no camera path.
     """
     if not file.is_file():
         raise UserError(f"{file}: no such file")
     table = read_json(file)
     if "camera_path" in table:
-        poses, cameras = _nerfstudio(file, table, like)
+        poses, cameras = _nerfstudio(file, table, like, root)
     elif "frames" in table:
         poses, cameras = _transforms(file, table, like)
     else:
@@ -61,11 +66,11 @@ def _transforms(file: Path, table: dict, like: Camera) -> tuple[list[np.ndarray]
     return poses, cameras
 
 
-def _nerfstudio(file: Path, table: dict, like: Camera) -> tuple[list[np.ndarray], list[Camera]]:
+def _nerfstudio(file: Path, table: dict, like: Camera, root: Path | None) -> tuple[list[np.ndarray], list[Camera]]:
     height, width = (
         _number(file, table, k, getattr(like, k.split("_")[1]), 0) for k in ("render_height", "render_width")
     )
-    undo, scale = _normalisation(file)
+    undo, scale = _normalisation(file, root)
     poses, cameras = [], []
     for i, frame in enumerate(_list(file, table, "camera_path")):
         pose = _matrix(file, frame.get("camera_to_world"), i)
@@ -79,14 +84,32 @@ def _nerfstudio(file: Path, table: dict, like: Camera) -> tuple[list[np.ndarray]
     return poses, cameras
 
 
-def _normalisation(file: Path) -> tuple[np.ndarray, float]:
+def _normalisation(file: Path, root: Path | None) -> tuple[np.ndarray, float]:
     """((4, 4) that undoes nerfstudio's rotation and shift, its scale)."""
     beside = file.with_name("dataparser_transforms.json")
     if not beside.is_file():
         return np.eye(4), 1.0
     table = read_json(beside)
     matrix = _matrix(beside, table.get("transform"), 0)
-    return np.linalg.inv(matrix), _number(beside, table, "scale", 1.0, 0)
+    applied, applied_scale = _applied(root)
+    return applied @ np.linalg.inv(matrix), _number(beside, table, "scale", 1.0, 0) / applied_scale
+
+
+def _applied(root: Path | None) -> tuple[np.ndarray, float]:
+    """((4, 4), scale) that transforms.json of a capture says its poses have; nerfstudio counts them as its own.
+
+    Without such a line, but with COLMAP's model next to it, nerfstudio takes what its older versions applied.
+    """
+    path = root / "transforms.json" if root is not None else None
+    if path is None or not path.is_file():
+        return np.eye(4), 1.0
+    table = read_json(path)
+    assumed = _BEFORE_IT_WAS_WRITTEN if (root / "colmap" / "sparse" / "0").is_dir() else np.eye(4)
+    given = table.get("applied_transform")
+    scale = _number(path, table, "applied_scale", 1.0, 0)
+    if not scale > 0:
+        raise UserError(f"{path}: applied_scale={scale:g} has to be above 0")
+    return (assumed if given is None else _matrix(path, given, 0)), scale
 
 
 def _camera(file, i, fx, fy, cx, cy, width, height) -> Camera:

@@ -217,7 +217,7 @@ def write_videos(
     if not config.video_frames:
         return [], []
     cameras = path_cameras(capture, config.video_frames, config.edit.width)
-    before, after = frames_of(source, cameras, "source video"), frames_of(edited, cameras, "edited video")
+    before, after = (list(frames_of(f, cameras, f"{n} video")) for f, n in ((source, "source"), (edited, "edited")))
     write_video(folder / "video.mp4", after, fps=15)
     write_video(folder / "comparison.mp4", [side_by_side(a, b) for a, b in zip(before, after)], fps=15)
     return before, after

@@ -9,12 +9,13 @@ from omegaconf import DictConfig
 
 from cds3d.commands.evaluation import rendered
 from cds3d.commands.scenes import load_scene, naming_options
-from cds3d.commands.videos import cameras_along, resized_to
+from cds3d.commands.videos import cameras_along
 from cds3d.export.dataset import write_dataset, write_points
 from cds3d.export.splats import write_splats
 from cds3d.export.surface import surface_points
 from cds3d.options import pick_device, whole
 from cds3d.runs import read_config
+from tensorf.cameras import size_for_width
 from tensorf.errors import UserError
 from tensorf.files import atomic_folder
 from tensorf.renderable import load_field
@@ -52,7 +53,8 @@ def export_command(config: DictConfig) -> Path:
         cameras += [c.resized(cameras[0].width, cameras[0].height) for c in along]
         names += [f"path_{i:04d}" for i in range(len(along))]
     if config.width is not None:
-        cameras = [resized_to(c, config.width) for c in cameras]
+        whole(config, "width", least=16)
+        cameras = [c.resized(*size_for_width(c.width, c.height, config.width)) for c in cameras]
     with naming_options("scene", "space"):
         views = rendered(field, cameras, "views")
     points, half_widths = surface_points(field, capture, cameras, views, config.points)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,8 @@ from tensorf.renderable import Renderable, load_field
 
 log = logging.getLogger("cds3d")
 
+_FAR = 2.0  # times the depth up to which nearly all pixels lie: what a 16-bit depth picture can tell apart
+
 
 def render_command(config: DictConfig) -> Path:
     """Render what `config` says (configs/render.yaml) and return the video's, or the pictures' folder's, path."""
@@ -58,24 +61,32 @@ def render_command(config: DictConfig) -> Path:
     capture = load_scene(of_run)
     cameras = _cameras(config, of_run, capture, field)
     output = _output(config, capture, run)
-    rendered = [field.render(c) for c in tqdm(cameras, desc="render", unit="frame")]
-    colors = [r["color"].cpu() for r in rendered]
-    written = [output]
+    written, depths = [output], []
+    colors = _colors(field, cameras, depths if config.depth else None)
     if config.format == "mp4":
         write_video(output, colors, config.fps)
     else:
         write_pictures(output, colors)
     if config.depth:
         written.append(output.with_name(f"{output.stem}_depth{output.suffix}"))
-        depths = [seen_depth(r) for r in rendered]
         if config.format == "mp4":
-            write_video(written[1], [colored_depth(d, *depth_range(depths)) for d in depths], config.fps)
+            low, high = depth_range(depths)
+            write_video(written[1], (colored_depth(d, low, high) for d in depths), config.fps)
         else:
             axial = [axial_depth(field, c, d) for c, d in zip(cameras, depths, strict=True)]
             write_depths(written[1], axial, float(capture.world_from_capture[:3, 0].norm()))
     for path in written:
         log.info("%s: %d frames of %dx%d", path, len(cameras), cameras[0].width, cameras[0].height)
     return output
+
+
+def _colors(field: Renderable, cameras: list[Camera], depths: list[Tensor] | None) -> Iterator[Tensor]:
+    """Frames (H, W, 3), rendered as they are asked for; their depths (H, W) are added to `depths`."""
+    for camera in tqdm(cameras, desc="render", unit="frame"):
+        rendered = field.render(camera)
+        if depths is not None:
+            depths.append(seen_depth(rendered))
+        yield rendered["color"].cpu()
 
 
 def _cameras(config: DictConfig, of_run: DictConfig, capture: Capture, field: Renderable) -> list[Camera]:
@@ -117,7 +128,7 @@ def _output(config: DictConfig, capture: Capture, run: Path) -> Path:
     return output
 
 
-def write_pictures(folder: Path, frames: list[Tensor]) -> None:
+def write_pictures(folder: Path, frames: Iterable[Tensor]) -> None:
     """frames (H, W, 3) as 0000.png, 0001.png, ...; older pictures go."""
     with atomic_folder(folder) as begun:
         for i, frame in enumerate(frames):
@@ -128,17 +139,19 @@ def write_depths(folder: Path, depths: list[Tensor], scale: float) -> None:
     """Depths (H, W) along the optical axis as 16-bit pictures, and depth.json, which tells what a level is.
 
     depths: world units, infinite where nothing is seen, which becomes 0. scale: world units in one of the capture's.
+    One pixel that looks into the distance must not take the levels from all others: the farthest hundredth of what is
+    seen shares the highest level where it lies much farther.
     """
-    every = torch.cat([d.flatten() for d in depths])
-    seen = every[every.isfinite()]
-    unit = float(seen.max()) / 65535 if len(seen) else 1.0
+    farthest = max((float(d[d.isfinite()].max()) for d in depths if d.isfinite().any()), default=65535.0)
+    unit = min(farthest, _FAR * depth_range(depths)[1]) / 65535
     with atomic_folder(folder) as begun:
         for i, depth in enumerate(depths):
             levels = torch.where(depth.isfinite(), (depth / unit).round().clamp(1, 65535), 0)
             picture = Image.fromarray(levels.numpy().astype(np.uint16))
             with atomic(begun / f"{i:04d}.png") as partial:
                 picture.save(partial)
-        told = {"capture_units_per_level": unit / scale, "nothing_seen": 0, "depth": "along the optical axis"}
+        told = {"capture_units_per_level": unit / scale, "nothing_seen": 0, "this_or_farther": 65535}
+        told["depth"] = "along the optical axis"
         write_text(begun / "depth.json", json.dumps(told, indent=1) + "\n")
 
 

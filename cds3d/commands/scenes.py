@@ -90,6 +90,7 @@ def load_scene(config: DictConfig) -> Capture:
             check=check,
             test_every=scene.test_every,
             outside=ships or may_lie_outside(config),
+            show_progress=True,
         )
 
 

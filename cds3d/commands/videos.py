@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import imageio.v2
 import imageio.v3 as iio
 import numpy as np
 import torch
@@ -32,10 +33,15 @@ def write_image(path: Path, image: Tensor) -> None:
 
 
 def write_video(path: Path, frames: Iterable[Tensor], fps: int) -> None:
-    """H.264 in mp4, atomically; odd sizes, which the format has not, get a repeated last row or column."""
-    with atomic(path) as partial, iio.imopen(partial, "w", plugin="FFMPEG") as file:
-        images = [np.pad(to_uint8(f), [(0, f.shape[0] % 2), (0, f.shape[1] % 2), (0, 0)], "edge") for f in frames]
-        file.write(np.stack(images), codec="libx264", fps=fps, macro_block_size=1, output_params=["-crf", "17"])
+    """H.264 in mp4, atomically; odd sizes, which the format has not, get a repeated last row or column.
+
+    Frames are encoded one by one: those of a generator are never in memory together.
+    """
+    options = {"fps": fps, "codec": "libx264", "macro_block_size": 1, "output_params": ["-crf", "17"]}
+    with atomic(path) as partial, imageio.v2.get_writer(partial, format="FFMPEG", mode="I", **options) as file:
+        for frame in frames:
+            height, width, _ = frame.shape
+            file.append_data(np.pad(to_uint8(frame), [(0, height % 2), (0, width % 2), (0, 0)], "edge"))
 
 
 def path_cameras(capture: Capture, frames: int, width: int) -> list[Camera]:
@@ -53,7 +59,7 @@ def cameras_along(capture: Capture, kind: str, frames: int) -> list[Camera]:
     coordinates, whose sizes and lenses are its own.
     """
     if kind.endswith(".json"):
-        return read_camera_path(Path(kind), capture.world_from_capture, capture.cameras[0])
+        return read_camera_path(Path(kind), capture.world_from_capture, capture.cameras[0], capture.root)
     return camera_path(kind, capture.cameras, frames, focus=_focus(capture))
 
 
@@ -74,10 +80,11 @@ def _focus(capture: Capture) -> float:
     return 1 / (0.25 / (capture.near * 0.9) + 0.75 / (capture.far * 5)) if capture.forward_facing else 1.0
 
 
-def frames_of(field: Renderable, cameras: list[Camera], label: str) -> list[Tensor]:
-    """Colour frames (H, W, 3), with a progress bar."""
+def frames_of(field: Renderable, cameras: list[Camera], label: str) -> Iterator[Tensor]:
+    """Colour frames (H, W, 3), rendered as they are asked for, with a progress bar."""
     with naming_options("scene", "space"):
-        return [field.render(c)["color"].cpu() for c in tqdm(cameras, desc=label, unit="frame")]
+        for camera in tqdm(cameras, desc=label, unit="frame"):
+            yield field.render(camera)["color"].cpu()
 
 
 def colored_depth(depth: Tensor, low: float, high: float) -> Tensor:

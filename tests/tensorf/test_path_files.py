@@ -61,6 +61,28 @@ def test_a_path_of_nerfstudios_viewer(tmp_path):
     torch.testing.assert_close(again.pose, camera.pose)
 
 
+@pytest.mark.parametrize("where", ["in the file", "assumed by nerfstudio", "nowhere"])
+def test_what_the_capture_has_applied_already_is_no_part_of_the_normalisation(tmp_path, where):
+    """nerfstudio writes normalisation @ applied_transform, and scale times applied_scale."""
+    applied = np.array([[0.0, 1, 0, 0], [1, 0, 0, 0], [0, 0, -1, 0], [0, 0, 0, 1]])
+    capture = tmp_path / "capture"
+    capture.mkdir()
+    table = {"applied_transform": applied[:3].tolist(), "applied_scale": 4.0} if where == "in the file" else {}
+    write(capture, table | {"frames": []}, "transforms.json")
+    if where == "assumed by nerfstudio":
+        (capture / "colmap" / "sparse" / "0").mkdir(parents=True)
+    turn = np.array([[0, -1, 0, 0.5], [1, 0, 0, 0], [0, 0, 1, -1], [0, 0, 0, 1]], float)
+    shown = turn @ POSE  # in nerfstudio's world
+    shown[:3, 3] *= 0.1
+    told = turn @ applied if where != "nowhere" else turn
+    scale = 0.1 * table.get("applied_scale", 1.0)
+    write(tmp_path, {"transform": told[:3].tolist(), "scale": scale}, "dataparser_transforms.json")
+    path = {"render_height": 90, "render_width": 120, "camera_path": [{"camera_to_world": shown.flatten().tolist()}]}
+    (camera,) = read_camera_path(write(tmp_path, path), torch.eye(4), LIKE, capture)
+    torch.testing.assert_close(camera.position, torch.tensor([1.0, 2.0, 3.0]))
+    torch.testing.assert_close(camera.forward, torch.tensor([0.0, 0.0, -1.0]))
+
+
 @pytest.mark.parametrize(
     "table, told",
     [

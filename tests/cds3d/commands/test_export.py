@@ -1,6 +1,7 @@
 """`cds3d export` and `render.py`: what other programs read."""
 
 import json
+import weakref
 
 import imageio.v3 as iio
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 from PIL import Image
 
 from cds3d.cli import main, run_command
-from cds3d.commands.render import axial_depth
+from cds3d.commands.render import axial_depth, write_depths
+from cds3d.commands.videos import write_video
 from tensorf.captures import load_capture
 from tensorf.captures.colmap_files import load_model
 from tensorf.captures.writing import capture_poses
@@ -188,6 +190,38 @@ def test_pictures_and_depths_that_can_be_measured(opaque, capture_folder):
     np.testing.assert_allclose(levels * unit, expected / scale, rtol=1e-3)
     assert render(opaque, "frames=1", "format=png", "width=32") == 0
     assert sorted(p.name for p in colors.iterdir()) == ["0000.png"]  # older pictures are gone
+
+
+def test_a_pixel_that_looks_far_does_not_take_the_levels_from_all_others(tmp_path):
+    depth = torch.linspace(1, 2, 4800).view(60, 80).clone()
+    depth[0, :3] = torch.tensor([1500.0, torch.inf, 3.0])
+    write_depths(tmp_path / "depths", [depth, depth], scale=0.5)
+    told = json.loads((tmp_path / "depths" / "depth.json").read_text())
+    levels = np.asarray(Image.open(tmp_path / "depths" / "0001.png"))
+    assert levels[0, 0] == told["this_or_farther"] == 65535 and levels[0, 1] == told["nothing_seen"] == 0
+    expected = depth.numpy() / 0.5
+    np.testing.assert_allclose((levels * told["capture_units_per_level"])[1:], expected[1:], rtol=1e-4)
+    assert pytest.approx(levels[0, 2] * told["capture_units_per_level"], rel=1e-4) == 3.0 / 0.5
+
+
+def test_frames_of_a_video_are_not_kept(tmp_path):
+    alive, most = weakref.WeakSet(), 0
+
+    def frames():
+        nonlocal most
+        for i in range(8):
+            frame = torch.full((17, 30, 3), i / 8)
+            alive.add(frame)
+            most = max(most, len(alive))
+            yield frame
+
+    write_video(tmp_path / "video.mp4", frames(), fps=5)
+    assert most <= 2 and iio.imread(tmp_path / "video.mp4").shape == (8, 18, 30, 3)
+
+
+def test_a_dataset_may_be_wider_than_the_photos(opaque, tmp_path):
+    assert export(opaque, "dataset", "output=set", "points=50", "width=80") == 0
+    assert iio.imread(tmp_path / "set" / "images" / "view001.png").shape == (60, 80, 3)
 
 
 def test_axial_depth_is_along_the_cameras_axis(opaque, capture_folder):
