@@ -62,7 +62,7 @@ _SUMMARY = {
     "export": "Write a run's field as a dataset of views, as splats or as points, for other programs.",
     "sweep": "Do many edits: scenes x prompts x objectives x options x seeds, in one table.",
     "list": "List scenes, presets, finished runs, and the words that pocket knows.",
-    "bench": "Compare SDS, DDS and CDS on edits whose true result is known.",
+    "bench": "Compare objectives and baselines on edits whose true result is known.",
 }
 
 

@@ -228,3 +228,15 @@ def test_lenses_are_undone_in_full_detail(tmp_path, monkeypatch):
     )
     load_capture(tmp_path, width=60, check=False)
     assert set(reductions) == {1}
+
+
+# --- progress
+
+
+@pytest.mark.parametrize(("count", "show", "bars"), [(21, True, 1), (20, True, 0), (21, False, 0)])
+def test_one_bar_counts_many_photos(tmp_path, capsys, count, show, bars):
+    write_llff(tmp_path, row_of_cameras(count))
+    load_capture(tmp_path, check=False, show_progress=show)
+    out, err = capsys.readouterr()
+    assert out == "" and err.count(f"{count}/{count}") == bars
+    assert ("photos:" in err) if bars else err == ""
