@@ -154,7 +154,7 @@ def load_images(
     size = native if width is None or width >= native[0] else size_for_width(*native, width)
     images = np.empty((len(views), size[1], size[0], 3), dtype=np.uint8)
     lenses = []
-    bar = tqdm(views, desc="photos", unit="photo", disable= len(views) <= _FEW)
+    bar = tqdm(views, desc="photos", unit="photo", disable=not show_progress or len(views) <= _FEW)
     for i, view in enumerate(bar):
         images[i], lens = _pinhole_image(view, sizes[i], native, size, white)
         lenses.append(lens)
