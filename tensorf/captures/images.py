@@ -37,6 +37,7 @@ _Item = TypeVar("_Item")
 _RIM_SHARE, _PURE, _FLAT_SHARE = 0.03, 5, 0.95  # of the shorter side; of 255 levels; of the rim's pixels
 _CUT_OUT = 0.05  # of a photo's pixels
 _RIM_WARNING = 0.1  # of an image; phones stay under 5%
+_LARGE = 2_000_000  # pixels of a photo; smaller ones are decoded at once
 _FEW = 20  # photos, which are loaded within a second or two
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -169,8 +170,9 @@ def _pinhole_image(
     stored: the photo's size. native: the size of most photos, whose aspect is taken.
     """
     lens = _lens_at(view, stored)
-    # Twice what is needed is left for averaging. Lenses are undone in full detail.
-    reduction = 1 if any(lens.distortion) else min(stored[0] // (2 * size[0]), stored[1] // (2 * size[1]))
+    reduction = 1
+    if stored[0] * stored[1] >= _LARGE and not any(lens.distortion):  # which is undone in full detail
+        reduction = min(stored[0] // (2 * size[0]), stored[1] // (2 * size[1]))  # twice is left, to be averaged
     upright = _is_turned(view.path, view.lens.size)
     pixels = undistort(read_picture(view.path, white=white, upright=upright, reduction=reduction), lens)
     lens = lens.resized(pixels.shape[1], pixels.shape[0])

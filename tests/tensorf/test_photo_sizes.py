@@ -200,8 +200,19 @@ def as_jpegs(root, **keys):
         blobs((480, 320), i).save(path.with_suffix(".jpg"), quality=95)
 
 
-@pytest.mark.parametrize(("width", "decoded"), [(480, 480), (300, 480), (121, 480), (120, 240), (60, 120)])
-def test_large_photos_are_decoded_at_twice_the_size_that_is_asked(tmp_path, monkeypatch, width, decoded):
+@pytest.mark.parametrize(
+    ("width", "large", "decoded"),
+    [
+        (480, 480 * 320, 480),
+        (300, 480 * 320, 480),
+        (121, 480 * 320, 480),
+        (120, 480 * 320, 240),
+        (60, 480 * 320, 120),
+        (60, 480 * 320 + 1, 480),
+    ],
+)
+def test_large_photos_are_decoded_at_twice_the_size_that_is_asked(tmp_path, monkeypatch, width, large, decoded):
+    monkeypatch.setattr("tensorf.captures.images._LARGE", large)
     as_jpegs(tmp_path)
     sizes = set()
 
@@ -220,6 +231,7 @@ def test_large_photos_are_decoded_at_twice_the_size_that_is_asked(tmp_path, monk
 
 
 def test_lenses_are_undone_in_full_detail(tmp_path, monkeypatch):
+    monkeypatch.setattr("tensorf.captures.images._LARGE", 1)
     as_jpegs(tmp_path, k1=0.01)
     reductions = []
     monkeypatch.setattr(
