@@ -180,7 +180,7 @@ def _read(root: Path, width: int | None, order: str, check: bool, outside: bool)
             "%s: order=%s is not used: it is for the rows of poses_bounds.npy, which have no names", root, order
         )
     if is_transforms(root):
-        return read_transforms(root)
+        return read_transforms(root, width)
     if find_models(root):
         return read_colmap(root, width)
     if is_nsvf(root):

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from tensorf.captures.images import common_size, find_by_stem, image_size
+from tensorf.captures.images import choose_image_folder, common_size, find_by_stem, image_folders, image_size
 from tensorf.captures.views import Lens, Listing, View, checked_lens, checked_pose, natural_key, report_missing
 from tensorf.errors import UserError
 from tensorf.untrusted import load_json
@@ -33,11 +34,12 @@ def is_transforms(root: Path) -> bool:
     return any((root / name).is_file() for name in ("transforms_train.json", "transforms.json"))
 
 
-def read_transforms(root: Path) -> Listing:
+def read_transforms(root: Path, width: int | None = None) -> Listing:
     """Lists the views of `root` whose photos exist, sorted naturally by path (train before test where named).
 
-    Photos that do not exist are left out with one warning. Raises UserError for malformed JSON, missing keys,
-    unusable poses or intrinsics, camera models that cannot be undone, and fewer than 3 photos.
+    Where nerfstudio's folders `images_2`, `images_4`, ... have all of them too, photos come from the one that suits
+    `width` (pixels) best. Photos that do not exist are left out with one warning. Raises UserError for malformed JSON,
+    missing keys, unusable poses or intrinsics, camera models that cannot be undone, and fewer than 3 photos.
     """
     if (root / "transforms_train.json").is_file():
         source, roles = root / "transforms_train.json", [("transforms_train.json", False)]
@@ -52,7 +54,18 @@ def read_transforms(root: Path) -> Listing:
         views += found
         missing += lost
     report_missing(source, missing, len(views) + len(missing))
-    return Listing(source, views)
+    return Listing(source, _from_smaller_copies(views, root, width))
+
+
+def _from_smaller_copies(views: list[View], root: Path, width: int | None) -> list[View]:
+    """`views` with their photos from the folder among `images`, `images_2`, ... that suits `width` best."""
+    if not all(view.path.is_relative_to(root / "images") for view in views):
+        return views
+    names = [view.path.relative_to(root / "images") for view in views]
+    photos = {folder: [folder / name for name in names] for folder in image_folders(root)}
+    complete = {folder: paths for folder, paths in photos.items() if all(path.is_file() for path in paths)}
+    folder = choose_image_folder(complete, width, views[0].lens.size)
+    return [replace(view, path=path) for view, path in zip(views, complete[folder], strict=True)]
 
 
 def opencv_from_opengl(pose: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ import logging
 
 import numpy as np
 import pytest
-from tiny_captures import row_of_cameras, write_colmap, write_image, write_llff
+from tiny_captures import ring, row_of_cameras, write_colmap, write_image, write_llff, write_transforms
 
 from tensorf.captures import load_capture
 from tensorf.captures.colmap import read_colmap
@@ -115,3 +115,23 @@ def test_folders_are_compared_by_what_most_of_their_photos_are_wide(tmp_path):
         write_image(tmp_path / folder / "view1.png", size)
     write_image(tmp_path / "images_8" / "view1.png", (80, 120))
     assert {view.path.parent.name for view in read_colmap(tmp_path, 12).views} == {"images_2"}
+
+
+@pytest.mark.parametrize("sizes", [{"w": 24, "h": 16}, {}])
+def test_smaller_copies_of_nerfstudio_are_taken(tmp_path, sizes):
+    write_transforms(tmp_path, ring(), size=(24, 16), fl_x=20.0, **sizes)
+    for folder, size, count in (("images_2", (12, 8), 4), ("images_4", (6, 4), 3)):  # of which one lacks a photo
+        for i in range(count):
+            write_image(tmp_path / folder / f"{i}.png", size, (0, 200, 0))
+    for width, copies in ((None, False), (13, False), (12, True), (6, True)):
+        capture = load_capture(tmp_path, width=width)
+        assert (capture.images[0, 0, 0, 1] == 200).item() is copies
+        assert capture.cameras[0].fx == pytest.approx(20 * capture.cameras[0].width / 24)
+        assert capture.image_names == [f"images/{i}.png" for i in range(4)]
+
+
+def test_photos_in_other_folders_have_no_smaller_copies(tmp_path):
+    write_transforms(tmp_path, ring(), folder="rgb", size=(24, 16), fl_x=20.0)
+    for i in range(4):
+        write_image(tmp_path / "images_2" / f"{i}.png", (12, 8), (0, 200, 0))
+    assert load_capture(tmp_path, width=12).images.max() == 9
