@@ -41,8 +41,8 @@ def one_photo_less(folder):
     (folder / "images" / "view003.jpg").unlink()
 
 
-def one_photo_smaller(folder):
-    Image.open(folder / "images" / "view003.jpg").resize((32, 24)).save(folder / "images" / "view003.jpg")
+def one_photo_cropped(folder):
+    Image.open(folder / "images" / "view003.jpg").resize((32, 12)).save(folder / "images" / "view003.jpg")
 
 
 def one_photo_unreadable(folder):
@@ -56,7 +56,7 @@ def one_photo_unreadable(folder):
         (no_capture, ["is no capture", "poses_bounds.npy", "transforms.json"]),
         (poses_with_nan, ["poses_bounds.npy", "row 2", "NaN"]),
         (one_photo_less, ["6 rows", "5 photos"]),
-        (one_photo_smaller, ["differ in size", "view003.jpg", "32x24"]),
+        (one_photo_cropped, ["view003.jpg is 32x12", "another aspect"]),
         (one_photo_unreadable, ["view003.jpg", "cannot be read"]),
     ],
 )
