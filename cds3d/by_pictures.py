@@ -28,7 +28,7 @@ from cds3d.subjects.field import FieldRates, as_batch, moved_groups, turn_of
 from cds3d.subjects.given import seen_share
 from cds3d.subjects.image import LatentImage, LatentPair
 from cds3d.subjects.region import EditedRegion, RegionConfig, dilated
-from cds3d.subjects.volume import agreed_region
+from cds3d.subjects.volume import agreed_region, check_volume
 from tensorf.adam import Adam
 from tensorf.cameras import Camera
 from tensorf.errors import UserError
@@ -70,10 +70,7 @@ class FitConfig:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 1")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr={self.lr} has to be a number above 0")
-        if not 0 < self.agreement <= 1:
-            raise ValueError(f"agreement={self.agreement} has to be above 0 and at most 1")
-        if not 0 <= self.grow < math.inf:
-            raise ValueError(f"grow={self.grow} has to be 0 or more")
+        check_volume(self.agreement, self.grow)
         if not 0 <= self.margin < 1:
             raise ValueError(f"margin={self.margin} has to be at least 0 and below 1")
 

@@ -22,7 +22,7 @@ from cds3d.guidance.prior import Prior
 from cds3d.options import build, positive
 from cds3d.subjects.given import in_ball, in_box, point_at, zoomed
 from cds3d.subjects.region import RegionConfig
-from cds3d.subjects.volume import edited_volume
+from cds3d.subjects.volume import check_volume, edited_volume
 from cds3d.where import word_masks
 from tensorf.cameras import Camera
 from tensorf.captures import Capture
@@ -43,10 +43,7 @@ class CarveConfig:
     grow: float
 
     def __post_init__(self):
-        if not 0 < self.agreement <= 1:
-            raise ValueError(f"agreement={self.agreement} has to be above 0 and at most 1")
-        if not 0 <= self.grow < math.inf:
-            raise ValueError(f"grow={self.grow} has to be 0 or more")
+        check_volume(self.agreement, self.grow)
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,17 @@ class VolumeConfig:
     def __post_init__(self):
         if not 0 < self.look < 1:
             raise ValueError(f"look={self.look} has to be between 0 and 1")
-        if not 0 < self.agreement <= 1:
-            raise ValueError(f"agreement={self.agreement} has to be above 0 and at most 1")
-        for name in ("grow", "smoothness"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} has to be 0 or more")
+        check_volume(self.agreement, self.grow)
+        if not 0 <= self.smoothness < math.inf:
+            raise ValueError(f"smoothness={self.smoothness} has to be 0 or more")
+
+
+def check_volume(agreement: float, grow: float) -> None:
+    """ValueError for options of `edited_volume` that make no sense."""
+    if not 0 < agreement <= 1:
+        raise ValueError(f"agreement={agreement} has to be above 0 and at most 1")
+    if not 0 <= grow < math.inf:
+        raise ValueError(f"grow={grow} has to be 0 or more")
 
 
 @torch.no_grad()
