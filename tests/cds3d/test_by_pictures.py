@@ -189,7 +189,7 @@ def test_a_finished_edit_goes_on_with_more_steps_or_rounds(field, cameras, maske
 def test_a_given_region_bounds_what_is_found_or_is_the_region(field, cameras, masked):
     given = torch.zeros_like(field.occupancy)
     given[:, : given.shape[1] // 2] = True
-    both = work(field, cameras, given=given)
+    both = work(field, cameras, given=given, grow=0.5)  # it would grow out of what is given
     to_end(both)
     assert both.target.region.any() and not (both.target.region & ~given).any()
     alone = work(field, cameras, given=given, find=False)
