@@ -49,7 +49,7 @@ class FitConfig:
     views: how many of the cameras' pictures are edited, spread over all of them; null is all. rounds: how often
     pictures are edited and the field is fitted to them. iterations: of a fit. lr: falls to a tenth. agreement, grow: of
     the region, as `VolumeConfig`'s. margin: how far around its mask a picture's change is taken over, as a share of its
-    width.
+    width. detail: share of what the VAE loses of the source that is put back into the edited pictures.
 
     Raises ValueError for what makes no sense.
     """
@@ -61,6 +61,7 @@ class FitConfig:
     agreement: float
     grow: float
     margin: float
+    detail: float
 
     def __post_init__(self):
         if self.views is not None and self.views < 1:
@@ -73,6 +74,8 @@ class FitConfig:
         check_volume(self.agreement, self.grow)
         if not 0 <= self.margin < 1:
             raise ValueError(f"margin={self.margin} has to be at least 0 and below 1")
+        if not 0 <= self.detail <= 1:
+            raise ValueError(f"detail={self.detail} has to be between 0 and 1")
 
 
 def spread(cameras: Sequence[Camera], count: int | None) -> list[Camera]:
@@ -126,10 +129,11 @@ class ViewLatents:
     def load_state(self, state: dict) -> None:
         self.turns = state["turns"]
 
-    def change(self, view: int) -> Tensor:
-        """(H, W, 3) how the view's picture has changed: the edited latent, decoded, less the source's."""
+    def decoded(self, view: int) -> tuple[Tensor, Tensor]:
+        """Two pictures (H, W, 3) of the view: its source's latent and its edited latent, decoded."""
         image = self.images[view]
-        return (image.image() - image.decoded(image.source)).permute(1, 2, 0).to(image.source.device)
+        both = image.decoded(image.source), image.image()
+        return tuple(picture.permute(1, 2, 0).to(image.source.device) for picture in both)
 
 
 class PictureEdit:
@@ -236,8 +240,8 @@ class PictureEdit:
 
         region: the one that was found before, when a run goes on.
         """
-        changes = [self.latents.change(i) for i in range(len(self.cameras))]
-        masks = self._masks(changes)
+        decoded = [self.latents.decoded(i) for i in range(len(self.cameras))]
+        masks = self._masks([edited - source for source, edited in decoded])
         if region is None and self.find:
             views = zip(self._views, masks, strict=True)
             region = agreed_region(self.source, views, self.fit.agreement, self.fit.grow, self.given, "edit.fit")
@@ -248,9 +252,10 @@ class PictureEdit:
         self.optimizer = Adam(moved_groups(self.target.target, self.rates, self.fit.lr), betas=(0.9, 0.99))
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self._local = [LocalView(self.target, camera) for camera in self.cameras]
-        for view, mask, change in zip(self._views, masks, changes, strict=True):
-            weight = dilated(mask, round(self.fit.margin * mask.shape[1]))
-            self._pictures.append((view.full + weight[..., None] * change).clamp(0, 1))
+        for view, mask, (source, edited) in zip(self._views, masks, decoded, strict=True):
+            weight = dilated(mask, round(self.fit.margin * mask.shape[1]))[..., None]
+            wanted = edited + self.fit.detail * (view.full - source)
+            self._pictures.append(torch.lerp(view.full, wanted, weight).clamp(0, 1))
 
     def _masks(self, changes: list[Tensor]) -> list[Tensor]:
         """(H, W) in [0, 1] for each view: where its change is to be taken over; of what is given, only its share."""
@@ -269,7 +274,7 @@ class PictureEdit:
         """Of the first camera: source beside edited picture (H, 2 W, 3), or picture beside what the field shows."""
         if not self._pictures:
             before = self._views[0].full
-            return {"source_and_picture": torch.cat([before, before + self.latents.change(0)], 1)}
+            return {"source_and_picture": torch.cat([before, self.latents.decoded(0)[1]], 1)}
         return {"picture_and_edit": torch.cat([self._pictures[0], self._seen(0)], 1)}
 
     def edited(self) -> LocalField:

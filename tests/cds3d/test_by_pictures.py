@@ -109,15 +109,18 @@ def test_iterations_count_pictures_and_fits_of_all_rounds(field, cameras, masked
     assert ["fit/psnr_db" in figures for figures in told] == 2 * (6 * [False] + 3 * [True])
 
 
-def test_the_field_takes_on_the_change_of_its_pictures_in_the_region_alone(field, cameras, masked):
+@pytest.mark.parametrize("detail", [0.0, 0.25, 1.0])
+def test_the_field_takes_on_the_change_of_its_pictures_in_the_region_alone(detail, field, cameras, masked):
     before = {k: v.clone() for k, v in field.state_dict().items()}
-    edit = work(field, cameras, Recorded(-1.0), iterations=3, fits=60, lr=0.05)
+    edit = work(field, cameras, Recorded(-1.0), iterations=3, fits=60, lr=0.05, detail=detail)
     to_end(edit)
     assert all(torch.equal(v, before[k]) for k, v in field.state_dict().items())
-    change = edit.latents.change(0)
+    lossy, edited = edit.latents.decoded(0)
+    assert not torch.allclose(lossy, edited)
     wanted, shown, source = edit._pictures[0], edit._seen(0), edit._views[0].full
     assert torch.equal(wanted[:, :15], source[:, :15])  # the mask, dilated by the margin
-    assert torch.allclose(wanted[:, 20:], (source + change)[:, 20:].clamp(0, 1))
+    expected = edited + detail * (source - lossy)
+    assert torch.allclose(wanted[:, 20:], expected[:, 20:].clamp(0, 1))
     crossing = edit._local[0].index
     outside = torch.ones(27 * 36, dtype=torch.bool).index_fill(0, crossing, False)
     assert torch.equal(shown.view(-1, 3)[outside], source.view(-1, 3)[outside])
@@ -271,7 +274,16 @@ def test_only_the_spread_views_are_edited_and_shown(field, cameras, masked):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"views": 0}, {"rounds": 0}, {"iterations": 0}, {"lr": 0.0}, {"agreement": 0.0}, {"grow": -1.0}, {"margin": 1.0}],
+    [
+        {"views": 0},
+        {"rounds": 0},
+        {"iterations": 0},
+        {"lr": 0.0},
+        {"agreement": 0.0},
+        {"grow": -1.0},
+        {"margin": 1.0},
+        {"detail": 1.5},
+    ],
 )
 def test_options_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
