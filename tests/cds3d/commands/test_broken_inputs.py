@@ -163,7 +163,7 @@ def assert_unfinished(run):
 def test_nan_on_the_way(tmp_path, capsys, edit_options, trained, monkeypatch):
     fake = FixedGradient(0.1, bad_from=1)
     monkeypatch.setattr(CDS, "gradient", lambda self, *args: fake.gradient(*args))
-    text = fails(capsys, "edit", *edit_options)
+    text = fails(capsys, "edit", *edit_options, "save_every=1")
     assert "iteration 1" in text and "edit.lr" in text and "guidance.dtype=fp32" in text
     run = tmp_path / "outputs" / "daisies" / "a-red-flower"
     assert_unfinished(run)
