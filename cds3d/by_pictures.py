@@ -261,7 +261,7 @@ class PictureEdit:
         """(H, W) in [0, 1] for each view: where its change is to be taken over; of what is given, only its share."""
         seen = [torch.ones_like(change[..., 0]) for change in changes]
         if self.given is not None:
-            seen = [seen_share(self.source, v, self.given).view(v.full.shape[:2]) for v in self._views]
+            seen = [seen_share(self.source, v, self.given) for v in self._views]
         if not self.find:
             return seen
         found = EditedRegion(self.region)

@@ -140,15 +140,12 @@ class RunFolder:
 
     @property
     def _has_iterations(self) -> bool:
-        """Whether edit.iterations says how long the run is: not that of a refit, or of a baseline that samples."""
-        config = self.config
-        if "edit" not in config or config.get("views") is not None:
-            return False
-        return OmegaConf.select(config, "baseline.kind") in (None, "none", "dds-pnp")
+        """Whether more edit.iterations could follow: not in a refit, nor in a baseline that samples, without a state."""
+        return "edit" in self.config and self.config.get("views") is None and self.state_path.exists()
 
     def _is_extended(self) -> bool:
         """Whether a finished edit is to go on to more iterations than it was made with."""
-        if not self._has_iterations or not self.config.resume or not self.state_path.exists():
+        if not self._has_iterations or not self.config.resume:
             return False
         before = OmegaConf.select(read_config(self.path), "edit.iterations")
         return isinstance(before, int) and isinstance(now := self.config.edit.iterations, int) and now > before

@@ -12,7 +12,7 @@ from cds3d.options import data_folder
 from cds3d.runs import read_config
 from tensorf.errors import UserError
 
-_PLACING = ("width", "space", "bound", "order", "check", "test_every", "frames")  # of scene: where the cameras stand
+_PLACING = ("width", "space", "bound", "order", "check", "test_every")  # of scene: where the cameras stand
 
 
 def take_over_source(config: DictConfig, source: Path, *, field: bool = True) -> None:
@@ -67,7 +67,7 @@ def _scene_defaults(config: DictConfig) -> DictConfig:
 
 def _require_same_capture(config: DictConfig, of_source: DictConfig, source: Path) -> None:
     """UserError if the source's capture is still there and is another one. One that was moved or copied is fine."""
-    now, before = (capture_root(c) if _is_there(c) else None for c in (config, of_source))
+    now, before = _root(config), _root(of_source)
     if now is not None and before is not None and not now.samefile(before) and _files(now) != _files(before):
         raise UserError(
             f"{source} was trained on {before}, not on {now}, and both have the name {now.resolve().name}: "
@@ -75,11 +75,13 @@ def _require_same_capture(config: DictConfig, of_source: DictConfig, source: Pat
         )
 
 
-def _is_there(config: DictConfig) -> bool:
+def _root(config: DictConfig) -> Path | None:
+    """The capture's folder, if it is still there."""
     try:
-        return capture_root(config).is_dir()
+        root = capture_root(config)
     except UserError:
-        return False
+        return None
+    return root if root.is_dir() else None
 
 
 def _files(folder: Path) -> set[tuple[str, int]]:

@@ -204,7 +204,7 @@ class FieldViews:
         if self.target is self._moved:
             return torch.ones(source.image.shape[:2], device=source.image.device)
         if camera not in self._given:
-            self._given[camera] = seen_share(self.source, source.view, self.target.region).view(source.image.shape[:2])
+            self._given[camera] = seen_share(self.source, source.view, self.target.region)
         return self._given[camera]
 
     def observe(self, pair: FieldPair, image_gradient: Tensor) -> None:

@@ -47,11 +47,11 @@ def point_at(field: Renderable, camera: Camera, u: float, v: float) -> Tensor | 
 
 @torch.no_grad()
 def seen_share(field: Renderable, view: FastView, region: Tensor) -> Tensor:
-    """(H * W,) in [0, 1]: of what each pixel of a view of the field shows, the share that lies in the region."""
+    """(H, W) in [0, 1]: of what each pixel of a view of the field shows, the share that lies in the region."""
     x, weight, ray = view.surfaces(field)
     inside = region.reshape(-1)[cell_index(region.shape, x)]
-    pixels = view.full.shape[0] * view.full.shape[1]
-    return weight.new_zeros(pixels).index_add(0, ray, weight * inside).clamp(0, 1)
+    share = torch.zeros_like(view.full[..., 0])
+    return share.flatten().index_add(0, ray, weight * inside).clamp(0, 1).view_as(share)
 
 
 def zoomed(cameras: Sequence[Camera], field: Renderable, region: Tensor, zoom: float) -> list[Camera]:

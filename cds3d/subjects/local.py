@@ -148,7 +148,7 @@ class LocalViews:
             return
         made = self._source(pair.camera)
         if self.given is not None:
-            within = seen_share(self.source, made.view, self.given).view(made.image.shape[:2])
+            within = seen_share(self.source, made.view, self.given)
             image_gradient = image_gradient * within[..., None]
         self.region.add(pair.camera, image_gradient, made.image)
 

@@ -207,7 +207,7 @@ def test_only_what_a_given_region_shows_of_a_change_counts(find, field, cameras,
     given[..., given.shape[2] // 2 :] = True
     edit, asked = work(field, cameras, given=given, find=find), []
     monkeypatch.setattr(EditedRegion, "add", lambda self, camera, change, picture: asked.append(change))
-    shares = [seen_share(field, view, given).view(27, 36) for view in edit._views]
+    shares = [seen_share(field, view, given) for view in edit._views]
     changes = [torch.rand(27, 36, 3) for _ in cameras]
     masks = edit._masks(changes)  # nothing is added here, so that what is found is everything
     assert all(torch.equal(mask, share) and 0 < share.mean() < 1 for mask, share in zip(masks, shares))

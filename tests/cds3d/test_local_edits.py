@@ -100,7 +100,7 @@ def test_only_looks_at_a_given_region_count(field, cameras):
     subject.given = given
     looked(subject)
     for camera, (mean, _, _) in subject.region.state().items():
-        share = seen_share(field, subject._source(camera).view, given).view(24, 32)
+        share = seen_share(field, subject._source(camera).view, given)
         full = torch.full((24, 32, 3), 2 / 64) * share[..., None]
         torch.testing.assert_close(mean.mean(), full.mean(), rtol=1e-4, atol=1e-6)
         assert 0 < share.mean() < 1

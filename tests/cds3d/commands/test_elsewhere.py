@@ -165,7 +165,7 @@ def test_places_and_views_of_a_field(there, source_run, capture_folder):
     assert isinstance(region, Elsewhere) and (point is None or point.device.type == "cpu")
     assert 0 < len(zoomed(views, field, region, 1.6)) <= 2
     made = [field.view(camera) for camera in views]
-    assert seen_share(field, made[0], region).shape == (24 * 32,)
+    assert seen_share(field, made[0], region).shape == (24, 32)
     masks = [torch.ones(24, 32).to(DEVICE) for _ in views]
     carved = edited_volume(field, zip(made, masks), 0.5, 0.1)
     edited = LocalField(field, carved)
