@@ -140,7 +140,7 @@ class RunFolder:
 
     @property
     def _has_iterations(self) -> bool:
-        """Whether more edit.iterations could follow: not in a refit, nor in a baseline that samples, without a state."""
+        """Whether more edit.iterations could follow. A refit has none; a baseline that samples has no state."""
         return "edit" in self.config and self.config.get("views") is None and self.state_path.exists()
 
     def _is_extended(self) -> bool:

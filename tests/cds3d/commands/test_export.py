@@ -2,6 +2,7 @@
 
 import json
 import weakref
+from types import SimpleNamespace
 
 import imageio.v3 as iio
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 from PIL import Image
 
 from cds3d.cli import main, run_command
-from cds3d.commands.render import axial_depth, write_depths
-from cds3d.commands.videos import write_video
+from cds3d.commands.render import _colors, axial_depth, write_depths
+from cds3d.commands.videos import cameras_along, write_video
+from tensorf.cameras import Camera
 from tensorf.captures import load_capture
 from tensorf.captures.colmap_files import load_model
 from tensorf.captures.writing import capture_poses
@@ -182,8 +184,6 @@ def test_pictures_and_depths_that_can_be_measured(opaque, capture_folder):
     assert levels.dtype == np.uint16 and levels.max() > 30000
     unit = json.loads((depths / "depth.json").read_text())["capture_units_per_level"]
     field, capture = load_field(opaque / "field.safetensors"), load_capture(capture_folder, width=64, check=False)
-    from cds3d.commands.videos import cameras_along
-
     camera = cameras_along(capture, "spiral", 3)[0].resized(32, 24)
     expected = axial_depth(field, camera, field.render(camera)["depth"].cpu())
     scale = float(capture.world_from_capture[:3, 0].norm())
@@ -202,6 +202,30 @@ def test_a_pixel_that_looks_far_does_not_take_the_levels_from_all_others(tmp_pat
     expected = depth.numpy() / 0.5
     np.testing.assert_allclose((levels * told["capture_units_per_level"])[1:], expected[1:], rtol=1e-4)
     assert pytest.approx(levels[0, 2] * told["capture_units_per_level"], rel=1e-4) == 3.0 / 0.5
+
+
+def test_where_little_is_seen_there_is_no_depth():
+    seen = {
+        "color": torch.zeros(2, 3, 3),
+        "depth": torch.full((2, 3), 2.0),
+        "opacity": torch.tensor([[0.4, 0.6, 1.0]] * 2),
+    }
+    field, depths = SimpleNamespace(render=lambda camera: seen), []
+    assert len(list(_colors(field, [None, None], depths))) == len(depths) == 2
+    assert depths[0][0].tolist() == [torch.inf, 2.0, 2.0]
+
+
+def test_a_path_is_placed_by_what_the_capture_says_it_has_applied(tmp_path):
+    """`applied_transform` of the capture's transforms.json reaches the reader of the path."""
+    flip = [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, -1, 0]]
+    (tmp_path / "transforms.json").write_text(json.dumps({"applied_transform": flip}))
+    (tmp_path / "dataparser_transforms.json").write_text(json.dumps({"transform": flip, "scale": 1.0}))
+    path = {"camera_path": [{"camera_to_world": [1, 0, 0, 1, 0, 1, 0, 2, 0, 0, 1, 3, 0, 0, 0, 1]}]}
+    (tmp_path / "path.json").write_text(json.dumps(path | {"render_height": 48, "render_width": 64}))
+    like = Camera(torch.eye(3, 4), 50.0, 50.0, 32.0, 24.0, 64, 48)
+    capture = SimpleNamespace(root=tmp_path, world_from_capture=torch.eye(4), cameras=[like])
+    (camera,) = cameras_along(capture, str(tmp_path / "path.json"), 1)
+    assert camera.position.tolist() == [1, 2, 3]
 
 
 def test_frames_of_a_video_are_not_kept(tmp_path):

@@ -44,6 +44,15 @@ def test_options_of_a_scene(tmp_path, daisies, option):
         load_scene(config)
 
 
+def test_commands_count_the_photos_that_they_read(daisies, monkeypatch):
+    asked = {}
+    monkeypatch.setattr("cds3d.commands.scenes.load_capture", lambda *_, **options: asked.update(options))
+    config = load_config("train", ["scene=capture"])
+    config.capture = str(daisies)
+    load_scene(config)
+    assert asked["show_progress"] is True
+
+
 def train(folder, capture, *options):
     config = load_config("train", ["scene=capture", *TINY, f"output={folder}", *options])
     config.capture = str(capture)

@@ -4,13 +4,17 @@ import shutil
 from pathlib import Path
 
 import pytest
-from checks import fails
+import torch
+from checks import fails, stops_at
 from fakes import TINY_FIELD
 from omegaconf import OmegaConf
+from PIL import Image
 
 from cds3d.cli import configured, run_command
 from cds3d.commands.history import take_over
 from cds3d.commands.view import open_viewer
+from tensorf.renderable import load_field
+from tensorf.train import Trainer
 
 
 @pytest.fixture()
@@ -80,3 +84,17 @@ def test_an_edit_does_not_go_on_from_another_source(boxed, tiny_folder, capsys):
     told = fails(capsys, "edit", *boxed, *tiny, "edit.iterations=2", "resume=true")
     assert "another source field" in told and "overwrite=true" in told
     assert Path("edit/metrics.json").read_text() == before  # the finished run is as it was
+
+
+def test_a_refit_does_not_go_on_from_another_source(boxed, tmp_path, capsys, monkeypatch):
+    (tmp_path / "edits").mkdir()
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "edits" / "view001.png")
+    refit = [*boxed[:2], "--views", "edits", "refit.iterations=3", "video_frames=0", "threads=1", "output=refit"]
+    with monkeypatch.context() as patch:
+        stops_at(patch, Trainer, 2)
+        assert run_command("edit", refit) == 130
+    field = load_field(tmp_path / "outputs" / "daisies" / "source" / "field.safetensors")
+    with torch.no_grad():
+        next(field.parameters()).add_(1)
+    field.save(tmp_path / "outputs" / "daisies" / "source" / "field.safetensors")
+    assert "another source field" in fails(capsys, "edit", *refit, "resume=true")
