@@ -53,8 +53,8 @@ def _take(config: DictConfig, source: Path, key: str, trained, default) -> None:
         return
     if asked != default:
         raise UserError(
-            f"{source} was trained with {key}={trained}, not {asked}: leave {key} out, or train the source again with "
-            f"it (train_source.py ... {key}={asked} overwrite=true)"
+            f"{source} was trained with {key}={trained}, not {asked}: leave {key} out, or the preset that sets it; or "
+            f"train the source again with it (train_source.py ... {key}={asked} overwrite=true)"
         )
     OmegaConf.update(config, key, trained, force_add=True)
 
