@@ -69,7 +69,7 @@ def load_prior(
         raise UserError(f"guidance.dtype={dtype} is unknown; use one of {', '.join(DTYPES)}")
     if dtype == "fp16" and device.type == "cpu":
         raise UserError("guidance.dtype=fp16 needs a GPU; use fp32 or bf16 on a CPU")
-    if dtype == "bf16" and device.type == "cpu" and not _has_bf16_instructions():
+    if dtype == "bf16" and device.type == "cpu" and not has_bf16_instructions():
         log.warning("guidance.dtype=bf16: this CPU has no instructions for it and will be slower than with fp32")
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
@@ -135,7 +135,7 @@ def _gpu_has_bf16(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def _has_bf16_instructions() -> bool:
+def has_bf16_instructions() -> bool:
     """True also where PyTorch has no way to tell."""
     return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)()
 

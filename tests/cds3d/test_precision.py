@@ -73,7 +73,7 @@ def relative_error(a, b):
 
 @pytest.mark.parametrize("native", [True, False])
 def test_emulated_bf16_is_warned_of(tiny_folder, monkeypatch, caplog, native):
-    monkeypatch.setattr("cds3d.guidance.loading._has_bf16_instructions", lambda: native)
+    monkeypatch.setattr("cds3d.guidance.loading.has_bf16_instructions", lambda: native)
     load_prior(str(tiny_folder), dtype="bf16", device=CPU)
     assert ("slower than with fp32" in caplog.text) is not native
 
