@@ -35,6 +35,7 @@ from tensorf.renderable import load_field  # noqa: E402
 
 COLUMNS = ("psnr_db", "train_psnr_db", "ssim", "seconds", "space")
 VIEWS = 3  # of a sheet
+OWN = {"output": "use --output FOLDER", "capture": "name the folder alone", "scene": "name the scene's folder alone"}
 
 
 def bench_capture(folder: Path, options: list[str], output: Path) -> dict:
@@ -75,6 +76,10 @@ def main(argv=None) -> int:
             raise UserError(f"{folder}: no such folder")
         if names.count(name) > 1:
             raise UserError(f"two captures are named {name}: rename a folder, since results go by the name")
+    for option in options:
+        key = option.split("=", 1)[0]
+        if key in OWN:
+            raise UserError(f"{option}: {OWN[key]}")
     load_config("train", options)  # wrong options are told first
     rows, failed = {}, 0
     for folder, name in zip(folders, names, strict=True):

@@ -171,6 +171,9 @@ def main(argv=None) -> None:
         parser.error(f"--ways {unknown.pop()} is unknown: use {','.join(WAYS)}")
     if args.cases < 1:
         parser.error("--cases has to be at least 1")
+    for option in args.options:
+        if option.split("=", 1)[0] in ("scene", "capture", "src", "tgt", "output", "overwrite"):
+            parser.error(f"{option}: the benchmark sets this itself (--output says where results go)")
     tell()
     rows = [row for number in range(args.cases) for row in run_case(number, args)]
     pictures = [iio.imread(args.output / "runs" / f"{row['case']}-{row['way']}" / "views" / "00.png") for row in rows]

@@ -36,6 +36,7 @@ class PixelBatches:
     def __init__(self, capture: Capture, views: list[int], space: Space, device: torch.device):
         cameras = [capture.cameras[i] for i in views]
         self.images = capture.images[views].to(device)
+        self.counting = None if capture.masks is None else _true_places(capture.masks[views]).to(device)
         self.poses = torch.stack([c.pose for c in cameras]).to(device)
         self.intrinsics = torch.tensor([[c.fx, c.fy, c.cx, c.cy] for c in cameras], device=device)
         self.space, self.device = space, device
@@ -44,9 +45,14 @@ class PixelBatches:
             space.cast(self.poses[:, :, 3], self._directions(torch.arange(len(views), device=device), v, u))
 
     def draw(self, count: int, generator: torch.Generator):
-        """(rays, colors (count, 3) in [0, 1], photos (count,)) of pixels drawn uniformly, with replacement."""
+        """(rays, colors (count, 3) in [0, 1], photos (count,)) of pixels drawn uniformly, with replacement.
+
+        Of photos with masks only the pixels that count are drawn.
+        """
         n, height, width, _ = self.images.shape
-        pixel = torch.randint(n * height * width, (count,), generator=generator, device=self.device)
+        among = n * height * width if self.counting is None else len(self.counting)
+        pixel = torch.randint(among, (count,), generator=generator, device=self.device)
+        pixel = pixel if self.counting is None else self.counting[pixel].long()
         view, v, u = pixel // (height * width), pixel // width % height, pixel % width
         rays = self.space.cast(self.poses[view, :, 3].contiguous(), self._directions(view, v, u), checked=True)
         return rays, self.images[view, v, u].float() / 255, view
@@ -56,6 +62,12 @@ class PixelBatches:
         fx, fy, cx, cy = self.intrinsics[view].T
         local = torch.stack([(u + 0.5 - cx) / fx, (v + 0.5 - cy) / fy, torch.ones_like(fx)], -1)
         return torch.einsum("nij,nj->ni", self.poses[view, :, :3], local)
+
+
+def _true_places(masks: Tensor) -> Tensor:
+    """(m,) int32: the places of the true elements of (n, height, width), laid out flat; photo by photo, for memory."""
+    size = masks[0].numel()
+    return torch.cat([mask.flatten().nonzero()[:, 0].int() + i * size for i, mask in enumerate(masks)])
 
 
 def seeded(device: torch.device, seed: int) -> torch.Generator:

@@ -19,7 +19,7 @@ def mean_picture_psnr(capture: Capture) -> float | None:
     for i in capture.train:
         mean += capture.images[i].float() / 255
     mean /= len(capture.train)
-    values = [psnr(mean, capture.images[i].float() / 255) for i in capture.test]
+    values = [psnr(mean, capture.images[i].float() / 255, capture.mask(i)) for i in capture.test]
     return sum(values) / len(values)
 
 

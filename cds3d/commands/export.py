@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from cds3d.commands.evaluation import rendered
-from cds3d.commands.scenes import load_scene, naming_options
+from cds3d.commands.scenes import load_scene, naming_options, require_capture_of
 from cds3d.commands.videos import cameras_along
 from cds3d.export.dataset import write_dataset, write_points
 from cds3d.export.splats import write_splats
@@ -41,6 +41,7 @@ def export_command(config: DictConfig) -> Path:
     of_run = read_config(run)
     if of_run.get("image") is not None:
         raise UserError(f"{run} is the edit of an image: only fields can be exported")
+    require_capture_of(run, of_run)
     field, capture = load_field(run / "field.safetensors", pick_device(config.device)), load_scene(of_run)
     cameras, names = list(capture.cameras), [Path(name).stem for name in capture.image_names]
     if len(set(names)) < len(names):  # two folders of photos with the same names

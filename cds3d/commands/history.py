@@ -7,6 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from cds3d.commands.scenes import require_capture_of
 from cds3d.commands.sources import take_over_source
 from cds3d.commands.train import source_folder
 from cds3d.runs import read_config
@@ -49,6 +50,7 @@ def take_over(config: DictConfig) -> Past:
     run = Path(config.run)
     edits: list[tuple[str, str, str]] = []
     of_run = _finished(run)
+    require_capture_of(run, of_run)
     config.scene, config.capture = of_run.scene, of_run.get("capture")
     if config.src is None:
         config.src = of_run.get("tgt", of_run.scene.prompt)

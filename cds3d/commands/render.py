@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from cds3d.commands.scenes import load_scene
+from cds3d.commands.scenes import load_scene, require_capture_of
 from cds3d.commands.videos import (
     cameras_along,
     colored_depth,
@@ -57,6 +57,7 @@ def render_command(config: DictConfig) -> Path:
     of_run = read_config(run)
     if of_run.get("image") is not None:
         raise UserError(f"{run} is the edit of an image: only fields can be rendered")
+    require_capture_of(run, of_run)
     field = load_field(run / "field.safetensors", pick_device(config.device))
     capture = load_scene(of_run)
     cameras = _cameras(config, of_run, capture, field)

@@ -94,6 +94,16 @@ def load_scene(config: DictConfig) -> Capture:
         )
 
 
+def require_capture_of(run: Path, of_run: DictConfig) -> None:
+    """UserError if the capture that a run's configuration names is not there any more."""
+    capture = of_run.get("capture")
+    if capture is not None and not Path(capture).exists():
+        raise UserError(
+            f"{run}: its capture {capture} is not there: put it back, or write its new place after capture: in "
+            f"{run / 'config.yaml'}"
+        )
+
+
 def may_lie_outside(config: DictConfig) -> bool:
     """`scene.outside`: whether pictures may lie outside of the folder that was given. UserError for another type."""
     outside = config.scene.get("outside", False)

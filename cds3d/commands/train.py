@@ -165,13 +165,13 @@ def evaluate(field: Renderable, capture: Capture, folder: Path) -> dict:
     values = {"psnr_db": [], "ssim": [], "train_psnr_db": []}
     for i in capture.train[:: math.ceil(len(capture.train) / 6)]:
         color = field.render(capture.cameras[i])["color"].cpu().clamp(0, 1)
-        values["train_psnr_db"].append(psnr(color, capture.images[i].float() / 255))
+        values["train_psnr_db"].append(psnr(color, capture.images[i].float() / 255, capture.mask(i)))
     for k, i in enumerate(tqdm(indices, desc="held-out views", unit="view")):
         rendered = field.render(capture.cameras[i])
         photo = capture.images[i].float() / 255
         color = rendered["color"].cpu().clamp(0, 1)
-        values["psnr_db"].append(psnr(color, photo))
-        values["ssim"].append(ssim(color, photo))
+        values["psnr_db"].append(psnr(color, photo, capture.mask(i)))
+        values["ssim"].append(ssim(color, photo, capture.mask(i)))
         if k < 4:
             write_image(folder / "views" / f"{k:02d}.png", side_by_side(photo, color))
             depth = seen_depth(rendered)

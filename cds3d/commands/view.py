@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cds3d.commands.edit import train_source
 from cds3d.commands.history import take_over
-from cds3d.commands.scenes import capture_root, load_scene
+from cds3d.commands.scenes import capture_root, load_scene, require_capture_of
 from cds3d.commands.sources import take_over_source
 from cds3d.commands.train import source_folder
 from cds3d.options import load_config, pick_device, whole
@@ -57,6 +57,7 @@ def open_viewer(config: DictConfig):
             raise UserError(f"{run} is the edit of an image: open its comparison.png instead")
         if not (run / "metrics.json").exists():
             raise UserError(f"{run} did not finish: go on with it first (resume=true)")
+        require_capture_of(run, of_run)
         config.scene, config.capture = of_run.scene, of_run.get("capture")
     capture_root(config)
     source = source_folder(config)

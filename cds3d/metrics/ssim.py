@@ -5,9 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def ssim(a: Tensor, b: Tensor) -> float:
-    """Mean SSIM between images (H, W, 3) in [0, 1]: 11x11 Gaussian window, sigma 1.5."""
-    return float(_ssim(a, b))
+def ssim(a: Tensor, b: Tensor, mask: Tensor | None = None) -> float:
+    """Mean SSIM between images (H, W, 3) in [0, 1]: 11x11 Gaussian window, sigma 1.5.
+
+    mask: (H, W) bool; the mean is then over the windows at these pixels. Windows at its rim look a little beyond it.
+    """
+    return float(_ssim(a, b) if mask is None else ssim_map(a, b)[mask].mean())
 
 
 def ssim_map(a: Tensor, b: Tensor) -> Tensor:

@@ -39,6 +39,8 @@ class Capture:
     sightings: (views (m,) int64, points (m, 3)), which training views show which points of the scene, world units, as
     triangulated from matches of two of them, which stand side by side; None where the photos were not checked or
     disagree with the poses.
+    masks: (n, height, width) bool, True where a photo counts: nothing else of it is trained on, or measured; None where
+    all of it does.
     """
 
     name: str
@@ -56,6 +58,11 @@ class Capture:
     reference: Tensor
     world_from_capture: Tensor
     sightings: tuple[Tensor, Tensor] | None = None
+    masks: Tensor | None = None
+
+    def mask(self, i: int) -> Tensor | None:
+        """(height, width) bool: where photo `i` counts; None where all of it does."""
+        return None if self.masks is None else self.masks[i]
 
     @property
     def forward_facing(self) -> bool:
@@ -91,12 +98,12 @@ def load_capture(
     _check_options(width, space, bound, order, test_every)
     listing = _read(root, width, order, check, outside)
     if not outside:
-        require_inside((view.path for view in listing.views), root)
+        require_inside((path for view in listing.views for path in (view.path, view.mask) if path), root)
     listing = leave_out_other_orientation(listing)
     train, test = _split(listing, test_every)
     transparent = is_cut_out([listing.views[i] for i in train])
     points, seen_by = _matched_points(listing, train, check)
-    images, lenses = load_images(listing.views, width, white_background, show_progress)
+    images, lenses, masks = load_images(listing.views, width, white_background, show_progress)
     background = ("white" if white_background else "black") if transparent else flat_background(images)
     placement = place(listing, space, bound, background is not None, points)
     log.info("%s: %d views, %s", root, len(listing.views), placement.reason)
@@ -123,6 +130,7 @@ def load_capture(
         reference=_tensor(mean_pose(poses)),
         world_from_capture=_tensor(placement.world_from_capture),
         sightings=_sightings(points, seen_by, placement.world_from_capture),
+        masks=masks,
     )
 
 

@@ -141,12 +141,14 @@ def leave_out_other_orientation(listing: Listing) -> Listing:
 
 def load_images(
     views: list[View], width: int | None, white: bool, show_progress: bool = False
-) -> tuple[Tensor, list[Lens]]:
+) -> tuple[Tensor, list[Lens], Tensor | None]:
     """All photos as pinhole images at `width` pixels (None: as they are), with their intrinsics at that size.
 
-    Returns images (n, height, width, 3) uint8 RGB and n lenses without distortion. Transparency is composited on
-    white or black. Memory holds the resized images and a single photo. show_progress: a bar on stderr, where there are
-    many. Raises UserError for unreadable photos and photos whose aspect is not that of the intrinsics.
+    Returns images (n, height, width, 3) uint8 RGB, n lenses without distortion, and masks (n, height, width) bool, True
+    where a photo counts, or None where no view has a mask. Transparency is composited on white or black. Memory holds
+    the resized images and a single photo. show_progress: a bar on stderr, where there are many. Raises UserError for
+    unreadable photos and masks, for those whose aspect is not that of the intrinsics, and for masks that hide all of
+    their photo.
     """
     sizes = [image_size(view.path, view.lens.size) for view in views]
     native = common_size(sizes)
@@ -154,12 +156,15 @@ def load_images(
         log.info("photos are %d pixels wide: keeping that, %d was asked", native[0], width)
     size = native if width is None or width >= native[0] else size_for_width(*native, width)
     images = np.empty((len(views), size[1], size[0], 3), dtype=np.uint8)
+    masks = None if all(view.mask is None for view in views) else np.ones(images.shape[:3], dtype=bool)
     lenses = []
     bar = tqdm(views, desc="photos", unit="photo", disable=not show_progress or len(views) <= _FEW)
     for i, view in enumerate(bar):
         images[i], lens = _pinhole_image(view, sizes[i], native, size, white)
         lenses.append(lens)
-    return torch.from_numpy(images), lenses
+        if view.mask is not None:
+            masks[i] = _pinhole_mask(view, native, size)
+    return torch.from_numpy(images), lenses, None if masks is None else torch.from_numpy(masks)
 
 
 def _pinhole_image(
@@ -169,12 +174,34 @@ def _pinhole_image(
 
     stored: the photo's size. native: the size of most photos, whose aspect is taken.
     """
-    lens = _lens_at(view, stored)
+    lens = _lens_at(view.path, stored, view.lens)
     reduction = 1
     if stored[0] * stored[1] >= _LARGE and not any(lens.distortion):  # which is undone in full detail
         reduction = min(stored[0] // (2 * size[0]), stored[1] // (2 * size[1]))  # twice is left, to be averaged
     upright = _is_turned(view.path, view.lens.size)
-    pixels = undistort(read_picture(view.path, white=white, upright=upright, reduction=reduction), lens)
+    pixels = read_picture(view.path, white=white, upright=upright, reduction=reduction)
+    return _as_pinhole(pixels, lens, stored, native, size)
+
+
+def _pinhole_mask(view: View, native: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """(height, width) bool of the (width, height) `size`: where the view's mask, laid over its photo, is white."""
+    stored = image_size(view.mask, view.lens.size)
+    lens = _lens_at(view.mask, stored, view.lens)
+    pixels = read_picture(view.mask, white=False, upright=_is_turned(view.mask, view.lens.size))
+    counts = _as_pinhole(pixels, lens, stored, native, size)[0].mean(2) > 127.5
+    if not counts.any():
+        raise UserError(f"{view.mask} hides all of its photo: white is what counts; invert it, or leave the photo out")
+    return counts
+
+
+def _as_pinhole(
+    pixels: np.ndarray, lens: Lens, stored: tuple[int, int], native: tuple[int, int], size: tuple[int, int]
+) -> tuple[np.ndarray, Lens]:
+    """What a lens saw, undistorted, cut to the aspect of `native`, and resized to the (width, height) `size`.
+
+    stored: the size of the file, whose `pixels` may be fewer.
+    """
+    pixels = undistort(pixels, lens)
     lens = lens.resized(pixels.shape[1], pixels.shape[0])
     if not same_aspect(stored, native):
         pixels, lens = _middle(pixels, lens, native)
@@ -247,12 +274,12 @@ def _undistortion_map(lens: Lens) -> tuple[np.ndarray, np.ndarray]:
     return columns, rows
 
 
-def _lens_at(view: View, size: tuple[int, int]) -> Lens:
-    """The view's lens at its photo's true size, which may be a resized copy of the one calibrated, never a crop."""
+def _lens_at(path: Path, size: tuple[int, int], lens: Lens) -> Lens:
+    """The lens at its picture's true size, which may be a resized copy of the one calibrated, never a crop."""
     width, height = size
-    if not same_aspect(size, view.lens.size):
+    if not same_aspect(size, lens.size):
         raise UserError(
-            f"{view.path} is {width}x{height} but its intrinsics are for {view.lens.width:g}x{view.lens.height:g}, "
-            "another aspect; use the photos that the poses were estimated on (not cropped, not rotated)"
+            f"{path} is {width}x{height} but its intrinsics are for {lens.width:g}x{lens.height:g}, another aspect; "
+            "use the photos that the poses were estimated on, and masks of that aspect (not cropped, not rotated)"
         )
-    return view.lens.resized(width, height)
+    return lens.resized(width, height)

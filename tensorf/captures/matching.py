@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from tensorf.captures.images import image_size
-from tensorf.captures.pictures import stored_size
+from tensorf.captures.pictures import read_picture, stored_size
 from tensorf.captures.views import Lens, View
 
 LONGEST = 640  # pixels of the small copies' longer side; residuals are counted in them
@@ -129,15 +129,18 @@ def _match(i: int, j: int, views: Sequence[View]) -> Matches | None:
 
 
 def _features_of(view: View) -> tuple[np.ndarray, np.ndarray]:
-    return _features(view.path, image_size(view.path, view.lens.size) != stored_size(view.path))
+    turned = {file: image_size(file, view.lens.size) != stored_size(file) for file in (view.path, view.mask) if file}
+    return _features(*turned.items())
 
 
 @lru_cache(maxsize=256)
-def _features(path: Path, upright: bool) -> tuple[np.ndarray, np.ndarray]:
+def _features(photo: tuple[Path, bool], mask: tuple[Path, bool] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(places (n, 2) as shares of the photo's width and height, RootSIFT descriptors (n, 128) of unit length).
 
-    upright: turn the photo as its EXIF orientation says. RootSIFT: Arandjelovic and Zisserman, CVPR 2012.
+    photo, mask: a file each, and whether to turn it as its EXIF orientation says. Features lie where the mask is white.
+    RootSIFT: Arandjelovic and Zisserman, CVPR 2012.
     """
+    path, upright = photo
     nothing = np.empty((0, 2)), np.empty((0, 128), dtype=np.float32)
     flags = cv2.IMREAD_REDUCED_GRAYSCALE_2 if max(stored_size(path)) >= 2 * LONGEST else cv2.IMREAD_GRAYSCALE
     picture = cv2.imread(str(path), flags if upright else flags | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -148,12 +151,19 @@ def _features(path: Path, upright: bool) -> tuple[np.ndarray, np.ndarray]:
         height, width = (max(1, round(n * scale)) for n in picture.shape)
         picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
     height, width = picture.shape
-    keypoints, words = cv2.SIFT_create(nfeatures=FEATURES).detectAndCompute(picture, None)
+    counts = None if mask is None else _counts(*mask, (width, height))
+    keypoints, words = cv2.SIFT_create(nfeatures=FEATURES).detectAndCompute(picture, counts)
     if words is None:
         return nothing
     # OpenCV puts the first pixel's centre at 0.
     places = (np.array([k.pt for k in keypoints]) + 0.5) / (width, height)
     return places, np.sqrt(words / words.sum(1, keepdims=True).clip(1e-9)).astype(np.float32)
+
+
+def _counts(mask: Path, upright: bool, size: tuple[int, int]) -> np.ndarray:
+    """(height, width) uint8 of the (width, height) `size`: 255 where the mask is white."""
+    pixels = read_picture(mask, white=False, upright=upright).mean(2).astype(np.uint8)
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) // 128 * 255
 
 
 def _undistorted(places: np.ndarray, lens: Lens) -> np.ndarray:

@@ -94,18 +94,32 @@ def _read_file(root: Path, source: Path, role: bool | None) -> tuple[list[View],
             missing.append(name)
             continue
         found.append((name, frame, path, held_out))
-    if any("mask_path" in frame for _, frame, _, _ in found):
-        log.warning("%s: masks (mask_path) are not read: what they hide is trained on too", source)
+    masks = _masks(root, [frame for _, frame, _, _ in found], source)
     unsized = {path: image_size(path) for _, frame, path, _ in found if not {"w", "h"} <= {*shared, *frame}}
     of_most = common_size(unsized.values()) if unsized else None
     views = []
-    for name, frame, path, held_out in found:
+    for (name, frame, path, held_out), mask in zip(found, masks, strict=True):
         pose = _pose(frame, source, name)
         # A focal length of the whole file is for the size that most photos have, an angle of view for every size.
         size = of_most if "fl_x" in shared and "fl_x" not in frame else unsized.get(path)
         lens = checked_lens(_lens({**shared, **frame}, size, path, source), source, name)
-        views.append(View(Path(name).with_name(path.name).as_posix(), path, pose, lens, held_out))
+        views.append(View(Path(name).with_name(path.name).as_posix(), path, pose, lens, held_out, mask))
     return views, missing
+
+
+def _masks(root: Path, frames: list[dict], source: Path) -> list[Path | None]:
+    """The file of each frame's mask; None, and one warning for all, where it has none or the file is missing."""
+    asked = [frame.get("mask_path") for frame in frames]
+    if wrong := [name for name in asked if name is not None and not isinstance(name, str)]:
+        raise UserError(f"{source}: mask_path has to be a file's name, not {wrong[0]!r}; export the file again")
+    masks = [None if name is None else root / _normal(name) for name in asked]
+    missing = [mask for mask in masks if mask is not None and not mask.is_file()]
+    if missing:
+        log.warning(
+            "%s: %d of %d masks are missing, the first is %s: all of their photos is trained on",
+            source, len(missing), len(masks) - masks.count(None), missing[0],
+        )  # fmt: skip
+    return [mask if mask is not None and mask.is_file() else None for mask in masks]
 
 
 def _named_split(shared: dict, source: Path) -> dict[str, bool] | None:

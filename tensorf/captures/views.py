@@ -56,13 +56,17 @@ class Lens:
 
 @dataclass(frozen=True)
 class View:
-    """One photo. pose: (3, 4) float64. held_out: None where the capture names no split."""
+    """One photo. pose: (3, 4) float64. held_out: None where the capture names no split.
+
+    mask: a picture of the photo's aspect, white where the photo counts; None where all of it does.
+    """
 
     name: str
     path: Path
     pose: np.ndarray
     lens: Lens
     held_out: bool | None = None
+    mask: Path | None = None
 
 
 @dataclass(frozen=True)

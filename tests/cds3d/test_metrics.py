@@ -89,6 +89,16 @@ def test_figures_of_an_edit_that_does_nothing():
     assert figures["kept_psnr_db"] == pytest.approx(100)
 
 
+def test_ssim_of_a_part_is_the_mean_of_its_windows():
+    torch.manual_seed(0)
+    a = torch.rand(24, 30, 3)
+    b, mask = a.clone(), torch.zeros(24, 30, dtype=torch.bool)
+    b[:, 18:] = torch.rand(24, 12, 3)
+    mask[:, :12] = True  # windows reach five pixels further
+    assert ssim(a, b, mask) == pytest.approx(1, abs=1e-5) and ssim(a, b) < 0.9
+    assert ssim(a, b, ~mask) == pytest.approx(ssim_map(a, b)[:, 12:].mean().item())
+
+
 def test_ssim_map_is_one_where_images_agree():
     torch.manual_seed(0)
     image = torch.rand(30, 40, 3)

@@ -150,15 +150,6 @@ def test_photos_that_are_listed_to_train_on_and_held_out(tmp_path):
     assert load_capture(tmp_path).test == [0, 8]  # nothing is held out by name
 
 
-def test_masks_are_not_read_and_a_line_says_so(tmp_path, caplog):
-    write_transforms(tmp_path, ring(4))
-    edit_json(tmp_path / "transforms.json", lambda table: [f.update(mask_path="masks/0.png") for f in table["frames"]])
-    load_capture(tmp_path)
-    assert [r.getMessage() for r in caplog.records if "mask_path" in r.getMessage()] == [
-        f"{tmp_path / 'transforms.json'}: masks (mask_path) are not read: what they hide is trained on too"
-    ]
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -57,6 +57,9 @@ def test_a_capture_that_fails_does_not_stop_the_others(tmp_path, folders, capsys
         (["nowhere/at/all"], "nowhere/at/all"),
         (["{one}", "{one}"], "two captures are named one"),
         (["{one}", "field.iteration=3"], "unknown option field.iteration"),
+        (["{one}", "output=there"], "output=there: use --output"),
+        (["{one}", "capture={one}"], "capture=.*name the folder alone"),
+        (["{one}", "scene=flower"], "scene=flower: name the scene's folder alone"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_trained(tmp_path, folders, arguments, said):

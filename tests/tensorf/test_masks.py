@@ -1,0 +1,126 @@
+"""Masks of photos (`mask_path` of nerfstudio's transforms.json): what they hide is neither trained on nor measured."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_matching import photograph, poses
+from tiny_captures import edit_json, expect_error, frame, ring, write_image, write_transforms
+
+from tensorf.captures import load_capture
+from tensorf.captures.matching import fit
+from tensorf.captures.transforms import read_transforms
+from tensorf.space import space_of
+from tensorf.train import PixelBatches
+
+
+def write_mask(path, rows=slice(None), columns=slice(None), size=(12, 8), mode="L"):
+    """White, and black in these rows and columns."""
+    pixels = np.full(size[::-1], 255, np.uint8)
+    pixels[rows, columns] = 0
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(pixels).convert(mode).save(path)
+
+
+def with_masks(root, count=4, **options):
+    """A capture whose photo 1 has a mask that hides its left half."""
+    write_transforms(root, ring(count))
+    write_mask(root / "masks" / "1.png", columns=slice(0, 6), **options)
+    edit_json(root / "transforms.json", lambda table: table["frames"][1].update(mask_path="./masks/1.png"))
+    return root
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "RGB"])
+def test_a_mask_hides_what_is_black(tmp_path, mode):
+    capture = load_capture(with_masks(tmp_path, mode=mode))
+    assert capture.masks.shape == (4, 8, 12) and capture.masks.dtype == torch.bool
+    assert not capture.mask(1)[:, :6].any() and capture.mask(1)[:, 6:].all()
+    assert capture.masks[[0, 2, 3]].all()
+
+
+def test_without_masks_all_counts(tmp_path):
+    write_transforms(tmp_path, ring(4))
+    capture = load_capture(tmp_path)
+    assert capture.masks is None and capture.mask(1) is None
+
+
+def test_a_mask_follows_its_photo_in_size_and_lens(tmp_path):
+    write_transforms(tmp_path, ring(4), fl_x=60.0, w=48.0, h=32.0, k1=0.4, size=(48, 32))
+    write_mask(tmp_path / "masks" / "0.png", columns=slice(0, 20), size=(96, 64))
+    edit_json(tmp_path / "transforms.json", lambda table: table["frames"][0].update(mask_path="masks/0.png"))
+    capture = load_capture(tmp_path, width=24)
+    assert capture.masks.shape == (4, 16, 24)
+    row = capture.mask(0)[8]
+    # Column 20 of 96 lies at (20 - 48) / 120 = -0.233 in the lens; undistorted x with x (1 + 0.4 x^2) = -0.233 is
+    # -0.2286, column 12 + 30 * -0.2286 = 5.1 of the 24.
+    assert not row[:5].any() and row[6:].all()
+
+
+def test_only_what_counts_is_drawn(tmp_path):
+    capture = load_capture(with_masks(tmp_path), test_every=0)
+    images = torch.where(capture.masks[..., None], capture.images, torch.tensor(255, dtype=torch.uint8))
+    batches = PixelBatches(replace(capture, images=images), capture.train, space_of(capture), torch.device("cpu"))
+    rays, colors, photos = batches.draw(4000, torch.Generator().manual_seed(0))
+    assert (colors < 0.5).all()  # what is hidden is white here
+    share = (photos == 1).float().mean().item()
+    assert share == pytest.approx(0.5 / 3.5, abs=0.02)
+    # Colours and rays are of the same pixels: the rays of photo 1 all pass through its right half.
+    local = torch.einsum("nji,nj->ni", batches.poses[photos, :, :3], rays.directions)
+    u = local[:, 0] / local[:, 2] * capture.cameras[0].fx + capture.cameras[0].cx
+    assert u[photos == 1].min() > 6 and u[photos != 1].min() < 1
+
+
+def test_features_are_not_taken_from_what_is_hidden(tmp_path):
+    rows = poses(4)
+    frames = []
+    for i, pose in enumerate(rows):
+        path = tmp_path / "images" / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(photograph(pose)).save(path)
+        write_mask(tmp_path / "masks" / f"{i}.png", rows=slice(0, 150), size=(320, 240))
+        frames.append(frame(f"images/{i}.png", pose, mask_path=f"masks/{i}.png"))
+    (tmp_path / "transforms.json").write_text(json.dumps({"fl_x": 300.0, "w": 320, "h": 240, "frames": frames}))
+    views = read_transforms(tmp_path).views
+    found, all_found = fit(views), fit([replace(view, mask=None) for view in views])
+    assert 50 < len(found.points) < len(all_found.points)
+    for view in views[:1]:
+        local = (found.points - view.pose[:, 3]) @ view.pose[:, :3]
+        v = 300 * local[:, 1] / local[:, 2] + 120
+        assert np.quantile(v, 0.05) > 120  # neighbours see a point of the lower part at about the same height
+    assert np.quantile(300 * ((all_found.points - rows[0][:, 3]) @ rows[0][:, :3])[:, 1] / 6 + 120, 0.3) < 120
+
+
+def test_missing_masks_are_counted_once(tmp_path, caplog):
+    with_masks(tmp_path)
+    edit_json(tmp_path / "transforms.json", lambda table: table["frames"][2].update(mask_path="masks/2.png"))
+    capture = load_capture(tmp_path)
+    assert [r.getMessage() for r in caplog.records if "mask" in r.getMessage()] == [
+        f"{tmp_path / 'transforms.json'}: 1 of 2 masks are missing, the first is {tmp_path / 'masks/2.png'}: all of "
+        "their photos is trained on"
+    ]
+    assert not capture.mask(1).all() and capture.mask(2).all()
+
+
+def test_masks_that_cannot_be_meant(tmp_path):
+    with_masks(tmp_path)
+    write_mask(tmp_path / "masks" / "1.png")
+    expect_error(tmp_path, "masks/1.png", "hides all of its photo")
+    write_mask(tmp_path / "masks" / "1.png", columns=slice(4), size=(12, 12))
+    expect_error(tmp_path, "masks/1.png is 12x12", "another aspect")
+    (tmp_path / "masks" / "1.png").write_bytes(b"no picture")
+    expect_error(tmp_path, "masks/1.png", "cannot be read")
+    edit_json(tmp_path / "transforms.json", lambda table: table["frames"][1].update(mask_path=3))
+    expect_error(tmp_path, "transforms.json", "mask_path", "3")
+
+
+def test_masks_lie_in_the_captures_folder(tmp_path):
+    root = tmp_path / "capture"
+    root.mkdir()
+    with_masks(root)
+    write_image(tmp_path / "other.png", colour=(255, 255, 255))
+    edit_json(root / "transforms.json", lambda table: table["frames"][1].update(mask_path="../other.png"))
+    expect_error(root, "other.png", "outside")
+    assert load_capture(root, outside=True).mask(1).all()
