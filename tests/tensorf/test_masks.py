@@ -48,15 +48,15 @@ def test_without_masks_all_counts(tmp_path):
 
 
 def test_a_mask_follows_its_photo_in_size_and_lens(tmp_path):
-    write_transforms(tmp_path, ring(4), fl_x=60.0, w=48.0, h=32.0, k1=0.4, size=(48, 32))
-    write_mask(tmp_path / "masks" / "0.png", columns=slice(0, 20), size=(96, 64))
+    write_transforms(tmp_path, ring(4), fl_x=60.0, w=48.0, h=32.0, k1=2.0, size=(48, 32))
+    write_mask(tmp_path / "masks" / "0.png", columns=slice(0, 8), size=(96, 64))
     edit_json(tmp_path / "transforms.json", lambda table: table["frames"][0].update(mask_path="masks/0.png"))
     capture = load_capture(tmp_path, width=24)
     assert capture.masks.shape == (4, 16, 24)
     row = capture.mask(0)[8]
-    # Column 20 of 96 lies at (20 - 48) / 120 = -0.233 in the lens; undistorted x with x (1 + 0.4 x^2) = -0.233 is
-    # -0.2286, column 12 + 30 * -0.2286 = 5.1 of the 24.
-    assert not row[:5].any() and row[6:].all()
+    # Column 8 of 96 lies at (8 - 48) / 120 = -0.333 in the lens; x (1 + 2 x^2) = -0.333 has the solution -0.287, which
+    # is column 12 + 30 * -0.287 = 3.4 of the 24. As a photo without distortion it would be column 2.
+    assert not row[:3].any() and row[4:].all()
 
 
 def test_only_what_counts_is_drawn(tmp_path):
