@@ -20,6 +20,7 @@ from tensorf.occupancy import cell_index
 from tensorf.renderable import FastView, Renderable
 
 _STRAY = 1.5  # subject sizes from its middle, beyond which a cell is no part of it
+_ROUNDS = 10  # of finding the subject among far spots, at most; two or three are usual
 _SEEN = 0.3  # weight, over all views, from which a cell holds a surface
 _CELLS = 4096  # at a time
 
@@ -76,10 +77,8 @@ def edited_volume(
         return torch.zeros(shape, dtype=torch.bool, device=field.device)
     centers = field.space.world(cell_centers(shape, field.device))
     points, weight = centers[subject], foreground[subject]
-    middle = (points * weight[:, None]).sum(0) / weight.sum()
-    away = (points - middle).norm(dim=1)
-    size = 2 * float((away.square() * weight).sum().div(weight.sum()).sqrt())  # twice the RMS distance
-    own = away <= (_STRAY * size if one_subject else math.inf)
+    own = _main_part(points, weight) if one_subject else torch.ones_like(weight, dtype=torch.bool)
+    size = _size(points[own], weight[own])[1]
     points, reach = points[own], grow * size
     near = ((centers >= points.amin(0) - reach) & (centers <= points.amax(0) + reach)).all(1).nonzero()[:, 0]
     region = torch.zeros(len(centers), dtype=torch.bool, device=field.device)
@@ -87,6 +86,37 @@ def edited_volume(
     for part in near.split(_CELLS):
         region[part] |= torch.cdist(centers[part], points).amin(1) <= reach
     return region.view(shape)
+
+
+def _size(points: Tensor, weight: Tensor) -> tuple[Tensor, float]:
+    """(middle (3,), twice the RMS distance from it) of points (n, 3) with weights (n,)."""
+    middle = (points * weight[:, None]).sum(0) / weight.sum()
+    away = (points - middle).norm(dim=1)
+    return middle, 2 * float((away.square() * weight).sum().div(weight.sum()).sqrt())
+
+
+def _main_part(points: Tensor, weight: Tensor) -> Tensor:
+    """(n,) bool: the points (n, 3), with weights (n,), that lie close to most of them.
+
+    Far spots would make the subject seem large, and then nothing would lie far from it. So medians, which few spots do
+    not move, choose the first part, and the mean and size of the part choose the next, until it stays as it is.
+    """
+    middle = torch.stack([_median(axis, weight) for axis in points.T])
+    away = (points - middle).norm(dim=1)
+    own = away <= _STRAY * 2 * _median(away, weight)
+    for _ in range(_ROUNDS):
+        middle, size = _size(points[own], weight[own])
+        before, own = own, (points - middle).norm(dim=1) <= _STRAY * size
+        if own.equal(before):
+            break
+    return own
+
+
+def _median(values: Tensor, weight: Tensor) -> Tensor:
+    """The smallest of the values (n,) at and below which half of the weight lies."""
+    values, order = values.sort()
+    share = weight[order].double().cumsum(0)
+    return values[int((share < share[-1] / 2).sum())]
 
 
 def agreed_region(

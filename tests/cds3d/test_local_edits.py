@@ -141,6 +141,28 @@ def test_the_region_grows_by_a_share_of_the_subject(field, cameras):
     assert torch.cdist(added, points).amin(1).max() < 0.2 * size * 1.5
 
 
+class Surfaces:
+    """A view that sees one surface point on each of its rays."""
+
+    def __init__(self, points):
+        self.points = points
+
+    def surfaces(self, field):
+        return self.points, torch.ones(len(self.points)), torch.arange(len(self.points))
+
+
+def test_far_spots_neither_belong_to_the_subject_nor_make_it_seem_large(field):
+    field.occupancy = torch.ones(40, 40, 40, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(0)
+    subject = torch.nn.functional.normalize(torch.randn(300, 3, generator=generator), dim=1) * 0.2 - 0.4
+    spots = 0.7 + 0.25 * torch.rand(60, 3, generator=generator)  # a sixth of the weight, four subject sizes away
+    alone, both = (
+        edited_volume(field, [(Surfaces(points), torch.ones(len(points), 1))], 0.3, grow=0.3)
+        for points in (subject, torch.cat([subject, spots]))
+    )
+    assert alone.any() and both.equal(alone)
+
+
 def test_masks_that_agree_on_nothing_are_told(field, cameras, monkeypatch):
     views = [(field.view(c), torch.zeros(24, 32)) for c in cameras]
     assert not edited_volume(field, views, 0.3, grow=0.2).any()
