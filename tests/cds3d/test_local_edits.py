@@ -155,7 +155,7 @@ def test_far_spots_neither_belong_to_the_subject_nor_make_it_seem_large(field):
     field.occupancy = torch.ones(40, 40, 40, dtype=torch.bool)
     generator = torch.Generator().manual_seed(0)
     subject = torch.nn.functional.normalize(torch.randn(300, 3, generator=generator), dim=1) * 0.2 - 0.4
-    spots = 0.7 + 0.25 * torch.rand(60, 3, generator=generator)  # a sixth of the weight, four subject sizes away
+    spots = 0.7 + 0.25 * torch.rand(200, 3, generator=generator)  # two fifths of the weight, four sizes away
     alone, both = (
         edited_volume(field, [(Surfaces(points), torch.ones(len(points), 1))], 0.3, grow=0.3)
         for points in (subject, torch.cat([subject, spots]))
