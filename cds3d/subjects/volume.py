@@ -76,10 +76,10 @@ def edited_volume(
     if len(subject) == 0:
         return torch.zeros(shape, dtype=torch.bool, device=field.device)
     centers = field.space.world(cell_centers(shape, field.device))
-    points, weight = centers[subject], foreground[subject]
+    points, weight = centers[subject].cpu(), foreground[subject].cpu()  # few, and a GPU would wait for each step
     own = _main_part(points, weight) if one_subject else torch.ones_like(weight, dtype=torch.bool)
     size = _size(points[own], weight[own])[1]
-    points, reach = points[own], grow * size
+    points, reach, own = points[own].to(field.device), grow * size, own.to(field.device)
     near = ((centers >= points.amin(0) - reach) & (centers <= points.amax(0) + reach)).all(1).nonzero()[:, 0]
     region = torch.zeros(len(centers), dtype=torch.bool, device=field.device)
     region[subject[own]] = True
