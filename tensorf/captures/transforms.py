@@ -116,7 +116,7 @@ def _masks(root: Path, frames: list[dict], source: Path) -> list[Path | None]:
     missing = [mask for mask in masks if mask is not None and not mask.is_file()]
     if missing:
         log.warning(
-            "%s: %d of %d masks are missing, the first is %s: all of their photos is trained on",
+            "%s: %d of %d masks are missing, the first is %s: their photos are trained on as a whole",
             source, len(missing), len(masks) - masks.count(None), missing[0],
         )  # fmt: skip
     return [mask if mask is not None and mask.is_file() else None for mask in masks]

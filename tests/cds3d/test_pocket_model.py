@@ -210,6 +210,17 @@ def test_muon_solves_least_squares():
     assert last < 0.01 * first
 
 
+@pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_muon_takes_bf16_where_the_processor_has_it(monkeypatch, native, expected):
+    used = []
+    plain = lambda matrices: used.append(matrices.dtype) or orthogonalise(matrices)  # noqa: E731
+    monkeypatch.setattr("cds3d.pocket.model.muon.has_bf16_instructions", lambda: native)
+    monkeypatch.setattr("cds3d.pocket.model.muon.orthogonalise", plain)
+    net, _, step = small_problem()
+    step(0.05)
+    assert used == [expected] * 2 and all(p.dtype == torch.float32 for p in net.parameters())
+
+
 def test_muon_resumes_bit_for_bit(tmp_path):
     net, optimizer, step = small_problem()
     for _ in range(3):

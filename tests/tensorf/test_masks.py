@@ -99,8 +99,8 @@ def test_missing_masks_are_counted_once(tmp_path, caplog):
     edit_json(tmp_path / "transforms.json", lambda table: table["frames"][2].update(mask_path="masks/2.png"))
     capture = load_capture(tmp_path)
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [
-        f"{tmp_path / 'transforms.json'}: 1 of 2 masks are missing, the first is {tmp_path / 'masks/2.png'}: all of "
-        "their photos is trained on"
+        f"{tmp_path / 'transforms.json'}: 1 of 2 masks are missing, the first is {tmp_path / 'masks/2.png'}: their "
+        "photos are trained on as a whole"
     ]
     assert not capture.mask(1).all() and capture.mask(2).all()
 

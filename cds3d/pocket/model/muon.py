@@ -41,7 +41,7 @@ class Muon:
             else:
                 self.groups.setdefault((p.shape[0], p[0].numel()), []).append(p)
         self.adam = torch.optim.AdamW(rest, betas=(0.9, 0.99), weight_decay=0.0)
-        # bf16 halves the optimiser's time where a processor has it, and is slow where it has not.
+        # Where a processor has bf16, the optimiser takes a third less time; where it has not, bf16 is slow.
         device = rest[0].device if rest else next(iter(self.groups.values()))[0].device
         self.dtype = torch.bfloat16 if device.type == "cuda" or has_bf16_instructions() else torch.float32
         self.buffers = {shape: torch.zeros(len(ps), *shape, device=ps[0].device) for shape, ps in self.groups.items()}

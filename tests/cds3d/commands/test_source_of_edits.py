@@ -54,6 +54,24 @@ def test_an_edit_of_it_and_the_viewer_see_what_was_trained(boxed, tiny_folder):
         viewer.close()
 
 
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("render", ["{run}", "frames=1"]),
+        ("export", ["{run}", "points"]),
+        ("view", ["{run}", "port=0"]),
+        ("edit", ["--run", "{run}", "--tgt", "a red flower"]),
+    ],
+)
+def test_a_run_whose_capture_is_gone_is_named(command, options, boxed, capture_folder, capsys):
+    run = Path("outputs") / capture_folder.name / "source"
+    config = OmegaConf.load(run / "config.yaml")
+    config.capture = "gone/daisies"
+    OmegaConf.save(config, run / "config.yaml")
+    told = fails(capsys, command, *(option.format(run=run) for option in options))
+    assert f"{run}: its capture gone/daisies is not there" in told and str(run / "config.yaml") in told
+
+
 def test_a_source_of_another_capture_of_the_same_name_is_refused(boxed, capture_folder, tmp_path, capsys):
     other = tmp_path / "elsewhere" / capture_folder.name
     shutil.copytree(capture_folder, other)
