@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from omegaconf import DictConfig
 
 from cds3d.commands.diagnosis import mean_picture_psnr
@@ -85,8 +86,11 @@ def _fit(field: OfficialField, capture: Capture) -> float:
     for i in capture.train[:: max(1, len(capture.train) // _VIEWS)][:_VIEWS]:
         camera = resized_to(capture.cameras[i], min(_WIDTH, capture.cameras[i].width))
         photo = capture.images[i].permute(2, 0, 1)[None].float() / 255
-        small = torch.nn.functional.interpolate(photo, (camera.height, camera.width), mode="area")[0].permute(1, 2, 0)
-        values.append(psnr(field.render(camera)["color"].cpu(), small))
+        size = (camera.height, camera.width)
+        small = F.interpolate(photo, size, mode="area")[0].permute(1, 2, 0)
+        mask = capture.mask(i)
+        counts = None if mask is None else F.interpolate(mask[None, None].float(), size, mode="area")[0, 0] > 0.999
+        values.append(psnr(field.render(camera)["color"].cpu(), small, counts))
     return sum(values) / len(values)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from tensorf.captures.colmap_files import Model, Registered, count_images, load_model
 from tensorf.captures.images import choose_image_folder, image_folders
+from tensorf.captures.masks import with_masks
 from tensorf.captures.views import Lens, Listing, View, checked_lens, checked_pose, natural_key, report_missing
 from tensorf.errors import UserError
 
@@ -46,9 +47,9 @@ def read_colmap(root: Path, width: int | None) -> Listing:
     """Lists the registered views of the largest model under `root`, sorted naturally by name.
 
     Photos come from an `images*` folder, else from `root`: of the folders with most of the model's photos, the one that
-    suits `width` (pixels) best. Near and far are the 0.5 and 99.5 percentiles of the depths at which views observe
-    points. Photos that do not exist are left out with one warning. Raises UserError for unreadable files, camera models
-    that cannot be undone and fewer than 3 photos.
+    suits `width` (pixels) best. Masks are those in `masks` (`masks.py`). Near and far are the 0.5 and 99.5 percentiles
+    of the depths at which views observe points. Photos that do not exist are left out with one warning. Raises
+    UserError for unreadable files, camera models that cannot be undone and fewer than 3 photos.
     """
     folder = _largest(find_models(root))
     model = load_model(folder)
@@ -64,7 +65,7 @@ def read_colmap(root: Path, width: int | None) -> Listing:
             views.append(View(image.name, path, pose, _lens(image, model)))
     report_missing(model.images_file, missing, len(model.images))
     points = model.points if len(model.points) >= _MINIMUM_POINTS else None
-    return Listing(model.images_file, views, _depth_range(np.concatenate(depths)), points)
+    return with_masks(Listing(model.images_file, views, _depth_range(np.concatenate(depths)), points), root)
 
 
 def model_poses(folders: list[Path]) -> dict[str, np.ndarray]:

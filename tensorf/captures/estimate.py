@@ -1,5 +1,7 @@
 """Photos or a video without poses -> a folder that `load_capture` reads: `images/` and a COLMAP model in `sparse/0`.
 
+Photos that have masks get them in `masks/`; no feature is taken from what they hide.
+
 SIFT features, matches of pairs and incremental mapping are pycolmap's, which is optional and imported only here. Each
 stage runs in a thread of its own, so that Ctrl-C is heard at once and progress can be counted in COLMAP's database.
 """
@@ -21,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tensorf.captures.frames import choose_frames
+from tensorf.captures.masks import FOLDER
 from tensorf.captures.photos import copy_photos
 from tensorf.captures.sources import Source, folder_of, write_record
 from tensorf.captures.views import MINIMUM_VIEWS
@@ -66,7 +69,7 @@ def estimate_capture(source: Source, folder: Path, threads: int | None = None, s
         if source.is_video:
             names = choose_frames(source.path, source.frames, images, show_progress)
         else:
-            names = copy_photos(list(source.photos), images, show_progress)
+            names = copy_photos(list(source.photos), images, show_progress, source.masks)
         if len(names) < MINIMUM_VIEWS:
             raise UserError(f"{source.path}: {len(names)} images are left; at least {MINIMUM_VIEWS} are needed")
         try:
@@ -79,6 +82,7 @@ def estimate_capture(source: Source, folder: Path, threads: int | None = None, s
         shutil.rmtree(work)
         for name in set(names) - registered:
             (images / name).unlink()
+            (partial / FOLDER / f"{name}.png").unlink(missing_ok=True)
         write_record(source, partial, images=len(names), registered=len(registered), pycolmap=colmap.__version__)
         _publish(partial, folder, source)
     finally:
@@ -145,6 +149,8 @@ class _Reconstruction:
     def _extract(self) -> None:
         colmap = self.colmap
         reader = colmap.ImageReaderOptions()
+        if (masks := self.images.parent / FOLDER).is_dir():
+            reader.mask_path = str(masks)
         reader.camera_model = "SIMPLE_RADIAL"  # one focal length, one coefficient: enough for phones, and stable
         # Listed first, because extraction would number the images in the order in which its threads finish.
         colmap.import_images(self.database, self.images, colmap.CameraMode.SINGLE, self.names, reader)

@@ -18,6 +18,7 @@ import numpy as np
 
 from tensorf.captures.colmap import find_models, model_poses
 from tensorf.captures.images import choose_image_folder, image_folders, is_photo
+from tensorf.captures.masks import with_masks
 from tensorf.captures.matching import fit
 from tensorf.captures.views import MINIMUM_VIEWS, Lens, Listing, View, checked_lens, checked_pose, natural_key
 from tensorf.errors import UserError
@@ -39,8 +40,9 @@ def read_llff(root: Path, width: int | None, order: str = "auto", check: bool = 
 
     order: of the photos, "text", "number" or "auto" (see the module's docstring; without `check` photos are not
     matched, and "auto" falls back on "text"). outside: photos may be links that lead out of `root`. The format has no
-    principal point: it is the image's centre. Raises UserError for an unreadable or malformed file, where there are not
-    as many photos as rows, and for unusable poses, intrinsics or depths.
+    principal point: it is the image's centre. Masks are those in `masks` (`masks.py`). Raises UserError for an
+    unreadable or malformed file, where there are not as many photos as rows, and for unusable poses, intrinsics or
+    depths.
     """
     source = root / FILE_NAME
     rows = _load_rows(source)
@@ -66,7 +68,7 @@ def read_llff(root: Path, width: int | None, order: str = "auto", check: bool = 
     orders = {"text": _views(photos, poses, lenses), "number": _views(numbered, poses, lenses)}
     if order == "auto":
         order = "text" if photos == numbered else _choose_order(root, orders, check)
-    return Listing(source, sorted(orders[order], key=lambda view: natural_key(view.name)), bounds)
+    return with_masks(Listing(source, sorted(orders[order], key=lambda view: natural_key(view.name)), bounds), root)
 
 
 def _views(photos: list[Path], poses: list[np.ndarray], lenses: list[Lens]) -> list[View]:

@@ -13,6 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tensorf.captures.images import common_size, is_photo, same_aspect
+from tensorf.captures.masks import FOLDER
 from tensorf.captures.pictures import UnreadablePicture, orientation, read_picture, stored_size
 from tensorf.captures.views import natural_key
 from tensorf.errors import UserError
@@ -34,15 +35,22 @@ def find_photos(folder: Path) -> list[Path]:
     return []
 
 
-def copy_photos(photos: list[Path], folder: Path, show_progress: bool = False) -> list[str]:
+def copy_photos(
+    photos: list[Path], folder: Path, show_progress: bool = False, masks: dict[Path, Path] | None = None
+) -> list[str]:
     """Writes upright RGB copies, at most 1600 pixels a side, into `folder`; returns their names in the given order.
+
+    masks: of some of the photos; copies are `masks/<name of the photo's copy>.png` beside `folder`, white where a photo
+    has none.
 
     One camera is estimated for all, so that copies need one size: the most common one is kept, photos of the same
     aspect are resized to it, and those of another are counted and left out. Transparency becomes white. Photos of kinds
     that are not read, which lie beside them, are counted in a warning.
-    Raises UserError that names the unreadable photos, or the first that has too many pixels.
+    Raises UserError that names the unreadable photos, the first that has too many pixels, or a mask whose sides do not
+    have its photo's ratio.
     """
     _tell_unread(photos)
+    masks = masks or {}
     unreadable, sizes = [], {}
     for photo in photos:
         try:
@@ -64,6 +72,8 @@ def copy_photos(photos: list[Path], folder: Path, show_progress: bool = False) -
         if copy.size != common:
             copy = copy.resize(common, Image.LANCZOS)
         copy.save(folder / name, quality=JPEG_QUALITY)
+        if masks:
+            _copy_mask(masks.get(photo), sizes[photo], common, folder.parent / FOLDER / f"{name}.png")
     _refuse(unreadable)
     if len(kept) < len(photos):
         odd = next(photo for photo in photos if not same_aspect(sizes[photo], common))
@@ -72,6 +82,24 @@ def copy_photos(photos: list[Path], folder: Path, show_progress: bool = False) -
             len(photos) - len(kept), len(photos), *common, odd,
         )  # fmt: skip
     return names
+
+
+def _copy_mask(mask: Path | None, photo: tuple[int, int], size: tuple[int, int], to: Path) -> None:
+    """Writes the mask of an upright `photo` (width, height), upright and of this size, black and white.
+
+    None becomes a white mask: COLMAP leaves out photos without one, once there is a folder of masks.
+    """
+    if mask is None:
+        copy = Image.new("L", photo, 255)
+    else:
+        copy = Image.fromarray(read_picture(mask, white=False, upright=True)).convert("L")
+    if not same_aspect(copy.size, photo):
+        raise UserError(
+            f"{mask} is {copy.width}x{copy.height}, its photo {photo[0]}x{photo[1]} when it is upright: a mask has to "
+            "be turned as its photo, and not cropped"
+        )
+    to.parent.mkdir(exist_ok=True)
+    copy.resize(size, Image.BOX).point(lambda level: 255 * (level > 127)).save(to)
 
 
 def _tell_unread(photos: list[Path]) -> None:

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tensorf.captures.colmap import find_models
 from tensorf.captures.frames import VIDEO_SUFFIXES
 from tensorf.captures.llff import is_llff
+from tensorf.captures.masks import masks_of
 from tensorf.captures.nsvf import is_nsvf
 from tensorf.captures.photos import find_photos
 from tensorf.captures.transforms import is_transforms
@@ -36,12 +38,13 @@ _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zs
 class Source:
     """path: absolute, a folder or a video. photos: the folder's, in natural order; none for a video.
 
-    frames: how many to take of a video; None for photos.
+    frames: how many to take of a video; None for photos. masks: of the photos that have one (`masks.py`).
     """
 
     path: Path
     photos: tuple[Path, ...]
     frames: int | None
+    masks: dict[Path, Path] = field(default_factory=dict)
 
     @property
     def is_video(self) -> bool:
@@ -52,14 +55,18 @@ class Source:
         return self.path.stem if self.is_video else self.path.name
 
     def record(self) -> dict:
-        """Names, sizes in bytes and times of change of the files, and `frames`: other sources, and this one after a
-        change, have another record. It can be written as JSON. Where the files lie is left out: they may be moved.
+        """Names, sizes in bytes and times of change of photos and masks, and `frames`.
+
+        Other sources, and this one after a change, have another record. It can be written as JSON. Where the files lie
+        is left out: they may be moved.
         """
-        files = {}
-        for path in (self.path,) if self.is_video else self.photos:
-            status = path.stat()
-            files[path.name] = [status.st_size, status.st_mtime_ns]
-        return {"frames": self.frames, "files": files}
+        photos = (self.path,) if self.is_video else self.photos
+        return {"frames": self.frames, "files": _states(photos), "masks": _states(self.masks.values())}
+
+
+def _states(files: Iterable[Path]) -> dict[str, list[int]]:
+    statuses = {path.name: path.stat() for path in files}
+    return {name: [status.st_size, status.st_mtime_ns] for name, status in statuses.items()}
 
 
 def find_source(path: Path, frames: int, outside: bool = False) -> Source | None:
@@ -90,14 +97,15 @@ def find_source(path: Path, frames: int, outside: bool = False) -> Source | None
             "intrinsics.txt nor cameras.bin or cameras.txt in sparse/0, sparse or colmap/sparse/0, nor photos to "
             "estimate poses from, in it or in its images folder; convert photos of other kinds, such as HEIC, to JPEG"
         )
+    masks = {photo: mask for photo, mask in zip(photos, masks_of(path, [p.name for p in photos])) if mask is not None}
     if not outside:
-        require_inside(photos, path)
+        require_inside([*photos, *masks.values()], path)
     if len(photos) < MINIMUM_VIEWS:
         raise UserError(
             f"{path} holds no poses and {len(photos)} photos: to estimate poses at least {MINIMUM_VIEWS} are needed, "
             "better 30 that overlap"
         )
-    return Source(path, tuple(photos), None)
+    return Source(path, tuple(photos), None, masks)
 
 
 def has_poses(folder: Path) -> bool:
@@ -132,6 +140,7 @@ def _recorded(folder: Path) -> dict | None:
     """The record in `folder`; None where there is none that can be read."""
     try:
         found = load_json(folder / RECORD)
-        return {key: found[key] for key in ("frames", "files")}
-    except (OSError, ValueError, KeyError, TypeError):
+        # Estimates of older versions say nothing of masks: there were none.
+        return {"frames": found["frames"], "files": found["files"], "masks": found.get("masks", {})}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

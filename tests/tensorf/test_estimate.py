@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tensorf.captures import estimate, load_capture
 from tensorf.captures.estimate import choose_pairs, estimate_capture, require_pycolmap
@@ -227,6 +228,26 @@ def test_the_same_photos_give_the_same_poses(tmp_path, estimated):
     estimate_capture(source, tmp_path / "again", threads=2)
     again, before = (poses_of(load_capture(f, width=64)) for f in (tmp_path / "again", folder))
     assert np.array_equal(again, before)
+
+
+def test_nothing_is_matched_where_a_mask_hides_it(tmp_path):
+    pycolmap = pytest.importorskip("pycolmap")
+    source = photos_of(tmp_path / "mine", ("flower", 8))
+    height, width = np.asarray(Image.open(source.photos[0])).shape[:2]
+    mask = np.full((height, width), 255, np.uint8)
+    mask[: height // 3] = 0
+    (tmp_path / "mine" / "masks").mkdir()
+    for photo in source.photos[:7]:  # the last one has none
+        Image.fromarray(mask).save(tmp_path / "mine" / "masks" / f"{photo.name}.png")
+    folder = tmp_path / "kept" / "mine"
+    estimate_capture(find_source(tmp_path / "mine", 60), folder, threads=1)
+    images = pycolmap.Reconstruction(folder / "sparse" / "0").images.values()
+    rows = {image.name: np.array([point.xy[1] for point in image.points2D]) for image in images}
+    assert len(rows) == 8
+    assert all(rows[f"flower_view{i:03d}.jpg"].min() >= height // 3 for i in range(7))
+    assert rows["flower_view007.jpg"].min() < height // 3
+    capture = load_capture(folder)
+    assert capture.masks[:7].float().mean() == pytest.approx(2 / 3, abs=0.02) and capture.mask(7).all()
 
 
 def test_what_pycolmap_throws_is_one_line(tmp_path, monkeypatch):

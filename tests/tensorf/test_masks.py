@@ -1,4 +1,4 @@
-"""Masks of photos (`mask_path` of nerfstudio's transforms.json): what they hide is neither trained on nor measured."""
+"""Masks of photos (transforms.json's `mask_path`, the folder `masks`): what they hide does not count."""
 
 import json
 import logging
@@ -9,9 +9,20 @@ import pytest
 import torch
 from PIL import Image
 from test_matching import photograph, poses
-from tiny_captures import edit_json, expect_error, frame, ring, write_image, write_transforms
+from tiny_captures import (
+    edit_json,
+    expect_error,
+    frame,
+    ring,
+    row_of_cameras,
+    write_colmap,
+    write_image,
+    write_llff,
+    write_transforms,
+)
 
 from tensorf.captures import load_capture
+from tensorf.captures.masks import masks_of
 from tensorf.captures.matching import fit
 from tensorf.captures.transforms import read_transforms
 from tensorf.space import space_of
@@ -125,3 +136,69 @@ def test_masks_lie_in_the_captures_folder(tmp_path):
     edit_json(root / "transforms.json", lambda table: table["frames"][1].update(mask_path="../other.png"))
     expect_error(root, "other.png", "outside")
     assert load_capture(root, outside=True).mask(1).all()
+
+
+# --- the folder `masks`
+
+
+def as_llff(root):
+    write_llff(root, row_of_cameras())
+    return "image1"
+
+
+def as_colmap(root):
+    write_colmap(root / "sparse" / "0", ".bin", count=4)
+    for i in range(4):
+        write_image(root / "images" / f"view{i + 1}.png")
+    return "view1"
+
+
+@pytest.mark.parametrize("name", ["{}.png.png", "{}.png", "{}.JPG"])
+@pytest.mark.parametrize("write", [as_llff, as_colmap], ids=lambda f: f.__name__)
+def test_masks_in_a_folder_are_found_by_the_photos_names(tmp_path, caplog, write, name):
+    caplog.set_level(logging.INFO)
+    photo = write(tmp_path)
+    write_mask(tmp_path / "masks" / name.format(photo), rows=slice(0, 4))
+    capture = load_capture(tmp_path)
+    i = capture.image_names.index(f"{photo}.png")
+    assert not capture.mask(i)[:4].any() and capture.mask(i)[4:].all()
+    assert capture.masks[[k for k in range(4) if k != i]].all()
+    assert "1 of 4 photos have a mask" in caplog.text
+
+
+def test_a_mask_named_as_colmap_does_goes_first(tmp_path):
+    photo = as_llff(tmp_path)
+    write_mask(tmp_path / "masks" / f"{photo}.png")
+    write_mask(tmp_path / "masks" / f"{photo}.png.png", rows=slice(0, 4))
+    capture = load_capture(tmp_path)
+    assert not capture.mask(capture.image_names.index(f"{photo}.png"))[:4].any()
+
+
+def test_photos_in_subfolders_have_their_masks_in_subfolders(tmp_path):
+    (tmp_path / "masks" / "left").mkdir(parents=True)
+    write_mask(tmp_path / "masks" / "left" / "a.png")
+    found = masks_of(tmp_path, ["left/a.jpg", "right/a.jpg"])
+    assert found == [tmp_path / "masks" / "left" / "a.png", None]
+
+
+def test_a_folder_of_masks_of_other_names_is_told(tmp_path, caplog):
+    as_llff(tmp_path)
+    write_mask(tmp_path / "masks" / "other.png")
+    assert load_capture(tmp_path).masks is None
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1 and "masks is not used" in warnings[0] and "image1.png.png" in warnings[0]
+
+
+def test_transforms_json_names_its_masks_itself(tmp_path):
+    write_transforms(tmp_path, ring(4))
+    write_mask(tmp_path / "masks" / "1.png", rows=slice(0, 4))
+    assert load_capture(tmp_path).masks is None
+
+
+def test_masks_that_are_links_to_elsewhere_are_refused(tmp_path):
+    photo = as_colmap(tmp_path / "capture")
+    write_mask(tmp_path / "other" / "mask.png", rows=slice(0, 4))
+    (tmp_path / "capture" / "masks").mkdir()
+    (tmp_path / "capture" / "masks" / f"{photo}.png").symlink_to(tmp_path / "other" / "mask.png")
+    expect_error(tmp_path / "capture", f"masks/{photo}.png", "leads out of")
+    assert load_capture(tmp_path / "capture", outside=True).masks is not None

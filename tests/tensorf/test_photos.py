@@ -135,6 +135,36 @@ def test_transparency_becomes_white(tmp_path, folder):
     assert np.asarray(copied(tmp_path, folder)["clear.jpg"]).min() > 250
 
 
+def test_masks_become_as_large_as_their_photos_and_upright(tmp_path, folder):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(40, 30).save(folder / "my photo.jpg", exif=exif)
+    picture(30, 40).save(folder / "plain.jpg")
+    mask = np.full((400, 300), 255, np.uint8)
+    mask[:200] = 0
+    Image.fromarray(mask).save(tmp_path / "upright.png")
+    (tmp_path / "work" / "copies").mkdir(parents=True)
+    names = copy_photos(
+        find_photos(folder),
+        tmp_path / "work" / "copies",
+        masks={folder / "my photo.jpg": tmp_path / "upright.png"},
+    )
+    assert names == ["my_photo.jpg", "plain.jpg"]
+    written = sorted(p.name for p in (tmp_path / "work" / "masks").iterdir())
+    assert written == ["my_photo.jpg.png", "plain.jpg.png"]
+    assert np.asarray(Image.open(tmp_path / "work" / "masks" / "plain.jpg.png")).min() == 255
+    copy = np.asarray(Image.open(tmp_path / "work" / "masks" / "my_photo.jpg.png"))
+    assert copy.shape == (40, 30) and (copy[:20] == 0).all() and (copy[20:] == 255).all()
+
+
+def test_masks_of_another_shape_than_their_photos(tmp_path, folder):
+    picture(40, 30).save(folder / "a.jpg")
+    Image.new("L", (30, 40), 255).save(tmp_path / "mask.png")
+    (tmp_path / "work" / "copies").mkdir(parents=True)
+    with pytest.raises(UserError, match="mask.png is 30x40, its photo 40x30"):
+        copy_photos(find_photos(folder), tmp_path / "work" / "copies", masks={folder / "a.jpg": tmp_path / "mask.png"})
+
+
 def test_photos_of_other_sizes_are_counted_and_left_out(tmp_path, folder, caplog):
     for i in range(3):
         picture().save(folder / f"{i}.png")

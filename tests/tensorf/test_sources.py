@@ -1,5 +1,6 @@
 """What poses are estimated from, and where estimates are kept and found again."""
 
+import json
 import os
 import shutil
 
@@ -111,7 +112,12 @@ def one_less(photos):
     (photos / "1.jpg").unlink()
 
 
-@pytest.mark.parametrize("change", [touched, longer, renamed, one_more, one_less])
+def with_a_mask(photos):
+    (photos / "masks").mkdir()
+    (photos / "masks" / "1.jpg.png").write_bytes(b"a mask")
+
+
+@pytest.mark.parametrize("change", [touched, longer, renamed, one_more, one_less, with_a_mask])
 def test_changed_photos_get_a_folder_of_their_own(photos, kept, change):
     finish(kept / "my photos", find_source(photos, 60))
     change(photos)
@@ -119,6 +125,34 @@ def test_changed_photos_get_a_folder_of_their_own(photos, kept, change):
     assert folder_of(changed, kept) == (kept / "my photos-2", False)
     finish(kept / "my photos-2", changed)
     assert folder_of(changed, kept) == (kept / "my photos-2", True)
+
+
+def test_a_changed_mask_gets_another_estimate(photos, kept):
+    with_a_mask(photos)
+    source = find_source(photos, 60)
+    assert source.masks == {photos / "1.jpg": photos / "masks" / "1.jpg.png"}
+    finish(kept / "my photos", source)
+    assert folder_of(find_source(photos, 60), kept)[1]
+    (photos / "masks" / "1.jpg.png").write_bytes(b"another mask")
+    assert folder_of(find_source(photos, 60), kept) == (kept / "my photos-2", False)
+
+
+def test_estimates_from_before_there_were_masks_are_found(photos, kept):
+    finish(kept / "my photos", find_source(photos, 60))
+    record = kept / "my photos" / "source.json"
+    table = json.loads(record.read_text())
+    del table["masks"]
+    record.write_text(json.dumps(table))
+    assert folder_of(find_source(photos, 60), kept)[1]
+
+
+def test_masks_that_lead_elsewhere_are_refused(tmp_path, photos):
+    (tmp_path / "mask.png").write_bytes(b"a mask")
+    (photos / "masks").mkdir()
+    (photos / "masks" / "1.jpg.png").symlink_to(tmp_path / "mask.png")
+    with pytest.raises(UserError, match="leads out of"):
+        find_source(photos, 60)
+    assert find_source(photos, 60, outside=True).masks
 
 
 def test_another_number_of_frames_is_another_estimate(video, kept):

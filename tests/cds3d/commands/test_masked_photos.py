@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cds3d.commands.diagnosis import mean_picture_psnr
+from cds3d.commands.importing import _fit
 from cds3d.commands.train import evaluate
 from tensorf.cameras import Camera
 from tensorf.captures.capture import Capture
@@ -52,3 +53,13 @@ def test_the_mean_picture_is_measured_on_what_counts(masked):
     capture, _ = masked
     assert mean_picture_psnr(capture) > 90
     assert mean_picture_psnr(replace(capture, masks=None)) < 20
+
+
+def test_an_imported_model_is_compared_with_what_counts(masked):
+    class Grey:
+        def render(self, camera):
+            return {"color": torch.full((camera.height, camera.width, 3), 100 / 255)}
+
+    capture, _ = masked
+    assert _fit(Grey(), capture) > 90
+    assert _fit(Grey(), replace(capture, masks=None)) < 20
