@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,12 +79,12 @@ def _read_file(root: Path, source: Path, role: bool | None) -> tuple[list[View],
     table = read_json(source)
     frames = _require(table, "frames", source, list)
     shared = {key: value for key, value in table.items() if key != "frames"}
-    named = _named_split(shared, source) if role is None else None
+    named = _named_split(shared, root, source) if role is None else None
     paths = []
     for i, frame in enumerate(frames):
         if not isinstance(frame, dict):
             raise UserError(f"{source}: frame {i} is not an object with file_path and transform_matrix")
-        paths.append(_normal(_require(frame, "file_path", source, str, f"frame {i}")))
+        paths.append(_normal(_require(frame, "file_path", source, str, f"frame {i}"), root))
     found, missing = [], []
     for name, frame in sorted(zip(paths, frames, strict=True), key=lambda pair: natural_key(pair[0])):
         held_out = role if named is None else named.get(name)
@@ -112,7 +113,7 @@ def _masks(root: Path, frames: list[dict], source: Path) -> list[Path | None]:
     asked = [frame.get("mask_path") for frame in frames]
     if wrong := [name for name in asked if name is not None and not isinstance(name, str)]:
         raise UserError(f"{source}: mask_path has to be a file's name, not {wrong[0]!r}; export the file again")
-    masks = [None if name is None else root / _normal(name) for name in asked]
+    masks = [None if name is None else root / _normal(name, root) for name in asked]
     missing = [mask for mask in masks if mask is not None and not mask.is_file()]
     if missing:
         log.warning(
@@ -122,7 +123,7 @@ def _masks(root: Path, frames: list[dict], source: Path) -> list[Path | None]:
     return [mask if mask is not None and mask.is_file() else None for mask in masks]
 
 
-def _named_split(shared: dict, source: Path) -> dict[str, bool] | None:
+def _named_split(shared: dict, root: Path, source: Path) -> dict[str, bool] | None:
     """Photo name -> held out?, from nerfstudio's lists; None where the file does not name both sides."""
     lists = {}
     for key in ("train_filenames", "test_filenames", "val_filenames"):
@@ -131,7 +132,8 @@ def _named_split(shared: dict, source: Path) -> dict[str, bool] | None:
     if not lists["train_filenames"] or not held_out:
         return None
     # Some are in both, as nerfstudio's `eval-mode all` has them: those are trained on.
-    return {_normal(str(n)): True for n in held_out} | {_normal(str(n)): False for n in lists["train_filenames"]}
+    roles = {_normal(str(name), root): True for name in held_out}
+    return roles | {_normal(str(name), root): False for name in lists["train_filenames"]}
 
 
 def _pose(frame: dict, source: Path, name: str) -> np.ndarray:
@@ -197,9 +199,17 @@ def _find_photo(root: Path, name: str) -> Path | None:
     return path if path.is_file() else find_by_stem(path.parent, path.name)
 
 
-def _normal(name: str) -> str:
-    """A photo's name with forward slashes and without a leading "./"."""
-    return Path(name.replace("\\", "/")).as_posix()
+def _normal(name: str, root: Path) -> str:
+    """A photo's name with forward slashes and without a leading "./".
+
+    An absolute name is often that of another machine, or from before the capture was moved: of its ends, the longest
+    that is a file in `root` is taken, if there is one.
+    """
+    path = Path(re.sub("^[A-Za-z]:", "", name.replace("\\", "/")))
+    if path.is_absolute():
+        ends = (Path(*path.parts[i:]) for i in range(1, len(path.parts)))
+        path = next((end for end in ends if (root / end).is_file()), path)
+    return path.as_posix()
 
 
 def read_json(source: Path) -> dict:

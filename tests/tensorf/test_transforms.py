@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_captures import (
     edit_json,
     expect_error,
@@ -136,6 +137,26 @@ def test_a_byte_order_mark(tmp_path):
         path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert len(load_capture(tmp_path / "json").cameras) == 4
     assert len(load_capture(tmp_path / "colmap").cameras) == 3
+
+
+@pytest.mark.parametrize("before", ["{root}", "/home/somebody/data/flower", "D:\\captures\\flower"])
+def test_absolute_names_of_a_capture_that_was_moved(tmp_path, before):
+    """As nerfstudio's tools write them for some captures, here or on another machine."""
+    write_transforms(tmp_path, ring(4))
+    for i in range(4):
+        Image.new("L", (12, 8), 255).save(tmp_path / f"mask{i}.png")
+    place = before.format(root=tmp_path)
+
+    def to_absolute(table):
+        for i, frame in enumerate(table["frames"]):
+            frame.update(file_path=f"{place}/{frame['file_path']}", mask_path=f"{place}/mask{i}.png")
+        names = [frame["file_path"] for frame in table["frames"]]
+        table.update(train_filenames=names[:2], test_filenames=names[2:3])
+
+    edit_json(tmp_path / "transforms.json", to_absolute)
+    capture = load_capture(tmp_path)
+    assert capture.image_names == ["images/0.png", "images/1.png", "images/2.png"]
+    assert (capture.train, capture.test) == ([0, 1], [2]) and capture.masks is not None
 
 
 def test_photos_that_are_listed_to_train_on_and_held_out(tmp_path):
