@@ -154,8 +154,11 @@ def variant_of(path: str, part: Path) -> str | None:
     stems = ("diffusion_pytorch_model", "model")
     if any(f"{stem}.safetensors{index}" in names for stem in stems for index in ("", ".index.json")):
         return None
-    pattern = re.compile(rf"(?:{'|'.join(stems)})\.([^.]+)\.safetensors(?:\.index\.json)?")
-    variants = [found[1] for name in names if (found := pattern.fullmatch(name))]
+    # Weights in several files, "model.fp16-00001-of-00002.safetensors", have "model.safetensors.index.fp16.json".
+    stem = f"(?:{'|'.join(stems)})"
+    pattern = re.compile(rf"{stem}\.([^.]+)\.safetensors|{stem}\.safetensors\.index\.([^.]+)\.json")
+    variants = [found[1] or found[2] for name in names if (found := pattern.fullmatch(name))]
+    variants = [variant for variant in variants if not re.search(r"-\d{5}-of-\d{5}$", variant)]
     if variants:
         return "fp16" if "fp16" in variants else variants[0]
     if any(name.endswith((".bin", ".ckpt", ".pt")) for name in names):

@@ -37,7 +37,7 @@ from cds3d.guidance.kinds import (
     variant_of,
 )
 from cds3d.guidance.prior import Prior, Query
-from cds3d.guidance.text import ClipText, XLText
+from cds3d.guidance.text import BYTES, ClipText, XLText
 from cds3d.pocket.weights_path import WEIGHTS
 from tensorf.errors import UserError, reason
 
@@ -146,6 +146,13 @@ def _check(path: str, parts) -> None:
     if prediction not in ("epsilon", "v_prediction"):
         raise UserError(f"{path}: its scheduler predicts {prediction!r}; only epsilon and v_prediction are supported")
     check_unet(path, parts.unet.config)
+    for name in ("tokenizer", "tokenizer_2"):
+        # Without its files transformers makes a tokenizer of two words, says nothing, and all prompts are the same.
+        if hasattr(parts, name) and len(getattr(parts, name)) <= BYTES:
+            raise UserError(
+                f"guidance.path={path}: {name}/ has no vocabulary: vocab.json and merges.txt, or tokenizer.json, have "
+                "to be there"
+            )
     if parts.vae.config.get("latents_mean") is not None:
         raise refused(path, "a model whose latents are normalised by channel: use")
 
@@ -174,9 +181,7 @@ def _folder_of(path: str, location: str, revision: str | None) -> Path:
         kind = kind_of_index(
             path, DiffusionPipeline.load_config(location, revision=revision)
         )  # before gigabytes are fetched in vain
-        not_needed = dict.fromkeys(_NOT_NEEDED[kind])
-        # without trust_remote_code diffusers refuses pipelines that bring code
-        return Path(_PIPELINES[kind].download(location, revision=revision, use_safetensors=True, **not_needed))
+        return _fetched(kind, location, revision)
     except UserError:
         raise
     except Exception as error:  # the hub's client, and its clients, raise a dozen kinds
@@ -187,6 +192,18 @@ def _folder_of(path: str, location: str, revision: str | None) -> Path:
             f"`hf download {path}{option} --local-dir FOLDER`, and pass guidance.path=FOLDER, "
             "or pass a single .safetensors file, or use guidance=pocket, which ships with cds3d"
         ) from error
+
+
+def _fetched(kind: str, location: str, revision: str | None) -> Path:
+    """The folder in the hub's cache: of the plain weights, or of those in fp16 where a repository has no others."""
+    options = dict.fromkeys(_NOT_NEEDED[kind]) | {"revision": revision, "use_safetensors": True}
+    # without trust_remote_code diffusers refuses pipelines that bring code
+    try:
+        return Path(_PIPELINES[kind].download(location, **options))
+    except Exception as error:
+        if "safetensors" not in str(error):  # what diffusers says is missing
+            raise
+        return Path(_PIPELINES[kind].download(location, variant="fp16", **options))
 
 
 def _from_folder(path: str, folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[str, SimpleNamespace]:

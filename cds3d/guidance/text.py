@@ -18,6 +18,9 @@ class Prompt:
     pooled: Tensor | None = None
 
 
+BYTES = 256  # every CLIP tokenizer has more words than there are bytes
+
+
 class ClipText:
     """One CLIP text encoder, of which the last hidden state is used (SD 1.x and 2.x)."""
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
+from cds3d.guidance.text import BYTES
 from cds3d.metrics.pretrained import load_network, located, pixels, unreadable
 from tensorf.errors import UserError
 
@@ -45,7 +46,7 @@ class Clip:
         except Exception as error:  # the tokenizers library raises plain Exception
             raise unreadable(path, option, EXAMPLE, error) from error
         # Without its files transformers makes a tokenizer of two words and says nothing.
-        if not 256 < len(self._tokenizer) <= self._model.config.text_config.vocab_size:
+        if not BYTES < len(self._tokenizer) <= self._model.config.text_config.vocab_size:
             raise UserError(f"{option} {path} has no tokenizer of its own: vocab.json and merges.txt have to be there")
         self._texts: dict[str, Tensor] = {}
 

@@ -94,6 +94,47 @@ def test_one_network_alone_has_a_variant(folder, prior):
     assert_same(load_prior(str(folder), device=CPU), prior, rtol=0.02, atol=0.02)
 
 
+def test_half_precision_in_several_files(tiny_folder, tmp_path, prior):
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None, torch_dtype=torch.float16)
+    pipeline.save_pretrained(tmp_path / "shards", variant="fp16", max_shard_size="100KB")
+    assert len(list((tmp_path / "shards" / "unet").glob("*.fp16-*.safetensors"))) > 1
+    assert_same(load_prior(str(tmp_path / "shards"), device=CPU), prior, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("files", [{"tokenizer.json", "vocab.json", "merges.txt"}, {"*"}], ids=["vocabulary", "all"])
+def test_a_tokenizer_without_its_vocabulary_is_refused(folder, files):
+    """transformers makes one of two words of it, with which all prompts are the same."""
+    for pattern in files:
+        for file in (folder / "tokenizer").glob(pattern):
+            file.unlink()
+    text = message_of(str(folder))
+    assert "tokenizer/ has no vocabulary" in text and "vocab.json" in text
+
+
+@pytest.mark.parametrize("there", ["fp16", "none"])
+def test_a_repository_of_half_precision_alone_is_fetched(tiny_folder, monkeypatch, prior, there):
+    """As diffusers answers for one that has no plain weights."""
+    from diffusers import DiffusionPipeline, StableDiffusionPipeline
+
+    asked = []
+
+    def download(name, variant=None, **options):
+        asked.append(variant)
+        if variant != there:
+            raise ValueError(f"Could not find the necessary `safetensors` weights in set() (variant={variant})")
+        return str(tiny_folder)
+
+    monkeypatch.setattr(DiffusionPipeline, "load_config", lambda *a, **k: {"_class_name": "StableDiffusionPipeline"})
+    monkeypatch.setattr(StableDiffusionPipeline, "download", download)
+    if there == "fp16":
+        assert_same(load_prior("somebody/half", device=CPU), prior)
+    else:
+        assert "cannot get somebody/half from the hub" in message_of("somebody/half")
+    assert asked == [None, "fp16"]
+
+
 def test_what_is_not_needed_may_be_missing_or_broken(folder, prior):
     index = {"feature_extractor": ["transformers", "CLIPImageProcessor"]}
     index |= {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
