@@ -282,6 +282,10 @@ class PictureEdit:
         self.target.settle()
         return self.target
 
+    def region_in_space(self) -> Tensor:
+        """(z, y, x) bool in the cells of the source's occupancy: where the fit could change something."""
+        return self.target.region
+
     def state_dict(self) -> dict:
         state = {"iteration": self.iteration, "round": self.round, "pictures": self.editor.state_dict()}
         if self._pictures:

@@ -118,7 +118,7 @@ def _edit_scene(config: DictConfig, past: Past) -> Path:
     edit_peak_mb = peak_memory_mb(device)
     edited = shown.edited()
     edited.save(run.path / "field.safetensors")
-    metrics = evaluate_edit(config, run.path, capture, source, edited, clip, past)
+    metrics = evaluate_edit(config, run.path, capture, source, edited, clip, past, shown.region_in_space())
     if past.edits:
         metrics["history"] = past.told
     metrics |= {
@@ -154,6 +154,8 @@ class Shown(Protocol):
     def pictures(self) -> dict[str, Tensor]: ...
 
     def edited(self) -> Renderable: ...
+
+    def region_in_space(self) -> Tensor | None: ...
 
 
 def work_maker(config: DictConfig, edit: EditConfig, pointing: Pointing) -> Callable[..., tuple[Work, int, Shown]]:

@@ -18,23 +18,35 @@ from cds3d.metrics.consistency import view_consistency
 from cds3d.metrics.depth import depth_error, true_depth
 from cds3d.metrics.psnr import psnr
 from cds3d.metrics.truth import Truth, mean_figures, picture_figures
+from cds3d.subjects.given import seen_share
+from cds3d.subjects.region import dilated
 from tensorf.cameras import Camera
 from tensorf.captures import Capture
 from tensorf.renderable import Renderable, load_field
 
 log = logging.getLogger("cds3d")
 
+_EDGE, _OUTSIDE = 0.02, 0.05  # of a view's width; the share of a region in a pixel
 # Figures that say how far an edit is from what it started from.
 _AGAINST_SOURCE = ("psnr_to_source_db", "edit_gain_db", "kept_psnr_db", "structure")
 
 
 def evaluate_edit(
-    config: DictConfig, folder: Path, capture: Capture, source: Renderable, edited: Renderable, clip, past: Past
+    config: DictConfig,
+    folder: Path,
+    capture: Capture,
+    source: Renderable,
+    edited: Renderable,
+    clip,
+    past: Past,
+    region: Tensor | None = None,
 ) -> dict[str, float]:
     """Write views and videos of an edited field into its run folder; returns its figures.
 
     config: configs/edit.yaml; without both prompts there is no truth to compare with. clip: `load_clip`'s. After other
     edits (`past`) the figures are against the last field, those that begin with first_ against the first source.
+    region: (z, y, x) bool in the cells of the source's occupancy, where the edit could change something; None where
+    nobody knows.
     """
     views, truth = held_out_views(source, edited, capture, config.edit.width), None
     steps = [*past.prompts, (config.src, config.tgt)]
@@ -46,6 +58,8 @@ def evaluate_edit(
     frames = write_videos(config, capture, source, edited, folder)
     before, after = ([view["color"] for view in renders] for renders in (views.before, views.after))
     told = clip_figures(clip, config.src, config.tgt, before, after, frames)
+    if region is not None:
+        told |= outside_figures(source, views, region)
     return edit_figures(edited, views, truth) | told | first
 
 
@@ -164,6 +178,21 @@ def edit_figures(edited: Renderable, views: HeldOut, truth: KnownTruth | None) -
         row["depth_error"] = depth_error(views.after[k]["depth"], truth.depths[k], truth.subjects[k])
         rows.append(row | {"accuracy": truth.accuracy[k]})
     return figures | mean_figures(rows)
+
+
+@torch.no_grad()
+def outside_figures(source: Renderable, views: HeldOut, region: Tensor) -> dict[str, float]:
+    """kept_outside_region_db: PSNR of edit to source where a pixel shows nothing of the region; needs no truth.
+
+    region: as in `evaluate_edit`. Pixels close to its edge are left out. Empty where the region fills all views.
+    """
+    rows = []
+    for camera, before, after in zip(views.cameras, views.before, views.after, strict=True):
+        share = seen_share(source, source.view(camera), region).cpu()
+        outside = dilated(share, round(_EDGE * camera.width)) < _OUTSIDE
+        if outside.any():
+            rows.append({"kept_outside_region_db": psnr(after["color"], before["color"], outside)})
+    return mean_figures(rows)
 
 
 def load_clip(path: str | None, device: torch.device):

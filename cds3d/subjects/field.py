@@ -16,6 +16,7 @@ from torch import Tensor
 from cds3d.guidance.prior import Prior
 from cds3d.subjects.given import seen_share
 from cds3d.subjects.region import EditedRegion, RegionConfig, dilated
+from cds3d.subjects.volume import edited_volume
 from tensorf.cameras import Camera
 from tensorf.local import LocalField
 from tensorf.packed import split_indices
@@ -225,6 +226,21 @@ class FieldViews:
     def edited(self) -> Renderable:
         """The field as it is to be saved."""
         return self.target
+
+    @torch.no_grad()
+    def region_in_space(self) -> Tensor | None:
+        """(z, y, x) bool in the cells of the source's occupancy: what the masks show, of the given region if any.
+
+        None where everything may change, and for fields without occupancy.
+        """
+        if not self.find:
+            return self.target.region
+        cameras = self.region.visited
+        if not cameras or not hasattr(self.source, "occupancy"):
+            return None
+        made = [self._source_view(camera) for camera in cameras]
+        views = ((m.view, self._weight(camera, m)) for camera, m in zip(cameras, made, strict=True))
+        return edited_volume(self.source, views, self.preservation.inside, grow=0.0, one_subject=False)
 
     def state(self) -> dict:
         return self.region.state()

@@ -86,8 +86,10 @@ class PixelPair:
 
     def backward(self, gradient: Tensor) -> Tensor:
         self.target()
-        self._encoded.backward(gradient)
-        return self._parameter.grad
+        (own,) = torch.autograd.grad(self._encoded, self._parameter, gradient)
+        before = self._parameter.grad
+        self._parameter.grad = own.clone() if before is None else before + own
+        return own
 
 
 class PixelImage:

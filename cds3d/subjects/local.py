@@ -170,6 +170,10 @@ class LocalViews:
         self.target.settle()
         return self.target
 
+    def region_in_space(self) -> Tensor:
+        """(z, y, x) bool in the cells of the source's occupancy: where the edit could change something."""
+        return self.target.region
+
     def state(self) -> dict:
         return {"masks": self.region.state(), "region": self.target.region, "occupancy": self.target.occupancy}
 

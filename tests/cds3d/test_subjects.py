@@ -10,6 +10,7 @@ from fakes import PROMPTS, FixedGradient, LinearPrior
 
 from cds3d.editor import Editor
 from cds3d.subjects.field import FieldRates, Preservation, turn_of
+from cds3d.subjects.given import seen_share
 from cds3d.subjects.image import LatentImage, PixelImage
 from cds3d.subjects.region import EditedRegion
 from tensorf.captures import load_capture
@@ -80,6 +81,14 @@ def test_pixel_images_backward_equals_one_graph(prior, height, width):
     encoded.backward(gradient)
     torch.testing.assert_close(subject.parameter.grad, pixels.grad)
     assert subject.parameter.grad.abs().max() > 0
+
+
+def test_pixel_images_gradients_are_added_and_a_steps_own_is_returned():
+    subject = PixelImage(torch.rand(3, 16, 16), LinearPrior())
+    pairs = [subject.pair(step) for step in range(2)]
+    first, second = (pair.backward((k + 1) * torch.ones_like(pair.target())) for k, pair in enumerate(pairs))
+    assert second.abs().sum() > 1.5 * first.abs().sum() > 0
+    torch.testing.assert_close(subject.parameter.grad, first + second)
 
 
 def test_pixel_images_source_is_encoded_once_an_offset():
@@ -165,6 +174,30 @@ def test_latent_gradient_reaches_the_field_as_through_one_graph(field, cameras, 
         b = torch.cat([p.grad.flatten() for p in reference])
         assert b.norm() > 0, name
         assert (a - b).norm() < 1e-3 * b.norm(), name
+
+
+def test_the_region_in_space_is_what_the_masks_show(field, cameras, monkeypatch):
+    subject = field_views(field, cameras, LinearPrior(), mask_threshold=0.5)
+    assert subject.region_in_space() is None  # nothing has been seen yet
+    for step in range(3):
+        pair = subject.pair(step)
+        subject.observe(pair, pair.backward(torch.ones(1, 3, 2, 3)))
+
+    def left(self, camera, picture):
+        mask = torch.zeros(picture.shape[:2])
+        mask[:, :13] = 1
+        return mask
+
+    monkeypatch.setattr(EditedRegion, "weight", left)
+    region = subject.region_in_space()
+    assert region.shape == field.occupancy.shape and region.any()
+    share = sum(seen_share(field, View(field, camera), region) for camera in cameras) / 3
+    assert share[:, 2:11].mean() > 3 * share[:, 16:].mean()
+    assert field_views(field, cameras, LinearPrior()).region_in_space() is None  # everything may change
+    given = torch.zeros_like(field.occupancy)
+    given[0] = True
+    pointed = field_views(field, cameras, LinearPrior(), given=given, find=False)
+    assert torch.equal(pointed.region_in_space(), given)
 
 
 def test_source_field_never_changes_and_the_target_does(field, cameras, prior):
