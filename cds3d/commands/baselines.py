@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from cds3d.baselines import BASELINES
@@ -18,7 +18,7 @@ from cds3d.commands.images import configured_image, drive_editor, finish_image
 from cds3d.commands.preparing import check_negative_prompt, check_timesteps, configured_prior
 from cds3d.editor import EditConfig, Editor
 from cds3d.objectives.objective import Objective, Prompts
-from cds3d.options import build, pick_device
+from cds3d.options import build, groups, load_config, pick_device
 from cds3d.runs import RunFolder, slug
 from cds3d.subjects.image import LatentImage
 from tensorf.errors import UserError
@@ -37,6 +37,7 @@ def edit_by_baseline(config: DictConfig) -> Path:
     edit_config = build(EditConfig, config.edit, group="edit", seed=config.seed)
     image = configured_image(config)
     check_negative_prompt(config, "baseline")
+    _warn_of_unused(config, ("objective",) if isinstance(method, Objective) else ("objective", "edit"))
     run = RunFolder(_output_folder(config), config)
     prior = configured_prior(config, device)
     clip = load_clip(config.clip, device)
@@ -61,6 +62,27 @@ def build_baseline(config: DictConfig) -> Baseline | Objective:
     if kind not in BASELINES:
         raise UserError(f"baseline.kind={kind} is unknown; use baseline=NAME with one of: {', '.join(BASELINES)}")
     return build(BASELINES[kind], config.baseline, group="baseline")
+
+
+def _warn_of_unused(config: DictConfig, unused: tuple[str, ...]) -> None:
+    """One warning for options of these groups, and the guidance scale, that were set and change nothing here."""
+    presets = [load_config("edit", [f"guidance={name}", "edit=latent"]) for name in groups()["guidance"]]
+    # Whichever the options begin from: model and precision may be others.
+    told = ("center_features", "image_width", "pds_scale", "negative_prompts")
+    default = next((p for p in presets if all(p.guidance[key] == config.guidance[key] for key in told)), presets[0])
+    usual = default.guidance.scale
+    for key in ("scale", "image_scale_end"):  # options of the groups follow them
+        default.guidance[key] = config.guidance[key]
+    keys = [f"{group}.{key}" for group in unused for key in config[group]]
+    changed = [key for key in keys if OmegaConf.select(config, key) != OmegaConf.select(default, key)]
+    if config.guidance.scale != usual:
+        changed.append("guidance.scale")
+    if changed:
+        log.warning(
+            "baseline=%s does not use %s: its own options begin with baseline.",
+            config.baseline.kind,
+            ", ".join(changed),
+        )
 
 
 def _output_folder(config: DictConfig) -> Path:

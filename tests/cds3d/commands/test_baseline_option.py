@@ -127,6 +127,29 @@ def test_words_that_pocket_does_not_know_are_told(image_options, caplog, monkeyp
     assert ('does not know "blurry" of the negative prompt' in text) == told == ("negative" in text)
 
 
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ([], None),
+        (["guidance.image_scale_end=null"], None),  # benchmarks set it for all methods
+        (["edit.lr=0.3", "objective.weight=9"], "objective.weight, edit.lr:"),
+        (["guidance.scale=2"], "guidance.scale:"),
+    ],
+)
+def test_options_that_a_baseline_does_not_use_are_told(image_options, caplog, more, told):
+    own = [o for o in image_options if not o.startswith("edit.iterations")]
+    assert run_command("edit", [*own, "baseline=sdedit", *TINY["sdedit"], *more]) == 0
+    warnings = [r.getMessage() for r in caplog.records if "does not use" in r.getMessage()]
+    assert warnings == (
+        [] if told is None else [f"baseline=sdedit does not use {told} its own options begin with baseline."]
+    )
+
+
+def test_dds_with_features_uses_the_options_of_an_edit(image_options, caplog):
+    assert run_command("edit", [*image_options, "baseline=dds-pnp", "edit.lr=0.3", "objective.weight=9"]) == 0
+    assert "baseline=dds-pnp does not use objective.weight: its" in caplog.text
+
+
 def test_help_names_the_baselines(capsys):
     with pytest.raises(SystemExit):
         run_command("edit", ["--help"])
