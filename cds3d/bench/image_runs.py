@@ -37,11 +37,14 @@ _FREE = ("device", "threads", "save_every", "video_frames")
 def folder_items(folder: Path, src: str | None, tgt: str | None) -> list[Item]:
     """The pictures of a folder, by name, all with the same prompts.
 
-    UserError if there is no such folder, it has no pictures, two differ by their suffix only, or a prompt is missing.
+    UserError if there is no such folder, it has no pictures, two differ by their suffix only, or a prompt is missing or
+    is the other one.
     """
     for option, text in (("--src", src), ("--tgt", tgt)):
         if text is None or not text.strip():
             raise UserError(f'{option} is missing: say what the images show and should become, as in {option} "a cat"')
+    if src.strip().lower() == tgt.strip().lower():
+        raise UserError(f'--src and --tgt are both "{tgt.strip()}": there is nothing to edit')
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     files = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]

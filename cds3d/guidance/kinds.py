@@ -52,7 +52,9 @@ def refused(path: str, what: str) -> UserError:
 
 def kind_of_index(path: str, index: dict) -> str:
     """The kind that a model_index.json tells. UserError for models that are not supported."""
-    name = str(index.get("_class_name"))
+    if "_class_name" not in index:
+        raise UserError(f"guidance.path={path}: model_index.json does not say of which pipeline it is (_class_name)")
+    name = str(index["_class_name"])
     if name in CLASSES:
         kind = CLASSES[name]
         if kind == "xl" and index.get("text_encoder") in (None, [None, None]):
@@ -77,6 +79,8 @@ def kind_of_folder(path: str, folder: Path) -> str:
     for part in _PARTS[kind]:
         if not (folder / part).is_dir():
             raise UserError(f"guidance.path={path} is incomplete: it has no {part}/")
+        if part.startswith(("unet", "vae", "text")) and not (folder / part / "config.json").is_file():
+            raise UserError(f"guidance.path={path} is incomplete: it has no {part}/config.json")
     check_unet(path, read_json(path, folder / "unet" / "config.json"))
     if re.match("FlowMatch|EDM", str(read_scheduler(path, folder).get("_class_name"))):
         raise refused(path, "a model with a noise schedule of another kind (flow matching or EDM): use")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -178,9 +179,10 @@ def _folder_of(path: str, location: str, revision: str | None) -> Path:
     if location.startswith((".", "/", "~")) or location.count("/") != 1:
         raise UserError(f"guidance.path={path}: no such folder (a hub id looks like owner/name)")
     try:
-        kind = kind_of_index(
-            path, DiffusionPipeline.load_config(location, revision=revision)
-        )  # before gigabytes are fetched in vain
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of the hub's client, about what diffusers asks of it
+            # Before gigabytes are fetched in vain.
+            kind = kind_of_index(path, DiffusionPipeline.load_config(location, revision=revision))
         return _fetched(kind, location, revision)
     except UserError:
         raise

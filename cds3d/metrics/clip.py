@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from cds3d.guidance.text import BYTES
-from cds3d.metrics.pretrained import load_network, located, pixels, unreadable
+from cds3d.metrics.pretrained import load_network, located, pixels, told, unreadable
 from tensorf.errors import UserError
 
 EXAMPLE = "openai/clip-vit-large-patch14"
@@ -47,7 +47,9 @@ class Clip:
             raise unreadable(path, option, EXAMPLE, error) from error
         # Without its files transformers makes a tokenizer of two words and says nothing.
         if not BYTES < len(self._tokenizer) <= self._model.config.text_config.vocab_size:
-            raise UserError(f"{option} {path} has no tokenizer of its own: vocab.json and merges.txt have to be there")
+            raise UserError(
+                f"{told(option, path)} has no tokenizer of its own: vocab.json and merges.txt have to be there"
+            )
         self._texts: dict[str, Tensor] = {}
 
     @torch.no_grad()

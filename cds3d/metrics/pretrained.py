@@ -23,7 +23,12 @@ def check_location(option: str, path: str) -> None:
     if Path(path).is_dir():
         return
     if Path(path).exists() or not _HUB_ID.fullmatch(path):
-        raise UserError(f"{option} {path}: no such folder (a hub id looks like owner/name)")
+        raise UserError(f"{told(option, path)}: no such folder (a hub id looks like owner/name)")
+
+
+def told(option: str, value: str) -> str:
+    """An option as it is typed: "--clip FOLDER", but "clip=FOLDER"."""
+    return f"{option} {value}" if option.startswith("--") else f"{option}={value}"
 
 
 def located(path: str) -> dict[str, str]:
@@ -52,7 +57,7 @@ def load_network(kind: type, path: str, *, option: str, example: str, device: to
     wrong = [*found["missing_keys"], *found["mismatched_keys"]]
     if wrong:
         raise UserError(
-            f"{option} {path} is not a {kind.__name__}: {len(wrong)} of its weights are missing or of another shape; "
+            f"{told(option, path)} is not a {kind.__name__}: {len(wrong)} of its weights are missing or of another shape; "
             f"use a model such as {example}"
         )
     return model.float().to(device).eval().requires_grad_(False)
@@ -65,13 +70,13 @@ def unreadable(path: str, option: str, example: str, error: Exception) -> UserEr
 
 def _unavailable(path: str, option: str, example: str, error: Exception) -> str:
     if Path(path).is_dir():
-        return f"{option} {path} cannot be loaded ({reason(error)}): it has to be a folder of a model such as {example}"
+        return f"{told(option, path)} cannot be loaded ({reason(error)}): it has to be a folder of a model such as {example}"
     offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
     name, _, revision = path.partition("@")
     at = f" --revision {revision}" if revision else ""
     return (
-        f"{option} {path}: cannot get it from the hub{offline}: download it where there is a network, "
-        f"`hf download {name}{at} --local-dir FOLDER`, and pass {option} FOLDER"
+        f"{told(option, path)}: cannot get it from the hub{offline}: download it where there is a network, "
+        f"`hf download {name}{at} --local-dir FOLDER`, and pass {told(option, 'FOLDER')}"
     )
 
 

@@ -166,6 +166,8 @@ def test_a_hub_id_without_a_network(monkeypatch):
     with pytest.raises(UserError, match="hf download openai/clip --local-dir FOLDER") as error:
         Clip("openai/clip", CPU)
     assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="and pass clip=FOLDER"):
+        Clip("openai/clip", CPU, option="clip")
 
 
 def test_another_models_folder_is_refused_and_not_filled_with_random_numbers(tmp_path):

@@ -387,6 +387,17 @@ def test_folder_that_lacks_a_part(folder, name):
     assert f"it has no {name}/" in message_of(folder)
 
 
+@pytest.mark.parametrize("name", ["unet", "vae", "text_encoder"])
+def test_folder_that_lacks_a_networks_configuration(folder, name):
+    (folder / name / "config.json").unlink()
+    assert f"it has no {name}/config.json" in message_of(folder)
+
+
+def test_an_index_that_names_no_pipeline(folder):
+    (folder / "model_index.json").write_text("{}")
+    assert "does not say of which pipeline" in message_of(folder)
+
+
 def test_folder_that_lacks_weights(folder):
     (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     assert "no weights in vae/" in message_of(folder)

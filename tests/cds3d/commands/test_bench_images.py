@@ -144,6 +144,7 @@ def test_pie_bench(cats, bench, judge_options):
     [
         ([*PROMPTS], "either a folder of images or --pie-bench"),
         (["none", *PROMPTS], "none: no such folder"),
+        (["CATS", "--src", "a cat", "--tgt", "A cat "], '--src and --tgt are both "A cat"'),
         ([".", "CATS", *PROMPTS], "one folder"),
         (["CATS"], "--src is missing"),
         (["CATS", *PROMPTS, "--methods", "magic"], "magic is unknown"),
