@@ -57,8 +57,8 @@ def load_network(kind: type, path: str, *, option: str, example: str, device: to
     wrong = [*found["missing_keys"], *found["mismatched_keys"]]
     if wrong:
         raise UserError(
-            f"{told(option, path)} is not a {kind.__name__}: {len(wrong)} of its weights are missing or of another shape; "
-            f"use a model such as {example}"
+            f"{told(option, path)} is not a {kind.__name__}: {len(wrong)} of its weights are missing or of another "
+            f"shape; use a model such as {example}"
         )
     return model.float().to(device).eval().requires_grad_(False)
 
@@ -70,7 +70,8 @@ def unreadable(path: str, option: str, example: str, error: Exception) -> UserEr
 
 def _unavailable(path: str, option: str, example: str, error: Exception) -> str:
     if Path(path).is_dir():
-        return f"{told(option, path)} cannot be loaded ({reason(error)}): it has to be a folder of a model such as {example}"
+        what = f"{told(option, path)} cannot be loaded ({reason(error)})"
+        return f"{what}: it has to be a folder of a model such as {example}"
     offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
     name, _, revision = path.partition("@")
     at = f" --revision {revision}" if revision else ""
