@@ -16,6 +16,7 @@ from cds3d.objectives import OBJECTIVES
 from cds3d.objectives.objective import Objective, Prompts
 from cds3d.options import build
 from cds3d.runs import slug
+from cds3d.where import as_caption
 from tensorf.errors import UserError
 
 log = logging.getLogger("cds3d")
@@ -38,7 +39,8 @@ def check_prompts(config: DictConfig) -> None:
     if config.guidance.path == "pocket":
         from cds3d.pocket.world.vocabulary import unknown_words  # other priors need no world
 
-        if unknown := unknown_words(config.src, config.tgt):
+        where = config.get("where")
+        if unknown := unknown_words(config.src, config.tgt, as_caption(str(where)) if where is not None else ""):
             log.warning(
                 "guidance=pocket does not know %s: it was trained on flowers, animals and a few objects of a "
                 "procedural world only (see its model card); real prompts need real Stable Diffusion weights, as in "

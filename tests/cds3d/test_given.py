@@ -1,5 +1,6 @@
 """Regions that a user gives: boxes, balls, masks, words; what views see of them; crops around them."""
 
+import logging
 from dataclasses import replace
 
 import pytest
@@ -8,12 +9,13 @@ from defaults import edit_config, region_config, run
 from fakes import PROMPTS, FixedGradient, LinearPrior
 
 from cds3d.editor import Editor
+from cds3d.guidance.prior import Prediction
 from cds3d.options import build, load_config
 from cds3d.subjects.field import FieldRates, FieldViews, Preservation
 from cds3d.subjects.given import _crop, in_ball, in_box, point_at, seen_share, zoomed
 from cds3d.subjects.local import LocalPair, LocalViews, LookPair
 from cds3d.subjects.volume import VolumeConfig, edited_volume
-from cds3d.where import word_masks
+from cds3d.where import as_caption, word_masks
 from tensorf.captures import load_capture
 from tensorf.errors import UserError
 from tensorf.local import LocalField, cell_centers
@@ -221,17 +223,56 @@ def test_both_is_what_a_look_finds_in_the_given_region(field, cameras, monkeypat
 # --- words
 
 
-def test_words_are_looked_for_against_no_prompt(field, cameras):
-    prior, asked = LinearPrior(), []
-    ask = prior.ask
-    prior.ask = lambda *queries: asked.append([float(q.prompt.tokens) for q in queries]) or ask(*queries)
+class Left(LinearPrior):
+    """Its predictions are off by 1; with words by less in the picture's left half, and by more in its right half."""
+
+    helps, harms = 0.5, 0.5
+
+    def noised(self, z, t, noise):
+        self.true = noise
+        self.calls.append(("noised", t))
+        return super().noised(z, t, noise)
+
+    def ask(self, *queries):
+        off = torch.ones_like(self.true)
+        half = off.shape[-1] // 2
+        worded = off.clone()
+        worded[..., :half] -= self.helps
+        worded[..., half:] += self.harms
+        return [Prediction(self.true + (worded if float(q.prompt.tokens) else off)) for q in queries]
+
+
+def test_words_are_where_they_tell_noise_from_picture(field, cameras, caplog):
+    prior = Left()
     seen = word_masks(field, cameras, prior, "the flower", region_config(0.5, 32), seed=3)
     assert len(seen) == 3 and all(mask.shape == (24, 32) for _, mask in seen)
-    assert all(a == [float(len("the flower")), 0.0] for a in asked)  # the words less no prompt
-    steps = [t for kind, t, *_ in prior.calls if kind == "noise"]
-    assert len(steps) == 3 * region_config(0.5, 32).visits and all(400 <= t <= 600 for t in steps)
-    again = word_masks(field, cameras, LinearPrior(), "the flower", region_config(0.5, 32), seed=3)
+    assert all(mask[:, :12].mean() > 0.9 and mask[:, 20:].mean() < 0.2 for _, mask in seen)
+    steps = [call[1] for call in prior.calls if call[0] == "noised"]
+    assert len(steps) == 3 * 8 and len(set(steps)) > 12 and all(200 <= t <= 800 for t in steps)
+    again = word_masks(field, cameras, Left(), "the flower", region_config(0.5, 32), seed=3)
     assert all(torch.equal(a[1], b[1]) for a, b in zip(seen, again))
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+def test_words_that_fit_nothing_are_told(field, cameras, caplog):
+    prior = Left()
+    prior.helps, prior.harms = 0.02, 1.0
+    word_masks(field, cameras, prior, "the zeppelin", region_config(0.5, 32), seed=3)
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warnings) == 1 and '--where "the zeppelin"' in warnings[0] and "(1% of what they change)" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "caption"),
+    [
+        ("the red flower", "a red flower"),
+        (" The orange cat", "an orange cat"),
+        ("a mug", "a mug"),
+        ("theatre", "theatre"),
+    ],
+)
+def test_words_become_captions(words, caption):
+    assert as_caption(words) == caption
 
 
 def test_separate_parts_of_masks_are_all_taken(field, cameras):
