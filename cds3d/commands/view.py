@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import socket
 import time
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from cds3d.commands.sources import take_over_source
 from cds3d.commands.train import source_folder
 from cds3d.options import load_config, pick_device, whole
 from cds3d.runs import read_config
-from tensorf.errors import UserError
+from tensorf.errors import UserError, reason
 
 log = logging.getLogger("cds3d")
+
+_SHORTEST = 8  # of a token that somebody chooses
 
 
 def view_command(config: DictConfig) -> None:
@@ -42,9 +45,10 @@ def open_viewer(config: DictConfig):
             raise
         raise UserError('the viewer needs viser: pip install "cds3d[viewer]", in a checkout ".[viewer]"') from None
     whole(config, "width", "moving_width", least=16)
-    whole(config, "port")
-    if not isinstance(config.host, str) or not config.host:
-        raise UserError(f"host={config.host} has to be an address, such as 127.0.0.1 or 0.0.0.0")
+    whole(config, "port", most=65535)
+    _check_host(config.host)
+    if config.token is not None and len(str(config.token).strip()) < _SHORTEST:
+        raise UserError(f"token= has to have at least {_SHORTEST} characters; leave it out, and one is made")
     if not OmegaConf.is_list(config.options) or not all(isinstance(o, str) and "=" in o for o in config.options):
         raise UserError(f"options={config.options} has to be a list of key=value, as in '[\"edit.width=189\"]'")
     load_config("edit", list(config.options))  # wrong ones are told now
@@ -80,7 +84,7 @@ def open_viewer(config: DictConfig):
     prompt = (of_run.get("src") if of_run is not None else None) or config.scene.prompt or ""
     token = None
     if config.host not in LOOPBACK:
-        token = str(config.token) if config.token is not None else secrets.token_urlsafe(16)
+        token = str(config.token).strip() if config.token is not None else secrets.token_urlsafe(16)
         log.warning(
             "host=%s: whoever reaches this address, and knows the token in it, can start edits here, and nothing that "
             "they send or see is encrypted", config.host,
@@ -89,9 +93,26 @@ def open_viewer(config: DictConfig):
     return Viewer(Shown(options, folder, str(prompt), source, run), capture, config, device, token)
 
 
+def _check_host(host: object) -> None:
+    """UserError for what is no address of this machine: the server would say so in a thread of its own, and hang."""
+    if not isinstance(host, str) or not host:
+        raise UserError(f"host={host} has to be an address, such as 127.0.0.1 or 0.0.0.0")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as trial:
+            trial.bind(address)
+    except (OSError, UnicodeError) as error:
+        raise UserError(
+            f"host={host} is no address of this machine ({reason(error)}): use 127.0.0.1, or 0.0.0.0 for all of them"
+        ) from error
+
+
 def _chosen_run(config: DictConfig) -> Path | None:
     if config.run is None:
         return None
+    default = load_config("view", [])
+    if config.capture is not None or config.scene != default.scene:
+        raise UserError(f"{config.run} has a scene of its own: leave out scene=, --scene and --capture")
     run = Path(config.run)
     if not (run / "config.yaml").is_file() and (run / "source" / "config.yaml").is_file():
         return run / "source"  # outputs/flower

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,8 +74,7 @@ class Viewer:
         self.keyframes: list[torch.Tensor] = []
         self._preview, self._closed = 0.0, threading.Event()
         self.server = start_server(config.host, config.port, token)
-        host = "127.0.0.1" if config.host in ("localhost", "::1") else config.host
-        self.url = f"http://{host}:{self.server.get_port()}/" + (f"?token={token}" if token else "")
+        self.url = f"http://{_named(config.host)}:{self.server.get_port()}/" + (f"?token={token}" if token else "")
         self._build()
         self.server.on_client_connect(self._connected)
         self.server.on_client_disconnect(self._disconnected)
@@ -283,3 +283,12 @@ class Viewer:
         for window in list(self.windows.values()):
             window.close()
         self.server.stop()
+
+
+def _named(host: str) -> str:
+    """What to call the host in an address that browsers can open."""
+    if host in ("localhost", "127.0.0.1"):
+        return "127.0.0.1"
+    if host in ("0.0.0.0", "::"):
+        return socket.gethostname()  # of all its addresses the one that others know
+    return f"[{host}]" if ":" in host else host

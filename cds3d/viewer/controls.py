@@ -167,7 +167,7 @@ class Controls:
             self.say_of_video(str(error))
 
 
-_LIVE = ("t", "score_gradient_rms", "patch_nce")
+_LIVE = ("t", "score_gradient_rms", "contrastive_loss")
 
 
 def _plain(text: str) -> str:

@@ -70,11 +70,11 @@ class Leash:
 def picture(sight: Sight, width: int, source: Renderable, edited: Renderable | None) -> np.ndarray:
     """(H, W, 3) uint8. Without an edit the source is shown; of two halves only what is seen is rendered."""
     camera = sight.camera(width)
+    if sight.shown == "depth":
+        depth = seen_depth((source if edited is None else edited).render(camera))
+        return to_uint8(colored_depth(depth, *depth_range([depth])))
     if edited is None or sight.shown == "source":
         return to_uint8(source.render(camera)["color"])
-    if sight.shown == "depth":
-        depth = seen_depth(edited.render(camera))
-        return to_uint8(colored_depth(depth, *depth_range([depth])))
     at = round(sight.split * width) if sight.shown == "split" else 0
     parts = [(source, 0, at), (edited, at, width)]
     halves = [field.render(_columns(camera, a, b))["color"].cpu() for field, a, b in parts if b > a]

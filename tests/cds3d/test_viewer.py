@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import signal
+import socket
 import sys
 import time
 from dataclasses import replace
@@ -13,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fakes import TINY_FIELD, TINY_SCENE
+from fakes import PROMPTS, TINY_FIELD, TINY_SCENE, LinearPrior, TwoLatents
 from PIL import Image
 
 viser = pytest.importorskip("viser", reason='no viser: pip install ".[viewer]"')
@@ -25,9 +26,12 @@ from websockets.sync.client import connect  # noqa: E402
 
 import cds3d.jobs as job_module  # noqa: E402
 from cds3d.cli import run_command  # noqa: E402
+from cds3d.commands.preparing import build_objective  # noqa: E402
 from cds3d.commands.view import open_viewer  # noqa: E402
 from cds3d.jobs import Job  # noqa: E402
 from cds3d.options import load_config  # noqa: E402
+from cds3d.viewer.app import _named  # noqa: E402
+from cds3d.viewer.controls import _LIVE  # noqa: E402
 from cds3d.viewer.guard import COOKIE, refusal  # noqa: E402
 from cds3d.viewer.sight import Leash, Sight, picture, point_seen  # noqa: E402
 from cds3d.viewer.window import pose_of  # noqa: E402
@@ -335,6 +339,8 @@ def test_each_side_of_the_slider_shows_its_field(two_fields, viewer):
     assert np.array_equal(picture(sight, 40, source, None), whole[0])
     depth = picture(replace(sight, shown="depth"), 40, source, edited)
     assert (depth[..., 0] == depth[..., 1]).all() and not np.array_equal(depth, whole[1])
+    alone = picture(replace(sight, shown="depth"), 40, source, None)
+    assert (alone[..., 0] == alone[..., 1]).all() and not np.array_equal(alone, whole[0])
 
 
 def test_a_click_is_the_point_that_its_pixel_shows(two_fields, viewer):
@@ -418,6 +424,10 @@ def test_progress_is_what_the_run_reports(python, tmp_path):
         (["nowhere"], "no run folder"),
         (["--scene", "castle"], "castle"),
         (["host=", "scene=cat"], "host"),
+        (["host=256.1.1.1"], "host=256.1.1.1 is no address of this machine"),
+        (["port=99999"], "port=99999 has to be at most 65535"),
+        (["host=0.0.0.0", "token="], "token= has to have at least 8 characters"),
+        (["host=0.0.0.0", "token=secret"], "token= has to have at least 8 characters"),
         (["width=2"], "width"),
         (["options=[a]"], "key=value"),
         (['options=["edit.speed=3"]'], "edit.speed"),
@@ -428,6 +438,25 @@ def test_what_cannot_be_viewed_is_told(options, told, tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     assert run_command("view", options) == 1
     assert told in capsys.readouterr().err and not (tmp_path / "outputs").exists()
+
+
+def test_a_run_and_another_scene_contradict_each_other(tmp_path, monkeypatch, source_run, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run_command("view", [str(source_run), "--scene", "cat"]) == 1
+    assert "has a scene of its own" in capsys.readouterr().err
+
+
+def test_the_figures_of_a_running_edit_are_those_of_its_steps():
+    objective, z = build_objective(load_config("edit", [])), torch.rand(1, 3, 4, 4)
+    figures = objective.gradient(LinearPrior(), TwoLatents(z, z + 0.1), PROMPTS, objective.draw(z, 0.0)).figures
+    assert set(_LIVE) <= figures.keys()
+
+
+@pytest.mark.parametrize(
+    ("host", "name"), [("::1", "[::1]"), ("localhost", "127.0.0.1"), ("0.0.0.0", socket.gethostname()), ("a.b", "a.b")]
+)
+def test_addresses_are_ones_that_browsers_open(host, name):
+    assert _named(host) == name
 
 
 def test_another_address_gets_a_token_and_a_warning(monkeypatch, tmp_path, capture_folder, source_run, caplog):
