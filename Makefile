@@ -49,4 +49,5 @@ audit: .venv/ready
 	  { echo "error: $(PYTHON) lacks venv: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install -q --upgrade-strategy only-if-needed -r requirements.txt
+	.venv/bin/python -m pip install -q --no-deps -e .
 	touch $@

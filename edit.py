@@ -2,7 +2,7 @@
 
     python edit.py --tgt "a red flower"                        # CDS, pocket, 400 iterations on scene=flower
     python edit.py --tgt "a red flower" objective=dds
-    python edit.py --image cat.png --src "a cat" --tgt "a pig"
+    python edit.py --image scenes/cat/images/view000.jpg --src "a cat" --tgt "a pig"
 
 The same as `cds3d edit`; --help lists every option.
 """

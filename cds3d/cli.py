@@ -174,12 +174,17 @@ def _parser(command: str, argv: list[str]) -> argparse.ArgumentParser:
     return parser
 
 
-_MEANT = {  # flags of other programs, and what they are here
-    "--prompt": "--tgt",
-    "--negative": "objective=nfsd objective.negative_prompt=TEXT",
-    "--negative-prompt": "objective=nfsd objective.negative_prompt=TEXT",
-    "-m": "the command once for each value",
-    "--multirun": "the command once for each value",
+_MEANT = {  # flags of other programs, and what they are here, in the commands that have it
+    "--prompt": ("--tgt",),
+    "--target": ("--tgt",),
+    "--source": ("--src",),
+    "--negative": ("objective=nfsd objective.negative_prompt=TEXT",),
+    "--negative-prompt": ("objective=nfsd objective.negative_prompt=TEXT",),
+    "--iterations": ("edit.iterations=VALUE", "field.iterations=VALUE"),
+    "--steps": ("edit.iterations=VALUE", "field.iterations=VALUE"),
+    "--lr": ("edit.lr=VALUE", "field.lr_grid=VALUE"),
+    "-m": ("cds3d sweep",),
+    "--multirun": ("cds3d sweep",),
 }
 
 
@@ -194,8 +199,10 @@ class _Parser(argparse.ArgumentParser):
             from cds3d.options import dotted_keys, groups, load_config
 
             key = flags[0].lstrip("-").replace("-", "_")
-            known = [*dotted_keys(load_config(self.command, [])), *groups()]
-            meant = _MEANT.get(flags[0]) or (f"{key}=VALUE" if key in known else None)
+            known = [*dotted_keys(load_config(self.command, [])), "cds3d sweep", *groups()]
+            known += [f"--{name}" for name in _FLAGS[self.command]]
+            names = [*_MEANT.get(flags[0], ()), f"{key}=VALUE"]
+            meant = next((name for name in names if name.split("=")[0] in known), None)
             message += f" (here it is {meant})" if meant else ""
         super().error(" ".join(message.splitlines()))  # what was typed may have several lines
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -49,6 +49,8 @@ def load_config(command: str, options: list[str]) -> DictConfig:
     for option in options:
         if "=" not in option:
             raise UserError(f"{option!r} is neither a flag nor key=value; see --help")
+        if not re.match(r"\w", option):
+            raise UserError(f"{option!r} is no key=value: an option begins with its name; see --help")
     _check_groups(command, options)
     GlobalHydra.instance().clear()
     try:
@@ -114,12 +116,19 @@ def _check_groups(command: str, options: list[str]) -> None:
         key, value = option.split("=", 1)
         names = groups().get(key)
         if names is not None and value not in names:
-            raise UserError(f"{key}={value} is unknown; use one of: {', '.join(names)}")
+            raise UserError(f"{key}={value} is unknown; use one of: {', '.join(names)}{_several(value)}")
+
+
+def _several(value: object) -> str:
+    """What to add to an error about a value that may have been meant as several."""
+    return "; cds3d sweep makes an edit for each of several values" if "," in str(value) else ""
 
 
 def _explain(command: str, error: Exception) -> str:
     if "Could not override" in str(error):
         return unknown_option(command, str(error).split("'")[1])
+    if isinstance(error, OverrideParseException):
+        return f"cannot read {error.override}: are all brackets and quotes closed?"
     return f"cannot read the options: {reason(error.__cause__ or error)}"
 
 
@@ -131,6 +140,8 @@ def unknown_option(command: str, key: str) -> str:
     if owners and group in default:
         return f"{key} is an option of {' and '.join(f'{group}={n}' for n in owners)}, which this is not"
     known = dotted_keys(default)
+    if command == "edit" and key in ("prompt", "tgt", "target", "src", "source"):
+        return f"unknown option {key}: did you mean --{'src' if key in ('src', 'source') else 'tgt'}?"
     alike = difflib.get_close_matches(key, [k for k in known if k != key], n=1)
     hint = f"did you mean {alike[0]}? " if alike else ""
     return f"unknown option {key}: {hint}cds3d {command} --help lists all"
@@ -179,11 +190,12 @@ def _checked(name: str, value, hint):
         inner = typing.get_args(hint)[0]
         items = value if OmegaConf.is_list(value) or isinstance(value, (list, tuple)) else [value]
         return tuple(_checked(name, item, inner) for item in items)
-    wrong = UserError(f"{name}={value} has to be {'a number' if hint in (int, float) else hint.__name__}")
+    several = _several(value) if not OmegaConf.is_list(value) else ""
+    wrong = UserError(f"{name}={value} has to be {'a number' if hint in (int, float) else hint.__name__}{several}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise UserError(f"{name}={value} has to be a whole number") if hint is int else wrong
+        raise UserError(f"{name}={value} has to be a whole number{several}") if hint is int else wrong
     return value
 
 
@@ -192,7 +204,7 @@ def positive(config: DictConfig, *keys: str) -> None:
     for key in keys:
         value = OmegaConf.select(config, key)
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
-            raise UserError(f"{key}={value} has to be a finite number above 0")
+            raise UserError(f"{key}={value} has to be a finite number above 0{_several(value)}")
 
 
 def whole(config: DictConfig, *keys: str, least: int = 0, most: int | None = None) -> None:
@@ -200,8 +212,7 @@ def whole(config: DictConfig, *keys: str, least: int = 0, most: int | None = Non
     for key in keys:
         value = OmegaConf.select(config, key)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            several = "; for several values give the command once for each" if "," in str(value) else ""
-            raise UserError(f"{key}={value} has to be a whole number of at least {least}{several}")
+            raise UserError(f"{key}={value} has to be a whole number of at least {least}{_several(value)}")
         if most is not None and value > most:
             raise UserError(f"{key}={value} has to be at most {most}")
 

@@ -1,6 +1,6 @@
 """The baselines that CDS compares itself with on images. One file a method.
 
-python edit.py --image cat.png --src "a cat" --tgt "a pig" baseline=pnp
+python edit.py --image scenes/cat/images/view000.jpg --src "a cat" --tgt "a pig" baseline=pnp
 
 A method is a dataclass of its options: a `Baseline`, which samples an edited latent, or an `Objective`, which the
 editor follows. A new one is a file here, an entry in BASELINES, and a YAML file in `configs/baseline/`. See

@@ -1,6 +1,6 @@
 """Edit-friendly DDPM inversion (Huberman-Spiegelglas et al., CVPR 2024): noise maps that give back the source.
 
-python edit.py --image cat.png --src "a cat" --tgt "a pig" baseline=ddpm-inversion
+python edit.py --image scenes/cat/images/view000.jpg --src "a cat" --tgt "a pig" baseline=ddpm-inversion
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """DDPM inversion with Prompt-to-Prompt (Hertz et al., ICLR 2023): the target takes over the source's attention maps.
 
-python edit.py --image cat.png --src "a cat" --tgt "a pig" baseline=ddpm-p2p
+python edit.py --image scenes/cat/images/view000.jpg --src "a cat" --tgt "a pig" baseline=ddpm-p2p
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """DDPM inversion with plug-and-play injection: our reading of a baseline of CDS without public code or settings.
 
-python edit.py --image cat.png --src "a cat" --tgt "a pig" baseline=ddpm-pnp
+python edit.py --image scenes/cat/images/view000.jpg --src "a cat" --tgt "a pig" baseline=ddpm-pnp
 """
 
 from __future__ import annotations

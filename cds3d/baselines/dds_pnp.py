@@ -1,6 +1,6 @@
 """DDS with plug-and-play's feature injection: our reading of the comparison in CDS's figure 8.
 
-python edit.py --image cat.png --src "a cat" --tgt "a pig" baseline=dds-pnp edit.iterations=100
+python edit.py --image scenes/cat/images/view000.jpg --src "a cat" --tgt "a pig" baseline=dds-pnp edit.iterations=100
 
 It optimises the latent as DDS does, in the editor's loop, with the options of edit=latent.
 """

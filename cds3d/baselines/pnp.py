@@ -1,6 +1,6 @@
 """Plug-and-Play (Tumanyan et al., CVPR 2023): DDIM inversion; features, queries and keys of the source are injected.
 
-python edit.py --image cat.png --src "a cat" --tgt "a pig" baseline=pnp
+python edit.py --image scenes/cat/images/view000.jpg --src "a cat" --tgt "a pig" baseline=pnp
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """SDEdit (Meng et al., ICLR 2022) with word swap: noise on the source, and sampling with the target's prompt.
 
-python edit.py --image cat.png --src "a cat" --tgt "a pig" baseline=sdedit baseline.strength=0.6
+python edit.py --image scenes/cat/images/view000.jpg --src "a cat" --tgt "a pig" baseline=sdedit baseline.strength=0.6
 """
 
 from __future__ import annotations

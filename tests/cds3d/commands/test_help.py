@@ -79,7 +79,9 @@ def test_help_shows_what_is_chosen(chosen, shown, hidden, capsys):
         (["--scene", "cat"], "here it is scene=VALUE"),
         (["--mask", "x"], "here it is mask=VALUE"),
         (["--negative", "x"], "objective.negative_prompt=TEXT"),
-        (["-m"], "the command once for each value"),
+        (["-m"], "here it is cds3d sweep"),
+        (["--iterations", "3"], "here it is edit.iterations=VALUE"),
+        (["--target", "x"], "here it is --tgt"),
     ],
 )
 def test_flags_of_other_programs_are_told_what_is_meant(given, meant, capsys):
@@ -88,13 +90,28 @@ def test_flags_of_other_programs_are_told_what_is_meant(given, meant, capsys):
     assert stop.value.code == 2 and meant in capsys.readouterr().err
 
 
+def test_what_is_meant_is_what_the_command_has(capsys):
+    for given, meant in ((["--prompt", "x"], None), (["--iterations", "3"], "here it is field.iterations=VALUE")):
+        with pytest.raises(SystemExit):
+            run_command("train", given)
+        error = capsys.readouterr().err
+        assert meant in error if meant else "here it is" not in error
+
+
 @pytest.mark.parametrize(
     "option, told",
     [
         ("edit.iteration=3", "did you mean edit.iterations?"),
         ("edit.parameter=latent", "edit.parameter is an option of edit=latent and edit=pixels, which this is not"),
         ("objective.stride=2", "objective.stride is an option of objective=pds"),
-        ("seed=1,2", "for several values give the command once for each"),
+        ("seed=1,2", "has to be a whole number of at least 0; cds3d sweep makes an edit for each"),
+        ("objective=cds,dds", "objective=cds,dds is unknown; use one of"),
+        ("objective.weight=1,2", "has to be a number; cds3d sweep"),
+        ("guidance.scale=1,2", "above 0; cds3d sweep"),
+        ("prompt=x", "unknown option prompt: did you mean --tgt?"),
+        ("+edit.lr=3", "'+edit.lr=3' is no key=value"),
+        ("=3", "'=3' is no key=value"),
+        ("edit.lr=[1", "cannot read edit.lr=[1: are all brackets and quotes closed?"),
     ],
 )
 def test_wrong_options_are_told_what_is_meant(option, told, capsys):
