@@ -275,7 +275,8 @@ class PictureEdit:
         if not self._pictures:
             before = self._views[0].full
             return {"source_and_picture": torch.cat([before, self.latents.decoded(0)[1]], 1)}
-        return {"picture_and_edit": torch.cat([self._pictures[0], self._seen(0)], 1)}
+        region = seen_share(self.source, self._views[0], self.target.region)
+        return {"picture_and_edit": torch.cat([self._pictures[0], self._seen(0)], 1), "region": region[..., None]}
 
     def edited(self) -> LocalField:
         """The field as it is to be saved."""

@@ -223,7 +223,7 @@ class RunFolder:
         return SummaryWriter(str(self.path / "logs"))
 
     def finish(self, metrics: dict) -> None:
-        """Write metrics.json: rounded figures, and what every run reports."""
+        """Write metrics.json: rounded figures, and what every run reports. A state that no run can use is deleted."""
         device = pick_device(self.config.device)
         common = {
             "seconds": self.seconds,
@@ -235,6 +235,8 @@ class RunFolder:
             metrics = {**metrics, "changed_on_resume": self._changes}
         rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in {**metrics, **common}.items()}
         write_text(self.path / "metrics.json", json.dumps(rounded, indent=2) + "\n")
+        if not self._has_iterations:  # nothing can go on from it
+            self.state_path.unlink(missing_ok=True)
         locks.release(self.path)
 
 

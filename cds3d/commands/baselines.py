@@ -46,7 +46,7 @@ def edit_by_baseline(config: DictConfig) -> Path:
         check_timesteps(method, prior, "baseline")
         editor = Editor(subject, prior, method, Prompts.of(prior, config.src, config.tgt), edit_config)
         run.begin(prior.fingerprint)
-        seconds = drive_editor(editor, run)
+        seconds = drive_editor(editor, run, image)
         steps = editor.iteration
     else:
         run.begin(prior.fingerprint)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from cds3d.commands.regions import Pointing, given_region, read_pointing, zoomed
 from cds3d.commands.scenes import capture_root, load_scene
 from cds3d.commands.sources import fingerprint, take_over_source
 from cds3d.commands.train import source_folder, train_command
-from cds3d.commands.videos import resized_to
+from cds3d.commands.videos import colored_depth, depth_range, resized_to, seen_depth
 from cds3d.editor import EditConfig, Editor
 from cds3d.forecast import field_edit_mb
 from cds3d.guidance.prior import Prior
@@ -44,6 +45,7 @@ log = logging.getLogger("cds3d")
 
 _NOT_OF_REFITS = ("where", "mask", "box", "ball", "at", "region", "radius", "zoom", "carve", "paste", "preview_every")
 _NOT_OF_REFITS += ("guidance", "objective")
+_DEPTH_WIDTH = 126  # pixels: enough to see surfaces move, a quarter of the time
 
 
 def edit_command(config: DictConfig) -> Path:
@@ -111,7 +113,7 @@ def _edit_scene(config: DictConfig, past: Past) -> Path:
     expected_mb = _forecast(prior, prompts, source, shown.cameras, objective, is_local(config))
     run.begin(prior.fingerprint, fingerprint(source_path))
     reset_peak_memory(device)  # of a source that was trained in this process
-    each = log_step(work, iterations, shown.pictures)
+    each = log_step(work, iterations, partial(_pictures, shown))
     if config.preview_every:
         each = _previewing(each, work, shown, run.path / "state" / "preview.safetensors", config.preview_every)
     seconds = drive(work, iterations, run, save_every=config.save_every, label="edit", each=each)
@@ -132,6 +134,14 @@ def _edit_scene(config: DictConfig, past: Past) -> Path:
     told = ", ".join(f"{k} {metrics[k]:.2f}" for k in ("edit_gain_db", "kept_psnr_db") if k in metrics)
     log.info("%s: done%s", run.path, f" ({told})" if told else "")
     return run.path
+
+
+@torch.no_grad()
+def _pictures(shown: Shown) -> dict[str, Tensor]:
+    """What TensorBoard shows of a running edit: its pictures, and the depth (H, W, 3) of what its first camera sees."""
+    camera = resized_to(shown.cameras[0], min(_DEPTH_WIDTH, shown.cameras[0].width))
+    depth = seen_depth(shown.target.render(camera))
+    return shown.pictures() | {"depth": colored_depth(depth, *depth_range([depth]))}
 
 
 def _previewing(each: Callable, work: Work, shown: Shown, path: Path, every: int) -> Callable:

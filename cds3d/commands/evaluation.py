@@ -244,6 +244,8 @@ def write_videos(
 ) -> tuple[list, list]:
     """video.mp4 and comparison.mp4 of `config.video_frames`; returns the frames (H, W, 3) of source and edit."""
     if not config.video_frames:
+        for name in ("video.mp4", "comparison.mp4"):  # of the edit before it went on
+            (folder / name).unlink(missing_ok=True)
         return [], []
     cameras = path_cameras(capture, config.video_frames, config.edit.width)
     before, after = (list(frames_of(f, cameras, f"{n} video")) for f, n in ((source, "source"), (edited, "edited")))

@@ -48,16 +48,20 @@ def edit_image(config: DictConfig) -> Path:
     subject = _PARAMETERS[config.edit.parameter](image, prior)
     editor = Editor(subject, prior, objective, prompts, edit_config)
     run.begin(prior.fingerprint)
-    seconds = drive_editor(editor, run)
+    seconds = drive_editor(editor, run, image)
     figures = {"iterations": editor.iteration, "seconds_per_iteration": seconds}
     finish_image(run, image, subject.image(), figures | {"edit_seconds": seconds * editor.iteration}, clip)
     return run.path
 
 
-def drive_editor(editor: Editor, run: RunFolder) -> float:
-    """Edit to the last iteration; returns the seconds an iteration."""
+def drive_editor(editor: Editor, run: RunFolder, image: Tensor) -> float:
+    """Edit (3, H, W) `image` to the last iteration; returns the seconds an iteration."""
     iterations = editor.config.iterations
-    each = log_step(editor, iterations)
+
+    def pictures() -> dict[str, Tensor]:
+        return {"source_and_edit": torch.cat([image, editor.subject.image().to(image.device)], 2).permute(1, 2, 0)}
+
+    each = log_step(editor, iterations, pictures)
     return drive(editor, iterations, run, save_every=run.config.save_every, label="edit", each=each)
 
 

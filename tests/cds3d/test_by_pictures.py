@@ -245,8 +245,9 @@ def test_what_is_shown_on_the_way(field, cameras, masked):
     (picture,) = edit.pictures().values()
     assert picture.shape == (27, 72, 3) and torch.equal(picture[:, :36], edit._views[0].full)
     to_end(edit)
-    (picture,) = edit.pictures().values()
-    assert torch.equal(picture, torch.cat([edit._pictures[0], edit._seen(0)], 1))
+    shown = edit.pictures()
+    assert torch.equal(shown["picture_and_edit"], torch.cat([edit._pictures[0], edit._seen(0)], 1))
+    assert shown["region"].shape == (27, 36, 1) and 0 < shown["region"].mean() < 1
 
 
 def looking_at(x, z, direction):

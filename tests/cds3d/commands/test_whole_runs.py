@@ -27,8 +27,9 @@ def test_train_writes_the_run_folder(tmp_path, capture_folder):
     assert run_command("train", options) == 0
     run = tmp_path / "outputs" / "daisies" / "source"
     there = files(run)
-    for name in ("config.yaml", "field.safetensors", "metrics.json", "video.mp4", "state/state.pt", "views/00.png"):
+    for name in ("config.yaml", "field.safetensors", "metrics.json", "video.mp4", "views/00.png"):
         assert name in there
+    assert not any(name.startswith("state/state") for name in there)  # nothing could go on from it
     assert any(name.startswith("logs/events") for name in there)
     assert not any(name.endswith(".part") or "/." in name for name in there)
     metrics = json.loads((run / "metrics.json").read_text())
@@ -247,9 +248,27 @@ def test_tensorboard_has_figures_and_pictures(tmp_path, edit_options, trained):
     tags = events.Tags()
     assert {"edit/t", "lr/color", "lr/network", "gradient_rms/color"} <= set(tags["scalars"])
     assert [e.step for e in events.Scalars("lr/color")] == [1, 2, 3, 4]
-    assert {"views/source_and_edit", "views/region"} <= set(tags["images"])
+    assert {"views/source_and_edit", "views/region", "views/depth"} <= set(tags["images"])
     picture = events.Images("views/source_and_edit")[0]
     assert (picture.width, picture.height) == (96, 36)
+
+
+def test_tensorboard_has_pictures_of_an_images_edit(tmp_path, image_options):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert run_command("edit", [*image_options, "output=edit"]) == 0
+    events = EventAccumulator(str(tmp_path / "edit" / "logs"), size_guidance={"images": 0})
+    events.Reload()
+    picture = events.Images("views/source_and_edit")[0]
+    assert (picture.width, picture.height) == (46, 17)
+
+
+def test_an_edit_that_goes_on_without_videos_leaves_no_old_ones(tmp_path, edit_options, trained):
+    assert run_command("edit", [*edit_options, "output=edit"]) == 0
+    assert (tmp_path / "edit" / "video.mp4").exists()
+    more = ["resume=true", "edit.iterations=3", "video_frames=0"]
+    assert run_command("edit", [*edit_options, "output=edit", *more]) == 0
+    assert not list((tmp_path / "edit").glob("*.mp4"))
 
 
 def test_resumed_edit_is_byte_for_byte_the_unbroken_one(tmp_path, edit_options, trained, monkeypatch, capsys):
