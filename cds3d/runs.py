@@ -286,6 +286,8 @@ def read_config(folder: Path) -> DictConfig:
 def _written_config(folder: Path) -> DictConfig:
     path = folder / "config.yaml"
     if not path.is_file():
+        if runs := finished_runs(folder):
+            raise UserError(f"{folder} is no run folder, but holds some: {', '.join(map(str, runs))}")
         raise UserError(f"{folder} is no run folder: it has no config.yaml")
     try:
         config = yaml_files.load_yaml(path)

@@ -26,7 +26,7 @@ from cds3d.commands.videos import (
     write_video,
 )
 from cds3d.options import pick_device, positive, whole
-from cds3d.runs import finished_runs, read_config
+from cds3d.runs import read_config
 from tensorf.cameras import Camera, size_for_width
 from tensorf.captures import Capture
 from tensorf.errors import UserError
@@ -52,8 +52,6 @@ def render_command(config: DictConfig) -> Path:
         raise UserError(f"depth={config.depth} has to be true or false")
     config.path = config.path or "auto"
     run = Path(config.run)
-    if not (run / "config.yaml").is_file() and (runs := finished_runs(run)):
-        raise UserError(f"{run} is no run folder, but holds some: {', '.join(str(r) for r in runs)}")
     of_run = read_config(run)
     if of_run.get("image") is not None:
         raise UserError(f"{run} is the edit of an image: only fields can be rendered")

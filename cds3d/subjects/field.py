@@ -31,7 +31,7 @@ class FieldRates:
 
     color_lr, network_lr, density_lr: of the colour grids, the colour network and the density grids. The network gives
     all that looks alike a new look at once, also where the gradient says little; grids change one place apart from
-    others. line_lr: the rate of VM's lines as a share of their planes': a point of a line belongs to a whole slice of
+    others. line_lr: the rate of VM's lines as a share of their planes': one number there multiplies a whole slice of
     the scene, so whatever moves it shows everywhere.
     """
 

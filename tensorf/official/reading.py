@@ -101,7 +101,8 @@ def _unpickled(path: Path):
                 "anything on this machine"
             ) from error
         # PyTorch's own words for a foreign pickle advise to read it without a guard.
-        why = "" if isinstance(error, pickle.UnpicklingError) else f" ({reason(error)})"
+        told = reason(error)
+        why = "" if isinstance(error, pickle.UnpicklingError) or told.isdigit() else f" ({told})"
         raise UserError(f"{path} is damaged, or no checkpoint that PyTorch wrote{why}") from error
 
 

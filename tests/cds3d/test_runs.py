@@ -350,6 +350,11 @@ def test_options_of_scenes_that_older_versions_did_not_write_have_their_defaults
 
 
 def test_missing_config(tmp_path):
+    (tmp_path / "scene" / "a-run").mkdir(parents=True)
+    for name in ("config.yaml", "metrics.json"):
+        (tmp_path / "scene" / "a-run" / name).write_text("scene: {}")
+    with pytest.raises(UserError, match="scene is no run folder, but holds some: .*a-run"):
+        read_config(tmp_path / "scene")
     with pytest.raises(UserError, match="no run folder"):
         read_config(tmp_path)
 
