@@ -94,12 +94,13 @@ def test_one_network_alone_has_a_variant(folder, prior):
     assert_same(load_prior(str(folder), device=CPU), prior, rtol=0.02, atol=0.02)
 
 
-def test_half_precision_in_several_files(tiny_folder, tmp_path, prior):
+@pytest.mark.parametrize("variant", ["fp16", "bf16"])
+def test_half_precision_in_several_files(tiny_folder, tmp_path, prior, variant):
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None, torch_dtype=torch.float16)
-    pipeline.save_pretrained(tmp_path / "shards", variant="fp16", max_shard_size="100KB")
-    assert len(list((tmp_path / "shards" / "unet").glob("*.fp16-*.safetensors"))) > 1
+    pipeline.save_pretrained(tmp_path / "shards", variant=variant, max_shard_size="100KB")
+    assert len(list((tmp_path / "shards" / "unet").glob(f"*.{variant}-*.safetensors"))) > 1
     assert_same(load_prior(str(tmp_path / "shards"), device=CPU), prior, rtol=0.02, atol=0.02)
 
 
