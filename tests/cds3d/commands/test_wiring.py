@@ -116,7 +116,7 @@ def test_the_figures_are_those_of_the_files(tmp_path, trained, edit_options, cap
 
 def test_a_clip_that_is_not_there_is_told_before_the_edit(tmp_path, trained, edit_options, capsys):
     assert run_command("edit", [*edit_options, "clip=nowhere/at/all"]) == 1
-    assert "error: clip nowhere/at/all: no such folder" in capsys.readouterr().err
+    assert "error: clip=nowhere/at/all: no such folder" in capsys.readouterr().err
     assert not (tmp_path / "outputs" / "daisies" / "a-red-flower").exists()
 
 

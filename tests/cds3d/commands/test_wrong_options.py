@@ -57,7 +57,7 @@ from cds3d.options import load_config
         ("device=null", ["device=None", "device=cpu"]),
         ("resume=no", ["resume=no", "true or false"]),
         ("overwrite=maybe", ["overwrite=maybe", "true or false"]),
-        ("edit.lr=[", ["cannot read the options"]),
+        ("edit.lr=[", ["cannot read edit.lr=[", "brackets"]),
         ("red", ["'red'", "key=value"]),
         ("scene=flower", ["--capture", "scene="]),
     ],
