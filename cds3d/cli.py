@@ -9,6 +9,7 @@ import argparse
 import errno
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
@@ -100,6 +101,7 @@ def run_command(command: str, argv: list[str]) -> int:
         config = _configuration(command, args)
         set_threads(config)
         _import_command(command)(config)
+        sys.stdout.flush()
         return 0
     except UserError as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
@@ -110,6 +112,9 @@ def run_command(command: str, argv: list[str]) -> int:
     except BrokenExecutor:
         print("error: a worker was killed, most likely for lack of memory: lower jobs", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # of "cds3d list | head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+        return 141  # as a shell tells the signal
     except OSError as error:
         if error.errno == errno.ENOSPC:
             print(f"error: the disk is full ({_one_line(error)}): make room, then {_onward(command)}", file=sys.stderr)

@@ -1,10 +1,17 @@
 """`--help` and the entry point."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from omegaconf import OmegaConf
 
 from cds3d.cli import main, run_command
 from cds3d.options import data_folder, groups
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize("command", ["train", "import", "edit", "render", "view", "export", "bench"])
@@ -118,6 +125,16 @@ def test_wrong_options_are_told_what_is_meant(option, told, capsys):
     assert run_command("edit", ["--tgt", "a red flower", option]) == 1
     error = capsys.readouterr().err
     assert told in error and "no key was changed" not in error
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    """As in "cds3d list | head -1"."""
+    command = [sys.executable, "-c", "from cds3d.cli import main; raise SystemExit(main(['list']))"]
+    told, put = os.pipe()
+    os.close(told)
+    ended = subprocess.run(command, stdout=put, stderr=subprocess.PIPE, text=True, timeout=300, cwd=ROOT)
+    os.close(put)
+    assert ended.returncode == 141 and ended.stderr == ""
 
 
 def test_versions(capsys):
