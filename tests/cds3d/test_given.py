@@ -14,6 +14,7 @@ from cds3d.options import build, load_config
 from cds3d.subjects.field import FieldRates, FieldViews, Preservation
 from cds3d.subjects.given import _crop, in_ball, in_box, point_at, seen_share, zoomed
 from cds3d.subjects.local import LocalPair, LocalViews, LookPair
+from cds3d.subjects.region import EditedRegion
 from cds3d.subjects.volume import VolumeConfig, edited_volume
 from cds3d.where import as_caption, word_masks
 from tensorf.captures import load_capture
@@ -252,6 +253,17 @@ def test_words_are_where_they_tell_noise_from_picture(field, cameras, caplog):
     again = word_masks(field, cameras, Left(), "the flower", region_config(0.5, 32), seed=3)
     assert all(torch.equal(a[1], b[1]) for a, b in zip(seen, again))
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+def test_a_mask_is_drawn_from_lengths_not_from_squares(field, cameras, monkeypatch):
+    """Squared errors of what is seen differ by so much that only the strongest part of a thing would count."""
+    given, add = [], EditedRegion.add
+    monkeypatch.setattr(EditedRegion, "add", lambda self, *a: given.append(a[1]) or add(self, *a))
+    word_masks(field, cameras, Left(), "the flower", region_config(0.5, 32), seed=3)
+    assert len(given) == 3
+    for gradient in given:  # 1 - 0.5^2 in each of three channels on the left, negative on the right
+        assert gradient[:, 0].norm(dim=1).sub(1.5).abs().max() < 1e-5
+        assert gradient[:, -1].abs().max() == 0
 
 
 def test_words_that_fit_nothing_are_told(field, cameras, caplog):

@@ -13,7 +13,7 @@ from cds3d.cli import configured, run_command
 from cds3d.commands import edit as edit_module
 from cds3d.commands import regions as regions_module
 from cds3d.commands.named_pictures import by_photo, photo_index, picture_files
-from cds3d.commands.preparing import output_folder
+from cds3d.commands.preparing import check_prompts, output_folder
 from tensorf.errors import UserError
 from tensorf.local import LocalField
 from tensorf.renderable import load_field
@@ -65,6 +65,14 @@ def test_an_edit_stays_where_it_is_told(options, tmp_path, edit_options, trained
     before = load_field(trained / "field.safetensors")
     torch.testing.assert_close(field.density(x)[outside], before.density(x)[outside])
     assert not all(torch.equal(a, b) for a, b in zip(field.target.parameters(), field.source.parameters()))
+
+
+def test_words_that_pocket_does_not_know_are_told(caplog):
+    check_prompts(configured("edit", ["--tgt", "a red flower", "--where", "the zeppelin"]))
+    assert 'does not know "zeppelin":' in caplog.text
+    caplog.clear()
+    check_prompts(configured("edit", ["--tgt", "a red flower", "--where", "the yellow flower"]))
+    assert "does not know" not in caplog.text
 
 
 @pytest.mark.parametrize("region, find", [("given", False), ("both", True)])
