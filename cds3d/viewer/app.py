@@ -222,10 +222,12 @@ class Viewer:
             return
         self.job = None
         outcome = job.outcome()
-        self.controls.say(outcome)
-        if outcome == "done":
-            self.controls.list_runs(self.names(), job.folder.name)
-            self.show(job.folder.name)
+        try:
+            if outcome == "done":
+                self.show(job.folder.name)
+                self.controls.list_runs(self.names(), job.folder.name)
+        finally:  # last: what the page says is done can be seen
+            self.controls.say(outcome)
 
     def _load_preview(self, path: Path) -> None:
         try:

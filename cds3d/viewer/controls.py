@@ -118,6 +118,7 @@ class Controls:
     def list_runs(self, names: list[str], now: str) -> None:
         self._runs.options = tuple(names)
         self._runs.value = now
+        self._tell_figures()  # also of a run that was chosen before and has gone on since
 
     def placed(self, kind: str) -> None:
         self._kind.value = kind

@@ -2,6 +2,7 @@
 
 import http.client
 import io
+import json
 import math
 import os
 import shutil
@@ -402,6 +403,27 @@ def test_a_stopped_job_keeps_its_state_and_a_killed_one_is_told(python):
     job = python("import time; time.sleep(30)")
     job.process.send_signal(signal.SIGKILL)
     assert "SIGKILL" in ended(job)
+
+
+def test_what_is_said_to_be_done_is_already_shown(python, viewer, monkeypatch):
+    run, shown = viewer.shown.folder / "a-red-flower", []
+    shutil.copytree(viewer.shown.source, run)
+    say = viewer.controls.say
+    monkeypatch.setattr(viewer.controls, "say", lambda text: (shown.append((text, viewer.run)), say(text)))
+    try:
+        for psnr in (31.25, 32.75):  # the second time the run is chosen already, and has gone on
+            (run / "metrics.json").write_text(json.dumps({"edit_gain_db": psnr}))
+            viewer.job = python("pass", run)
+            deadline = time.monotonic() + 20
+            while ("done", run) not in shown:
+                assert time.monotonic() < deadline and ("done", None) not in shown
+                time.sleep(0.02)
+            assert viewer.edited is not None and f"{psnr}" in viewer.controls._figures.content
+            shown.clear()
+    finally:
+        viewer.show("(source)")
+        viewer.controls._runs.value = "(source)"
+        shutil.rmtree(run)
 
 
 def test_progress_is_what_the_run_reports(python, tmp_path):
