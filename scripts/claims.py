@@ -99,7 +99,7 @@ SWEEPS = {
 def runs_of(task: str, objective: str, options: tuple[str, ...], args: argparse.Namespace) -> tuple[list[dict], Path]:
     """Runs of one variant on one task, and the folder of their pictures; claims share them."""
     name = "-".join([objective, *("".join(c if c.isalnum() or c == "." else "-" for c in o) for o in options)])
-    folder = args.work / name / task
+    folder = args.work / f"{args.cases}-cases" / name / task  # claims of fewer cases have runs of their own
     config = load_config("bench", [])
     config.update(tasks=[task], cases=args.cases, fields=[], objectives=[objective])
     config.update(options=[_STEADY, *options, *args.options], overwrite=args.overwrite)

@@ -223,6 +223,9 @@ def test_claims_write_tables_and_sheets(tmp_path, tiny_folder, monkeypatch, caps
     assert "cds_inside_over_outside" in capsys.readouterr().out
     with Image.open(out / "figure5.jpg") as sheet:
         assert sheet.width == 3 * 256
+    monkeypatch.setitem(claims.SWEEPS, "figure7", (["color"], {"score": claims.SWEEPS["figure6"][1]["score"]}))
+    claims.main(["figure7", *few, "--cases", "2"])  # runs that other claims made of fewer scenes are not in the way
+    assert "| score | 2 |" in (out / "figure7.md").read_text()
 
 
 @pytest.mark.parametrize("kind", ["field", "images"])
