@@ -185,7 +185,8 @@ def work_maker(config: DictConfig, edit: EditConfig, pointing: Pointing) -> Call
     if "volume" in config.edit:
         volume = build(VolumeConfig, config.edit.volume, group="edit.volume")
         looks = max(1, round(volume.look * edit.iterations)) if pointing.find else 0
-        views_of = partial(LocalViews, rates=rates, region=region, volume=volume, looks=looks, seed=config.seed)
+        steps = {"looks": looks, "clear_from": round(volume.haze_from * edit.iterations)}
+        views_of = partial(LocalViews, rates=rates, region=region, volume=volume, seed=config.seed, **steps)
     else:
         kept = build(Preservation, config.edit, group="edit")
         find = pointing.find

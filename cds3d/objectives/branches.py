@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from cds3d.guidance.prior import Prior, Query
@@ -15,10 +16,11 @@ from cds3d.subjects import Pair
 class Branches:
     """Noise predictions (1, C, h, w): null_* for the empty prompt, source and target for their branch's own prompt.
 
-    z: the target latent; the target's noise and features depend on it differentiably where features were asked for.
-    features_*: (C_l, h_l, w_l) maps of the conditional forwards.
+    noise: (1, C, h, w) that was added to both latents. z: the target latent; the target's noise and features depend on
+    it differentiably where features were asked for. features_*: (C_l, h_l, w_l) maps of the conditional forwards.
     """
 
+    noise: Tensor
     z: Tensor
     null_source: Tensor
     source: Tensor
@@ -27,10 +29,15 @@ class Branches:
     features_source: tuple[Tensor, ...] = ()
     features_target: tuple[Tensor, ...] = ()
 
-    def delta(self, scale: float) -> Tensor:
-        """CDS, equations 4 and 7 (Delta Denoising Score): the target's guided noise less the source's, detached."""
+    def delta(self, scale: float, source_share: float = 1.0) -> Tensor:
+        """The target's guided noise less the source's, detached: CDS, equations 4 and 7 (Delta Denoising Score).
+
+        source_share: in [0, 1], of what is subtracted; the rest is the noise that was added, as Score Distillation
+        Sampling subtracts it (equation 2).
+        """
         target = classifier_free(self.null_target, self.target.detach(), scale)
-        return target - classifier_free(self.null_source, self.source, scale)
+        source = classifier_free(self.null_source, self.source, scale)
+        return target - torch.lerp(self.noise, source, source_share)
 
 
 def branches(prior: Prior, pair: Pair, prompts: Prompts, draw: Draw, features: str | None = None) -> Branches:
@@ -46,6 +53,7 @@ def branches(prior: Prior, pair: Pair, prompts: Prompts, draw: Draw, features: s
     text = prior.submit(Query(prior.noised(z, t, draw.noise), t, prompts.target, features, grad=features is not None))
     (null_source, cond_source), (null_target,), (cond_target,) = prior.gather(source, null, text)
     return Branches(
+        noise=draw.noise,
         z=z,
         null_source=null_source.noise,
         source=cond_source.noise,

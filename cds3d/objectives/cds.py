@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cds3d.guidance.prior import FEATURES
 from cds3d.objectives.branches import branches
+from cds3d.objectives.dds import check_source_share
 from cds3d.objectives.objective import Objective, Step, rms
 from cds3d.objectives.patchnce import contrastive_loss
 
@@ -70,9 +71,15 @@ class Contrastive(Objective):
 
 @dataclass(frozen=True)
 class CDS(Contrastive):
-    """Four forwards, and one backward through the target's conditional one."""
+    """Four forwards, and one backward through the target's conditional one. source_share: as in `DDS`."""
+
+    source_share: float
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_source_share(self.source_share)
 
     def gradient(self, prior, pair, prompts, draw) -> Step:
         found = branches(prior, pair, prompts, draw, self.contrasted)
-        step = self.step(draw, self.scaled(found.delta(self.scale)))
+        step = self.step(draw, self.scaled(found.delta(self.scale, self.source_share)))
         return self.with_contrast(step, found.z, found.features_source, found.features_target)

@@ -46,15 +46,22 @@ class LookPair:
 class LocalPair:
     """One camera's views of source and target. Rays through the region are rendered, all others are the source's.
 
-    smoothness: weight of the density grids' total variation.
+    volume: its weights. clears: whether haze is pulled back to the source.
     """
 
     def __init__(
-        self, prior: Prior, target: LocalField, camera: int, source: SourceView, view: LocalView, smoothness: float
+        self,
+        prior: Prior,
+        target: LocalField,
+        camera: int,
+        source: SourceView,
+        view: LocalView,
+        volume: VolumeConfig,
+        clears: bool,
     ):
         self.source, self.camera = source.latent, camera
         self._prior, self._field, self._made, self._view = prior, target, source, view
-        self._smoothness = smoothness
+        self._volume, self._clears = volume, clears
         self._encoded: Tensor | None = None
 
     def target(self) -> Tensor:
@@ -66,15 +73,25 @@ class LocalPair:
         return self._encoded.detach()
 
     def backward(self, gradient: Tensor) -> Tensor:
-        """The objective's gradient, and that of the total variation."""
+        """The objective's gradient, and those of the total variation and of what clears haze.
+
+        Density that grows a little everywhere in the region is haze in front of the background. It changes a pixel
+        less than what is meant does, so the robust loss of Geman and McClure (1985) tells them apart: it pulls small
+        differences from the source back, and leaves large ones alone.
+        """
         self.target()
         (image_gradient,) = torch.autograd.grad(self._encoded, self._image, gradient)
         inside = image_gradient.view(-1, 3)[self._view.index]
-        loss = (self._color * inside).sum()
-        if self._smoothness > 0:
-            usual = inside.square().sum(1).mean().sqrt().double()
-            weight = (self._smoothness * usual * len(inside)).float()
+        loss, volume = (self._color * inside).sum(), self._volume
+        usual = inside.square().sum(1).mean().sqrt().double()
+        if volume.smoothness > 0:
+            weight = (volume.smoothness * usual * len(inside)).float()
             loss = loss + weight * self._field.target.total_variation()
+        if self._clears and volume.haze > 0:
+            apart = self._color - self._made.image.view(-1, 3)[self._view.index]
+            squares = (apart / volume.haze_color).square().sum(1)
+            pull = (volume.haze * volume.haze_color * usual).float()
+            loss = loss + pull * (squares / (1 + squares)).sum()
         loss.backward()
         return image_gradient
 
@@ -82,8 +99,9 @@ class LocalPair:
 class LocalViews:
     """source: the field to edit, left alone. cameras: the views to edit through, at the editing size.
 
-    looks: how many steps only look; 0 needs a given region. seed: of the order in which cameras come. given: (z, y, x)
-    bool in the cells of the source's occupancy, which the region lies in, or is where nothing looks.
+    looks: how many steps only look; 0 needs a given region. clear_from: the step from which haze is cleared. seed: of
+    the order in which cameras come. given: (z, y, x) bool in the cells of the source's occupancy, which the region lies
+    in, or is where nothing looks.
     """
 
     def __init__(
@@ -95,13 +113,15 @@ class LocalViews:
         region: RegionConfig,
         volume: VolumeConfig,
         looks: int,
+        clear_from: int,
         seed: int = 0,
         given: Tensor | None = None,
     ):
         self.source = source.requires_grad_(False)
         self.target = LocalField(source, torch.zeros_like(source.occupancy))
         self.cameras, self.prior, self.rates, self.seed = list(cameras), prior, rates, seed
-        self.region, self.volume, self.looks, self.given = EditedRegion(region), volume, looks, given
+        self.region, self.volume, self.given = EditedRegion(region), volume, given
+        self.looks, self.clear_from = looks, clear_from
         self._opened = False
         self._sources: dict[int, SourceView] = {}
         self._views: dict[int, LocalView] = {}
@@ -112,7 +132,7 @@ class LocalViews:
     def pair(self, step: int) -> LookPair | LocalPair:
         camera = turn_of(step, len(self.cameras), self.seed)
         source = self._source(camera)
-        if step < self.looks:
+        if step < self.looks and not self._opened:
             return LookPair(self.prior, camera, source)
         if not self._opened:
             self._open()
@@ -120,7 +140,8 @@ class LocalViews:
             self.target.settle()
         if camera not in self._views:
             self._views[camera] = LocalView(self.target, self.cameras[camera])
-        return LocalPair(self.prior, self.target, camera, source, self._views[camera], self.volume.smoothness)
+        clears = step >= self.clear_from
+        return LocalPair(self.prior, self.target, camera, source, self._views[camera], self.volume, clears)
 
     def _source(self, camera: int) -> SourceView:
         if camera not in self._sources:

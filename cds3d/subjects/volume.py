@@ -30,7 +30,9 @@ class VolumeConfig:
     """look: share of the iterations in which nothing moves and gradients are gathered for the masks. agreement: of the
     weight with which views see a cell, the share that has to be foreground. grow: how far around the subject the
     region reaches, as a share of the subject's size. smoothness: weight of the density grids' total variation, in
-    root-mean-square gradients of a pixel times the number of pixels.
+    root-mean-square gradients of a pixel times the number of pixels. haze: pull of pixels that differ little from the
+    source back to it, in root-mean-square gradients of a pixel (`LocalPair`). haze_color: how far colours in [0, 1] are
+    apart where "little" ends. haze_from: share of the iterations after which the pull begins.
 
     Raises ValueError for what makes no sense.
     """
@@ -39,6 +41,9 @@ class VolumeConfig:
     agreement: float
     grow: float
     smoothness: float
+    haze: float
+    haze_color: float
+    haze_from: float
 
     def __post_init__(self):
         if not 0 < self.look < 1:
@@ -46,6 +51,12 @@ class VolumeConfig:
         check_volume(self.agreement, self.grow)
         if not 0 <= self.smoothness < math.inf:
             raise ValueError(f"smoothness={self.smoothness} has to be 0 or more")
+        if not 0 <= self.haze < math.inf:
+            raise ValueError(f"haze={self.haze} has to be 0 or more")
+        if not 0 < self.haze_color < math.inf:
+            raise ValueError(f"haze_color={self.haze_color} has to be above 0")
+        if not 0 <= self.haze_from <= 1:
+            raise ValueError(f"haze_from={self.haze_from} has to be between 0 and 1")
 
 
 def check_volume(agreement: float, grow: float) -> None:

@@ -383,7 +383,10 @@ def test_dds_pnp_has_no_gradient_for_equal_prompts_at_the_source(request, prior)
 
 def test_dds_pnp_is_dds_below_its_thresholds(tiny, monkeypatch):
     objective = method("dds-pnp")
-    dds = DDS(**{k: getattr(objective, k) for k in ("scale", "scale_end", "score_scale", "t_min", "t_max", "t_order")})
+    dds = DDS(
+        **{k: getattr(objective, k) for k in ("scale", "scale_end", "score_scale", "t_min", "t_max", "t_order")},
+        source_share=1.0,
+    )
     calls = watch(monkeypatch, dds_pnp, "injected")
     for t in (200, 201, 500, 501):
         ours, plain = (gradients(tiny, o, SRC, TGT, t, moved=0.5) for o in (objective, dds))

@@ -196,7 +196,7 @@ def test_gradients_outside_of_the_given_region_teach_nothing(field, cameras, mon
 def local(field, cameras, given, looks):
     rates = FieldRates(color_lr=1.0, network_lr=0.1, density_lr=1.0, line_lr=1.0)
     volume = build(VolumeConfig, load_config("edit", ["edit=shape"]).edit.volume)
-    return LocalViews(field, cameras, LinearPrior(), rates, region_config(0.5, 32), volume, looks, given=given)
+    return LocalViews(field, cameras, LinearPrior(), rates, region_config(0.5, 32), volume, looks, 9, given=given)
 
 
 def test_a_shape_is_edited_in_the_given_region_without_a_look(field, cameras):

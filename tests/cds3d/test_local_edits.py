@@ -38,9 +38,11 @@ def volume(**changes):
     return replace(build(VolumeConfig, load_config("edit", ["edit=shape"]).edit.volume), **changes)
 
 
-def local_views(field, cameras, looks=3, **changes):
+def local_views(field, cameras, looks=3, clear_from=1000, **changes):
     rates = FieldRates(color_lr=1.0, network_lr=0.1, density_lr=1.0, line_lr=1.0)
-    return LocalViews(field, cameras, LinearPrior(), rates, region_config(0.5, 32), volume(**changes), looks)
+    return LocalViews(
+        field, cameras, LinearPrior(), rates, region_config(0.5, 32), volume(**changes), looks, clear_from
+    )
 
 
 def right_half(self, camera, picture):
@@ -250,6 +252,31 @@ def test_smoothness_adds_the_total_variations_gradient(field, cameras, masked):
     torch.testing.assert_close(plane(smooth).grad - plane(plain).grad, variation, rtol=1e-3, atol=1e-6)
 
 
+def test_haze_is_pulled_back_and_what_was_meant_is_left_alone(field, cameras, masked):
+    """The gradient of Geman and McClure's loss, u s q / (1 + q) with q = |d / s|^2, on differences of both kinds."""
+    subject = looked(local_views(field, cameras, clear_from=4, smoothness=0.0, haze=3.0, haze_color=0.1))
+    usual = (2 / 64) * 3**0.5  # RMS gradient of a pixel
+    for step, weight in ((3, 0.0), (4, 3.0)):  # before it clears, and from then on
+        pair = subject.pair(step)
+        pair.target()
+        source = pair._made.image.view(-1, 3)[pair._view.index]
+        faint = torch.arange(len(source))[:, None] % 2 == 0
+        apart = torch.where(faint, torch.tensor([0.0, 0.03, 0.04]), torch.tensor([0.0, 3.0, 4.0]))
+        pair._color, caught = (source + apart).requires_grad_(), []
+        pair._color.register_hook(caught.append)
+        pair.backward(GRADIENT)
+        # |d / s| = 0.5: 2 (d / s) / 1.25^2; |d / s| = 50: nearly nothing
+        pull = weight * usual * torch.where(faint, torch.tensor([0.0, 0.3, 0.4]) * 2 / 1.5625, torch.zeros(3))
+        torch.testing.assert_close(caught[0] - 2 / 64, pull, rtol=1e-3, atol=1e-4)
+
+
+def test_an_edit_that_goes_on_for_longer_looks_no_more(field, cameras, masked):
+    subject = looked(local_views(field, cameras))
+    assert isinstance(subject.pair(3), LocalPair)
+    subject.looks = 6
+    assert isinstance(subject.pair(4), LocalPair)
+
+
 def test_what_is_empty_is_left_out_as_the_edit_goes_on_and_at_its_end(field, cameras, masked, monkeypatch):
     monkeypatch.setattr(local_module, "_SETTLE", 2)
     subject, settled = local_views(field, cameras), []
@@ -284,7 +311,16 @@ def test_a_resumed_edit_goes_on_as_the_unbroken_one(field, cameras, masked, monk
 
 @pytest.mark.parametrize(
     "wrong",
-    [dict(look=0.0), dict(look=1.0), dict(agreement=0.0), dict(grow=-1.0), dict(smoothness=math.nan)],
+    [
+        dict(look=0.0),
+        dict(look=1.0),
+        dict(agreement=0.0),
+        dict(grow=-1.0),
+        dict(smoothness=math.nan),
+        dict(haze=-1.0),
+        dict(haze_color=0.0),
+        dict(haze_from=1.2),
+    ],
 )
 def test_options_that_make_no_sense_are_refused_by_name(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -214,6 +214,27 @@ def test_dds_gradient_in_closed_form():
     assert figures["score_gradient_rms"] == pytest.approx(gradient.square().mean().sqrt().item())
 
 
+@pytest.mark.parametrize("name", ["dds", "cds"])
+def test_with_less_of_the_source_the_drawn_noise_is_subtracted(name):
+    # Guided noise of the source: 0.5 (0.6 z_src + 0.8 n) + 7.5 x 2; of the target the same with z and 3.
+    z_tgt, z_src = latents()
+    options = {} if name == "dds" else dict(weight=0.0)
+    for share in (0.0, 0.3, 1.0):
+        gradient, _, model = gradient_of(objective(name, source_share=share, **options), z_tgt, z_src)
+        noise = drawn_noise(model)
+        target, source = (0.5 * noisy(z, noise) + 7.5 * y for z, y in ((z_tgt, 3), (z_src, 2)))
+        expected = SCORE_SCALE * (target - share * source - (1 - share) * noise)
+        torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cds", "dds", "ids", "ids-cds"])
+def test_only_shapes_have_less_than_the_whole_source(name):
+    shares = {
+        e: load_config("edit", [f"objective={name}", f"edit={e}"]).objective.source_share for e in groups()["edit"]
+    }
+    assert shares == {e: 0.5 if e == "shape" else 1.0 for e in shares}
+
+
 def test_dds_of_identical_branches_is_zero():
     z, _ = latents()
     same = Prompts(PROMPTS.null, PROMPTS.target, PROMPTS.target)
@@ -314,6 +335,9 @@ def test_the_target_latent_is_left_alone():
         ("dds", dict(t_order="rising")),
         ("dds", dict(score_scale=0.0)),
         ("dds", dict(scale_end=float("nan"))),
+        ("dds", dict(source_share=1.5)),
+        ("cds", dict(source_share=float("nan"))),
+        ("ids", dict(source_share=-0.1)),
         ("pds", dict(stride=0)),
         ("pds", dict(stride=21)),
         ("csd", dict(versus="target")),
