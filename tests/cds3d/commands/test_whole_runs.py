@@ -15,6 +15,7 @@ from safetensors import safe_open
 from cds3d.by_pictures import PictureEdit
 from cds3d.cli import run_command
 from cds3d.editor import Editor
+from cds3d.subjects.local import LocalPair
 from tensorf.local import LocalField
 from tensorf.renderable import load_field
 from tensorf.train import Trainer
@@ -45,7 +46,9 @@ def test_train_writes_the_run_folder(tmp_path, capture_folder):
     assert {"kind", "box", "near", "far", "reference"} <= header["space"].keys()
 
 
-def test_an_edit_of_shape_leaves_a_field_that_renders(tmp_path, trained, edit_options, caplog):
+def test_an_edit_of_shape_leaves_a_field_that_renders(tmp_path, trained, edit_options, caplog, monkeypatch):
+    pulled, backward = [], LocalPair.backward
+    monkeypatch.setattr(LocalPair, "backward", lambda pair, g: (pulled.append(pair._clears), backward(pair, g))[1])
     options = [*edit_options, "edit=shape", "edit.iterations=4", "edit.volume.look=0.5"]
     assert run_command("edit", [*options, "edit.region.mask_threshold=0.3"]) == 0
     assert re.search(r"expecting a peak of .* region \d+", caplog.text)
@@ -53,6 +56,7 @@ def test_an_edit_of_shape_leaves_a_field_that_renders(tmp_path, trained, edit_op
     assert {"edit_gain_db", "kept_psnr_db"} <= json.loads((run / "metrics.json").read_text()).keys()
     looks = torch.load(run / "state" / "state.pt", weights_only=True)["subject"]["masks"]
     assert sum(visits for _, visits, _ in looks.values()) == 2  # half of the steps
+    assert pulled == [False, True]  # haze is cleared in the last quarter of all steps
     edited = load_field(run / "field.safetensors")
     assert isinstance(edited, LocalField) and 0 < edited.region.sum() < edited.region.numel()
     source = load_field(trained / "field.safetensors").state_dict()
