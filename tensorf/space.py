@@ -21,6 +21,8 @@ from tensorf.cameras import Camera
 from tensorf.contraction import SPAN, Course, contract, expand
 from tensorf.errors import UserError
 
+NEAR_MARGIN = 0.75  # of the nearest depth, as the LLFF code: bounds from sparse points cut into near surfaces
+
 _LEAST_FORWARD = 0.05  # cosine to the reference axis below which a ray cannot be treated in NDC
 
 
@@ -227,7 +229,7 @@ def space_of(capture) -> Space:
         background = sum(capture.images[i].float().mean().item() for i in capture.train) / len(capture.train) / 255
     if capture.space != "ndc":
         return Space(capture.space, capture.box.clone(), capture.near, capture.far, capture.reference, background)
-    near = 0.75 * capture.near  # a margin, since bounds from sparse points cut into near surfaces
+    near = NEAR_MARGIN * capture.near
     space = Space("ndc", torch.zeros(2, 3), near, capture.far, capture.reference, background)
     return space.with_box(_ndc_box(space, capture.cameras))
 

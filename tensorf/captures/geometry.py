@@ -16,10 +16,10 @@ import numpy as np
 
 from tensorf.captures.views import Lens, Listing
 from tensorf.errors import UserError
+from tensorf.space import NEAR_MARGIN
 
 _AXIS_LIMIT, _CORNER_LIMIT = 35.0, 75.0  # degrees off the mean axis within which NDC pays
 _NDC_LIMIT = 85.0  # degrees; NDC's coordinates run to infinity at 90
-_NEAR_MARGIN = 0.75  # of the nearest depth, as the LLFF code
 _NDC_BOX = ((-1.5, -1.67, -1.0), (1.5, 1.67, 1.0))
 _HALF_SIZE = 1.5  # of a box around an opaque capture, if asked for: cameras at distance 1 and some background
 _INNER_HALF_SIZES = 0.3, 1.0  # of the inner box of unbounded space: the least, and the most, where no points are known
@@ -64,7 +64,7 @@ def place(
     depths = listing.depths or _depth_range(seen) or _guessed_depths(poses)
     space, reason = _decide(poses, lenses, depths[0], cut_out, space, listing)
     if space == "ndc":
-        scale = 1 / (_NEAR_MARGIN * depths[0])
+        scale = 1 / (NEAR_MARGIN * depths[0])
         similarity = _similarity(scale, mean_pose(poses))
         return Placement(space, reason, similarity, depths[0] * scale, depths[1] * scale, np.array(_NDC_BOX))
     origin = focus_point(poses, depths)
@@ -72,7 +72,7 @@ def place(
     similarity = _similarity(scale, np.concatenate([np.eye(3), origin[:, None]], axis=1))
     if space == "unbounded":
         half = bound or _inner_half_size(points, origin, scale)
-        near = max(_SMALLEST_NEAR, _NEAR_MARGIN * scale * float(np.quantile(seen, 0.002))) if len(seen) else 0.1
+        near = max(_SMALLEST_NEAR, NEAR_MARGIN * scale * float(np.quantile(seen, 0.002))) if len(seen) else 0.1
         reason += f"; inner box of half size {half:.2f}, in mean camera distances"
         return Placement(space, reason, similarity, near, _ENDLESS, np.array([[-half] * 3, [half] * 3]))
     half = bound or (_object_half_size(lenses) if cut_out else _HALF_SIZE)
@@ -188,7 +188,7 @@ def _decide(poses, lenses, near, cut_out, space, listing) -> tuple[str, str]:
         return "unbounded", f"unbounded: cameras look up to {axes:.0f} degrees off their mean axis"
     if corners > _CORNER_LIMIT:
         return "unbounded", f"unbounded: image corners look up to {corners:.0f} degrees off the cameras' mean axis"
-    if ahead >= _NEAR_MARGIN * near:
+    if ahead >= NEAR_MARGIN * near:
         return "unbounded", "unbounded: a camera stands ahead of the near plane"
     return "ndc", f"forward-facing (NDC): all cameras look within {axes:.0f} degrees of their mean axis"
 
@@ -219,6 +219,6 @@ def _box_depths(poses: np.ndarray, box: np.ndarray, known: tuple[float, float] |
     corners = np.stack(np.meshgrid(*box.T, indexing="ij"), axis=-1).reshape(-1, 3)
     depths = np.einsum("nci,ni->nc", corners[None] - poses[:, None, :, 3], poses[:, :, 2])
     near, far = max(depths.min(), _SMALLEST_NEAR), depths.max()
-    if known is not None and 1.25 * known[1] > max(near, _NEAR_MARGIN * known[0]):
-        near, far = max(near, _NEAR_MARGIN * known[0]), min(far, 1.25 * known[1])
+    if known is not None and 1.25 * known[1] > max(near, NEAR_MARGIN * known[0]):
+        near, far = max(near, NEAR_MARGIN * known[0]), min(far, 1.25 * known[1])
     return float(near), float(max(far, 2 * near))

@@ -21,8 +21,8 @@ from tensorf.official.field import OfficialField
 from tensorf.official.reading import Official
 from tensorf.official.space import OfficialSpace
 from tensorf.render import march
+from tensorf.space import NEAR_MARGIN
 
-_NEAR_MARGIN = 0.75
 _CELLS = 128  # of the occupancy along the longest side, where there is no mask
 _ROUNDING = 1e-3  # of a mask's cell
 
@@ -75,7 +75,7 @@ def _ndc(model: Official, capture: Capture, mirrored: bool) -> dict:
             f"{model.path} is a model of an LLFF capture (near_far 0 and 1, so NDC), but {capture.root} has no "
             f"{FILE_NAME}: give the capture that it was trained on"
         )
-    unit = _NEAR_MARGIN * nearest_depth(capture.root) * _scale(capture)
+    unit = NEAR_MARGIN * nearest_depth(capture.root) * _scale(capture)
     lens = capture.cameras[0]
     across, down = 2 * lens.fx / lens.width, -2 * lens.fy / lens.height
     return dict(
