@@ -413,12 +413,12 @@ def test_what_is_said_to_be_done_is_already_shown(python, viewer, monkeypatch):
     try:
         for psnr in (31.25, 32.75):  # the second time the run is chosen already, and has gone on
             (run / "metrics.json").write_text(json.dumps({"edit_gain_db": psnr}))
-            viewer.job = python("pass", run)
+            before, viewer.job = viewer.edited, python("pass", run)
             deadline = time.monotonic() + 20
             while ("done", run) not in shown:
                 assert time.monotonic() < deadline and ("done", None) not in shown
                 time.sleep(0.02)
-            assert viewer.edited is not None and f"{psnr}" in viewer.controls._figures.content
+            assert viewer.edited is not before and f"{psnr}" in viewer.controls._figures.content
             shown.clear()
     finally:
         viewer.show("(source)")
