@@ -1,6 +1,6 @@
 """Makes what docs/troubleshooting.md shows: trainings and edits that go wrong, each in one way.
 
-    python scripts/symptoms.py                    # all, a quarter of an hour on two cores
+    python scripts/symptoms.py                    # all, half an hour on two cores
     python scripts/symptoms.py order strong       # some
 
 Works under outputs/symptoms and writes docs/symptoms/<name>.jpg: a photo, the render and its depth for trainings, the
@@ -23,7 +23,7 @@ import cds3d  # noqa: E402, F401  before torch
 
 import imageio.v3 as iio  # noqa: E402
 import numpy as np  # noqa: E402
-from PIL import Image  # noqa: E402
+from PIL import Image, ImageDraw  # noqa: E402
 
 from cds3d.cli import run_command  # noqa: E402
 from cds3d.commands.videos import colored_depth, depth_range, seen_depth, to_uint8  # noqa: E402
@@ -65,6 +65,34 @@ def edit(name: str, *options: str) -> np.ndarray:
     return iio.imread(WORK / name / "views" / "00.png")[..., :3]
 
 
+def image_edit(name: str, *options: str) -> np.ndarray:
+    """A photo of the shipped cat, and its edit as large as the photo, side by side."""
+    photo = data_folder("scenes") / "cat" / "images" / "view000.jpg"
+    run("edit", f"image={photo}", "src=a cat", "tgt=a pig", f"output={WORK / name}", *options)
+    whole, edited = Image.open(photo), Image.open(WORK / name / "edited.png").convert("RGB")
+    return np.concatenate([np.asarray(whole), np.asarray(edited.resize(whole.size, Image.BILINEAR))], 1)
+
+
+def few_photos(photos: list[Path]) -> None:
+    bounds = photos[0].parents[1] / "poses_bounds.npy"
+    kept = range(0, len(photos), 5)
+    np.save(bounds, np.load(bounds)[list(kept)])
+    for i, photo in enumerate(photos):
+        if i not in kept:
+            photo.unlink()
+
+
+def passer_by(photos: list[Path]) -> None:
+    """Somebody in blue walks behind the flower, in every second photo at another place."""
+    for i, photo in enumerate(photos[::2]):
+        picture = Image.open(photo).convert("RGB")
+        width, height = picture.size
+        x = (0.1 + 0.8 * i / len(photos[::2])) * width
+        outline = (x - 0.06 * width, 0.15 * height, x + 0.06 * width, 0.85 * height)
+        ImageDraw.Draw(picture).ellipse(outline, (40, 60, 160))
+        picture.save(photo, "JPEG", quality=95)
+
+
 def other_order(photos: list[Path]) -> None:
     contents = [photo.read_bytes() for photo in photos]
     for photo, content in zip(photos, contents[7:] + contents[:7], strict=True):
@@ -79,6 +107,7 @@ def other_exposures(photos: list[Path]) -> None:
         iio.imwrite(photo, picture, quality=95)
 
 
+PIG = ("scene=cat", "tgt=a pig")
 RED = ("scene=flower", "tgt=a red flower")
 NO_REGION = ("edit.region.mask_threshold=0", "edit.preservation=0")
 FOGGY = ("scene.space=unbounded", "scene.bound=0.1", "field.sightings=0")
@@ -86,9 +115,15 @@ SYMPTOMS: dict[str, Callable[[], np.ndarray]] = {
     "order": lambda: training("order", other_order),
     "exposure": lambda: training("exposure", other_exposures, "field.exposure=0"),
     "fog": lambda: training("fog", lambda photos: None, *FOGGY),
+    "few": lambda: training("few", few_photos),
+    "moved": lambda: training("moved", passer_by),
     "strong": lambda: edit("strong", *RED, "guidance.scale=25"),
     "drift": lambda: edit("drift", *RED, *NO_REGION),
-    "shape": lambda: edit("shape", "scene=cat", "tgt=a pig"),
+    "shape": lambda: edit("shape", *PIG),
+    "haze": lambda: edit("haze", *PIG, "edit=shape", "edit.source_share=0", "edit.volume.haze=0"),
+    "part": lambda: edit("part", "scene=mug", "tgt=a wooden mug"),
+    "soft": lambda: image_edit("soft", "edit=latent"),
+    "stripes": lambda: image_edit("stripes", "edit=pixels"),
 }
 
 

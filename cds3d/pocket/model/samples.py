@@ -47,7 +47,7 @@ def _prompt(scene: Attributes) -> str:
 
 @torch.no_grad()
 def draw_samples(
-    folder: Path, *, count: int = COUNT, guidance_scale: float = 6.0, steps: int = 25, device: str = "cpu"
+    folder: Path, *, count: int = COUNT, guidance_scale: float = 4.0, steps: int = 50, device: str = "cpu"
 ) -> dict:
     """Write `samples.jpg` into the pipeline folder; returns how often the judge agrees with `count` prompts.
 
@@ -84,6 +84,7 @@ def draw_samples(
     return {
         "sample_prompts": len(asked),
         "sample_guidance_scale": guidance_scale,
+        "sample_steps": steps,
         **{f"sample_judge_agreement{name}": round(float(np.mean(r)), 3) for name, r in right.items()},
         "judge_heldout_accuracy": round(held_out_accuracy(judge, _UNSEEN), 3),
     }
