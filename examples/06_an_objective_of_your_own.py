@@ -34,7 +34,9 @@ class Descending(OBJECTIVES["dds"]):
 
 def main(image="scenes/cat/images/view000.jpg", src="a cat", tgt="a pig", iterations="200", width="256"):
     prior = load_prior("pocket", dtype="fp32", device=torch.device("cpu"))
-    objective = Descending(scale=4.0, scale_end=None, score_scale=2000 / 4096, t_min=50, t_max=949, t_order="random")
+    objective = Descending(
+        scale=4.0, scale_end=None, score_scale=2000 / 4096, t_min=50, t_max=949, t_order="random", source_share=1.0
+    )
     subject = LatentImage(read_image(Path(image), int(width)), prior)
     config = EditConfig(int(iterations), 0.1, "sgd", lr_decay=1.0, warmup=0.0, adam_floor=0.0, seed=0)
     editor = Editor(subject, prior, objective, Prompts.of(prior, src, tgt), config)

@@ -76,7 +76,7 @@ def image_edit(name: str, *options: str) -> np.ndarray:
 def few_photos(photos: list[Path]) -> None:
     bounds = photos[0].parents[1] / "poses_bounds.npy"
     kept = range(0, len(photos), 5)
-    np.save(bounds, np.load(bounds)[list(kept)])
+    np.save(bounds, np.load(bounds, allow_pickle=False)[list(kept)])
     for i, photo in enumerate(photos):
         if i not in kept:
             photo.unlink()
