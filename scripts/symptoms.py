@@ -83,7 +83,7 @@ def few_photos(photos: list[Path]) -> None:
 
 
 def passer_by(photos: list[Path]) -> None:
-    """Somebody in blue walks behind the flower, in every second photo at another place."""
+    """Somebody in blue stands before the camera, in every second photo at another place."""
     for i, photo in enumerate(photos[::2]):
         picture = Image.open(photo).convert("RGB")
         width, height = picture.size

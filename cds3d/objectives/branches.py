@@ -32,8 +32,8 @@ class Branches:
     def delta(self, scale: float, source_share: float = 1.0) -> Tensor:
         """The target's guided noise less the source's, detached: CDS, equations 4 and 7 (Delta Denoising Score).
 
-        source_share: in [0, 1], of what is subtracted; the rest is the noise that was added, as Score Distillation
-        Sampling subtracts it (equation 2).
+        source_share: in [0, 1]. Below 1 a mix is subtracted: this share of the source's noise, and for the rest the
+        noise that was added, which is what Score Distillation Sampling subtracts (equation 2).
         """
         target = classifier_free(self.null_target, self.target.detach(), scale)
         source = classifier_free(self.null_source, self.source, scale)

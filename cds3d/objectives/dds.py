@@ -1,4 +1,4 @@
-"""Delta Denoising Score (Hertz et al., ICCV 2023; CDS, equations 4 and 7), also on the way to SDS."""
+"""Delta Denoising Score (Hertz et al., ICCV 2023; CDS, equations 4 and 7), and mixes of it with SDS."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from cds3d.objectives.objective import Objective, Step
 class DDS(Objective):
     """The difference of the two branches' guided noise: four forwards.
 
-    source_share: in [0, 1]. 1 is DDS. Below, so much of the source's noise is subtracted, and for the rest the noise
-    that was added, as in SDS. What the prior would change in the source, DDS adds to the target: where a tail has to
-    go, the tail of the source. With less of the source, shapes move further, and more of the rest does too.
+    source_share: in [0, 1]. At 1 the noise predicted for the source is subtracted (DDS), at 0 the noise that was added
+    (SDS), in between a mix of both. By subtracting the source's, DDS also restores parts of the source that have to go,
+    such as a tail. With a smaller share shapes change more, and so does the background.
     """
 
     source_share: float
