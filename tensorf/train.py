@@ -170,8 +170,9 @@ class Trainer:
             shown = self.exposure(rendering.color, rendering.opacity, field.space.background, photo)
             loss = loss + (shown - target).square().mean()
             loss = loss + self._hold_exposure * self.exposure.size()
-        if self._sightings is not None and progress < config.sightings_until:
-            loss = loss + config.sightings * (1 - progress / config.sightings_until) * self._unclear(generator)
+        if self._sightings is not None and progress < config.sightings_until and self.iteration % 2 == 0:
+            weight = 2 * config.sightings * (1 - progress / config.sightings_until)  # every second step, twice as strong
+            loss = loss + weight * self._unclear(generator)
         self.optimizer.zero_grad()
         loss.backward()
         gradients = [p.grad.sum() for p in field.parameters() if p.grad is not None]

@@ -446,6 +446,28 @@ def test_rays_to_matched_points_are_a_share_of_the_batch(ndc_capture, monkeypatc
         assert asked.pop() == (expected, expected, expected, 1.5) and not asked
 
 
+def test_matched_points_count_twice_in_every_second_step(ndc_capture, monkeypatch):
+    camera = ndc_capture.cameras[ndc_capture.train[0]]
+    points = (camera.position + 2 * camera.forward).expand(3, 3)
+    capture = replace(ndc_capture, sightings=(torch.full((3,), ndc_capture.train[0]), points))
+    config = replace(SHORT, iterations=8, sightings=0.1, sightings_until=0.5, upsample_at=(), stages=(1.0,), prune_at=())
+    asked = []
+
+    def steepness(field, *ignored):  # a loss whose gradient is 1 for each number of the first line
+        asked.append(trainer.iteration)
+        return field.density_grid.lines[0].sum()
+
+    monkeypatch.setattr(train, "away_from_points", steepness)
+    trainer, plain = (Trainer(capture, FIELD, replace(config, sightings=s), CPU) for s in (0.1, 0.0))
+    for iteration in range(8):
+        plain.field.load_state_dict(trainer.field.state_dict())
+        trainer.step(), plain.step()
+        with_points, without = (t.field.density_grid.lines[0].grad for t in (trainer, plain))
+        weight = {0: 2 * 0.1, 2: 2 * 0.1 * 0.5}.get(iteration, 0.0)  # it fades out by the middle of the run
+        assert torch.allclose(with_points - without, torch.full_like(without, weight), atol=1e-5), iteration
+    assert asked == [0, 2]
+
+
 def test_the_margin_around_matched_points_counts_in_steps(make_field, make_space):
     field = make_field(space=make_space(), steps=40)
     origin, direction = torch.tensor([[0.0, 0, -0.95]]), torch.tensor([[0.0, 0, 1]])
