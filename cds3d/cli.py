@@ -10,6 +10,7 @@ import errno
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
@@ -265,7 +266,7 @@ def _configuration(command: str, args: argparse.Namespace):
     options = [*args.options, *([switch] if (switch := getattr(args, "switch", None)) else [])]
     for place in _PLACES.get(command, ()):
         value = getattr(args, place)
-        if value and "=" in value:
+        if value and re.match(r"[\w.]+=", value) and not Path(value).exists():
             options.insert(0, value)
             setattr(args, place, None)
     flags = {k: v for k in _FLAGS[command] if (v := getattr(args, k)) is not None}

@@ -1,4 +1,4 @@
-"""The loop of an edit: a pair of latents -> the objective's gradient -> the subject's parameters -> a step of Adam.
+"""The loop of an edit: pair of latents -> objective's gradient -> subject's parameters -> step of the optimiser.
 
 Knows no NeRF and no prompt's text. Each step draws its randomness from a stream of its own, so that a resumed run is,
 on a CPU, bit for bit the unbroken one.
@@ -90,8 +90,8 @@ class Editor:
         if not finite or not all(map(math.isfinite, squares)):
             raise UserError(
                 f"the gradient is no longer finite at iteration {self.iteration}: lower edit.lr "
-                f"(now {self.config.lr}), objective.scale or objective.weight, or use guidance.dtype=fp32, and go on "
-                "from the state before it with resume=true"
+                f"(now {self.config.lr}) or the scale of guidance, or use guidance.dtype=fp32, and go on from the "
+                "state before it with resume=true"
             )
         for group, rate, square in zip(self.optimizer.param_groups, self._rates, squares, strict=True):
             self._raise_floor(group, square)
@@ -124,8 +124,9 @@ class Editor:
 
         Plain Adam moves every parameter by about lr, also where the gradient is nothing but noise: the background of
         an edit drifts as fast as its subject changes. With a floor, parameters move in proportion to their gradient
-        where that is below the group's usual size; and once the edit is done and all gradients are small, no more
-        than before. The root mean square is averaged over steps as Adam's own second moment is.
+        where that is below the group's usual size. The floor never falls. So when all gradients become small at the
+        end, steps become small too, which plain Adam's do not. The root mean square is averaged over steps as Adam's
+        own second moment is.
         """
         if self.config.optimizer != "adam" or self.config.adam_floor == 0:
             return

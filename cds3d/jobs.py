@@ -50,6 +50,12 @@ class Job:
         """Whether it has ended by a signal."""
         return (self.process.returncode or 0) < 0
 
+    @property
+    def resumable(self) -> bool:
+        """Whether it has ended on the way, and has kept a state to go on from."""
+        ended = self.killed or self.stopping or self.process.returncode == 130
+        return ended and self.process.returncode != 0 and (self.folder / "state" / "state.pt").exists()
+
     def stop(self) -> None:
         """Ask the edit to keep its state and end."""
         self.stopping = True
@@ -85,9 +91,9 @@ def outcome_of(code: int, lines: list[str], stopping: bool = False) -> str:
     if told is not None:
         return told
     if stopping or code == 130:
-        return "stopped; the state is kept: Resume goes on"
+        return "stopped"
     if code < 0:
-        return f"the process was killed ({signal.Signals(-code).name}): Resume goes on from its last state"
+        return f"the process was killed ({signal.Signals(-code).name})"
     return lines[-1] if lines else f"ended with exit code {code}"
 
 

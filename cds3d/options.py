@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import threading
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from tensorf.errors import UserError, reason
 
 MOST_SEED = 10**12  # times a million, plus the iteration, is a seed of torch's
 _ROOT = Path(__file__).resolve().parents[1]
+_HYDRA = threading.Lock()
 _TEXT = (
     "src",
     "tgt",
@@ -52,15 +55,22 @@ def load_config(command: str, options: list[str]) -> DictConfig:
         if not re.match(r"\w", option):
             raise UserError(f"{option!r} is no key=value: an option begins with its name; see --help")
     _check_groups(command, options)
-    GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(data_folder("configs")), version_base="1.3"):
+        with _HYDRA, _hydra():
             config = compose(command, overrides=[_quoted(o) for o in options])
             OmegaConf.to_container(config, resolve=True)  # "${...}" that leads nowhere is told now
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain(command, error)) from error
     _check_text(command, config)
     return config
+
+
+@contextmanager
+def _hydra():
+    """Hydra, reading from configs/. It is global: one thread at a time (`_HYDRA`)."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(data_folder("configs")), version_base="1.3"):
+        yield
 
 
 def _check_text(command: str, config: DictConfig) -> None:
@@ -80,7 +90,7 @@ def _quoted(option: str) -> str:
     """Hydra's grammar wants quotes around free text such as paths with spaces; users do not."""
     key, value = option.split("=", 1)
     plain = value and value[0] not in "'\"" and not any(c in value for c in "[]{}$")
-    if plain and re.search(r"[^\w./\-+%*@?|=\\]", value, re.ASCII):
+    if plain and re.search(r"[^\w./\-+%*@?|\\]", value, re.ASCII):
         escaped = value.replace("'", "\\'")
         return f"{key}='{escaped}'"
     return option

@@ -27,8 +27,8 @@ from tensorf import locks
 from tensorf.errors import UserError, reason
 from tensorf.files import atomic, is_partial, write_text
 
-# What a resume may change: what no result depends on; where a run goes on; and what error messages ask to be changed.
-# Changes of the last two kinds are told in metrics.json.
+# A resume may change: options that change no result; device and threads; and options that an error message tells the
+# user to change. metrics.json tells changes of the last two kinds.
 _SILENT_KEYS = ("resume", "overwrite", "output", "save_every", "video_frames", "video_width", "preview_every")
 _SILENT_KEYS += ("scene.outside", "guidance.image_scale_end")  # objective.scale_end counts
 # Options of training whose absence says that an earlier version began the run: it goes on with today's.
@@ -201,9 +201,10 @@ class RunFolder:
     def save_state(self, state: dict) -> None:
         """Write `state`, with the settings that it was made with. OSError if it cannot be written."""
         ours = {"seconds": self.seconds, "settings": self._settings(), "changes": self._changes}
+        kept = _on_cpu({**state, **ours})  # a GPU's own errors come here, and are not the disk's
         try:
             with atomic(self.state_path) as partial:
-                torch.save(_on_cpu({**state, **ours}), partial)
+                torch.save(kept, partial)
         except RuntimeError as error:  # torch's zip writer turns a full disk into this
             raise OSError(28, f"cannot write {self.state_path}: {error}") from error
 

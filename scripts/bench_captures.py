@@ -80,7 +80,7 @@ def main(argv=None) -> int:
         key = option.split("=", 1)[0]
         if key in OWN:
             raise UserError(f"{option}: {OWN[key]}")
-    load_config("train", options)  # wrong options are told first
+    load_config("train", ["scene=capture", *options])  # wrong options are told first
     rows, failed = {}, 0
     for folder, name in zip(folders, names, strict=True):
         try:

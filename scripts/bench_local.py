@@ -38,6 +38,7 @@ from cds3d.options import load_config  # noqa: E402
 from cds3d.pocket.world.capture import WorldCapture  # noqa: E402
 from cds3d.pocket.world.scenes import COLORS, FLOWERS, Attributes, Jitter, article  # noqa: E402
 from cds3d.subjects.given import point_at  # noqa: E402
+from tensorf.errors import UserError  # noqa: E402
 from tensorf.files import write_text  # noqa: E402
 from tensorf.renderable import load_field  # noqa: E402
 
@@ -84,7 +85,7 @@ def pointers(config, world: WorldCapture, capture, field, new: str, folder: Path
     click = [f"at={u / camera.width:.3f},{v / camera.height:.3f},{name}", f"radius={radius:.4f}"]
     words = f"the {world.attributes.beside} {world.attributes.species}"
     return {
-        "everywhere": ["edit.region.mask_threshold=0", "edit.preservation=0"],
+        "everywhere": ["edit.region.mask_threshold=0", *["edit.preservation=0"] * ("preservation" in config.edit)],
         "found": [],
         "click": click,
         "both": [*click, "region=both"],
@@ -127,7 +128,7 @@ def run_case(number: int, args) -> list[dict]:
     if not (source_path / "metrics.json").exists():
         train.resume = (source_path / "state" / "state.pt").exists()
         train_command(train)
-    config = configured("edit")
+    config = configured("edit", *args.options)
     world, capture = WorldCapture.read(folder), load_scene(config)
     source = load_field(source_path / "field.safetensors")
     rows = []
@@ -159,6 +160,15 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _claim(args) -> None:
+    """Note what the runs in the output folder are made with. UserError if there are some that were made with others."""
+    path, now = args.output / "settings.json", {"options": args.options, "tuning": args.tuning}
+    if (args.output / "runs").exists() and (not path.exists() or json.loads(path.read_text()) != now):
+        raise UserError(f"{args.output} holds runs with other options: give another --output")
+    args.output.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(now) + "\n")
+
+
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=4)
@@ -175,6 +185,8 @@ def main(argv=None) -> None:
     for option in args.options:
         if option.split("=", 1)[0] in ("scene", "capture", "src", "tgt", "output", "overwrite"):
             parser.error(f"{option}: the benchmark sets this itself (--output says where results go)")
+    load_config("edit", ["scene=capture", *args.options])  # wrong options are told before anything is made
+    _claim(args)
     tell()
     rows = [row for number in range(args.cases) for row in run_case(number, args)]
     pictures = [iio.imread(args.output / "runs" / f"{row['case']}-{row['way']}" / "views" / "00.png") for row in rows]
@@ -185,4 +197,7 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from error

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import sys
 import time
 from pathlib import Path
@@ -37,7 +38,7 @@ from cds3d.guidance import Prior, load_prior  # noqa: E402
 from cds3d.guidance.loading import DTYPES  # noqa: E402
 from cds3d.jobs import usable_cores  # noqa: E402
 from cds3d.objectives.objective import Prompts  # noqa: E402
-from cds3d.options import load_config  # noqa: E402
+from cds3d.options import load_config, pick_device  # noqa: E402
 from cds3d.subjects.image import LatentPair  # noqa: E402
 from tensorf.errors import UserError  # noqa: E402
 from tensorf.files import write_text  # noqa: E402
@@ -159,19 +160,26 @@ def timed(step, repeats: int) -> tuple[torch.Tensor, float, float]:
     return gradient, min(walls[1:]), min(cpus[1:])
 
 
-def memory_of(step, prior: Prior, reference: Published) -> float | None:
-    """Peak MB of one step on a GPU, without the reference's weights."""
+def memory_of(step, prior: Prior, others: list[torch.nn.Module]) -> float | None:
+    """Peak MB of one step on a GPU, without the weights of `others`, which lie there too."""
     if prior.device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats(prior.device)
     step()
-    weights = [*reference.unet.parameters(), *reference.vae.parameters()]
-    others = sum(p.numel() * p.element_size() for p in weights)
-    return (torch.cuda.max_memory_allocated(prior.device) - others) / 2**20
+    weights = sum(p.numel() * p.element_size() for other in others for p in other.parameters())
+    return (torch.cuda.max_memory_allocated(prior.device) - weights) / 2**20
 
 
-def bench(prior: Prior, reference: Published, prompts: Prompts, kind: str, size: tuple[int, int], repeats: int) -> dict:
-    """A row of the table. kind: "latent" or "image"; size: its width and height."""
+def bench(
+    prior: Prior,
+    reference: Published,
+    others: list[torch.nn.Module],
+    prompts: Prompts,
+    kind: str,
+    size: tuple[int, int],
+    repeats: int,
+) -> dict:
+    """A row of the table. kind: "latent" or "image"; size: its width and height. others: as `memory_of`."""
     width, height = size
     generator = torch.Generator().manual_seed(1)
     objective = build_objective(load_config("edit", ["objective=cds", "guidance=sd14", "objective.score_scale=null"]))
@@ -198,7 +206,7 @@ def bench(prior: Prior, reference: Published, prompts: Prompts, kind: str, size:
         "cpu_ratio": cpu / cpu_reference,
         "gradient_difference": ((ours - theirs).norm() / theirs.norm()).item(),
     }
-    peak = memory_of(step, prior, reference)
+    peak = memory_of(step, prior, others)
     return row | ({"peak_memory_mb": peak} if peak else {})
 
 
@@ -206,6 +214,14 @@ def _pictures(height: int, width: int, generator: torch.Generator) -> torch.Tens
     """(2, 1, 3, H, W) in [0, 1]: two pictures of smooth colours with a little grain."""
     smooth = F.interpolate(torch.rand(2, 3, 5, 6, generator=generator), (height, width), mode="bicubic")
     return (smooth + 0.03 * torch.randn(smooth.shape, generator=generator)).clamp(0, 1)[:, None]
+
+
+def size_of(text: str) -> tuple[int, int]:
+    """ "31x23" -> (31, 23)."""
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text} has to be WIDTHxHEIGHT, as in 31x23")
+    return int(found[1]), int(found[2])
 
 
 def machine(device: torch.device) -> str:
@@ -224,20 +240,24 @@ def main(argv=None) -> None:
         choices=sorted(DTYPES),
         help="of ours; the reference is in fp32",
     )
-    parser.add_argument("--latents", nargs="*", default=["31x23", "64x64"], metavar="WxH")
-    parser.add_argument("--images", nargs="*", default=["252x189", "512x512"], metavar="WxH", help="in pixels")
+    parser.add_argument("--latents", nargs="*", type=size_of, default=[(31, 23), (64, 64)], metavar="WxH")
+    parser.add_argument(
+        "--images", nargs="*", type=size_of, default=[(252, 189), (512, 512)], metavar="WxH", help="in pixels"
+    )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto", help="such as cpu or cuda:0; auto is a GPU if there is one")
     parser.add_argument("--threads", type=int, help="of the CPU; all cores if not given")
     parser.add_argument("--json", type=Path, default=Path("outputs/bench/step.json"), help="where the figures go")
     args = parser.parse_args(argv)
-    device = torch.device(args.device)
+    device = pick_device(args.device)
     torch.set_num_threads(args.threads or usable_cores())
     load = lambda dtype: (  # noqa: E731
         random_sd(DTYPES[dtype], device) if args.model == "sd" else load_prior(args.model, dtype=dtype, device=device)
     )
     full = load("fp32")
     prompts = random_prompts(full)
+    if prompts.null.pooled is not None:
+        raise UserError(f"--model {args.model}: the published flow is for Stable Diffusion 1.x and 2.x, not for SDXL")
     reference = reference_of(full, torch.cat([prompts.null.tokens, prompts.source.tokens, prompts.target.tokens]))
     sizes = [("latent", s) for s in args.latents] + [("image", s) for s in args.images]
     result = {"model": args.model, "machine": machine(device), "rows": []}
@@ -245,12 +265,13 @@ def main(argv=None) -> None:
     print(" dtype   kind     size   ours s  published s  ratio  CPU ratio  difference")
     for dtype in args.dtypes:
         prior = full if dtype == "fp32" else load(dtype)
+        others = [reference.unet, reference.vae, *([full.unet, full.vae] if prior is not full else [])]
         rows = []
         for kind, size in sizes:
-            at = tuple(int(n) for n in size.split("x"))
-            rows.append(row := {"dtype": dtype, **bench(prior, reference, prompts, kind, at, args.repeats)})
+            row = bench(prior, reference, others, prompts, kind, size, args.repeats)
+            rows.append(row := {"dtype": dtype, **row})
             print(
-                f"{dtype:>6} {kind:>6} {size:>8} {row['seconds']:8.3f} {row['published_seconds']:12.3f} "
+                f"{dtype:>6} {kind:>6} {row['size']:>8} {row['seconds']:8.3f} {row['published_seconds']:12.3f} "
                 f"{row['ratio']:6.2f} {row['cpu_ratio']:10.2f} {row['gradient_difference']:11.1e}",
                 flush=True,
             )
@@ -266,4 +287,7 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from error

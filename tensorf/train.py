@@ -171,7 +171,9 @@ class Trainer:
             loss = loss + (shown - target).square().mean()
             loss = loss + self._hold_exposure * self.exposure.size()
         if self._sightings is not None and progress < config.sightings_until and self.iteration % 2 == 0:
-            weight = 2 * config.sightings * (1 - progress / config.sightings_until)  # every second step, twice as strong
+            weight = (
+                2 * config.sightings * (1 - progress / config.sightings_until)
+            )  # every second step, twice as strong
             loss = loss + weight * self._unclear(generator)
         self.optimizer.zero_grad()
         loss.backward()

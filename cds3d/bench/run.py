@@ -193,7 +193,7 @@ def _check_options(options: list, bases: list[tuple[str, ...]]) -> None:
             raise UserError(f"options: {option} is not of the form key=value")
         if key in _OURS:
             raise UserError(f"options: {key} is the benchmark's own to set")
-        if not any(_known(option, base) for base in bases):
+        if not any(option in _fitting(tuple(options), base) for base in bases):
             raise UserError(f"options: {option} is no option of edit.py that a run here has")
 
 
@@ -205,9 +205,10 @@ def _fingerprint(settings: dict) -> str:
         _ = build_objective(config) if config.baseline.kind == "none" else build_baseline(config)
         build(EditConfig, config.edit, group="edit", seed=0)
         digest.update(OmegaConf.to_yaml(config, resolve=True).encode())
-        models.add(WEIGHTS if config.guidance.path == "pocket" else Path(str(config.guidance.path)))
+        path = Path(str(config.guidance.path)).expanduser()
+        models.add(WEIGHTS if config.guidance.path == "pocket" else path)
     for model in sorted(models):
-        for file in sorted(model.rglob("*.safetensors")) if model.is_dir() else []:
+        for file in sorted(model.rglob("*.safetensors")) if model.is_dir() else [model] * model.is_file():
             digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:16]
 
@@ -368,8 +369,12 @@ def _known(option: str, base: tuple[str, ...]) -> bool:
 
 
 def _fitting(options: tuple[str, ...], base: tuple[str, ...]) -> list[str]:
-    """The options that these runs have: SDS and DDS have no objective.weight, images no edit.width."""
-    return [o for o in options if _known(o, base)]
+    """The options that these runs have: SDS and DDS have no objective.weight, images no edit.width.
+
+    Groups among them come first: only edit=shape has edit.volume.grow.
+    """
+    chosen = tuple(o for o in options if o.split("=", 1)[0] in groups() and _known(o, base))
+    return [o for o in options if _known(o, (*base, *chosen))]
 
 
 def _sheets(runs: list[Run], folder: Path) -> None:

@@ -87,7 +87,9 @@ def _edit_scene(config: DictConfig, past: Past) -> Path:
     pointing = read_pointing(config)
     maker = work_maker(config, edit_config, pointing)
     source_path = past.folder
-    run = RunFolder(output_folder(config, source_path.parent), config)
+    output = output_folder(config, source_path.parent)
+    past.require_other_output(output)
+    run = RunFolder(output, config)
     prior, objective, prompts = prepare(config, device)
     clip = load_clip(config.clip, device)
     if not (source_path / "metrics.json").exists():  # never so after --run

@@ -81,6 +81,7 @@ def _output(config: DictConfig, run: Path) -> Path:
     if output.exists():
         if not config.overwrite:
             raise UserError(f"{output} exists: pass overwrite=true, or output=")
-        if output.is_dir() != dataset or (dataset and not (output / "transforms.json").exists()):
+        ours = ("transforms.json", "points.ply", "sparse/0/cameras.bin")  # a capture has the first one, too
+        if output.is_dir() != dataset or (dataset and not all((output / name).exists() for name in ours)):
             raise UserError(f"{output} is no export of this format: give another output=")
     return output

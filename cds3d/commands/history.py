@@ -13,8 +13,6 @@ from cds3d.commands.train import source_folder
 from cds3d.runs import read_config
 from tensorf.errors import UserError
 
-_MOST = 1000  # runs in a chain, which might lead in a circle
-
 
 @dataclass(frozen=True)
 class Past:
@@ -25,6 +23,12 @@ class Past:
     folder: Path
     edits: tuple[tuple[str, str, str], ...]
     first: Path
+
+    def require_other_output(self, output: Path) -> None:
+        """UserError if `output` is a folder that the edit starts from, or that an edit before it started from."""
+        needed = (self.folder, self.first, *(Path(run) for run, _, _ in self.edits))
+        if output.resolve() in {folder.resolve() for folder in needed}:
+            raise UserError(f"output={output} is a field that this edit starts from: give another output folder")
 
     @property
     def prompts(self) -> list[tuple[str, str]]:
@@ -54,8 +58,9 @@ def take_over(config: DictConfig) -> Past:
     config.scene, config.capture = of_run.scene, of_run.get("capture")
     if config.src is None:
         config.src = of_run.get("tgt", of_run.scene.prompt)
-    folder = run
-    while "tgt" in of_run and len(edits) < _MOST:  # a source's configuration has no prompts
+    folder, seen = run, set()
+    while "tgt" in of_run and folder.resolve() not in seen:  # a source's configuration has no prompts
+        seen.add(folder.resolve())  # folders that were moved by hand may lead in a circle
         edits.append((str(folder), *(str(of_run.get(key) or "") for key in ("src", "tgt"))))  # "": refitted without
         if of_run.get("run") is None:
             return Past(run, tuple(reversed(edits)), source_folder(of_run))

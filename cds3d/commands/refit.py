@@ -146,7 +146,9 @@ def with_pictures(capture: Capture, folder: Path, refit: RefitConfig, outside: b
     files = by_photo(picture_files(folder, option, outside), capture, option)
     given = [i for i in files if i in set(capture.train)]
     if not given:
-        raise UserError(f"--views {folder} has no picture of a training view, such as {capture.image_names[0]}")
+        raise UserError(
+            f"--views {folder} has no picture of a training view, such as {capture.image_names[capture.train[0]]}"
+        )
     left = len(files) - len(given)
     log.info(
         "refitting to %d of %d training views%s", len(given), len(capture.train),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import socket
 import time
@@ -47,8 +48,11 @@ def open_viewer(config: DictConfig):
     whole(config, "width", "moving_width", least=16)
     whole(config, "port", most=65535)
     _check_host(config.host)
-    if config.token is not None and len(str(config.token).strip()) < _SHORTEST:
-        raise UserError(f"token= has to have at least {_SHORTEST} characters; leave it out, and one is made")
+    if config.token is not None and not re.fullmatch(rf"[A-Za-z0-9_-]{{{_SHORTEST},}}", str(config.token).strip()):
+        raise UserError(
+            f"token= has to have at least {_SHORTEST} characters, of a-z, A-Z, 0-9, - and _, since it is a part of an "
+            "address; leave it out, and one is made"
+        )
     if not OmegaConf.is_list(config.options) or not all(isinstance(o, str) and "=" in o for o in config.options):
         raise UserError(f"options={config.options} has to be a list of key=value, as in '[\"edit.width=189\"]'")
     load_config("edit", list(config.options))  # wrong ones are told now

@@ -136,6 +136,12 @@ def kind_of_file(path: str) -> str:
     return "xl" if xl else "sd"
 
 
+def says_v_prediction(path: str) -> bool:
+    """Whether a single file has the mark (an empty tensor) that fine-tunes of SDXL with v-prediction carry."""
+    with safe_open(path, "pt") as file:
+        return "v_pred" in file.keys()  # noqa: SIM118  (the file is no mapping)
+
+
 def check_complete(path: str, networks: dict[str, torch.nn.Module]) -> None:
     """UserError if a single file holds fewer tensors under a prefix than the network that was made of them.
 

@@ -35,6 +35,7 @@ from cds3d.guidance.kinds import (
     read_json,
     read_scheduler,
     refused,
+    says_v_prediction,
     variant_of,
 )
 from cds3d.guidance.prior import Prior, Query
@@ -261,6 +262,12 @@ def _from_file(
         vae = AutoencoderKL.from_single_file(path, subfolder="vae", torch_dtype=of_vae, **options)
         not_needed = dict.fromkeys(_NOT_NEEDED[kind])
         pipeline = _PIPELINES[kind].from_single_file(path, vae=vae, torch_dtype=dtype, **not_needed, **options)
+        if says_v_prediction(path) and pipeline.scheduler.config.prediction_type != "v_prediction":
+            raise UserError(
+                f"guidance.path={path} was trained with v-prediction, and its configuration says "
+                f"{pipeline.scheduler.config.prediction_type}: pass guidance.config=FOLDER with a "
+                "scheduler_config.json of prediction_type v_prediction"
+            )
         check_complete(path, {"model.diffusion_model.": pipeline.unet, "first_stage_model.": vae})
     except UserError:
         raise

@@ -10,15 +10,15 @@ from cds3d.objectives.objective import Objective, Step
 
 @dataclass(frozen=True)
 class CSD(Objective):
-    """versus: "source" gives eps(z_t, target) - eps(z_t, source), the paper's form for edits; "null" gives
+    """versus: "source" gives eps(z_t, target) - eps(z_t, source), the paper's form for edits; None gives
     (1 - a_t^2) (eps(z_t, target) - eps(z_t, null)), its form for generation. Two forwards; `scale` is the factor.
     """
 
-    versus: str
+    versus: str | None
 
     def __post_init__(self):
         super().__post_init__()
-        if self.versus not in ("source", "null"):
+        if self.versus not in ("source", None):
             raise ValueError(f"versus={self.versus} is unknown; use source or null")
 
     def gradient(self, prior, pair, prompts, draw) -> Step:

@@ -83,7 +83,7 @@ class LocalPair:
         (image_gradient,) = torch.autograd.grad(self._encoded, self._image, gradient)
         inside = image_gradient.view(-1, 3)[self._view.index]
         loss, volume = (self._color * inside).sum(), self._volume
-        usual = inside.square().sum(1).mean().sqrt().double()
+        usual = (inside.square().sum() / max(1, len(inside))).sqrt().double()  # a camera may look past the region
         if volume.smoothness > 0:
             weight = (volume.smoothness * usual * len(inside)).float()
             loss = loss + weight * self._field.target.total_variation()
@@ -100,8 +100,8 @@ class LocalViews:
     """source: the field to edit, left alone. cameras: the views to edit through, at the editing size.
 
     looks: how many steps only look; 0 needs a given region. clear_from: the step from which haze is cleared. seed: of
-    the order in which cameras come. given: (z, y, x) bool in the cells of the source's occupancy, which the region lies
-    in, or is where nothing looks.
+    the order in which cameras come. given: (z, y, x) bool in the cells of the source's occupancy. The region lies
+    in it; with looks=0 it is all of it.
     """
 
     def __init__(
@@ -156,7 +156,8 @@ class LocalViews:
         log.info("the region of the edit is %.2g%% of the scene's cells", 100 * float(region.float().mean()))
 
     def _found(self) -> Tensor:
-        cameras = self.region.visited or sorted(self._sources)  # without a threshold, masks need no visits
+        looked = {turn_of(step, len(self.cameras), self.seed) for step in range(self.looks)}
+        cameras = self.region.visited or sorted(looked)  # without a threshold, masks need no visits
         seen = [self._source(camera) for camera in cameras]
         masks = [self.region.weight(camera, made.image) for camera, made in zip(cameras, seen)]
         views = zip((made.view for made in seen), masks, strict=True)

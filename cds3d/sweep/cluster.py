@@ -144,7 +144,7 @@ def resources(threads: int, edit_mb: float, gpu_mb: float | None, node_mb: float
 def _connect(address: str | None, cpus: int):
     """The module ray, connected. UserError if it is not installed, or the cluster cannot be reached."""
     if address is None:  # before ray is imported
-        # So called because other systems have it by default: every port of Ray is bound to the loopback address.
+        # The name misleads: with 0, Ray binds all its ports to the loopback address, as it does on macOS and Windows.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it tells nobody what is done here
         os.environ.setdefault("RAY_worker_niceness", str(NICE))  # 15 else, which starves on a busy machine

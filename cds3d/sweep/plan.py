@@ -19,7 +19,8 @@ from cds3d.runs import slug
 from tensorf.errors import UserError, reason
 
 _LISTS = ("scenes", "edits", "objectives", "options", "seeds")
-_OURS = ("output", "resume", "overwrite", "seed", "objective", "scene", "device", "threads")
+_OURS = ("output", "resume", "overwrite", "seed", "objective", "scene", "device", "threads", "video_frames")
+_OURS += ("tgt", "src", "capture", "run", "image", "views")
 _MOST = 10_000  # edits
 _LONGEST = 60  # characters of a prompt in a folder's name
 
@@ -96,8 +97,11 @@ def _task(scene: str, edit: str, objective: str, extra: str, seed: int, output: 
     flags = (f"--tgt={tgt}", *([f"--src={src}"] if src else []), *([] if ships else [f"--capture={capture}"]))
     options = (f"objective={objective}", f"seed={seed}", *more)
     name = [source.parent.name, slug(tgt)[:_LONGEST], objective, f"seed{seed}"]
-    if more or src:
-        name.append(hashlib.sha256(json.dumps([src, more]).encode()).hexdigest()[:8])
+    # What the name does not tell in full, such as a prompt in another alphabet, comes as a hash.
+    told = " ".join(tgt.lower().split()) == name[1].replace("-", " ")
+    if more or src or not told or not ships:
+        rest = [src, more] if told and ships else [src, more, tgt, None if ships else str(Path(capture).absolute())]
+        name.append(hashlib.sha256(json.dumps(rest).encode()).hexdigest()[:8])
     folder = output / "runs" / "-".join(name)
     options = (*options, *([f"scene={scene}"] if ships else []))
     return Task(scene, src or None, tgt, objective, more, seed, flags, options, folder, source)

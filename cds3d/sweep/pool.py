@@ -119,8 +119,8 @@ def run_pool(
 ) -> None:
     """Do all that is not done, `jobs` at a time.
 
-    changed: called whenever one has ended. tick: called every `poll` seconds. Ctrl-C stops all that run, with their
-    states kept, and is passed on.
+    changed: called whenever one has ended. tick: called every `poll` seconds. Ctrl-C, and whatever else is
+    raised here, stops all that run, with their states kept, and is passed on.
     """
     waiting, running = [work for work in todo if not work.done], []
     by_folder = {work.folder: work for work in todo}
@@ -134,7 +134,7 @@ def run_pool(
             waiting = _begin(waiting, running, jobs, by_folder, changed, start)
             tick()
             time.sleep(poll)
-    except KeyboardInterrupt:
+    except BaseException:  # a full disk, too, when the table is written: no edit is left without whoever reads from it
         for work in running:
             work.job.stop()
         for work in running:

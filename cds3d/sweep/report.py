@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from cds3d.sweep.plan import Task
 from cds3d.sweep.pool import Work
@@ -94,10 +95,10 @@ def _media(output: Path, run: Path) -> str:
     name = next((name for name in _MEDIA if (run / name).exists()), None)
     if name is None:
         return ""
-    source = html.escape(Path(os.path.relpath(run / name, output)).as_posix(), quote=True)
+    source = html.escape(quote(Path(os.path.relpath(run / name, output)).as_posix()))
     if name.endswith(".png"):
         return f'<img src="{source}" width="420" loading="lazy">'
-    still = source.replace(name, _MEDIA[1])
+    still = source.removesuffix(name) + _MEDIA[1]
     return f'<video src="{source}" width="420" controls loop muted preload="none" poster="{still}"></video>'
 
 

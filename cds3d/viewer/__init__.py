@@ -3,7 +3,7 @@
 guard.py     who may connect
 sight.py     from a browser's camera to a picture of the fields
 window.py    one browser window: its render thread and its controls
-job.py       an edit in a process of its own: start, stop, resume, progress
 places.py    the ball or box that an edit stays in, with handles
+controls.py  the controls beside the picture
 app.py       all of it together
 """

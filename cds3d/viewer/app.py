@@ -17,7 +17,7 @@ from cds3d.commands.preparing import output_folder
 from cds3d.commands.videos import path_kind
 from cds3d.jobs import Job
 from cds3d.options import groups, load_config
-from cds3d.runs import finished_runs
+from cds3d.runs import finished_runs, read_config
 from cds3d.viewer.controls import Controls
 from cds3d.viewer.guard import start_server
 from cds3d.viewer.places import Place
@@ -63,16 +63,19 @@ class Viewer:
         self.source = load_field(shown.source / "field.safetensors", device)
         self.edited: Renderable | None = None
         self.run = shown.run
+        self._scene = _scene_of(shown.source)
         if shown.run is not None:
             self.edited = load_field(shown.run / "field.safetensors", device)
         self.lock, self.windows = threading.Lock(), {}
+        self._starting = threading.Lock()  # clicks are answered in many threads: two of them start one edit
         self.leash = Leash([capture.cameras[i] for i in capture.train])
         self.start = capture.cameras[capture.train[0]]
         self.source.render(self.start.resized(32, 24))  # compiles what the first frame would wait for
         self.job: Job | None = None
         self.video: Job | None = None
         self.keyframes: list[torch.Tensor] = []
-        self._preview, self._closed = 0.0, threading.Event()
+        self._preview: float | None = None  # when the preview that is shown was written
+        self._closed = threading.Event()
         self.server = start_server(config.host, config.port, token)
         self.url = f"http://{_named(config.host)}:{self.server.get_port()}/" + (f"?token={token}" if token else "")
         self._build()
@@ -86,8 +89,9 @@ class Viewer:
         return self.source, self.edited
 
     def names(self) -> list[str]:
-        """Of the finished runs of the scene, the source first."""
-        runs = [p.name for p in finished_runs(self.shown.folder) if p != self.shown.source]
+        """Of the finished runs of the scene, the source first. The folder of a sweep has runs of other scenes, too."""
+        runs = [p for p in finished_runs(self.shown.folder) if p != self.shown.source]
+        runs = [p.name for p in runs if _scene_of(p) in (None, self._scene)]
         return ["(source)", *runs]
 
     def show(self, name: str) -> None:
@@ -185,23 +189,26 @@ class Viewer:
         onward = values["onward"] and self.run is not None
         config = load_config("edit", [o for o in [*pairs, *self.shown.options] if not o.startswith("--")])
         config.src, config.tgt, config.run = values["src"], values["tgt"], str(self.run) if onward else None
+        words = values["where"] if values["where"] and not self.place.option() else None
+        config.where = words
         for name, label, what in (("src", "From", "it shows now"), ("tgt", "To", "it should become")):
             if not values[name]:
                 raise UserError(f"say what {what}: the field {label} is empty")
         folder = output_folder(config, self.shown.folder)
         flags = [f"--src={values['src']}", f"--tgt={values['tgt']}"]
-        flags += [f"--where={values['where']}"] if values["where"] and not self.place.option() else []
+        flags += [f"--where={words}"] if words else []
         flags += [f"--run={self.run}"] if onward else self.shown.options
         fixed = [f"output={folder}", f"preview_every={_PREVIEW_EVERY}", "video_frames=0"]
         return [*flags, *pairs, *fixed], folder
 
     def start_edit(self, extra: list[str]) -> None:
         """extra: such as resume=true. UserError if one is running."""
-        if self.job is not None and self.job.running:
-            raise UserError("an edit is running: stop it first")
-        options, folder = self.edit_options()
-        self._preview = 0.0
-        self.job = Job("edit", [*options, *extra], folder)
+        with self._starting:
+            if self.job is not None:
+                raise UserError("an edit is running: stop it first")
+            options, folder = self.edit_options()
+            self._preview = _changed(_preview_of(folder))  # of an earlier edit: not this one's
+            self.job = Job("edit", [*options, *extra], folder)
 
     def _watch(self) -> None:
         while not self._closed.wait(_POLL):
@@ -216,25 +223,24 @@ class Viewer:
         if job is None:
             return
         running = job.running  # asked first: what it wrote before its end is seen
-        self._load_preview(job.folder / "state" / "preview.safetensors")
+        self._load_preview(_preview_of(job.folder))
         self.controls.progress(job.progress(), job.lines[-1] if job.lines else "starting", running)
         if running:
             return
         self.job = None
-        outcome = job.outcome()
+        outcome = job.outcome() + ("; the state is kept: Resume goes on" if job.resumable else "")
         try:
             if outcome == "done":
                 self.show(job.folder.name)
                 self.controls.list_runs(self.names(), job.folder.name)
+            else:
+                self.show("(source)" if self.run is None else self.run.name)  # not a preview that no run's name tells
         finally:  # last: what the page says is done can be seen
             self.controls.say(outcome)
 
     def _load_preview(self, path: Path) -> None:
-        try:
-            changed = path.stat().st_mtime
-        except OSError:
-            return
-        if changed != self._preview:  # clocks may be set back
+        changed = _changed(path)
+        if changed not in (None, self._preview):  # clocks may be set back
             self._preview = changed
             self.edited = load_field(path, self.device)
             self._refresh()
@@ -249,7 +255,11 @@ class Viewer:
 
     def start_video(self, frames: int) -> Path:
         """Render the run's field along the keyframes, or along the usual path if there are none."""
-        if self.video is not None and self.video.running:
+        with self._starting:
+            return self._start_video(frames)
+
+    def _start_video(self, frames: int) -> Path:
+        if self.video is not None:
             raise UserError("a video is being rendered")
         run = self.run or self.shown.source
         if not self.keyframes:
@@ -285,6 +295,28 @@ class Viewer:
         for window in list(self.windows.values()):
             window.close()
         self.server.stop()
+
+
+def _scene_of(run: Path) -> tuple[str | None, Path | None] | None:
+    """What tells a run's scene from others: its name, or its capture; None if its configuration cannot be read."""
+    try:
+        config = read_config(run)
+    except UserError:
+        return None
+    capture = config.get("capture")
+    return (config.scene.get("name"), None) if capture is None else (None, Path(capture).resolve())
+
+
+def _preview_of(run: Path) -> Path:
+    return run / "state" / "preview.safetensors"
+
+
+def _changed(path: Path) -> float | None:
+    """When a file was written; None if it is not there."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
 
 
 def _named(host: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from cds3d.options import load_config
+from cds3d.runs import read_config
 from cds3d.viewer.places import PLACES
 from tensorf.errors import UserError
 from tensorf.untrusted import load_json
@@ -55,6 +56,7 @@ class Controls:
             self._video = gui.add_markdown("No keyframes: the usual path.")
         self._runs.on_update(lambda _: self._chosen())
         self._preset.on_update(lambda _: self._take_iterations())
+        self._onward.on_update(lambda _: self._take_prompt())
         photos.on_update(lambda _: viewer.show_photos(bool(photos.value)))
         self._start.on_click(lambda _: self._begin(["overwrite=true"] if self._overwrite.value else []))
         self._resume.on_click(lambda _: self._begin(["resume=true"]))
@@ -91,6 +93,17 @@ class Controls:
         """Show the iterations that the chosen preset has by default: edit=pictures counts those of one picture."""
         if self._preset.value in _PRESETS:
             self._iterations.value = int(load_config("edit", [f"edit={self._preset.value}"]).edit.iterations)
+
+    def _take_prompt(self) -> None:
+        """Let "From" say what the field shows that the next edit starts from."""
+        run = self._viewer.run
+        if self._onward.value and run is not None:
+            try:
+                self._src.value = str(read_config(run).get("tgt") or "")
+            except UserError as error:
+                self.say(str(error))
+        else:
+            self._src.value = self._viewer.shown.prompt
 
     def say(self, text: str) -> None:
         """A line below the edit's buttons."""
@@ -140,6 +153,8 @@ class Controls:
         try:
             self._viewer.show(self._runs.value)
             self._tell_figures()
+            if self._onward.value:
+                self._take_prompt()
         except UserError as error:
             self.say(str(error))
 

@@ -12,7 +12,7 @@ from campaigns.tiny import LIMIT, Case, Inputs, Truth, do, is_done
 from campaigns.wholeness import contents, damages, differences, leftovers
 
 WAYS = ("at a write", "at any time", "with all that it started")
-KILLED = "error: the process was killed (SIGKILL): Resume goes on from its last state"  # what the viewer tells
+KILLED = "error: the process was killed (SIGKILL)"  # what the viewer tells
 _KILLS = 6  # of one run, at most
 
 

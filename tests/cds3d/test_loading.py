@@ -219,6 +219,17 @@ def test_single_file_takes_prediction_from_the_configuration(tiny_folder, tiny_v
     assert single.prediction == "v_prediction"
 
 
+def test_a_single_file_that_says_v_prediction_needs_a_configuration_that_does(tiny_folder, tiny_v_folder, tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    weights = original_layout(StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None))
+    save_file(weights | {"v_pred": torch.zeros(0)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="was trained with v-prediction, and its configuration says epsilon"):
+        load_prior(str(tmp_path / "model.safetensors"), device=CPU, config=str(tiny_folder))
+    single = load_prior(str(tmp_path / "model.safetensors"), device=CPU, config=str(tiny_v_folder))
+    assert single.prediction == "v_prediction"
+
+
 def test_single_xl_file_loads_as_the_folder_it_came_from(xl_folder, tmp_path):
     from diffusers import StableDiffusionXLPipeline
 

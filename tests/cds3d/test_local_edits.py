@@ -11,7 +11,7 @@ from fakes import PROMPTS, FixedGradient, LinearPrior
 import cds3d.subjects.local as local_module
 from cds3d.editor import Editor
 from cds3d.options import build, load_config
-from cds3d.subjects.field import FieldRates
+from cds3d.subjects.field import FieldRates, turn_of
 from cds3d.subjects.given import seen_share
 from cds3d.subjects.local import LocalPair, LocalViews, LookPair
 from cds3d.subjects.region import EditedRegion
@@ -252,6 +252,22 @@ def test_smoothness_adds_the_total_variations_gradient(field, cameras, masked):
     torch.testing.assert_close(plane(smooth).grad - plane(plain).grad, variation, rtol=1e-3, atol=1e-6)
 
 
+def test_a_camera_that_looks_past_the_region_changes_nothing_and_the_edit_goes_on(field, cameras):
+    corner = torch.zeros_like(field.occupancy)
+    corner[0, 0, 0] = True
+    close = replace(cameras[0], fx=6 * cameras[0].fx, fy=6 * cameras[0].fy)
+    subject = local_views(field, [close, *cameras[1:]], looks=0, clear_from=0)
+    subject.given, before = corner, clones(subject.target)
+    at = next(step for step in range(3) if turn_of(step, 3, subject.seed) == 0)
+    pair = subject.pair(at)
+    assert len(pair._view.index) == 0
+    pair.target()
+    pair.backward(GRADIENT)
+    gradients = [p.grad for p in subject.target.target.parameters() if p.grad is not None]
+    assert gradients and all((g == 0).all() for g in gradients)
+    assert all(torch.equal(v, before[k]) for k, v in subject.target.state_dict().items() if k.startswith("source"))
+
+
 def test_haze_is_pulled_back_and_what_was_meant_is_left_alone(field, cameras, masked):
     """The gradient of Geman and McClure's loss, u s q / (1 + q) with q = |d / s|^2, on differences of both kinds."""
     subject = looked(local_views(field, cameras, clear_from=4, smoothness=0.0, haze=3.0, haze_color=0.1))
@@ -268,6 +284,19 @@ def test_haze_is_pulled_back_and_what_was_meant_is_left_alone(field, cameras, ma
         # |d / s| = 0.5: 2 (d / s) / 1.25^2; |d / s| = 50: nearly nothing
         pull = weight * usual * torch.where(faint, torch.tensor([0.0, 0.3, 0.4]) * 2 / 1.5625, torch.zeros(3))
         torch.testing.assert_close(caught[0] - 2 / 64, pull, rtol=1e-3, atol=1e-4)
+
+
+def test_without_a_threshold_a_resume_in_the_last_look_finds_the_same_region(field, cameras):
+    def without_threshold():
+        subject = local_views(field, cameras)
+        subject.region = EditedRegion(replace(subject.region.config, mask_threshold=0.0))
+        return subject
+
+    unbroken, resumed = looked(without_threshold()), without_threshold()
+    unbroken.pair(3)
+    resumed.load_state(without_threshold().state())
+    resumed.pair(3)  # this process has seen one camera only
+    assert torch.equal(resumed.target.region, unbroken.target.region)
 
 
 def test_an_edit_that_goes_on_for_longer_looks_no_more(field, cameras, masked):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from defaults import changed, objective
 from fakes import PROMPTS, LinearDenoiser, TwoLatents
 
+from cds3d.commands.preparing import build_objective
 from cds3d.objectives import CDS, OBJECTIVES, cds, patchnce
 from cds3d.objectives.ids import fixed_point_noise
 from cds3d.objectives.objective import Draw, Prompts, Step, classifier_free
@@ -413,7 +414,8 @@ def test_csd_by_its_formula():
     torch.testing.assert_close(gradient, torch.full_like(z_tgt, SCORE_SCALE * 4.0 * (3 - 2)), atol=1e-5, rtol=1e-5)
     assert [call[2] for call in model.calls if call[0] == "predict"] == [2]
     # For generation: (1 - a^2) (eps(target) - eps(null)), with a^2 = 0.36.
-    gradient, _, _ = gradient_of(objective("csd", scale=4.0, versus="null"), z_tgt, z_src)
+    config = load_config("edit", ["objective=csd", "objective.scale=4", "objective.versus=null"])
+    gradient, _, _ = gradient_of(build_objective(config), z_tgt, z_src)
     expected = torch.full_like(z_tgt, SCORE_SCALE * 4.0 * 0.64 * 3)
     torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-5)
 

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -58,6 +59,20 @@ def test_folders_do_not_hang_on_what_else_is_swept():
     }
 
 
+def test_prompts_that_a_folders_name_cannot_tell_have_folders_of_their_own():
+    long = "a red flower " * 8
+    tasks = planned(edits=["красный цветок", "синий цветок", f"{long}a", f"{long}b", "a red flower", "a red flower!"])
+    assert len({t.folder for t in tasks}) == 6
+    assert tasks[4].folder.name == "flower-a-red-flower-cds-seed0"  # this one it can tell
+
+
+def test_captures_of_one_name_have_folders_of_their_own(capture_folder, tmp_path):
+    for place in "ab":
+        shutil.copytree(capture_folder, tmp_path / place / "garden")
+    first, second = planned(edits=["a -> b"], scenes=["a/garden", "b/garden"])
+    assert first.folder != second.folder and first.folder.name.startswith("garden-b-cds-seed0-")
+
+
 def test_captures_are_given_by_their_folder(capture_folder):
     (task,) = planned(scenes=[str(capture_folder)], edits=["a flower -> a red flower"])
     assert f"--capture={capture_folder}" in task.flags and task.source == Path("outputs/daisies/source")
@@ -83,6 +98,8 @@ def test_a_file_has_the_lists_and_the_command_line_wins(tmp_path):
         ({"edits": ["a"], "objectives": ["best"]}, "best is unknown"),
         ({"edits": ["a"], "options": ["edit.lr"]}, "edit.lr has to be an option"),
         ({"edits": ["a"], "options": ["seed=3"]}, "seed=3 has to be an option"),
+        ({"edits": ["a"], "options": ["video_frames=60"]}, "video_frames=60 has to be an option"),
+        ({"edits": ["a"], "options": ["capture=x"]}, "capture=x has to be an option"),
         ({"edits": ["a"], "options": ["edit.speed=3"]}, "edit.speed"),
         ({"edits": ["a", "a"]}, "comes twice"),
         ({"edits": ["a"], "scenes": ["castle"]}, "castle"),
@@ -190,6 +207,21 @@ def test_a_folder_without_a_state_is_not_overwritten(fake, tmp_path):
     (tmp_path / "a").mkdir()
     pooled(make(tmp_path, "a"))
     assert fake.started[0][2] == ["x", "resume=true"]
+
+
+def test_no_edit_is_left_behind_when_the_sweep_itself_fails(fake, tmp_path):
+    ended, todo = [], make(tmp_path, "a", "b")
+
+    def full():
+        raise OSError(28, "No space left on device")
+
+    FakeJob.stop, FakeJob.close = lambda job: ended.append(("stop", job)), lambda job: ended.append(("close", job))
+    try:
+        with pytest.raises(OSError, match="No space"):
+            run_pool(todo, 2, 2, lambda work: None, poll=0, tick=full)
+    finally:
+        del FakeJob.stop, FakeJob.close
+    assert [what for what, _ in ended] == ["stop", "stop", "close", "close"]
 
 
 def test_one_that_is_killed_after_its_end_is_done(fake, tmp_path):

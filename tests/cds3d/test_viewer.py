@@ -1,5 +1,6 @@
 """The viewer without a browser: who may connect, pictures over its websocket, its controls, edits as processes."""
 
+import contextlib
 import http.client
 import io
 import json
@@ -9,13 +10,17 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from fakes import PROMPTS, TINY_FIELD, TINY_SCENE, LinearPrior, TwoLatents
+from omegaconf import OmegaConf
 from PIL import Image
 
 viser = pytest.importorskip("viser", reason='no viser: pip install ".[viewer]"')
@@ -31,6 +36,7 @@ from cds3d.commands.preparing import build_objective  # noqa: E402
 from cds3d.commands.view import open_viewer  # noqa: E402
 from cds3d.jobs import Job  # noqa: E402
 from cds3d.options import load_config  # noqa: E402
+from cds3d.viewer import app  # noqa: E402
 from cds3d.viewer.app import _named  # noqa: E402
 from cds3d.viewer.controls import _LIVE  # noqa: E402
 from cds3d.viewer.guard import COOKIE, refusal  # noqa: E402
@@ -240,7 +246,8 @@ def test_the_controls_are_options_of_an_edit(viewer, controls):
     controls._where.value = "the flower"
     assert not any(o.startswith("--where") for o in viewer.edit_options()[0])  # one of both, and the ball is seen
     viewer.place.show("anywhere")
-    assert "--where=the flower" in viewer.edit_options()[0]
+    options, folder = viewer.edit_options()
+    assert "--where=the flower" in options and folder.name == "a-red-flower-where"
     viewer.place.show("box")
     half = viewer.place.half[0]
     corners = ",".join(f"{x:.5g}" for x in (0.1 - half, 0.2 - half, 2 - half, 0.1 + half, 0.2 + half, 2 + half))
@@ -393,16 +400,114 @@ def test_the_outcome_of_a_job_is_one_line(python):
     assert "ValueError: seven" in ended(python("raise ValueError('seven')"))
 
 
-def test_a_stopped_job_keeps_its_state_and_a_killed_one_is_told(python):
+def test_a_stopped_job_keeps_its_state_and_a_killed_one_is_told(python, tmp_path):
     code = "import signal, time, sys; signal.signal(signal.SIGINT, lambda *_: sys.exit(130)); {}time.sleep(30)"
-    job = python(code.format("print('ready', file=sys.stderr, flush=True); "))
+    job = python(code.format("print('ready', file=sys.stderr, flush=True); "), tmp_path)
     while "ready" not in job.lines:
         time.sleep(0.05)
     job.close()
-    assert job.process.returncode == 130 and "state is kept" in job.outcome()
-    job = python("import time; time.sleep(30)")
+    assert job.process.returncode == 130 and job.outcome() == "stopped" and not job.resumable
+    (job.folder / "state").mkdir()
+    (job.folder / "state" / "state.pt").touch()
+    assert job.resumable
+    job = python("import time; time.sleep(30)", job.folder)
     job.process.send_signal(signal.SIGKILL)
-    assert "SIGKILL" in ended(job)
+    assert "SIGKILL" in ended(job) and job.resumable
+    job = python("import sys; sys.exit('error: no')", job.folder)
+    assert ended(job) == "no" and not job.resumable
+    job = python("pass", job.folder)
+    assert ended(job) == "done" and not job.resumable
+
+
+def test_two_clicks_start_one_edit(viewer, controls, monkeypatch):
+    controls._tgt.value = "a red flower"
+    started, together = [], threading.Barrier(2)
+
+    class Slow:
+        running, folder, lines = True, Path("nowhere"), []
+
+        def __init__(self, *ignored):
+            time.sleep(0.2)
+            started.append(self)
+
+        def progress(self):
+            return {}
+
+    def click():
+        together.wait()
+        with contextlib.suppress(UserError):
+            viewer.start_edit([])
+
+    monkeypatch.setattr(app, "Job", Slow)
+    threads = [threading.Thread(target=click) for _ in range(2)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(started) == 1
+    finally:
+        viewer.job = None
+        viewer.controls.progress({}, "", False)
+
+
+def test_configurations_are_read_in_many_threads_at_once():
+    with ThreadPoolExecutor(4) as pool:
+        assert len(list(pool.map(lambda n: load_config("edit", [f"seed={n}"]), range(12)))) == 12
+
+
+def test_a_failed_edit_leaves_the_run_that_was_shown(python, viewer, monkeypatch):
+    run, said = viewer.shown.folder / "a-blue-flower", []
+    shutil.copytree(viewer.shown.source, run)
+    (run / "state").mkdir(exist_ok=True)
+    shutil.copy(run / "field.safetensors", run / "state" / "preview.safetensors")  # of the earlier edit
+    monkeypatch.setattr(viewer.controls, "say", said.append)
+    monkeypatch.setattr(viewer, "edit_options", lambda: ([], run))
+    monkeypatch.setattr(app, "Job", lambda *ignored: python("import sys; sys.exit('error: finished')", run))
+    loaded = []
+    monkeypatch.setattr(app, "load_field", lambda path, device: loaded.append(path) or load_field(path, device))
+    try:
+        viewer.show("(source)")
+        viewer.start_edit([])
+        deadline = time.monotonic() + 20
+        while "finished" not in said:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert viewer.edited is None and viewer.run is None and loaded == []
+    finally:
+        shutil.rmtree(run)
+
+
+def test_from_says_what_the_next_edit_starts_from(viewer, controls):
+    run = viewer.shown.folder / "a-red-flower"
+    shutil.copytree(viewer.shown.source, run)
+    (run / "config.yaml").write_text((run / "config.yaml").read_text() + "tgt: a red flower\n")
+    try:
+        viewer.show("a-red-flower")
+        for onward, prompt in ((True, "a red flower"), (False, "a yellow flower")):
+            controls._onward.value = onward
+            deadline = time.monotonic() + 10
+            while controls._src.value != prompt:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+    finally:
+        viewer.show("(source)")
+        shutil.rmtree(run)
+
+
+def test_runs_of_other_scenes_in_the_folder_are_not_listed(viewer):
+    other = viewer.shown.folder / "mug-a-blue-mug"
+    shutil.copytree(viewer.shown.source, other)
+    config = OmegaConf.load(other / "config.yaml")
+    config.capture = "elsewhere"
+    OmegaConf.save(config, other / "config.yaml")
+    try:
+        assert other.name not in viewer.names()
+        config.capture = viewer.config.capture
+        OmegaConf.save(config, other / "config.yaml")
+        assert other.name in viewer.names()
+    finally:
+        shutil.rmtree(other)
 
 
 def test_what_is_said_to_be_done_is_already_shown(python, viewer, monkeypatch):
@@ -450,6 +555,7 @@ def test_progress_is_what_the_run_reports(python, tmp_path):
         (["port=99999"], "port=99999 has to be at most 65535"),
         (["host=0.0.0.0", "token="], "token= has to have at least 8 characters"),
         (["host=0.0.0.0", "token=secret"], "token= has to have at least 8 characters"),
+        (["host=0.0.0.0", "token=pass&word#1"], "of a-z, A-Z, 0-9, - and _"),
         (["width=2"], "width"),
         (["options=[a]"], "key=value"),
         (['options=["edit.speed=3"]'], "edit.speed"),

@@ -450,7 +450,9 @@ def test_matched_points_count_twice_in_every_second_step(ndc_capture, monkeypatc
     camera = ndc_capture.cameras[ndc_capture.train[0]]
     points = (camera.position + 2 * camera.forward).expand(3, 3)
     capture = replace(ndc_capture, sightings=(torch.full((3,), ndc_capture.train[0]), points))
-    config = replace(SHORT, iterations=8, sightings=0.1, sightings_until=0.5, upsample_at=(), stages=(1.0,), prune_at=())
+    config = replace(
+        SHORT, iterations=8, sightings=0.1, sightings_until=0.5, upsample_at=(), stages=(1.0,), prune_at=()
+    )
     asked = []
 
     def steepness(field, *ignored):  # a loss whose gradient is 1 for each number of the first line

@@ -42,6 +42,13 @@ def test_captures_are_trained_and_compared(tmp_path, folders, capsys):
     assert "train_psnr_db" in table and "two" in table
 
 
+def test_options_of_videos_are_taken(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):  # of the capture: the option is known
+        script("bench_captures").main(["scene.frames=30", "nowhere.mp4"])
+    (tmp_path / "walk.mp4").write_bytes(b"no video")
+    assert script("bench_captures").main([str(tmp_path / "walk.mp4"), "scene.frames=30", f"--output={tmp_path}"]) == 1
+
+
 def test_a_capture_that_fails_does_not_stop_the_others(tmp_path, folders, capsys):
     (folders[0] / "poses_bounds.npy").write_bytes(b"no array")
     bench, output = script("bench_captures"), tmp_path / "bench"

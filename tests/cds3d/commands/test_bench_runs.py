@@ -113,6 +113,27 @@ def test_bench_makes_captures_of_held_out_scenes(tmp_path, tiny_folder, capsys, 
     assert not (tmp_path / "again").exists()
 
 
+def test_options_of_a_preset_are_those_of_the_runs_that_have_it():
+    options = ("edit.volume.grow=0.2", "edit=shape", "objective.weight=6", "edit.width=200")
+    assert run._fitting(options, run._base("field", "cds")) == list(options)
+    assert run._fitting(options, run._base("field", "dds")) == [options[0], options[1], options[3]]
+    assert run._fitting(options, run._base("image", "cds")) == ["objective.weight=6"]
+    assert run._fitting(options[:1], run._base("field", "cds")) == []
+
+
+def test_weights_in_one_file_are_in_the_fingerprint(tmp_path, monkeypatch, tiny_folder):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = {"tasks": ["color"], "fields": [], "objectives": ["cds"], "baselines": []}
+    found = set()
+    for content in (b"one", b"two"):
+        for name in ("file.safetensors", "folder/file.safetensors"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_bytes(content)
+            path = f"guidance.path=~/{name.removesuffix('/file.safetensors')}"
+            found.add(run._fingerprint({**settings, "options": [path]}))
+    assert len(found) == 4
+
+
 def test_an_interrupted_bench_tells_how_to_go_on(tmp_path, tiny_folder, capture_folder, capsys, monkeypatch):
     def interrupted(run):
         raise KeyboardInterrupt("at iteration 3; the same command with resume=true goes on")

@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 from checks import load_script
+from tiny_models import build_xl
 
 from cds3d.guidance import load_prior
+from tensorf.errors import UserError
 
 
 @pytest.mark.parametrize("prediction", ["tiny_folder", "tiny_v_folder"])
@@ -41,3 +43,29 @@ def test_the_published_flow_computes_what_a_prior_leaves_out():
     assert blocks.count("ResnetBlock2D") == 6 and "Shortcut" not in blocks
     image = torch.rand(1, 3, 40, 56, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(reference.encode(image), prior.encode_image(image), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        (["--model", "./nope"], "nope"),
+        (["--dtypes", "fp16"], "fp16 needs a GPU"),
+        (["--device", "cuda:9"], "device=cuda:9 cannot be used"),
+        (["--model", "xl"], "not for SDXL"),
+    ],
+)
+def test_what_is_wrong_is_told(options, told, tmp_path):
+    if options[-1] == "xl":
+        build_xl(tmp_path / "tokenizer").save_pretrained(tmp_path / "xl", safe_serialization=True)
+        options = ["--model", str(tmp_path / "xl")]
+    given = ["--device", "cpu", "--latents", "9x7", "--images", "--json", str(tmp_path / "step.json"), *options]
+    with pytest.raises(UserError, match=told):
+        load_script("bench_step").main(given)
+    assert not (tmp_path / "step.json").exists()
+
+
+@pytest.mark.parametrize("size", ["31", "0x7", "9x7x5", "9xa"])
+def test_a_size_is_width_and_height(size, capsys):
+    with pytest.raises(SystemExit):
+        load_script("bench_step").main(["--latents", size])
+    assert f"{size} has to be WIDTHxHEIGHT" in capsys.readouterr().err

@@ -133,14 +133,18 @@ def test_points_and_splats(opaque, tmp_path, capture_folder):
         (["dataset", "path=round"], "path=round"),
         (["dataset", "output=there"], "there exists: pass overwrite=true"),
         (["dataset", "output=there", "overwrite=true"], "no export of this format"),
+        (["dataset", "output=capture", "overwrite=true"], "no export of this format"),
     ],
 )
 def test_what_is_wrong_is_one_line(options, told, opaque, tmp_path, capsys):
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "mine.txt").write_text("mine")
+    (tmp_path / "capture").mkdir()
+    (tmp_path / "capture" / "transforms.json").write_text("{}")  # as nerfstudio's have it, beside the photos
     assert export(opaque, *options) == 1
     assert told in capsys.readouterr().err.strip().splitlines()[-1]
-    assert (tmp_path / "there" / "mine.txt").exists() and not (opaque / "export").exists()
+    assert (tmp_path / "there" / "mine.txt").exists() and (tmp_path / "capture" / "transforms.json").exists()
+    assert not (opaque / "export").exists()
 
 
 def test_an_export_is_replaced_if_asked(opaque, tmp_path):

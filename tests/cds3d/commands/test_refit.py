@@ -144,7 +144,8 @@ def test_wrong_pictures_are_told_before_anything_is_written(tmp_path, trained, t
     held_out.mkdir()
     iio.imwrite(held_out / "view000.png", np.zeros((48, 64, 3), np.uint8))
     given = ["--views", held_out, "output=run"]
-    assert "has no picture of a training view" in fails(capsys, "edit", *train_options, *given)
+    told = "has no picture of a training view, such as view001.jpg"  # view000 is held out
+    assert told in fails(capsys, "edit", *train_options, *given)
     for option in ("baseline=sdedit", "edit=latent"):
         text = fails(capsys, "edit", *train_options, "--views", "square", option)
         assert option.split("=")[0] in text and "image" in text

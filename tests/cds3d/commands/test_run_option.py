@@ -100,6 +100,25 @@ def test_what_is_wrong_is_one_line(options, told, tmp_path, chain, capsys):
     assert told in capsys.readouterr().err.strip().splitlines()[-1]
 
 
+def test_an_edit_does_not_overwrite_what_it_starts_from(tmp_path, chain, trained, capsys):
+    run = tmp_path / "outputs" / "daisies" / "a-red-flower"
+    for folder in (run, trained, run / ".." / "a-red-flower"):
+        options = [f"output={folder}", "overwrite=true", *chain]
+        assert run_command("edit", ["--run", str(run), "--tgt", "a red tulip", *options]) == 1
+        assert "a field that this edit starts from" in capsys.readouterr().err
+    assert (run / "metrics.json").exists() and (trained / "metrics.json").exists()
+
+
+def test_runs_that_lead_in_a_circle_are_followed_once(tmp_path, chain):
+    run = tmp_path / "outputs" / "daisies" / "a-red-flower"
+    text = (run / "config.yaml").read_text()
+    assert "run: null" in text
+    (run / "config.yaml").write_text(text.replace("run: null", f"run: {run}"))
+    config = load_config("edit", [])
+    config.run = str(run)
+    assert len(take_over(config).edits) == 1
+
+
 def test_unfinished_runs_and_images_are_refused(tmp_path, chain, capsys):
     run = tmp_path / "outputs" / "daisies" / "a-red-flower"
     (run / "metrics.json").unlink()

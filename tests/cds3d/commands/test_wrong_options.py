@@ -168,3 +168,15 @@ def test_line_breaks_and_what_a_terminal_obeys_are_not_told_on(capsys):
     assert fails(capsys, "render", "x", "format=\n") == "error: format= is unknown; use mp4 or png"
     told = fails(capsys, "render", "a\n\x1b[2Jb")
     assert told.startswith("error: a ?[2Jb is no run folder")
+
+
+@pytest.mark.parametrize("name", ["lr=0.02", "a b", "50%", "x,y"])
+def test_folders_of_any_name(name):
+    assert load_config("edit", [f"output=outputs/{name}"]).output == f"outputs/{name}"
+
+
+def test_a_run_whose_name_has_an_equals_sign_is_no_option(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "lr=0.02").mkdir(parents=True)
+    assert "outputs/lr=0.02 is no run folder" in fails(capsys, "render", "outputs/lr=0.02")
+    assert "unknown option speed" in fails(capsys, "render", "speed=3")
