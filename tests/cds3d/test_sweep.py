@@ -278,6 +278,18 @@ def test_the_table_tells_settings_states_and_figures(tmp_path):
     assert "bad &lt;input&gt;" in page and "3.50" in page and "HEAD" not in page and "BODY" not in page
 
 
+def test_pictures_of_runs_with_odd_names_are_found(tmp_path):
+    run = tmp_path / "runs" / 'Plant #2 "50%" video.mp4'
+    run.mkdir(parents=True)
+    (run / "comparison.mp4").touch()
+    (run / "metrics.json").write_text("{}")
+    task = Task("plant", None, "a", "cds", (), 0, (), (), run, tmp_path)
+    write_report(tmp_path, rows([task], [Work("edit", [], run)]))
+    place = "runs/Plant%20%232%20%2250%25%22%20video.mp4/"
+    page = (tmp_path / "index.html").read_text()
+    assert f'src="{place}comparison.mp4"' in page and f'poster="{place}' in page
+
+
 # --- from end to end
 
 
