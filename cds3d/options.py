@@ -56,7 +56,7 @@ def load_config(command: str, options: list[str]) -> DictConfig:
             raise UserError(f"{option!r} is no key=value: an option begins with its name; see --help")
     _check_groups(command, options)
     try:
-        with _HYDRA, _hydra():
+        with _hydra():
             config = compose(command, overrides=[_quoted(o) for o in options])
             OmegaConf.to_container(config, resolve=True)  # "${...}" that leads nowhere is told now
     except (HydraException, OmegaConfBaseException) as error:
@@ -67,10 +67,11 @@ def load_config(command: str, options: list[str]) -> DictConfig:
 
 @contextmanager
 def _hydra():
-    """Hydra, reading from configs/. It is global: one thread at a time (`_HYDRA`)."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(data_folder("configs")), version_base="1.3"):
-        yield
+    """Hydra, reading from configs/. Its state is global, so one thread at a time uses it."""
+    with _HYDRA:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(data_folder("configs")), version_base="1.3"):
+            yield
 
 
 def _check_text(command: str, config: DictConfig) -> None:

@@ -171,9 +171,8 @@ class Trainer:
             loss = loss + (shown - target).square().mean()
             loss = loss + self._hold_exposure * self.exposure.size()
         if self._sightings is not None and progress < config.sightings_until and self.iteration % 2 == 0:
-            weight = (
-                2 * config.sightings * (1 - progress / config.sightings_until)
-            )  # every second step, twice as strong
+            # In every second step, twice as strong: the rays cost as much as a quarter of the batch.
+            weight = 2 * config.sightings * (1 - progress / config.sightings_until)
             loss = loss + weight * self._unclear(generator)
         self.optimizer.zero_grad()
         loss.backward()

@@ -97,11 +97,10 @@ def _task(scene: str, edit: str, objective: str, extra: str, seed: int, output: 
     flags = (f"--tgt={tgt}", *([f"--src={src}"] if src else []), *([] if ships else [f"--capture={capture}"]))
     options = (f"objective={objective}", f"seed={seed}", *more)
     name = [source.parent.name, slug(tgt)[:_LONGEST], objective, f"seed{seed}"]
-    # What the name does not tell in full, such as a prompt in another alphabet, comes as a hash.
-    told = " ".join(tgt.lower().split()) == name[1].replace("-", " ")
-    if more or src or not told or not ships:
-        rest = [src, more] if told and ships else [src, more, tgt, None if ships else str(Path(capture).absolute())]
-        name.append(hashlib.sha256(json.dumps(rest).encode()).hexdigest()[:8])
+    complete = " ".join(tgt.lower().split()) == name[1].replace("-", " ")
+    if more or src or not ships or not complete:  # a hash tells what the name does not, as of other alphabets
+        place = None if ships else str(Path(capture).absolute())
+        name.append(hashlib.sha256(json.dumps([src, more, tgt, place]).encode()).hexdigest()[:8])
     folder = output / "runs" / "-".join(name)
     options = (*options, *([f"scene={scene}"] if ships else []))
     return Task(scene, src or None, tgt, objective, more, seed, flags, options, folder, source)

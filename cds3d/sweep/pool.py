@@ -134,7 +134,7 @@ def run_pool(
             waiting = _begin(waiting, running, jobs, by_folder, changed, start)
             tick()
             time.sleep(poll)
-    except BaseException:  # a full disk, too, when the table is written: no edit is left without whoever reads from it
+    except BaseException:  # such as a full disk when the table is written: no edit is left running alone
         for work in running:
             work.job.stop()
         for work in running:

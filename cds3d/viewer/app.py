@@ -234,7 +234,7 @@ class Viewer:
                 self.show(job.folder.name)
                 self.controls.list_runs(self.names(), job.folder.name)
             else:
-                self.show("(source)" if self.run is None else self.run.name)  # not a preview that no run's name tells
+                self.show("(source)" if self.run is None else self.run.name)  # no preview of the failed edit
         finally:  # last: what the page says is done can be seen
             self.controls.say(outcome)
 
