@@ -141,6 +141,8 @@ def test_what_is_wrong_is_one_line(options, told, opaque, tmp_path, capsys):
     (tmp_path / "there" / "mine.txt").write_text("mine")
     (tmp_path / "capture").mkdir()
     (tmp_path / "capture" / "transforms.json").write_text("{}")  # as nerfstudio's have it, beside the photos
+    (tmp_path / "capture" / "sparse" / "0").mkdir(parents=True)
+    (tmp_path / "capture" / "sparse" / "0" / "cameras.bin").touch()
     assert export(opaque, *options) == 1
     assert told in capsys.readouterr().err.strip().splitlines()[-1]
     assert (tmp_path / "there" / "mine.txt").exists() and (tmp_path / "capture" / "transforms.json").exists()
