@@ -43,7 +43,7 @@ def read_camera_path(
     if not cameras:
         raise UserError(f"{file} has no cameras")
     checked = [checked_pose(opencv_from_opengl(p[:3]), file, f"camera {i}") for i, p in enumerate(poses)]
-    world = transformed(np.stack(checked), world_from_capture.double().numpy())
+    world = transformed(np.stack(checked), world_from_capture.numpy())
     return [c.with_pose(torch.from_numpy(pose).float()) for c, pose in zip(cameras, world, strict=True)]
 
 
@@ -52,6 +52,8 @@ def _transforms(file: Path, table: dict, like: Camera) -> tuple[list[np.ndarray]
     for i, frame in enumerate(_list(file, table, "frames")):
         keys = {**table, **frame}
         poses.append(_matrix(file, frame.get("transform_matrix"), i))
+        if not {"w", "h"} <= keys.keys():  # these count pixels of a size that the file does not tell
+            keys = {k: v for k, v in keys.items() if k not in ("fl_x", "fl_y", "cx", "cy")}
         if "fl_x" in keys or "camera_angle_x" in keys:
             width, height = (_number(file, keys, k, getattr(like, n), i) for k, n in (("w", "width"), ("h", "height")))
             default = None
@@ -72,6 +74,8 @@ def _nerfstudio(file: Path, table: dict, like: Camera, root: Path | None) -> tup
     )
     undo, scale = _normalisation(file, root)
     poses, cameras = [], []
+    if (kind := table.get("camera_type", "perspective")) != "perspective":
+        raise UserError(f"{file}: camera_type is {kind}, and only perspective is rendered; choose it in the viewer")
     for i, frame in enumerate(_list(file, table, "camera_path")):
         pose = _matrix(file, frame.get("camera_to_world"), i)
         pose[:3, 3] /= scale

@@ -65,9 +65,12 @@ class PixelBatches:
 
 
 def _true_places(masks: Tensor) -> Tensor:
-    """(m,) int32: the places of the true elements of (n, height, width), laid out flat; photo by photo, for memory."""
-    size = masks[0].numel()
-    return torch.cat([mask.flatten().nonzero()[:, 0].int() + i * size for i, mask in enumerate(masks)])
+    """(m,): the places of the true elements of (n, height, width), laid out flat; photo by photo, for memory.
+
+    int32 where that can count so far, for memory too.
+    """
+    size, kind = masks[0].numel(), torch.int32 if masks.numel() < 2**31 else torch.int64
+    return torch.cat([mask.flatten().nonzero()[:, 0].to(kind) + i * size for i, mask in enumerate(masks)])
 
 
 def seeded(device: torch.device, seed: int) -> torch.Generator:

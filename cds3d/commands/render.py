@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from tensorf.renderable import Renderable, load_field
 
 log = logging.getLogger("cds3d")
 
+_OURS = re.compile(r"\d{4,}\.png|depth\.json")  # what `write_pictures` and `write_depths` leave in a folder
 _FAR = 2.0  # times the depth up to which nearly all pixels lie: what a 16-bit depth picture can tell apart
 
 
@@ -119,10 +121,10 @@ def _output(config: DictConfig, capture: Capture, run: Path) -> Path:
             raise UserError(f"output={output} has to end in .mp4, or give format=png")
         return output
     output = Path(config.output) if config.output else run / f"{name}_frames"
-    if output.suffix or (output.exists() and not output.is_dir()):
+    if output.suffix == ".mp4" or (output.exists() and not output.is_dir()):
         raise UserError(f"output={output} has to be a folder's name for format=png")
     for folder in (output, output.with_name(f"{output.name}_depth"))[: 1 + config.depth]:
-        if folder.exists() and any(p.suffix not in (".png", ".json") for p in folder.iterdir()):
+        if folder.exists() and any(not _OURS.fullmatch(p.name) for p in folder.iterdir()):
             raise UserError(f"{folder} holds other files: give another output=")
     return output
 

@@ -50,6 +50,7 @@ def train_command(config: DictConfig) -> Path:
     """Train what `config` says (configs/train.yaml) and return the run folder."""
     whole(config, "save_every", least=1)
     whole(config, "video_frames")
+    whole(config, "video_width", least=16)
     whole(config, "seed", most=MOST_SEED)
     device = pick_device(config.device)
     capture_root(config)  # a missing scene is told first

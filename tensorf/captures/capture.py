@@ -24,6 +24,9 @@ from tensorf.untrusted import require_inside
 
 log = logging.getLogger("tensorf")
 
+TEST_EVERY = 8  # views, of which one is held out
+_LEAST_SIDE = 8  # pixels: what the figures need
+
 
 @dataclass(frozen=True)
 class Capture:
@@ -35,7 +38,7 @@ class Capture:
     background: of an object cut out of it, "white" or "black"; for all other captures "black". box: (2, 3) low and
     high corners, world units: of the box or the inner box, or of NDC. reference: (3, 4) pose of the mean camera, NDC's
     reference camera, right-handed.
-    world_from_capture: (4, 4) the similarity that took the capture's own coordinates to the world's.
+    world_from_capture: (4, 4) float64, the similarity that took the capture's own coordinates to the world's.
     sightings: (views (m,) int64, points (m, 3)), which training views show which points of the scene, world units, as
     triangulated from matches of two of them, which stand side by side; None where the photos were not checked or
     disagree with the poses.
@@ -78,7 +81,7 @@ def load_capture(
     bound: float | None = None,
     order: str = "auto",
     check: bool = True,
-    test_every: int = 8,
+    test_every: int = TEST_EVERY,
     white_background: bool = True,
     outside: bool = False,
     show_progress: bool = False,
@@ -104,6 +107,9 @@ def load_capture(
     transparent = is_cut_out([listing.views[i] for i in train])
     points, seen_by = _matched_points(listing, train, check)
     images, lenses, masks = load_images(listing.views, width, white_background, show_progress)
+    if min(images.shape[1:3]) < _LEAST_SIDE:
+        height, width = images.shape[1:3]
+        raise UserError(f"{root}: photos of {width}x{height} pixels are too small to train on: take a larger width")
     background = ("white" if white_background else "black") if transparent else flat_background(images)
     placement = place(listing, space, bound, background is not None, points)
     log.info("%s: %d views, %s", root, len(listing.views), placement.reason)
@@ -128,7 +134,7 @@ def load_capture(
         background=background or "black",
         box=_tensor(placement.box),
         reference=_tensor(mean_pose(poses)),
-        world_from_capture=_tensor(placement.world_from_capture),
+        world_from_capture=torch.from_numpy(placement.world_from_capture),
         sightings=_sightings(points, seen_by, placement.world_from_capture),
         masks=masks,
     )
@@ -207,6 +213,8 @@ def _split(listing: Listing, test_every: int) -> tuple[list[int], list[int]]:
     roles = [view.held_out for view in listing.views]
     count = len(roles)
     if any(roles):  # a named split of which no held-out photo exists is no split
+        if test_every != TEST_EVERY:
+            log.warning("%s: test_every=%d is not used: the capture names its split", listing.source, test_every)
         train, test = [i for i in range(count) if not roles[i]], [i for i in range(count) if roles[i]]
         if len(train) < 2:
             raise UserError(f"{listing.source}: its split leaves {len(train)} views to train on; at least 2 are needed")

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from tensorf.captures.frames import choose_frames
 from tensorf.captures.masks import FOLDER
-from tensorf.captures.photos import copy_photos
+from tensorf.captures.photos import by_lens, copy_photos
 from tensorf.captures.sources import Source, folder_of, write_record
 from tensorf.captures.views import MINIMUM_VIEWS
 from tensorf.errors import UserError, reason
@@ -68,13 +68,18 @@ def estimate_capture(source: Source, folder: Path, threads: int | None = None, s
             made.mkdir(parents=True)
         if source.is_video:
             names = choose_frames(source.path, source.frames, images, show_progress)
+            lenses = [names]
         else:
-            names = copy_photos(list(source.photos), images, show_progress, source.masks)
+            copies = copy_photos(list(source.photos), images, show_progress, source.masks)
+            names, lenses = list(copies), by_lens(copies)
+            if len(lenses) > 1:
+                log.info("%s: EXIF data tell of %d focal lengths, each gets a camera", source.path, len(lenses))
         if len(names) < MINIMUM_VIEWS:
             raise UserError(f"{source.path}: {len(names)} images are left; at least {MINIMUM_VIEWS} are needed")
         try:
             with _quiet(colmap):
-                model = _Reconstruction(colmap, images, work, names, threads or -1, show_progress).run(source.is_video)
+                stages = _Reconstruction(colmap, images, work, names, lenses, threads or -1, show_progress)
+                model = stages.run(source.is_video)
         except (RuntimeError, ValueError) as error:  # what C++ exceptions become
             raise UserError(f"{source.path}: pycolmap cannot estimate its poses ({reason(error)})") from error
         registered = _checked(model, source, len(names))
@@ -123,12 +128,23 @@ def choose_pairs(count: int, ordered: bool) -> list[tuple[int, int]]:
 
 
 class _Reconstruction:
-    """The stages of one estimate of the images `names` in `images`. `work` takes the database and the models."""
+    """The stages of one estimate of the images `names` in `images`. `work` takes the database and the models.
+
+    lenses: the same names, in groups of which each gets one camera.
+    """
 
     def __init__(
-        self, colmap: ModuleType, images: Path, work: Path, names: list[str], threads: int, show_progress: bool
+        self,
+        colmap: ModuleType,
+        images: Path,
+        work: Path,
+        names: list[str],
+        lenses: list[list[str]],
+        threads: int,
+        show_progress: bool,
     ):
-        self.colmap, self.names, self.threads, self.show_progress = colmap, names, threads, show_progress
+        self.colmap, self.threads, self.show_progress = colmap, threads, show_progress
+        self.names, self.lenses = names, lenses
         self.images, self.work = images, work
         self.database = self.work / "database.db"
         self.counts = None  # the database as we look into it while COLMAP fills it
@@ -153,7 +169,8 @@ class _Reconstruction:
             reader.mask_path = str(masks)
         reader.camera_model = "SIMPLE_RADIAL"  # one focal length, one coefficient: enough for phones, and stable
         # Listed first, because extraction would number the images in the order in which its threads finish.
-        colmap.import_images(self.database, self.images, colmap.CameraMode.SINGLE, self.names, reader)
+        for names in self.lenses:
+            colmap.import_images(self.database, self.images, colmap.CameraMode.SINGLE, names, reader)
         ids = [image.image_id for image in self.counts.read_all_images()]
         options = colmap.FeatureExtractionOptions()
         options.num_threads, options.use_gpu = self.threads, False

@@ -157,6 +157,7 @@ def load_images(
     size = native if width is None or width >= native[0] else size_for_width(*native, width)
     images = np.empty((len(views), size[1], size[0], 3), dtype=np.uint8)
     masks = None if all(view.mask is None for view in views) else np.ones(images.shape[:3], dtype=bool)
+    _warn_of_rims(view.lens for view in views if any(view.lens.distortion))
     lenses = []
     bar = tqdm(views, desc="photos", unit="photo", disable=not show_progress or len(views) <= _FEW)
     for i, view in enumerate(bar):
@@ -268,10 +269,18 @@ def _undistortion_map(lens: Lens) -> tuple[np.ndarray, np.ndarray]:
     create = cv2.fisheye.initUndistortRectifyMap if lens.fisheye else cv2.initUndistortRectifyMap
     size = (int(lens.width), int(lens.height))
     columns, rows = create(matrix, np.array(lens.distortion), np.eye(3), matrix, size, cv2.CV_32FC1)
-    outside = np.mean((columns < -1) | (columns > size[0]) | (rows < -1) | (rows > size[1]))
-    if outside > _RIM_WARNING:
-        log.warning("undistorting repeats the photos' rim over %.0f%% of the image; crop or recalibrate", 100 * outside)
     return columns, rows
+
+
+def _warn_of_rims(lenses: Iterable[Lens]) -> None:
+    """One warning for all lenses, if undistorting shows what no photo saw. Coarse maps are enough to tell."""
+    worst = 0.0
+    for lens in {lens.resized(64, max(2, round(64 * lens.height / lens.width))) for lens in lenses}:
+        columns, rows = _undistortion_map(lens)
+        outside = (columns < -1) | (columns > lens.width) | (rows < -1) | (rows > lens.height)
+        worst = max(worst, float(np.mean(outside)))
+    if worst > _RIM_WARNING:
+        log.warning("undistorting repeats the photos' rim over %.0f%% of the image; crop or recalibrate", 100 * worst)
 
 
 def _lens_at(path: Path, size: tuple[int, int], lens: Lens) -> Lens:

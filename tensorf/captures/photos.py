@@ -9,12 +9,12 @@ import logging
 import re
 from pathlib import Path
 
-from PIL import Image
+from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from tensorf.captures.images import common_size, is_photo, same_aspect
 from tensorf.captures.masks import FOLDER
-from tensorf.captures.pictures import UnreadablePicture, orientation, read_picture, stored_size
+from tensorf.captures.pictures import UnreadablePicture, focal_length, orientation, read_picture, stored_size
 from tensorf.captures.views import natural_key
 from tensorf.errors import UserError
 
@@ -23,6 +23,7 @@ log = logging.getLogger("tensorf")
 LONGEST_SIDE = 1600  # pixels of a copy: more than training uses
 JPEG_QUALITY = 95
 # Of phones and cameras: pictures that are not read.
+_SAME_FOCAL = 1.02  # the ratio up to which focal lengths are one
 _UNREAD_SUFFIXES = (".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2")
 
 
@@ -37,13 +38,14 @@ def find_photos(folder: Path) -> list[Path]:
 
 def copy_photos(
     photos: list[Path], folder: Path, show_progress: bool = False, masks: dict[Path, Path] | None = None
-) -> list[str]:
-    """Writes upright RGB copies, at most 1600 pixels a side, into `folder`; returns their names in the given order.
+) -> dict[str, Path]:
+    """Writes upright RGB copies, at most 1600 pixels a side, into `folder`; returns each one's name and photo, in the
+    given order.
 
     masks: of some of the photos; copies are `masks/<name of the photo's copy>.png` beside `folder`, white where a photo
     has none.
 
-    One camera is estimated for all, so that copies need one size: the most common one is kept, photos of the same
+    Copies need one size, because photos of one lens get one camera: the most common size is kept, photos of the same
     aspect are resized to it, and those of another are counted and left out. Transparency becomes white. Photos of kinds
     that are not read, which lie beside them, are counted in a warning.
     Raises UserError that names the unreadable photos, the first that has too many pixels, or a mask whose sides do not
@@ -71,7 +73,7 @@ def copy_photos(
         copy = Image.fromarray(pixels)
         if copy.size != common:
             copy = copy.resize(common, Image.LANCZOS)
-        copy.save(folder / name, quality=JPEG_QUALITY)
+        copy.save(folder / name, quality=JPEG_QUALITY, exif=_exif_of(photo))
         if masks:
             _copy_mask(masks.get(photo), sizes[photo], common, folder.parent / FOLDER / f"{name}.png")
     _refuse(unreadable)
@@ -81,7 +83,41 @@ def copy_photos(
             "%d of %d photos are left out: they have not the aspect of %dx%d that the others have (the first is %s)",
             len(photos) - len(kept), len(photos), *common, odd,
         )  # fmt: skip
-    return names
+    return dict(zip(names, kept, strict=True))
+
+
+def by_lens(photos: dict[str, Path]) -> list[list[str]]:
+    """The names of photos, grouped by camera model and focal length as the photos' EXIF data tell them.
+
+    Focal lengths within 2% are one: zoom lenses and sensor shifts make such differences. Photos that tell nothing are a
+    group of their own. Phones change the focal length with the lens, and with a digital zoom.
+    """
+    told = {name: _focal_length(photo) for name, photo in photos.items()}
+    groups: list[list[str]] = []
+    before = None
+    for name in sorted(told, key=lambda name: told[name]):  # a stable order: names of one lens stay in theirs
+        model, focal = told[name]
+        if before is None or model != before[0] or focal > _SAME_FOCAL * before[1]:
+            groups.append([])
+            before = model, focal
+        groups[-1].append(name)
+    return groups
+
+
+def _focal_length(photo: Path) -> tuple[str, float]:
+    """(camera model, focal length in mm), of a full-frame camera's where that is told; ("", 0.0) where nothing is."""
+    model, full_frame, own = focal_length(photo)
+    return (f"{model}, {'full frame' if full_frame else 'own'}", full_frame or own) if full_frame or own else ("", 0.0)
+
+
+def _exif_of(photo: Path) -> Image.Exif:
+    """What a copy's EXIF data say: the focal length, from which COLMAP begins. Copies are upright."""
+    model, full_frame, _ = focal_length(photo)
+    exif = Image.Exif()
+    if full_frame:
+        exif[ExifTags.Base.Model] = model
+        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FocalLengthIn35mmFilm] = round(full_frame)
+    return exif
 
 
 def _copy_mask(mask: Path | None, photo: tuple[int, int], size: tuple[int, int], to: Path) -> None:

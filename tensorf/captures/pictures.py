@@ -17,7 +17,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from tensorf.errors import UserError, reason
 from tensorf.untrusted import check_pixels
@@ -81,6 +81,23 @@ def orientation(path: Path) -> int:
             return _orientation(image)
     except (*_DAMAGE, UserError):
         return 1
+
+
+def focal_length(path: Path) -> tuple[str, float, float]:
+    """EXIF data: (camera model, focal length of a full-frame camera with this view in mm, the lens's own in mm).
+
+    "" and 0 stand for what is not told, or cannot be read.
+    """
+    try:
+        with open_picture(path) as image:
+            tags = image.getexif()
+            detail = tags.get_ifd(ExifTags.IFD.Exif)
+        told = (ExifTags.Base.FocalLengthIn35mmFilm, ExifTags.Base.FocalLength)
+        full_frame, own = (float(detail.get(tag) or 0.0) for tag in told)
+    except (*_DAMAGE, UserError, ArithmeticError):  # a focal length may be 0/0
+        return "", 0.0, 0.0
+    full_frame, own = (focal if 0 < focal < 10_000 else 0.0 for focal in (full_frame, own))
+    return str(tags.get(ExifTags.Base.Model, "")), full_frame, own
 
 
 def hidden_share(path: Path) -> float:

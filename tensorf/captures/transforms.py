@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tensorf.captures.images import choose_image_folder, common_size, find_by_stem, image_folders, image_size
+from tensorf.captures.masks import FOLDER
 from tensorf.captures.views import Lens, Listing, View, checked_lens, checked_pose, natural_key, report_missing
 from tensorf.errors import UserError
 from tensorf.untrusted import load_json
@@ -95,6 +96,7 @@ def _read_file(root: Path, source: Path, role: bool | None) -> tuple[list[View],
             missing.append(name)
             continue
         found.append((name, frame, path, held_out))
+    found = _once(found, source)
     masks = _masks(root, [frame for _, frame, _, _ in found], source)
     unsized = {path: image_size(path) for _, frame, path, _ in found if not {"w", "h"} <= {*shared, *frame}}
     of_most = common_size(unsized.values()) if unsized else None
@@ -108,9 +110,25 @@ def _read_file(root: Path, source: Path, role: bool | None) -> tuple[list[View],
     return views, missing
 
 
+def _once(found: list[tuple], source: Path) -> list[tuple]:
+    """Those of `found`, tuples with a photo's path as third, whose photo is not listed before; else it could be held
+    out and trained on at once.
+    """
+    first: dict[Path, tuple] = {}
+    for entry in found:
+        first.setdefault(entry[2], entry)
+    if len(first) < len(found):
+        log.warning(
+            "%s: %d frames name a photo that an earlier frame names, and are left out", source, len(found) - len(first)
+        )
+    return list(first.values())
+
+
 def _masks(root: Path, frames: list[dict], source: Path) -> list[Path | None]:
     """The file of each frame's mask; None, and one warning for all, where it has none or the file is missing."""
     asked = [frame.get("mask_path") for frame in frames]
+    if not any(asked) and (root / FOLDER).is_dir():
+        log.warning("%s is not used: no frame of %s names its mask (mask_path)", root / FOLDER, source.name)
     if wrong := [name for name in asked if name is not None and not isinstance(name, str)]:
         raise UserError(f"{source}: mask_path has to be a file's name, not {wrong[0]!r}; export the file again")
     masks = [None if name is None else root / _normal(name, root) for name in asked]

@@ -50,7 +50,7 @@ def capture_points(points: torch.Tensor, capture: Capture) -> np.ndarray:
 
 
 def _capture_from_world(capture: Capture) -> np.ndarray:
-    return np.linalg.inv(capture.world_from_capture.double().numpy())
+    return np.linalg.inv(capture.world_from_capture.numpy())
 
 
 def write_transforms(

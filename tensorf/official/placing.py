@@ -91,7 +91,7 @@ def _ndc(model: Official, capture: Capture, mirrored: bool) -> dict:
 
 
 def _box(model: Official, capture: Capture) -> dict:
-    scale, similarity = _scale(capture), capture.world_from_capture
+    scale, similarity = _scale(capture), capture.world_from_capture.float()
     return dict(
         kind="box",
         near=model.near * scale,

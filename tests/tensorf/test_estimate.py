@@ -230,6 +230,29 @@ def test_the_same_photos_give_the_same_poses(tmp_path, estimated):
     assert np.array_equal(again, before)
 
 
+def test_photos_at_two_focal_lengths_have_two_cameras(tmp_path):
+    """Every third photo is zoomed in by 1.6, which its EXIF data tell."""
+    pytest.importorskip("pycolmap")
+    (tmp_path / "mine").mkdir()
+    photos = sorted((SCENES / "flower" / "images").iterdir())[:9]
+    for i, photo in enumerate(photos):
+        picture, zoom = Image.open(photo), 1.6 if i % 3 == 2 else 1.0
+        width, height = picture.size
+        left, top = width * (1 - 1 / zoom) / 2, height * (1 - 1 / zoom) / 2
+        zoomed = picture.resize(picture.size, Image.LANCZOS, box=(left, top, width - left, height - top))
+        exif = Image.Exif()
+        exif.get_ifd(0x8769)[0xA405] = round(30 * zoom)
+        zoomed.save(tmp_path / "mine" / photo.name, quality=95, exif=exif)
+    estimate_capture(find_source(tmp_path / "mine", 60), tmp_path / "kept", threads=1)
+    capture, truth = load_capture(tmp_path / "kept", width=64), load_capture(SCENES / "flower", width=64)
+    assert capture.image_names == [photo.name for photo in photos]
+    (angles, distances), (true_angles, true_distances) = relative(poses_of(capture)), relative(poses_of(truth)[:9])
+    assert np.abs(angles - true_angles).max() < 0.5
+    assert np.abs(distances - true_distances).max() < 0.05
+    focals = [camera.fx / truth.cameras[0].fx for camera in capture.cameras]
+    assert focals == pytest.approx([1.6 if i % 3 == 2 else 1.0 for i in range(9)], rel=0.05)
+
+
 def test_nothing_is_matched_where_a_mask_hides_it(tmp_path):
     pycolmap = pytest.importorskip("pycolmap")
     source = photos_of(tmp_path / "mine", ("flower", 8))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tensorf.captures import frames, photos
 from tensorf.captures.frames import choose_frames, sharpness
-from tensorf.captures.photos import copy_photos, find_photos
+from tensorf.captures.photos import by_lens, copy_photos, find_photos
 from tensorf.errors import UserError
 
 
@@ -32,7 +32,57 @@ def folder(tmp_path):
     return tmp_path / "mine"
 
 
+def exif(model="Phone", full_frame=None, own=None):
+    data = Image.Exif()
+    data[0x0110] = model
+    detail = data.get_ifd(0x8769)
+    for tag, value in ((0xA405, full_frame), (0x920A, own)):
+        if value is not None:
+            detail[tag] = value
+    return data
+
+
 # --- photos
+
+
+def test_photos_are_grouped_by_the_focal_length_that_they_tell(tmp_path, folder):
+    for name, data in {
+        "a": exif(full_frame=26),
+        "b": exif(full_frame=52),
+        "c": exif(full_frame=26),
+        "d": exif("Another", full_frame=26),
+        "e": exif(own=4.25),  # of a sensor of unknown size
+        "f": exif(own=4.3),  # within 2%
+        "g": exif(own=6.0),
+        "h": None,
+        "i": Image.Exif(),
+    }.items():
+        picture().save(folder / f"{name}.jpg", **({} if data is None else {"exif": data}))
+    (tmp_path / "copies").mkdir()
+    groups = by_lens(copy_photos(find_photos(folder), tmp_path / "copies"))
+    assert sorted(groups) == [
+        ["a.jpg", "c.jpg"],
+        ["b.jpg"],
+        ["d.jpg"],
+        ["e.jpg", "f.jpg"],
+        ["g.jpg"],
+        ["h.jpg", "i.jpg"],
+    ]
+
+
+def test_copies_tell_the_focal_length_and_nothing_else(tmp_path, folder):
+    data = exif(full_frame=52)
+    data[0x010F], data[0x0112] = "Maker", 1
+    picture().save(folder / "a.jpg", exif=data)
+    found = copied(tmp_path, folder)["a.jpg"].getexif()
+    assert found.get_ifd(0x8769) == {0xA405: 52} and found[0x0110] == "Phone" and 0x010F not in found
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff" * 40])
+def test_damaged_exif_data_tell_nothing(tmp_path, folder, damage):
+    picture().save(folder / "a.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x05" + damage)
+    assert by_lens({"a.jpg": folder / "a.jpg"}) == [["a.jpg"]]
+    assert "a.jpg" in copied(tmp_path, folder)
 
 
 def test_photos_are_found_in_natural_order_and_in_images_first(folder):
@@ -149,7 +199,7 @@ def test_masks_become_as_large_as_their_photos_and_upright(tmp_path, folder):
         tmp_path / "work" / "copies",
         masks={folder / "my photo.jpg": tmp_path / "upright.png"},
     )
-    assert names == ["my_photo.jpg", "plain.jpg"]
+    assert list(names) == ["my_photo.jpg", "plain.jpg"]
     written = sorted(p.name for p in (tmp_path / "work" / "masks").iterdir())
     assert written == ["my_photo.jpg.png", "plain.jpg.png"]
     assert np.asarray(Image.open(tmp_path / "work" / "masks" / "plain.jpg.png")).min() == 255

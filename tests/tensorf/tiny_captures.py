@@ -20,7 +20,7 @@ def project(camera, point):
 
 def moved(capture, point):
     """A point of the capture's own coordinates in the world."""
-    similarity = capture.world_from_capture.double()
+    similarity = capture.world_from_capture
     return similarity[:3, :3] @ torch.tensor(point, dtype=torch.float64) + similarity[:3, 3]
 
 
