@@ -45,6 +45,7 @@ _FLAGS = {
     "bench": {},
     "list": {},
 }
+_WHAT_TO_WORK_ON = {"run", "image", "views", "capture"}  # flags that exclude each other, or decide on other options
 _PLACES = {
     "import": ("model", "capture"),
     "render": ("run",),
@@ -125,7 +126,8 @@ def run_command(command: str, argv: list[str]) -> int:
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
             print(
-                "error: out of memory: lower edit.width, scene.width or field.resolution, or use guidance.dtype=bf16, "
+                "error: out of memory: lower edit.width, scene.width or field.resolution, of images "
+                "guidance.image_width, or use guidance.dtype=bf16, "
                 f"with {'another output=' if command == 'bench' else 'overwrite=true'}; or free memory elsewhere and "
                 f"{_onward(command)}",
                 file=sys.stderr,
@@ -255,6 +257,11 @@ def _inlined(path) -> str:
     return head + "".join(_inlined(path.with_name(f"{b}.yaml")) for b in bases if b != "_self_") + own
 
 
+def _unquoted(text: str) -> str:
+    """What a quoted value of an option is to Hydra: quotes of one kind around all of it are left out."""
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+
+
 def configured(command: str, argv: list[str]):
     """The configuration that a command gets from its flags and options. UserError for what is wrong with them."""
     return _configuration(command, _parser(command, argv).parse_intermixed_args(argv))
@@ -270,10 +277,15 @@ def _configuration(command: str, args: argparse.Namespace):
             options.insert(0, value)
             setattr(args, place, None)
     flags = {k: v for k in _FLAGS[command] if (v := getattr(args, k)) is not None}
+    for name in _WHAT_TO_WORK_ON & _FLAGS[command].keys():  # as key=value they mean the same
+        given = [o for o in options if o.startswith(f"{name}=") and o not in (f"{name}=", f"{name}=null")]
+        if given:
+            options = [o for o in options if o not in given]
+            flags.setdefault(name, _unquoted(given[-1].split("=", 1)[1]))
     if "scene" in flags:
         options.insert(0, f"scene={flags.pop('scene')}")
     if flags.get("capture") is not None:
-        if any(o.startswith("scene=") for o in options):
+        if any(o.startswith("scene=") and o != "scene=capture" for o in options):
             raise UserError("give either --capture or scene=, not both")
         options.insert(0, "scene=capture")
     if flags.get("run") is not None:
@@ -281,7 +293,7 @@ def _configuration(command: str, args: argparse.Namespace):
             ("--capture", flags.get("capture")),
             ("--image", flags.get("image")),
             ("--views", flags.get("views")),
-            ("scene=", any(o.startswith(("scene=", "scene.")) for o in options)),
+            ("scene=", any(o.startswith(("scene=", "scene.")) and o != "scene=capture" for o in options)),
         ):
             if given:
                 raise UserError(f"--run brings its scene along: give either --run or {other}, not both")

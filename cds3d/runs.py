@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import hashlib
 import json
 import re
 import resource
@@ -41,11 +42,19 @@ _GROUPS = ("scene", "field", "guidance", "objective", "edit", "refit", "baseline
 _ANY_SCENE = "scene/capture.yaml"
 _PATHS = ("capture", "run", "scene.root")  # of a run's configuration
 _REPORT_EVERY = 1.0  # seconds
+_LONGEST_NAME = 80  # bytes
 
 
 def slug(text: str) -> str:
-    """Lower-case words joined by hyphens: "A red flower!" -> "a-red-flower"."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:80] or "edit"
+    """Lower-case words of any alphabet, joined by hyphens: "A red flower!" -> "a-red-flower".
+
+    At most 80 bytes, what files may be named with on every system; the end of a longer one is a hash of the text.
+    """
+    words = re.sub(r"[\W_]+", "-", text.lower()).strip("-")
+    if len(words.encode()) > _LONGEST_NAME:
+        digest = hashlib.sha256(words.encode()).hexdigest()[:8]
+        words = words.encode()[: _LONGEST_NAME - 9].decode(errors="ignore").rstrip("-") + f"-{digest}"
+    return words or "edit"
 
 
 class RunFolder:
@@ -65,6 +74,8 @@ class RunFolder:
         for key in ("resume", "overwrite"):  # an import has nothing to resume
             if not isinstance(config.get(key, False), bool):  # a "no" would be a string, and true
                 raise UserError(f"{key}={config[key]} has to be true or false")
+        if config.get("resume", False) and config.overwrite:
+            raise UserError("give either resume=true or overwrite=true, not both")
         self._look()
 
     def _look(self) -> None:
@@ -76,12 +87,14 @@ class RunFolder:
         if config.overwrite:
             return
         if (path / "metrics.json").exists() and not self._is_extended():
+            self._refuse_another_edit()
             raise UserError(
                 f"{path} holds a finished run: pass overwrite=true to do it again, or output=FOLDER"
                 + ("; resume=true with more edit.iterations goes on with it" if self._has_iterations else "")
             )
         if self.state_path.exists():
             if not config.get("resume", False):
+                self._refuse_another_edit()
                 onward = "pass resume=true to go on, or" if "resume" in config else "go on with it, or pass"
                 raise UserError(f"{path} holds an unfinished run: {onward} overwrite=true")
             self._require_same_config()
@@ -90,9 +103,9 @@ class RunFolder:
     def begin(self, prior: str | None = None, source: str | None = None) -> None:
         """Make the folder, empty if it is to be overwritten, and write config.yaml; the clock starts.
 
-        prior: `Prior.fingerprint` of the model that the run uses, if it uses one. source: fingerprint of the field that
-        an edit starts from. UserError if another process is at work in the folder, or has been since this one was made,
-        or if the run was begun with other weights or another source.
+        prior: `Prior.fingerprint` of the model that the run uses, if it uses one. source: fingerprint of the field, or
+        of the picture, that an edit starts from. UserError if another process is at work in the folder, or has been
+        since this one was made, or if the run was begun with other weights or another source.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         locks.hold(self.path)
@@ -107,8 +120,8 @@ class RunFolder:
         if source and self._before("source") not in (None, source):
             locks.release(self.path)
             raise UserError(
-                f"{self.path} was begun from another source field, which has been trained again since: "
-                "pass overwrite=true to edit the new one"
+                f"{self.path} was begun from another {'picture' if self.config.get('image') else 'field'}, which has "
+                "been replaced since: pass overwrite=true to edit the new one"
             )
         (self.path / "metrics.json").unlink(missing_ok=True)  # first: what follows is no finished run
         if self.config.overwrite:
@@ -139,6 +152,14 @@ class RunFolder:
         ours = (p.name == locks.NAME or is_partial(p) for p in self.path.iterdir())  # of a run killed at its start
         if not all(ours) and not (self.path / "config.yaml").exists():
             raise UserError(f"{self.path} is not a run folder: nothing is written to it; give another output folder")
+
+    def _refuse_another_edit(self) -> None:
+        """UserError if the folder holds an edit of another picture or to another prompt: two names may be one."""
+        before, now = _written_config(self.path), self.config
+        if any(before.get(key) != now.get(key) for key in ("image", "tgt")):
+            of = f" of {before['image']}" if before.get("image") else ""
+            to = f' to "{before["tgt"]}"' if before.get("tgt") else ""
+            raise UserError(f"{self.path} holds another edit{of}{to}: give output=FOLDER")
 
     @property
     def _has_iterations(self) -> bool:

@@ -38,7 +38,7 @@ class DDPMP2P(DDPMInversion):
 
     def predict(self, prior, src, tgt) -> Predict:
         null, source, target = prior.embed(""), prior.embed(src), prior.embed(tgt)
-        tokenizer = prior.text.tokenizers[0] if hasattr(prior.text, "tokenizers") else prior.text.tokenizer
+        tokenizer = prior.text.tokenizers[0]
         mapping, taken = token_mapping(tokenizer, src, tgt, target.tokens.shape[1])
         cross_run, self_run = int(self.cross_steps * self.steps), int(self.self_steps * self.steps)
         self_layers = attention_layers(prior.unet, "attn1")

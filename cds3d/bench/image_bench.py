@@ -63,7 +63,7 @@ def bench_images(ask: ImageBench) -> list[Failure]:
     claim(ask.output, items, chosen)
     failures = run_all(items, chosen, ask.output, ask.jobs, ask.engine, ask.address)
     device = pick_device(load_config("edit", next(iter(chosen.values()))).device)
-    judges = image_table.load_judges(ask.clip, ask.dino, ask.lpips, device)
+    judges = image_table.load_judges(ask.clip, ask.dino, ask.lpips, device, published=ask.published)
     for line in judges.missing:
         log.warning("%s", line)
     judging, columns = image_table.table_figures, image_table.COLUMNS

@@ -15,8 +15,11 @@ from omegaconf import OmegaConf
 
 from cds3d.bench.items import Failure, Item
 from cds3d.cli import set_threads
+from cds3d.commands.baselines import build_baseline
 from cds3d.commands.edit import edit_command
-from cds3d.options import dotted_keys, groups, load_config, pick_device, set_text
+from cds3d.commands.preparing import build_objective
+from cds3d.editor import EditConfig
+from cds3d.options import build, dotted_keys, groups, load_config, pick_device, set_text
 from cds3d.runs import reset_peak_memory
 from cds3d.sweep.calls import Calling, callers
 from cds3d.sweep.pool import run_pool
@@ -64,7 +67,8 @@ def baseline_names() -> list[str]:
 def plan(methods: list[str], baselines: list[str], options: list[str]) -> dict[str, list[str]]:
     """Each method's options of edit.py: its own, and those of `options` (key=value) that it has.
 
-    UserError for unknown methods, and for options that no method has or that are the benchmark's own to set.
+    UserError for unknown methods, for options that no method has or that are the benchmark's own to set, and for values
+    that make no sense.
     """
     known_methods = groups()["objective"]
     for given, known, what in ((methods, known_methods, "--methods"), (baselines, baseline_names(), "--baselines")):
@@ -90,7 +94,12 @@ def plan(methods: list[str], baselines: list[str], options: list[str]) -> dict[s
             if key in keys[name] and option not in own:
                 own.append(option)
     for own in chosen.values():
-        pick_device(load_config("edit", own).device)
+        config = load_config("edit", own)
+        pick_device(config.device)
+        build(EditConfig, config.edit, group="edit", seed=config.seed)
+        build_objective(config) if config.baseline.kind == "none" else build_baseline(config)
+        if config.edit.get("parameter") is None:
+            raise UserError("images are edited with edit=latent or edit=pixels")
     return chosen
 
 
@@ -109,11 +118,12 @@ def claim(output: Path, items: list[Item], chosen: dict[str, list[str]]) -> None
     now = {
         "prompts": {item.name: [item.src, item.tgt] for item in items},
         "pictures": {item.name: hashlib.sha256(item.path.read_bytes()).hexdigest()[:16] for item in items},
-        "options": {name: [o for o in own if o.split("=", 1)[0] not in _FREE] for name, own in chosen.items()},
+        "options": {name: sorted(o for o in own if o.split("=", 1)[0] not in _FREE) for name, own in chosen.items()},
     }
     if path.is_file():
         try:
             before = json.loads(path.read_text())
+            before["options"] = {name: sorted(own) for name, own in before["options"].items()}
             for part, values in now.items():
                 for name, value in values.items():
                     if before[part].get(name, value) != value:
@@ -122,7 +132,7 @@ def claim(output: Path, items: list[Item], chosen: dict[str, list[str]]) -> None
                             "give another --output, or the same pictures, prompts and options"
                         )
                 now[part] = before[part] | values
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise UserError(f"{path} is damaged ({reason(error)}): give another --output") from error
     elif output.is_file() or output.is_dir() and any(output.iterdir()):
         raise UserError(f"{output} is not a benchmark's folder: give another --output")

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -64,12 +65,17 @@ def check_judges(clip: str | None, dino: str | None, lpips: str | None) -> None:
         raise UserError(f"--lpips {lpips}: no such file")
 
 
-def load_judges(clip: str | None, dino: str | None, lpips: str | None, device: torch.device) -> Judges:
-    """Load what is given. What is not given, or cannot be loaded, is told in `missing`."""
+def load_judges(
+    clip: str | None, dino: str | None, lpips: str | None, device: torch.device, published: bool = False
+) -> Judges:
+    """Load what is given. What is not given, or cannot be loaded, is told in `missing`.
+
+    published: pictures are resized as PIE-Bench's authors did for DINO, by a torchvision that did not antialias.
+    """
     judges = Judges()
     for name, kind, path, columns in (
         ("clip", Clip, clip, "CLIP figures"),
-        ("dino", Dino, dino, "the structure distance"),
+        ("dino", partial(Dino, antialias=not published), dino, "the structure distance"),
         ("lpips", Lpips, lpips, "LPIPS"),
     ):
         if path is None:

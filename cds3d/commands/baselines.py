@@ -14,10 +14,10 @@ from tqdm import tqdm
 from cds3d.baselines import BASELINES
 from cds3d.baselines.baseline import Baseline
 from cds3d.commands.evaluation import load_clip
-from cds3d.commands.images import configured_image, drive_editor, finish_image
-from cds3d.commands.preparing import check_negative_prompt, check_timesteps, configured_prior
+from cds3d.commands.images import configured_image, drive_editor, finish_image, picture_fingerprint
+from cds3d.commands.preparing import check_negative_prompt, check_timesteps, configured_prior, embedded
 from cds3d.editor import EditConfig, Editor
-from cds3d.objectives.objective import Objective, Prompts
+from cds3d.objectives.objective import Objective
 from cds3d.options import build, groups, load_config, pick_device
 from cds3d.runs import RunFolder, slug
 from cds3d.subjects.image import LatentImage
@@ -42,14 +42,15 @@ def edit_by_baseline(config: DictConfig) -> Path:
     prior = configured_prior(config, device)
     clip = load_clip(config.clip, device)
     subject = LatentImage(image, prior)
+    prompts = embedded(prior, config)
     if isinstance(method, Objective):
         check_timesteps(method, prior, "baseline")
-        editor = Editor(subject, prior, method, Prompts.of(prior, config.src, config.tgt), edit_config)
-        run.begin(prior.fingerprint)
+        editor = Editor(subject, prior, method, prompts, edit_config)
+        run.begin(prior.fingerprint, picture_fingerprint(image))
         seconds = drive_editor(editor, run, image)
         steps = editor.iteration
     else:
-        run.begin(prior.fingerprint)
+        run.begin(prior.fingerprint, picture_fingerprint(image))
         steps, seconds = _sample(method, subject, config)
     figures = {"iterations": steps, "seconds_per_iteration": seconds, "edit_seconds": seconds * steps}
     finish_image(run, image, subject.image(), figures, clip)

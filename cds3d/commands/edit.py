@@ -76,7 +76,20 @@ def _past(config: DictConfig) -> Past | None:
         if config[key] is not None:
             told = f"--{key}" if key in ("run", "where") else f"{key}="
             raise UserError(f"{told} is for scenes, not for --image")
+    require_unset(
+        config, "edit", ("scene", "field", "zoom", "carve", "refit", "preview_every"), "is for scenes, not for --image"
+    )
     return None
+
+
+def _tell_unused(config: DictConfig, pointing: Pointing) -> None:
+    """UserError, or warnings, for options that change nothing in the edit of a scene."""
+    require_unset(config, "edit", ("refit",), "is for --views: edits have edit.OPTION=VALUE")
+    if pointing.way is None:
+        default = load_config("edit", [])
+        for key in ("zoom", "carve"):
+            if config[key] != default[key]:
+                log.warning("%s= changes nothing without a region: give one with where, mask, box, ball or at", key)
 
 
 def _edit_scene(config: DictConfig, past: Past) -> Path:
@@ -85,6 +98,7 @@ def _edit_scene(config: DictConfig, past: Past) -> Path:
     check_scene(config)
     edit_config = build(EditConfig, config.edit, group="edit", seed=config.seed)
     pointing = read_pointing(config)
+    _tell_unused(config, pointing)
     maker = work_maker(config, edit_config, pointing)
     source_path = past.folder
     output = output_folder(config, source_path.parent)
@@ -187,6 +201,11 @@ def work_maker(config: DictConfig, edit: EditConfig, pointing: Pointing) -> Call
     if "volume" in config.edit:
         volume = build(VolumeConfig, config.edit.volume, group="edit.volume")
         looks = max(1, round(volume.look * edit.iterations)) if pointing.find else 0
+        if looks >= edit.iterations:
+            raise UserError(
+                f"edit.volume.look={volume.look} of edit.iterations={edit.iterations} leaves no iteration to edit in: "
+                "take more iterations"
+            )
         steps = {"looks": looks, "clear_from": round(volume.haze_from * edit.iterations)}
         views_of = partial(LocalViews, rates=rates, region=region, volume=volume, seed=config.seed, **steps)
     else:
@@ -219,6 +238,7 @@ def _refit_scene(config: DictConfig) -> Path:
     source_path = source_folder(config)  # a missing scene is told first
     take_over_source(config, source_path, field=False)
     run, refit = begin_refit(config, source_path.parent)
+    Past(source_path, (), source_path).require_other_output(run.path)
     if not (source_path / "metrics.json").exists():
         train_source(config, source_path)
     return refit_field(config, source_path, run, refit)

@@ -52,7 +52,7 @@ def export_command(config: DictConfig) -> Path:
     if config.path is not None:
         along = cameras_along(capture, config.path, config.frames)
         cameras += [c.resized(cameras[0].width, cameras[0].height) for c in along]
-        names += [f"path_{i:04d}" for i in range(len(along))]
+        names += _new_names(names, len(along))
     if config.width is not None:
         whole(config, "width", least=16)
         cameras = [c.resized(*size_for_width(c.width, c.height, config.width)) for c in cameras]
@@ -69,6 +69,14 @@ def export_command(config: DictConfig) -> Path:
         write_points(output, points)
     log.info("%s: %s", output, f"{len(names)} views and {len(points)} points" if output.is_dir() else len(points))
     return output
+
+
+def _new_names(taken: list[str], count: int) -> list[str]:
+    """Names for views of a path: a capture may be an export, which has such views already."""
+    prefix = "path"
+    while any(name.startswith(f"{prefix}_") for name in taken):
+        prefix += "_more"
+    return [f"{prefix}_{i:04d}" for i in range(count)]
 
 
 def _output(config: DictConfig, run: Path) -> Path:

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from cds3d.commands.driving import Work
 from cds3d.guidance import Prior, load_prior
 from cds3d.objectives import OBJECTIVES
 from cds3d.objectives.objective import Objective, Prompts
-from cds3d.options import build
+from cds3d.options import build, data_folder
 from cds3d.runs import slug
 from cds3d.where import as_caption
 from tensorf.errors import UserError
@@ -88,9 +88,34 @@ def prepare(config: DictConfig, device: torch.device) -> tuple[Prior, Objective,
     """The prior, the objective and the embedded prompts; UserError for options that do not fit together."""
     objective = build_objective(config)
     check_negative_prompt(config, "objective")
+    _tell_unused_shares(config)
     prior = configured_prior(config, device)
     check_timesteps(objective, prior)
-    return prior, objective, Prompts.of(prior, config.src, config.tgt)
+    return prior, objective, embedded(prior, config)
+
+
+def embedded(prior: Prior, config: DictConfig) -> Prompts:
+    """The prompts. UserError if the prior cannot tell them apart."""
+    prompts = Prompts.of(prior, config.src, config.tgt)
+    if torch.equal(prompts.source.tokens, prompts.target.tokens):
+        raise UserError("--src and --tgt are the same for the text encoder, which reads their beginning: shorten them")
+    return prompts
+
+
+def _tell_unused_shares(config: DictConfig) -> None:
+    """Warn of options of the edit that only some objectives follow, where they were set for another one."""
+    if "source_share" in config.objective:
+        return
+    name = config.edit.get("name") or config.edit.get("parameter") or "field"
+    preset = OmegaConf.to_container(OmegaConf.load(data_folder("configs") / "edit" / f"{name}.yaml"))
+    for key in ("scale_end", "source_share"):
+        usual = preset.get(key, config.edit[key])
+        usual = config.guidance.image_scale_end if isinstance(usual, str) else usual  # a reference to it
+        if config.edit[key] != usual:
+            log.warning(
+                "edit.%s=%s changes nothing: it is of DDS, CDS and IDS, not of objective=%s",
+                key, config.edit[key], config.objective.kind,
+            )  # fmt: skip
 
 
 def configured_prior(config: DictConfig, device: torch.device) -> Prior:

@@ -10,6 +10,7 @@ the "dataset update" of Instruct-NeRF2NeRF (Haque et al., ICCV 2023), whose edit
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -63,8 +64,8 @@ class RefitConfig:
         if self.iterations < 1:
             raise ValueError(f"iterations={self.iterations} has to be at least 1")
         for name in ("lr_grid", "lr_network"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} has to be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} has to be a number above 0")
         for name in ("mask_threshold", "margin", "blur", "grow"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 0 and below 1")

@@ -10,6 +10,7 @@ pending = prior.submit(Query(z_t, t, prompt))                                   
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +22,9 @@ from torch import Tensor
 
 from cds3d.guidance.features import FeatureTap
 from cds3d.guidance.idle import drop_idle_branches
-from cds3d.guidance.text import ClipText, Prompt, XLText
+from cds3d.guidance.text import ClipText, Prompt, XLText, words_cut
+
+log = logging.getLogger("cds3d")
 
 SMALL = 50_000_000  # parameters of a U-Net up to which one core is as fast as several
 FEATURES = ("self", "cross", "score")
@@ -111,8 +114,10 @@ class Prior:
 
     @torch.no_grad()
     def embed(self, text: str) -> Prompt:
-        """The prompt's embedding, made once a text."""
+        """The prompt's embedding, made once a text. Warns if the text is longer than the encoder holds."""
         if text not in self._prompts:
+            if cut := words_cut(text, self.text.tokenizers[0], self.text.encoders[0]):
+                log.warning('the text encoder has no room for the end of "%s": "%s" is left out', text, cut)
             self._prompts[text] = self.text.embed(text)
         return self._prompts[text]
 

@@ -22,19 +22,19 @@ BYTES = 256  # every CLIP tokenizer has more words than there are bytes
 
 
 class ClipText:
-    """One CLIP text encoder, of which the last hidden state is used (SD 1.x and 2.x)."""
+    """One CLIP text encoder, of which the last hidden state is used (SD 1.x and 2.x). A long text is cut."""
 
     def __init__(self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel):
-        self.tokenizer, self.encoders = tokenizer, [encoder]
+        self.tokenizers, self.encoders = [tokenizer], [encoder]
 
     def embed(self, text: str) -> Prompt:
-        """A text longer than the encoder holds is cut."""
         encoder = self.encoders[0]
-        return Prompt(encoder(_ids(self.tokenizer, encoder, text)).last_hidden_state)
+        return Prompt(encoder(_ids(self.tokenizers[0], encoder, text)).last_hidden_state)
 
 
 class XLText:
-    """Two CLIP text encoders, of which the states before the last layer are used, side by side (SDXL).
+    """Two CLIP text encoders, of which the states before the last layer are used, side by side (SDXL). A text that is
+    too long is cut.
 
     The second one's projected embedding is the pooled one. zero_empty: the empty prompt is all zeros, as SDXL base was
     trained (`force_zeros_for_empty_prompt` of its pipeline).
@@ -49,7 +49,6 @@ class XLText:
         self.tokenizers, self.encoders, self.zero_empty = list(tokenizers), list(encoders), zero_empty
 
     def embed(self, text: str) -> Prompt:
-        """A text longer than the encoders hold is cut."""
         outputs = [
             encoder(_ids(tokenizer, encoder, text), output_hidden_states=True)
             for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True)
@@ -60,7 +59,18 @@ class XLText:
         return Prompt(tokens, pooled)
 
 
+def words_cut(text: str, tokenizer: CLIPTokenizer, encoder) -> str:
+    """The end of a text that the encoder does not see, as its tokens spell it; "" if it sees all."""
+    seen = _limit(tokenizer, encoder) - 2  # beginning and end have a token each
+    return tokenizer.convert_tokens_to_string(tokenizer.tokenize(text)[seen:]).strip()
+
+
+def _limit(tokenizer: CLIPTokenizer, encoder) -> int:
+    """Tokens that the encoder takes, the first and the last with them."""
+    return min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+
+
 def _ids(tokenizer: CLIPTokenizer, encoder, text: str) -> Tensor:
-    length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+    length = _limit(tokenizer, encoder)
     ids = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return ids.input_ids.to(encoder.device)

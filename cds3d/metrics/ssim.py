@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from torch import Tensor
 
+_RADIUS = 5  # of the window
+
 
 def ssim(a: Tensor, b: Tensor, mask: Tensor | None = None) -> float:
-    """Mean SSIM between images (H, W, 3) in [0, 1]: 11x11 Gaussian window, sigma 1.5.
+    """Mean SSIM between images (H, W, 3) in [0, 1]: 11x11 Gaussian window, sigma 1.5, of windows that lie in the image.
 
     mask: (H, W) bool; the mean is then over the windows at these pixels. Windows at its rim look a little beyond it.
+    At the image's rim, and in images of less than 11 pixels a side, windows are filled up by reflection.
     """
-    return float(_ssim(a, b) if mask is None else ssim_map(a, b)[mask].mean())
+    values = ssim_map(a, b)
+    if mask is not None:
+        return float(values[mask].mean())
+    within = values[_RADIUS:-_RADIUS, _RADIUS:-_RADIUS]
+    return float((within if within.numel() else values).mean())
 
 
 def ssim_map(a: Tensor, b: Tensor) -> Tensor:
     """(H, W) SSIM of each pixel's window, the mean over channels."""
-    return _ssim(a, b, return_full_image=True)[1][0].mean(0)
-
-
-def _ssim(a: Tensor, b: Tensor, **options):
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     a, b = (x.permute(2, 0, 1)[None].float() for x in (a, b))
-    return structural_similarity_index_measure(a, b, data_range=1.0, **options)
+    return structural_similarity_index_measure(a, b, data_range=1.0, return_full_image=True)[1][0].mean(0)

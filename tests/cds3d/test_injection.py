@@ -182,7 +182,7 @@ def test_cross_maps_are_replaced_in_all_layers(tiny):
 
 
 def test_words_with_one_token_each_map_straight(tiny):
-    mapping, taken = token_mapping(tiny.text.tokenizer, "a cat", "a pig", 16)
+    mapping, taken = token_mapping(tiny.text.tokenizers[0], "a cat", "a pig", 16)
     assert torch.equal(mapping, torch.eye(16)) and torch.equal(taken, torch.ones(16))
 
 
@@ -231,7 +231,7 @@ def test_unequal_counts_are_aligned():
 
 
 def test_the_tokenizer_counts_words_and_tokens(tiny):
-    tokenizer = tiny.text.tokenizer
+    tokenizer = tiny.text.tokenizers[0]
     k = len(tokenizer("zebu", add_special_tokens=False).input_ids)
     assert k > 1
     mapping, _ = token_mapping(tokenizer, "a cat", "a zebu", 16)

@@ -43,12 +43,18 @@ def files(folder):
         ("  two -- words ", "two-words"),
         ("../../etc", "etc"),
         ("!?", "edit"),
-        ("花", "edit"),
-        ("x" * 300, "x" * 80),
+        ("花", "花"),
+        ("Красный_цветок", "красный-цветок"),
     ],
 )
 def test_slug(text, expected):
     assert slug(text) == expected
+
+
+def test_long_prompts_have_short_and_different_names():
+    names = [slug(text) for text in ("x" * 300, "x" * 301, "花" * 100, "花" * 101)]
+    assert len({*names}) == 4 and max(len(name.encode()) for name in names) <= 80
+    assert names[0].startswith("x" * 71) and names[2].startswith("花" * 20)
 
 
 def test_nothing_is_written_before_begin(tmp_path):
