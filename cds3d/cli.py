@@ -278,7 +278,7 @@ def _configuration(command: str, args: argparse.Namespace):
             setattr(args, place, None)
     flags = {k: v for k in _FLAGS[command] if (v := getattr(args, k)) is not None}
     for name in _WHAT_TO_WORK_ON & _FLAGS[command].keys():  # as key=value they mean the same
-        given = [o for o in options if o.startswith(f"{name}=") and o not in (f"{name}=", f"{name}=null")]
+        given = [o for o in options if re.match(rf"{name}=[^\[{{]", o) and o != f"{name}=null"]
         if given:
             options = [o for o in options if o not in given]
             flags.setdefault(name, _unquoted(given[-1].split("=", 1)[1]))

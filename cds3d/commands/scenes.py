@@ -15,6 +15,8 @@ from tensorf.captures.estimate import estimate_capture, require_pycolmap
 from tensorf.captures.sources import Source, find_source, folder_of
 from tensorf.errors import UserError
 
+_LEAST_HEIGHT = 6  # pixels: what SSIM needs
+
 ESTIMATES = Path("outputs") / "captures"  # where captures are kept whose poses were estimated
 INSTALL = 'pip install "cds3d[colmap]", in a checkout pip install ".[colmap]"'
 
@@ -81,7 +83,7 @@ def load_scene(config: DictConfig) -> Capture:
         raise UserError(f"scene.check={check} has to be true or false")
     ships = config.capture is None and not scene.root  # and may be linked to where packages are kept
     with naming_options("scene", "width", "space", "bound", "order", "test_every", "outside"):
-        return load_capture(
+        capture = load_capture(
             root,
             width=scene.width,
             space=scene.space,
@@ -92,6 +94,10 @@ def load_scene(config: DictConfig) -> Capture:
             outside=ships or may_lie_outside(config),
             show_progress=True,
         )
+    height, width = capture.images.shape[1:3]
+    if height < _LEAST_HEIGHT:
+        raise UserError(f"{root}: photos of {width}x{height} pixels are too small: take a larger scene.width")
+    return capture
 
 
 def require_capture_of(run: Path, of_run: DictConfig) -> None:

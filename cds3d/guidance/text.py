@@ -62,7 +62,7 @@ class XLText:
 def words_cut(text: str, tokenizer: CLIPTokenizer, encoder) -> str:
     """The end of a text that the encoder does not see, as its tokens spell it; "" if it sees all."""
     seen = _limit(tokenizer, encoder) - 2  # beginning and end have a token each
-    return tokenizer.convert_tokens_to_string(tokenizer.tokenize(text)[seen:]).strip()
+    return "".join(tokenizer.tokenize(text)[seen:]).replace("</w>", " ").strip()
 
 
 def _limit(tokenizer: CLIPTokenizer, encoder) -> int:

@@ -25,7 +25,6 @@ from tensorf.untrusted import require_inside
 log = logging.getLogger("tensorf")
 
 TEST_EVERY = 8  # views, of which one is held out
-_LEAST_SIDE = 8  # pixels: what the figures need
 
 
 @dataclass(frozen=True)
@@ -107,9 +106,6 @@ def load_capture(
     transparent = is_cut_out([listing.views[i] for i in train])
     points, seen_by = _matched_points(listing, train, check)
     images, lenses, masks = load_images(listing.views, width, white_background, show_progress)
-    if min(images.shape[1:3]) < _LEAST_SIDE:
-        height, width = images.shape[1:3]
-        raise UserError(f"{root}: photos of {width}x{height} pixels are too small to train on: take a larger width")
     background = ("white" if white_background else "black") if transparent else flat_background(images)
     placement = place(listing, space, bound, background is not None, points)
     log.info("%s: %d views, %s", root, len(listing.views), placement.reason)

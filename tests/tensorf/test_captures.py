@@ -25,10 +25,11 @@ from tiny_captures import (
 
 from tensorf.captures import load_capture
 from tensorf.captures.colmap import read_colmap
-from tensorf.captures.geometry import mean_pose
+from tensorf.captures.geometry import mean_pose, seen_depths
 from tensorf.captures.images import undistort
 from tensorf.captures.llff import opencv_from_llff
 from tensorf.captures.views import Lens, natural_key
+from tensorf.captures.writing import capture_poses
 from tensorf.errors import UserError
 
 REAL = os.environ.get("CDS3D_CAPTURES")
@@ -250,6 +251,16 @@ def test_undistorting_repeats_the_rim():
     assert undistort(white, Lens(100, 100, 80, 60, 160, 120, (0.2, 0, 0, 0, 0))).min() == 255
 
 
+@pytest.mark.parametrize(("k1", "told"), [(0.5, 1), (0.01, 0)])
+def test_repeated_rims_are_told_once_however_many_lenses(tmp_path, caplog, k1, told):
+    write_transforms(tmp_path, ring(4), fl_x=8.0, w=12.0, h=8.0)
+    edit_json(
+        tmp_path / "transforms.json", lambda t: [f.update(k1=k1, fl_x=8.0 + i / 9) for i, f in enumerate(t["frames"])]
+    )
+    load_capture(tmp_path)
+    assert caplog.text.count("undistorting repeats the photos' rim") == told
+
+
 # --- COLMAP
 
 
@@ -341,6 +352,43 @@ def test_a_stray_pixel_is_no_cut_out(tmp_path):
 # --- forward-facing or box
 
 
+def test_the_world_is_where_the_pictures_look_not_the_lenses(tmp_path):
+    """Pictures cut out of the lower part of larger ones: their optical axes pass above what they show."""
+    centre = np.array([1.0, 2.0, 3.0])
+    low = []  # cameras that look too high by a quarter of the picture's height
+    for pose in ring(8):
+        turn = np.arctan(0.25 * 8 / 10.0)
+        up = np.array([[1, 0, 0], [0, np.cos(turn), -np.sin(turn)], [0, np.sin(turn), np.cos(turn)]])
+        low.append(np.concatenate([pose[:, :3] @ up, pose[:, 3:] + centre[:, None]], 1))
+    sign = 1 if (low[0][:, 2] @ ring(8)[0][:, 1]) < 0 else -1  # whether the turn was upwards
+    write_transforms(tmp_path, low, colour=(9, 9, 9, 0), fl_x=10.0, w=12.0, h=8.0, cx=6.0, cy=4.0 - sign * 0.25 * 8)
+    capture = load_capture(tmp_path, space="box")
+    assert moved(capture, centre).norm() < 0.02
+
+
+def test_scenes_far_from_the_origin_and_tiny_ones(tmp_path):
+    for name, scale, shift in (("map", 10.0, (4.4e5, 5.4e6, 300.0)), ("tiny", 1e-7, (0.0, 0.0, 0.0))):
+        poses = ring(8)
+        for pose in poses:
+            pose[:, 3] = scale * pose[:, 3] + shift
+        write_transforms(tmp_path / name, poses)
+        capture = load_capture(tmp_path / name)
+        back = capture_poses(capture.cameras, capture)[:, :, 3]
+        assert np.abs(back - [pose[:, 3] for pose in poses]).max() < 1e-5 * scale
+    for pose in poses:
+        pose[:, 3] = (4.4e5, 5.4e6, 300.0)
+    write_transforms(tmp_path / "still", poses)
+    expect_error(tmp_path / "still", "all cameras are at the same place")
+
+
+def test_of_many_points_some_tell_the_depths():
+    lens, pose = Lens(10.0, 10.0, 6.0, 4.0, 12, 8), np.eye(3, 4)
+    points = np.random.default_rng(0).uniform((-0.1, -0.1, 1), (0.1, 0.1, 3), (50_000, 3))
+    depths = seen_depths(pose[None], [lens], points)
+    assert len(depths) == 20_000 and np.array_equal(depths, seen_depths(pose[None], [lens], points))
+    assert abs(np.median(depths) - 2) < 0.05
+
+
 def test_space_is_decided_by_where_cameras_look(tmp_path, caplog):
     write_llff(tmp_path, ring(8))
     with caplog.at_level(logging.INFO, "tensorf"):
@@ -367,11 +415,22 @@ def test_options_that_are_not_used_are_told(tmp_path, caplog):
     ):
         load_capture(tmp_path / name, **options)
     assert "is not used" not in caplog.text
-    for name, options, words in (("llff", {"bound": 2}, "bound=2 is"), ("json", {"order": "text"}, "order=text is")):
+    write_transforms(tmp_path / "split", ring(5))
+    names = [f"images/{i}.png" for i in range(5)]
+    edit_json(
+        tmp_path / "split" / "transforms.json", lambda t: t.update(train_filenames=names[:4], test_filenames=names[4:])
+    )
+    load_capture(tmp_path / "split")
+    assert "is not used" not in caplog.text
+    for name, options, words in (
+        ("llff", {"bound": 2}, "bound=2 is"),
+        ("json", {"order": "text"}, "order=text is"),
+        ("split", {"test_every": 3}, "test_every=3 is"),
+    ):
         caplog.clear()
         load_capture(tmp_path / name, **options)
         warnings = [r for r in caplog.records if r.levelno == logging.WARNING]
-        assert len(warnings) == 1 and f"{name}: {words} not used" in caplog.text
+        assert len(warnings) == 1 and f"{name}" in caplog.text and f": {words} not used" in caplog.text
 
 
 def test_a_camera_ahead_of_the_near_plane_needs_the_box(tmp_path):

@@ -26,7 +26,7 @@ from tensorf.captures.masks import masks_of
 from tensorf.captures.matching import fit
 from tensorf.captures.transforms import read_transforms
 from tensorf.space import space_of
-from tensorf.train import PixelBatches
+from tensorf.train import PixelBatches, _true_places
 
 
 def write_mask(path, rows=slice(None), columns=slice(None), size=(12, 8), mode="L"):
@@ -189,10 +189,20 @@ def test_a_folder_of_masks_of_other_names_is_told(tmp_path, caplog):
     assert len(warnings) == 1 and "masks is not used" in warnings[0] and "image1.png.png" in warnings[0]
 
 
-def test_transforms_json_names_its_masks_itself(tmp_path):
+def test_transforms_json_names_its_masks_itself(tmp_path, caplog):
     write_transforms(tmp_path, ring(4))
     write_mask(tmp_path / "masks" / "1.png", rows=slice(0, 4))
     assert load_capture(tmp_path).masks is None
+    assert "masks is not used: no frame of transforms.json names its mask" in caplog.text
+
+
+def test_more_pixels_than_32_bits_count():
+    masks = torch.zeros(1, 1 << 16, 1 << 8, dtype=torch.bool)
+    masks[0, 3, 5] = True
+    many = masks.expand(200, -1, -1)  # 3.4e9 pixels, in the memory of one photo
+    places = _true_places(many)
+    assert places.tolist() == [i * (1 << 24) + 3 * 256 + 5 for i in range(200)]
+    assert _true_places(masks.expand(2, -1, -1)).dtype == torch.int32
 
 
 def test_masks_that_are_links_to_elsewhere_are_refused(tmp_path):

@@ -44,6 +44,14 @@ def test_a_transforms_file(tmp_path):
     assert third.fx == pytest.approx(32 / math.tan(0.5))
 
 
+def test_focal_lengths_of_pictures_of_unknown_size_are_left_out(tmp_path):
+    table = {"fl_x": 5000, "cx": 2000, "frames": [{"transform_matrix": POSE.tolist()}]}
+    (camera,) = read_camera_path(write(tmp_path, table), similarity(), LIKE)
+    assert (camera.fx, camera.cx, camera.width) == (50, 32, 64)
+    (camera,) = read_camera_path(write(tmp_path, {**table, "camera_angle_x": 1.0}), similarity(), LIKE)
+    assert (camera.fx, camera.cx) == (pytest.approx(32 / math.tan(0.5)), 32)
+
+
 def test_a_path_of_nerfstudios_viewer(tmp_path):
     frame = {"camera_to_world": POSE.flatten().tolist(), "fov": 60, "aspect": 1.0}
     table = {"render_height": 90, "render_width": 120, "camera_path": [frame]}
@@ -93,8 +101,9 @@ def test_what_the_capture_has_applied_already_is_no_part_of_the_normalisation(tm
         ({"frames": [{"transform_matrix": [1, 2]}]}, "camera 0 is not a 4x4"),
         ({"frames": [{"transform_matrix": [[math.nan] * 4] * 4}]}, "camera 0 is not a 4x4"),
         ({"frames": [{"transform_matrix": np.diag([1.0, 2, 3, 1]).tolist()}]}, "camera 0"),
-        ({"frames": [{"transform_matrix": POSE.tolist(), "fl_x": "x"}]}, "fl_x"),
-        ({"frames": [{"transform_matrix": POSE.tolist(), "fl_x": -5}]}, "no usable lens"),
+        ({"frames": [{"transform_matrix": POSE.tolist(), "fl_x": "x", "w": 9, "h": 9}]}, "fl_x"),
+        ({"frames": [{"transform_matrix": POSE.tolist(), "fl_x": -5, "w": 9, "h": 9}]}, "no usable lens"),
+        ({"camera_path": [{"camera_to_world": POSE.tolist()}], "camera_type": "fisheye"}, "camera_type is fisheye"),
         ({"camera_path": [{"camera_to_world": POSE.tolist(), "fov": None}]}, "fov"),
         ({"camera_path": [{"camera_to_world": POSE.tolist(), "fov": 1e999}]}, "between 0 and 180"),
         ({"camera_path": [{"camera_to_world": POSE.tolist(), "fov": 0}]}, "between 0 and 180"),

@@ -159,6 +159,13 @@ def test_absolute_names_of_a_capture_that_was_moved(tmp_path, before):
     assert (capture.train, capture.test) == ([0, 1], [2]) and capture.masks is not None
 
 
+def test_frames_that_come_twice_are_left_out(tmp_path, caplog):
+    write_transforms(tmp_path, ring(10))
+    edit_json(tmp_path / "transforms.json", lambda table: table["frames"].append(dict(table["frames"][0])))
+    capture = load_capture(tmp_path)
+    assert len(capture.image_names) == 10 and "1 frames name a photo that an earlier frame names" in caplog.text
+
+
 def test_photos_that_are_listed_to_train_on_and_held_out(tmp_path):
     write_transforms(tmp_path, ring(10))
     names = [f"images/{i}.png" for i in range(10)]

@@ -156,6 +156,9 @@ def test_pie_bench(cats, bench, judge_options):
         (["--pie-bench", "CATS"], "no mapping_file.json"),
         (["--pie-bench", "CATS", *PROMPTS], "brings its own prompts"),
         (["CATS", *PROMPTS, "edit.nothing=1"], "unknown option edit.nothing"),
+        (["CATS", *PROMPTS, "edit.iterations=many"], "edit.iterations=many"),
+        (["CATS", *PROMPTS, "objective.weight=-1"], "weight=-1"),
+        (["CATS", *PROMPTS, "edit=field"], "images are edited with edit=latent or edit=pixels"),
     ],
 )
 def test_wrong_input_is_told_before_anything_is_written(cats, bench, given, text):

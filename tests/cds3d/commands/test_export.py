@@ -2,6 +2,7 @@
 
 import json
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
 import imageio.v3 as iio
@@ -122,6 +123,19 @@ def test_points_and_splats(opaque, tmp_path, capture_folder):
     assert 1 / (1 + np.exp(-splats["opacity"][0])) == pytest.approx(0.95)
 
 
+def test_views_of_a_path_are_named_apart_from_those_of_an_export_before(opaque, tmp_path, capture_folder):
+    assert export(opaque, "dataset", "output=first", "points=300", "path=spiral", "frames=2") == 0
+    config = (opaque / "config.yaml").read_text()
+    assert f"capture: {capture_folder}" in config
+    first = tmp_path / "first"
+    (opaque / "config.yaml").write_text(config.replace(f"capture: {capture_folder}", f"capture: {first}"))
+    assert export(opaque, "dataset", "output=second", "points=300", "path=spiral", "frames=2") == 0
+    frames = json.loads((tmp_path / "second" / "transforms.json").read_text())["frames"]
+    names = [frame["file_path"] for frame in frames]
+    assert len(names) == len({*names}) == 10 == len(list((tmp_path / "second" / "images").iterdir()))
+    assert "images/path_0000.png" in names and "images/path_more_0001.png" in names
+
+
 @pytest.mark.parametrize(
     "options, told",
     [
@@ -196,6 +210,8 @@ def test_pictures_and_depths_that_can_be_measured(opaque, capture_folder):
     np.testing.assert_allclose(levels * unit, expected / scale, rtol=1e-3)
     assert render(opaque, "frames=1", "format=png", "width=32") == 0
     assert sorted(p.name for p in colors.iterdir()) == ["0000.png"]  # older pictures are gone
+    assert render(opaque, "frames=1", "format=png", "width=32", "output=a.folder") == 0
+    assert [p.name for p in Path("a.folder").iterdir()] == ["0000.png"]
 
 
 def test_a_pixel_that_looks_far_does_not_take_the_levels_from_all_others(tmp_path):
@@ -289,13 +305,18 @@ def test_a_path_from_a_file(opaque, tmp_path, capture_folder):
         (["depth=maybe"], "depth=maybe"),
         (["width=3"], "width=3"),
         (["format=png", "output=there"], "holds other files"),
+        (["format=png", "output=photos"], "holds other files"),
+        (["format=png", "output=capture"], "holds other files"),
     ],
 )
 def test_what_cannot_be_rendered_is_told(options, told, opaque, tmp_path, capsys):
-    (tmp_path / "there").mkdir()
-    (tmp_path / "there" / "mine.txt").write_text("mine")
+    kept = [tmp_path / name for name in ("there/mine.txt", "photos/000.png", "capture/transforms.json")]
+    for path in kept:
+        path.parent.mkdir()
+        path.write_text("mine")
     assert render(opaque, "frames=1", *options) == 1
     assert told in capsys.readouterr().err.strip().splitlines()[-1]
+    assert all(path.read_text() == "mine" for path in kept)
 
 
 def test_a_folder_of_runs_says_which_there_are(opaque, capsys):

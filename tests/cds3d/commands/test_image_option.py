@@ -6,6 +6,7 @@ import torch
 from checks import fails, files
 from PIL import Image
 
+from cds3d.cli import run_command
 from cds3d.commands.images import configured_image, read_image
 from cds3d.options import load_config
 
@@ -62,3 +63,34 @@ def test_pictures_of_the_world_need_no_other_prior(tmp_path, image_file, caplog)
     caplog.clear()
     configured_image(config)
     assert "photographs need" not in caplog.text
+
+
+@pytest.mark.parametrize("option", ["scene=mug", "field=cp", "zoom=9", "carve.grow=0.7", "refit.iterations=4"])
+def test_options_of_scenes_are_refused(tmp_path, capsys, image_options, option):
+    text = fails(capsys, "edit", *image_options, option)
+    assert f"{option.split('=')[0].split('.')[0]}= is for scenes, not for --image" in text
+
+
+def test_a_picture_that_was_replaced_is_not_edited_on(tmp_path, capsys, image_file, image_options):
+    assert run_command("edit", [*image_options, "output=run"]) == 0
+    assert run_command("edit", [*image_options, "output=run", "resume=true", "edit.iterations=3"]) == 0
+    Image.new("RGB", (23, 17), "red").save(image_file)
+    text = fails(capsys, "edit", *image_options, "output=run", "resume=true", "edit.iterations=4")
+    assert "run was begun from another picture, which has been replaced since" in text
+
+
+def test_prompts_that_are_cut_are_told(tmp_path, image_options, caplog):
+    long = " ".join(["very"] * 90)
+    given = [f"{o} {long} much" if o == "a red flower" else o for o in image_options]
+    assert run_command("edit", [*given, "output=run"]) == 0
+    assert 'the text encoder has no room for the end of "a red flower very' in caplog.text
+    assert 'very much" is left out' in caplog.text
+    caplog.clear()
+    assert run_command("edit", [*image_options, "output=other"]) == 0
+    assert "has no room" not in caplog.text
+
+
+def test_prompts_that_differ_only_in_what_is_cut_are_refused(capsys, image_options):
+    long = " ".join(["very"] * 90)
+    given = [f"{long} {o}" if o.endswith("flower") else o for o in image_options]
+    assert "--src and --tgt are the same for the text encoder" in fails(capsys, "edit", *given)

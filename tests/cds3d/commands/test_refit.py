@@ -158,6 +158,20 @@ def test_wrong_pictures_are_told_before_anything_is_written(tmp_path, trained, t
     assert not (tmp_path / "run").exists()
 
 
+def test_a_refit_does_not_overwrite_its_source(tmp_path, trained, train_options, true_edits, capsys):
+    before = (trained / "field.safetensors").read_bytes()
+    given = ["--views", true_edits, f"output={trained}", "overwrite=true", *SHORT]
+    assert "a field that this edit starts from" in fails(capsys, "edit", *train_options, *given)
+    assert (trained / "field.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("option", ["refit.lr_grid=inf", "refit.lr_network=0"])
+def test_rates_are_numbers_above_0(tmp_path, trained, train_options, true_edits, capsys, option):
+    assert f"{option} has to be a number above 0".replace("=0 ", "=0.0 ") in fails(
+        capsys, "edit", *train_options, "--views", true_edits, option
+    )
+
+
 def test_a_folder_without_pictures_is_told_before_the_source_is_trained(tmp_path, train_options, capsys):
     assert "no such folder" in fails(capsys, "edit", *train_options, "--views", "nowhere")
     assert not (tmp_path / "outputs").exists()

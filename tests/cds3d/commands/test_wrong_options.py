@@ -4,6 +4,7 @@ import pytest
 import torch
 from checks import fails, files
 
+from cds3d.cli import run_command
 from cds3d.options import load_config
 
 
@@ -60,6 +61,7 @@ from cds3d.options import load_config
         ("edit.lr=[", ["cannot read edit.lr=[", "brackets"]),
         ("red", ["'red'", "key=value"]),
         ("scene=flower", ["--capture", "scene="]),
+        ("refit.iterations=9", ["refit= is for --views"]),
     ],
 )
 def test_wrong_option_of_an_edit(tmp_path, capsys, edit_options, trained, option, said):
@@ -67,6 +69,62 @@ def test_wrong_option_of_an_edit(tmp_path, capsys, edit_options, trained, option
     text = fails(capsys, "edit", *edit_options, option)
     assert all(part in text for part in said), text
     assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["capture={capture}", "--tgt", "a blue flower"], "--src is missing"),  # the scene's own prompt is another's
+        (["capture={capture}", "scene=mug"], "either --capture or scene="),
+        (["run=x", "views=y"], "either --run or --views"),
+        (["run=x", "scene=mug"], "either --run or scene="),
+        (["run=x", "capture={capture}"], "either --run or --capture"),
+        (["image=x.png"], "--image x.png: no such file"),
+        (['image="x y.png"'], "--image x y.png: no such file"),
+    ],
+)
+def test_flags_as_key_and_value_are_flags(tmp_path, capsys, capture_folder, options, said):
+    prompts = [] if "--tgt" in options else ["--src", "a cat", "--tgt", "a pig"]
+    text = fails(capsys, "edit", *(o.format(capture=capture_folder) for o in options), *prompts)
+    assert said in text
+    assert files(tmp_path) == []
+
+
+def test_as_key_and_value_the_capture_is_the_one_that_is_edited(tmp_path, trained, edit_options):
+    at = edit_options.index("--capture")
+    given = [*edit_options[:at], f"capture={edit_options[at + 1]}", *edit_options[at + 2 :], "video_frames=0"]
+    assert run_command("edit", given) == 0
+    assert (tmp_path / "outputs" / "daisies" / "a-red-flower" / "metrics.json").exists()
+
+
+def test_options_that_change_nothing_are_told(tmp_path, trained, edit_options, caplog):
+    given = ["objective=sds", "edit.source_share=0.5", "edit.scale_end=2", "zoom=3", "video_frames=0"]
+    assert run_command("edit", [*edit_options, *given]) == 0
+    for option in ("edit.source_share=0.5", "edit.scale_end=2"):
+        assert f"{option} changes nothing: it is of DDS, CDS and IDS, not of objective=sds" in caplog.text
+    assert "zoom= changes nothing without a region" in caplog.text
+    caplog.clear()
+    assert run_command("edit", [*edit_options, "video_frames=0", "edit.source_share=0.5", "output=other"]) == 0
+    assert "changes nothing" not in caplog.text
+
+
+def test_a_look_that_leaves_nothing_to_edit_in(tmp_path, capsys, edit_options, trained):
+    before = files(tmp_path)
+    given = [o for o in edit_options if not o.startswith("edit.iterations")]
+    text = fails(capsys, "edit", *given, "edit=shape", "edit.iterations=4", "edit.volume.look=0.9")
+    assert "edit.volume.look=0.9 of edit.iterations=4 leaves no iteration to edit in" in text
+    assert files(tmp_path) == before
+
+
+def test_another_edit_in_the_folder_is_not_to_be_overwritten(tmp_path, capsys, edit_options, trained):
+    assert run_command("edit", [*edit_options, "video_frames=0", "output=run"]) == 0
+    given = [o if o != "a red flower" else "a blue flower" for o in edit_options]
+    text = fails(capsys, "edit", *given, "output=run")
+    assert 'run holds another edit to "a red flower": give output=FOLDER' in text and "overwrite" not in text
+    assert "overwrite=true to do it again" in fails(capsys, "edit", *edit_options, "output=run")
+    assert "either resume=true or overwrite=true" in fails(
+        capsys, "edit", *edit_options, "output=run", "resume=true", "overwrite=true"
+    )
 
 
 def test_an_edit_that_changes_nothing(tmp_path, capsys, edit_options, trained):
