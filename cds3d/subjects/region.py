@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -52,7 +53,7 @@ class RegionConfig:
 
     def __post_init__(self):
         for name in ("mask_threshold", "cell", "filter_radius", "near_radius", "speck"):
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} has to be 0 or more")
         for name in ("filter_epsilon", "color_prior", "color_contrast", "near_share"):
             if not getattr(self, name) > 0:
