@@ -224,7 +224,7 @@ class _Help(argparse.Action):
     def __init__(self, *args, command: str, argv: list[str], **kwargs):
         super().__init__(*args, nargs=0, help="show this and stop", **kwargs)
         self.command, self.chosen = command, dict(a.split("=", 1) for a in argv if "=" in a and a[0] != "-")
-        if any(a.split("=")[0] == "--image" for a in argv):
+        if any(a.split("=")[0] in ("--image", "image") for a in argv):
             self.chosen.setdefault("edit", "latent")
 
     def __call__(self, parser, namespace, values, option_string=None):
@@ -278,10 +278,11 @@ def _configuration(command: str, args: argparse.Namespace):
             setattr(args, place, None)
     flags = {k: v for k in _FLAGS[command] if (v := getattr(args, k)) is not None}
     for name in _WHAT_TO_WORK_ON & _FLAGS[command].keys():  # as key=value they mean the same
-        given = [o for o in options if re.match(rf"{name}=[^\[{{]", o) and o != f"{name}=null"]
-        if given:
-            options = [o for o in options if o not in given]
-            flags.setdefault(name, _unquoted(given[-1].split("=", 1)[1]))
+        given = [o.split("=", 1)[1] for o in options if o.startswith(f"{name}=")]
+        if given and given[-1] and given[-1][0] not in "[{":  # which is told as of the wrong type
+            options = [o for o in options if not o.startswith(f"{name}=")]
+            if given[-1] != "null":
+                flags.setdefault(name, _unquoted(given[-1]))
     if "scene" in flags:
         options.insert(0, f"scene={flags.pop('scene')}")
     if flags.get("capture") is not None:

@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+import unicodedata
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -50,7 +51,9 @@ def slug(text: str) -> str:
 
     At most 80 bytes, what files may be named with on every system; the end of a longer one is a hash of the text.
     """
-    words = re.sub(r"[\W_]+", "-", text.lower()).strip("-")
+    letters = unicodedata.normalize("NFC", text.lower())
+    kept = (c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in letters)  # M: vowel signs
+    words = "-".join("".join(kept).split())
     if len(words.encode()) > _LONGEST_NAME:
         digest = hashlib.sha256(words.encode()).hexdigest()[:8]
         words = words.encode()[: _LONGEST_NAME - 9].decode(errors="ignore").rstrip("-") + f"-{digest}"
@@ -119,9 +122,10 @@ class RunFolder:
             )
         if source and self._before("source") not in (None, source):
             locks.release(self.path)
+            what = "picture" if self.config.get("image") else "source field"
             raise UserError(
-                f"{self.path} was begun from another {'picture' if self.config.get('image') else 'field'}, which has "
-                "been replaced since: pass overwrite=true to edit the new one"
+                f"{self.path} was begun from another {what}, which has been replaced since: "
+                "pass overwrite=true to edit the new one"
             )
         (self.path / "metrics.json").unlink(missing_ok=True)  # first: what follows is no finished run
         if self.config.overwrite:
@@ -156,7 +160,8 @@ class RunFolder:
     def _refuse_another_edit(self) -> None:
         """UserError if the folder holds an edit of another picture or to another prompt: two names may be one."""
         before, now = _written_config(self.path), self.config
-        if any(before.get(key) != now.get(key) for key in ("image", "tgt")):
+        pictures = [None if not c.get("image") else Path(c["image"]).resolve() for c in (before, now)]
+        if before.get("tgt") != now.get("tgt") or pictures[0] != pictures[1]:
             of = f" of {before['image']}" if before.get("image") else ""
             to = f' to "{before["tgt"]}"' if before.get("tgt") else ""
             raise UserError(f"{self.path} holds another edit{of}{to}: give output=FOLDER")

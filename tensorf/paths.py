@@ -18,7 +18,7 @@ _NEARBY = 0.5  # radians
 
 
 def camera_path(kind: str, cameras: Sequence[Camera], frames: int, *, focus: float = 4.0) -> list[Camera]:
-    """`frames` cameras with the first camera's intrinsics.
+    """`frames` cameras with the intrinsics of the camera whose focal length is the median.
 
     cameras: of the capture, in the order that they were taken. focus: depth that a spiral keeps looking at.
     """
@@ -33,7 +33,8 @@ def camera_path(kind: str, cameras: Sequence[Camera], frames: int, *, focus: flo
         path = _orbit(poses, frames)
     else:
         path = _interpolated(poses, frames)
-    return [cameras[0].with_pose(pose) for pose in path]
+    usual = sorted(cameras, key=lambda camera: camera.fx)[len(cameras) // 2]
+    return [usual.with_pose(pose) for pose in path]
 
 
 def look_at(eye: Tensor, target: Tensor, down: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from cds3d.bench.items import Failure, Item
 from cds3d.cli import set_threads
 from cds3d.commands.baselines import build_baseline
-from cds3d.commands.edit import edit_command
+from cds3d.commands.edit import edit_command, refuse_options_of_scenes
 from cds3d.commands.preparing import build_objective
 from cds3d.editor import EditConfig
 from cds3d.options import build, dotted_keys, groups, load_config, pick_device, set_text
@@ -96,6 +96,7 @@ def plan(methods: list[str], baselines: list[str], options: list[str]) -> dict[s
     for own in chosen.values():
         config = load_config("edit", own)
         pick_device(config.device)
+        refuse_options_of_scenes(config)
         build(EditConfig, config.edit, group="edit", seed=config.seed)
         build_objective(config) if config.baseline.kind == "none" else build_baseline(config)
         if config.edit.get("parameter") is None:

@@ -72,14 +72,18 @@ def _past(config: DictConfig) -> Past | None:
             raise UserError("paste= is for --image, not for scenes")
         capture_root(config)  # a missing scene is told first
         return take_over(config)
+    refuse_options_of_scenes(config)
+    return None
+
+
+def refuse_options_of_scenes(config: DictConfig) -> None:
+    """UserError for options that the edit of an image does not have."""
     for key in ("run", "where", "mask", "box", "ball", "at", "region", "radius"):
         if config[key] is not None:
             told = f"--{key}" if key in ("run", "where") else f"{key}="
             raise UserError(f"{told} is for scenes, not for --image")
-    require_unset(
-        config, "edit", ("scene", "field", "zoom", "carve", "refit", "preview_every"), "is for scenes, not for --image"
-    )
-    return None
+    groups = ("scene", "field", "zoom", "carve", "refit", "preview_every")
+    require_unset(config, "edit", groups, "is for scenes, not for --image")
 
 
 def _tell_unused(config: DictConfig, pointing: Pointing) -> None:

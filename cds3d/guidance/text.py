@@ -60,9 +60,14 @@ class XLText:
 
 
 def words_cut(text: str, tokenizer: CLIPTokenizer, encoder) -> str:
-    """The end of a text that the encoder does not see, as its tokens spell it; "" if it sees all."""
+    """The end of a text that the encoder does not see, from a word's beginning on; "" if it sees all."""
     seen = _limit(tokenizer, encoder) - 2  # beginning and end have a token each
-    return "".join(tokenizer.tokenize(text)[seen:]).replace("</w>", " ").strip()
+    tokens = tokenizer.tokenize(text)
+    if len(tokens) <= seen:
+        return ""
+    while seen and not tokens[seen - 1].endswith("</w>"):
+        seen -= 1
+    return tokenizer.decode(tokenizer.convert_tokens_to_ids(tokens[seen:])).strip()
 
 
 def _limit(tokenizer: CLIPTokenizer, encoder) -> int:

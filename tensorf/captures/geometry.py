@@ -4,8 +4,8 @@ NumPy float64 throughout; poses are (n, 3, 4) OpenCV camera-to-world.
 
 - Forward-facing (NDC): the mean camera becomes the origin, looking along +z, and 0.75 of the nearest depth becomes 1,
   which is where NDC's near plane stands.
-- Bounded box and unbounded space: the point that all pictures' centres look at becomes the origin and the mean camera
-  distance from it becomes 1. The rotation stays, so that the capture's up remains up.
+- Bounded box and unbounded space: the point closest to all optical axes becomes the origin and the mean camera distance
+  from it becomes 1. The rotation stays, so that the capture's up remains up.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _INNER_SHARE = 0.9  # of the scene's points that lie in the inner box, if it may
 _ENDLESS = 1000.0  # far in unbounded space, in mean camera distances
 _OBJECT_HALF_SIZE = 1.5 / 4.03  # Blender's synthetic scenes: object within +-1.5, cameras 4.03 away
 _SMALLEST_NEAR = 0.05
-_ROUNDING, _NOTHING = 1e-9, 1e-12  # of coordinates: distances below them are none
+_MAP = 1e4  # coordinates beyond it are those of maps
 _MOST_POINTS = 20_000  # whose depths are looked at
 _FOCUS_CONDITION = 0.01  # of the axes' normal matrix; below it they are parallel to about 6 degrees
 
@@ -57,7 +57,8 @@ def place(
     poses = np.stack([view.pose for view in listing.views])
     centres = poses[:, :, 3]
     spread = np.linalg.norm(centres - centres.mean(0), axis=1).max()
-    if spread <= max(_ROUNDING * np.abs(centres).max(), _NOTHING):
+    farthest = np.abs(centres).max()  # map coordinates are read exactly, others may be rounded to float32
+    if spread <= farthest * (1e-9 if farthest > _MAP else 1e-6):
         raise UserError(
             f"{listing.source}: all cameras are at the same place; the poses carry no parallax, estimate again"
         )
@@ -69,7 +70,7 @@ def place(
         scale = 1 / (NEAR_MARGIN * depths[0])
         similarity = _similarity(scale, mean_pose(poses))
         return Placement(space, reason, similarity, depths[0] * scale, depths[1] * scale, np.array(_NDC_BOX))
-    origin = focus_point(poses, lenses, depths)
+    origin = focus_point(poses, poses[:, :, 2], depths)
     scale = 1 / np.linalg.norm(centres - origin, axis=1).mean()
     similarity = _similarity(scale, np.concatenate([np.eye(3), origin[:, None]], axis=1))
     if space == "unbounded":
@@ -78,7 +79,9 @@ def place(
         reason += f"; inner box of half size {half:.2f}, in mean camera distances"
         return Placement(space, reason, similarity, near, _ENDLESS, np.array([[-half] * 3, [half] * 3]))
     half = bound or (_object_half_size(lenses) if cut_out else _HALF_SIZE)
-    box = np.array([[-half] * 3, [half] * 3])
+    # The box is around what pictures show in their middle: of cropped ones, that is not where the axes meet.
+    middle = (focus_point(poses, _centre_rays(poses, lenses), depths) - origin) * scale
+    box = np.array([middle - half, middle + half])
     known = None if listing.depths is None else (listing.depths[0] * scale, listing.depths[1] * scale)
     near, far = _box_depths(transformed(poses, similarity), box, known)
     return Placement(space, reason, similarity, near, far, box)
@@ -131,22 +134,25 @@ def mean_pose(poses: np.ndarray) -> np.ndarray:
     return np.stack([right, np.cross(forward, right), forward, position], axis=1)
 
 
-def focus_point(poses: np.ndarray, lenses: list[Lens], depths: tuple[float, float]) -> np.ndarray:
-    """(3,) the point closest to the rays through all pictures' centres (least squares).
+def focus_point(poses: np.ndarray, rays: np.ndarray, depths: tuple[float, float]) -> np.ndarray:
+    """(3,) the point closest to a ray (n, 3), of length 1, from each camera (least squares).
 
-    These are the optical axes, except for pictures that were cropped or taken with a shifted lens. Nearly parallel rays
-    have no such point: then the one ahead of the mean camera at the harmonic mean of `depths`.
+    Nearly parallel rays have no such point: then the one ahead of the mean camera at the harmonic mean of `depths`.
     """
     centres = poses[:, :, 3]
-    local = [((n.width / 2 - n.cx) / n.fx, (n.height / 2 - n.cy) / n.fy, 1.0) for n in lenses]
-    rays = np.einsum("nij,nj->ni", poses[:, :, :3], np.array(local))
-    rays /= np.linalg.norm(rays, axis=1, keepdims=True)
     across = np.eye(3) - rays[:, :, None] * rays[:, None, :]  # projections onto the planes across each ray
     normal = across.mean(0)
     if np.linalg.eigvalsh(normal)[0] > _FOCUS_CONDITION:
         return np.linalg.solve(normal, (across @ centres[:, :, None]).mean(0)[:, 0])
     mean, ray = mean_pose(poses), rays.mean(0)
     return mean[:, 3] + ray / (ray @ mean[:, 2]) * 2 / (1 / depths[0] + 1 / depths[1])
+
+
+def _centre_rays(poses: np.ndarray, lenses: list[Lens]) -> np.ndarray:
+    """(n, 3) of length 1, through the middle of each picture: the optical axis, unless it was cropped or shifted."""
+    local = [((n.width / 2 - n.cx) / n.fx, (n.height / 2 - n.cy) / n.fy, 1.0) for n in lenses]
+    rays = np.einsum("nij,nj->ni", poses[:, :, :3], np.array(local))
+    return rays / np.linalg.norm(rays, axis=1, keepdims=True)
 
 
 def transformed(poses: np.ndarray, similarity: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ log = logging.getLogger("tensorf")
 LONGEST_SIDE = 1600  # pixels of a copy: more than training uses
 JPEG_QUALITY = 95
 # Of phones and cameras: pictures that are not read.
-_SAME_FOCAL = 1.02  # the ratio up to which focal lengths are one
+_SAME = 1.02  # the ratio up to which focal lengths are one
 _UNREAD_SUFFIXES = (".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2")
 
 
@@ -87,36 +87,33 @@ def copy_photos(
 
 
 def by_lens(photos: dict[str, Path]) -> list[list[str]]:
-    """The names of photos, grouped by camera model and focal length as the photos' EXIF data tell them.
+    """The names of photos, grouped by what the photos' EXIF data tell: camera model, focal length, digital zoom.
 
-    Focal lengths within 2% are one: zoom lenses and sensor shifts make such differences. Photos that tell nothing are a
-    group of their own. Phones change the focal length with the lens, and with a digital zoom.
+    Focal lengths within 2% are one: focusing makes such differences. Photos that tell nothing are a group of their own.
+    The lens's own focal length counts beside that of a full-frame camera: a phone's macro photos are cut out of those
+    of its wide lens to look like those of its main one.
     """
-    told = {name: _focal_length(photo) for name, photo in photos.items()}
-    groups: list[list[str]] = []
-    before = None
-    for name in sorted(told, key=lambda name: told[name]):  # a stable order: names of one lens stay in theirs
-        model, focal = told[name]
-        if before is None or model != before[0] or focal > _SAME_FOCAL * before[1]:
-            groups.append([])
-            before = model, focal
-        groups[-1].append(name)
-    return groups
-
-
-def _focal_length(photo: Path) -> tuple[str, float]:
-    """(camera model, focal length in mm), of a full-frame camera's where that is told; ("", 0.0) where nothing is."""
-    model, full_frame, own = focal_length(photo)
-    return (f"{model}, {'full frame' if full_frame else 'own'}", full_frame or own) if full_frame or own else ("", 0.0)
+    groups: list[tuple[tuple, list[str]]] = []
+    for name, photo in photos.items():
+        model, *numbers = focal_length(photo)
+        for (of_model, *of_numbers), names in groups:
+            if model == of_model and all(
+                a == b or 1 / _SAME < a / (b or 1e9) < _SAME for a, b in zip(numbers, of_numbers)
+            ):
+                names.append(name)
+                break
+        else:
+            groups.append(((model, *numbers), [name]))
+    return [names for _, names in groups]
 
 
 def _exif_of(photo: Path) -> Image.Exif:
     """What a copy's EXIF data say: the focal length, from which COLMAP begins. Copies are upright."""
-    model, full_frame, _ = focal_length(photo)
+    model, full_frame, *_ = focal_length(photo)
     exif = Image.Exif()
     if full_frame:
         exif[ExifTags.Base.Model] = model
-        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FocalLengthIn35mmFilm] = round(full_frame)
+        exif[ExifTags.IFD.Exif] = {ExifTags.Base.FocalLengthIn35mmFilm: round(full_frame)}
     return exif
 
 

@@ -83,21 +83,27 @@ def orientation(path: Path) -> int:
         return 1
 
 
-def focal_length(path: Path) -> tuple[str, float, float]:
-    """EXIF data: (camera model, focal length of a full-frame camera with this view in mm, the lens's own in mm).
-
-    "" and 0 stand for what is not told, or cannot be read.
+def focal_length(path: Path) -> tuple[str, float, float, float]:
+    """EXIF data: (camera model, focal length of a full-frame camera with this view in mm, the lens's own in mm, the
+    ratio of the digital zoom). "" and 0 stand for what is not told, or cannot be read.
     """
     try:
         with open_picture(path) as image:
             tags = image.getexif()
             detail = tags.get_ifd(ExifTags.IFD.Exif)
-        told = (ExifTags.Base.FocalLengthIn35mmFilm, ExifTags.Base.FocalLength)
-        full_frame, own = (float(detail.get(tag) or 0.0) for tag in told)
-    except (*_DAMAGE, UserError, ArithmeticError):  # a focal length may be 0/0
-        return "", 0.0, 0.0
-    full_frame, own = (focal if 0 < focal < 10_000 else 0.0 for focal in (full_frame, own))
-    return str(tags.get(ExifTags.Base.Model, "")), full_frame, own
+    except (*_DAMAGE, UserError):
+        return "", 0.0, 0.0, 0.0
+    told = (ExifTags.Base.FocalLengthIn35mmFilm, ExifTags.Base.FocalLength, ExifTags.Base.DigitalZoomRatio)
+    return str(tags.get(ExifTags.Base.Model, "")), *(_number(detail, tag) for tag in told)
+
+
+def _number(tags, tag: int) -> float:
+    """A positive number below 10,000, else 0: a rational may be 0/0."""
+    try:
+        value = float(tags.get(tag) or 0.0)
+    except (*_DAMAGE, ArithmeticError):
+        return 0.0
+    return value if 0 < value < 10_000 else 0.0
 
 
 def hidden_share(path: Path) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +57,9 @@ def read_transforms(root: Path, width: int | None = None) -> Listing:
         views += found
         missing += lost
     report_missing(source, missing, len(views) + len(missing))
+    views = _once(views, source)
+    if all(view.mask is None for view in views) and (root / FOLDER).is_dir():
+        log.warning("%s is not used: no frame of %s names its mask (mask_path)", root / FOLDER, source.name)
     return Listing(source, _from_smaller_copies(views, root, width))
 
 
@@ -96,7 +100,6 @@ def _read_file(root: Path, source: Path, role: bool | None) -> tuple[list[View],
             missing.append(name)
             continue
         found.append((name, frame, path, held_out))
-    found = _once(found, source)
     masks = _masks(root, [frame for _, frame, _, _ in found], source)
     unsized = {path: image_size(path) for _, frame, path, _ in found if not {"w", "h"} <= {*shared, *frame}}
     of_most = common_size(unsized.values()) if unsized else None
@@ -110,16 +113,14 @@ def _read_file(root: Path, source: Path, role: bool | None) -> tuple[list[View],
     return views, missing
 
 
-def _once(found: list[tuple], source: Path) -> list[tuple]:
-    """Those of `found`, tuples with a photo's path as third, whose photo is not listed before; else it could be held
-    out and trained on at once.
-    """
-    first: dict[Path, tuple] = {}
-    for entry in found:
-        first.setdefault(entry[2], entry)
-    if len(first) < len(found):
+def _once(views: list[View], source: Path) -> list[View]:
+    """Those whose photo no view before has: else it could be held out and trained on at once."""
+    first: dict[str, View] = {}
+    for view in views:
+        first.setdefault(os.path.normpath(view.path), view)
+    if len(first) < len(views):
         log.warning(
-            "%s: %d frames name a photo that an earlier frame names, and are left out", source, len(found) - len(first)
+            "%s: %d frames name a photo that an earlier frame names, and are left out", source, len(views) - len(first)
         )
     return list(first.values())
 
@@ -127,8 +128,6 @@ def _once(found: list[tuple], source: Path) -> list[tuple]:
 def _masks(root: Path, frames: list[dict], source: Path) -> list[Path | None]:
     """The file of each frame's mask; None, and one warning for all, where it has none or the file is missing."""
     asked = [frame.get("mask_path") for frame in frames]
-    if not any(asked) and (root / FOLDER).is_dir():
-        log.warning("%s is not used: no frame of %s names its mask (mask_path)", root / FOLDER, source.name)
     if wrong := [name for name in asked if name is not None and not isinstance(name, str)]:
         raise UserError(f"{source}: mask_path has to be a file's name, not {wrong[0]!r}; export the file again")
     masks = [None if name is None else root / _normal(name, root) for name in asked]

@@ -369,7 +369,7 @@ def test_a_capture_loads_with_the_cameras_it_was_made_with(folder):
     capture, world = load_capture(folder), WorldCapture.read(folder)
     assert capture.forward_facing and 0 < capture.near < capture.far
     assert [n.removesuffix(".jpg") for n in capture.image_names] == list(world.cameras)
-    similarity = capture.world_from_capture
+    similarity = capture.world_from_capture.float()
     scale = torch.linalg.det(similarity[:3, :3]).item() ** (1 / 3)
     for camera, truth in zip(capture.cameras, world.cameras.values()):
         assert (camera.width, camera.height, camera.cx, camera.cy) == (40, 30, 20.0, 15.0)

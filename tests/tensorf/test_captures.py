@@ -352,7 +352,7 @@ def test_a_stray_pixel_is_no_cut_out(tmp_path):
 # --- forward-facing or box
 
 
-def test_the_world_is_where_the_pictures_look_not_the_lenses(tmp_path):
+def test_the_box_is_where_the_pictures_look_not_the_lenses(tmp_path):
     """Pictures cut out of the lower part of larger ones: their optical axes pass above what they show."""
     centre = np.array([1.0, 2.0, 3.0])
     low = []  # cameras that look too high by a quarter of the picture's height
@@ -363,7 +363,9 @@ def test_the_world_is_where_the_pictures_look_not_the_lenses(tmp_path):
     sign = 1 if (low[0][:, 2] @ ring(8)[0][:, 1]) < 0 else -1  # whether the turn was upwards
     write_transforms(tmp_path, low, colour=(9, 9, 9, 0), fl_x=10.0, w=12.0, h=8.0, cx=6.0, cy=4.0 - sign * 0.25 * 8)
     capture = load_capture(tmp_path, space="box")
-    assert moved(capture, centre).norm() < 0.02
+    assert (moved(capture, centre) - capture.box.mean(0)).norm() < 0.02
+    assert moved(capture, centre).norm() > 0.15  # the origin is where the axes meet, as it always was
+    assert (capture.box[1] - capture.box[0]).tolist() == pytest.approx([0.8 * 1.5] * 3, rel=0.3)
 
 
 def test_scenes_far_from_the_origin_and_tiny_ones(tmp_path):
@@ -379,6 +381,10 @@ def test_scenes_far_from_the_origin_and_tiny_ones(tmp_path):
         pose[:, 3] = (4.4e5, 5.4e6, 300.0)
     write_transforms(tmp_path / "still", poses)
     expect_error(tmp_path / "still", "all cameras are at the same place")
+    for i, pose in enumerate(poses):  # rounded to float32
+        pose[:, 3] = np.float32(3.7) + np.array([0, 0, 2.4e-7 * (i % 2)])
+    write_transforms(tmp_path / "rounded", poses)
+    expect_error(tmp_path / "rounded", "all cameras are at the same place")
 
 
 def test_of_many_points_some_tell_the_depths():

@@ -241,7 +241,7 @@ def test_photos_at_two_focal_lengths_have_two_cameras(tmp_path):
         left, top = width * (1 - 1 / zoom) / 2, height * (1 - 1 / zoom) / 2
         zoomed = picture.resize(picture.size, Image.LANCZOS, box=(left, top, width - left, height - top))
         exif = Image.Exif()
-        exif.get_ifd(0x8769)[0xA405] = round(30 * zoom)
+        exif[0x8769] = {0xA405: round(30 * zoom)}
         zoomed.save(tmp_path / "mine" / photo.name, quality=95, exif=exif)
     estimate_capture(find_source(tmp_path / "mine", 60), tmp_path / "kept", threads=1)
     capture, truth = load_capture(tmp_path / "kept", width=64), load_capture(SCENES / "flower", width=64)

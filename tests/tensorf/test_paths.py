@@ -26,14 +26,14 @@ def cameras_around(count=7, degrees=120):
 
 @pytest.mark.parametrize("frames", [1, 2, 13])
 @pytest.mark.parametrize("kind", PATHS)
-def test_poses_are_rotations_and_intrinsics_the_first_camera_s(kind, frames):
+def test_poses_are_rotations_and_intrinsics_those_of_the_median_focal_length(kind, frames):
     path = camera_path(kind, cameras_around(), frames)
     assert len(path) == frames
     for camera in path:
         rotation = camera.pose[:, :3]
         assert torch.allclose(rotation.T @ rotation, torch.eye(3), atol=1e-5)
         assert torch.linalg.det(rotation).item() == pytest.approx(1, abs=1e-5)
-        assert (camera.fx, camera.fy, camera.cx, camera.cy) == (20.0, 21.0, 8.0, 6.0)
+        assert (camera.fx, camera.fy, camera.cx, camera.cy) == (23.0, 21.0, 8.0, 6.0)
         assert (camera.width, camera.height) == (16, 12)
 
 

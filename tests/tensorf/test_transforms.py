@@ -166,6 +166,20 @@ def test_frames_that_come_twice_are_left_out(tmp_path, caplog):
     assert len(capture.image_names) == 10 and "1 frames name a photo that an earlier frame names" in caplog.text
 
 
+def test_photos_in_both_files_of_a_split_are_trained_on(tmp_path):
+    for split in ("train", "test"):
+        write_transforms(tmp_path, ring(6), f"transforms_{split}.json")
+    write_image(tmp_path / "images" / "7.png")
+    edit_json(
+        tmp_path / "transforms_test.json",
+        lambda table: [
+            f.update(file_path=f"images/../images/{7 if i == 5 else i}.png") for i, f in enumerate(table["frames"])
+        ],
+    )
+    capture = load_capture(tmp_path)
+    assert len(capture.image_names) == 7 and (len(capture.train), len(capture.test)) == (6, 1)
+
+
 def test_photos_that_are_listed_to_train_on_and_held_out(tmp_path):
     write_transforms(tmp_path, ring(10))
     names = [f"images/{i}.png" for i in range(10)]

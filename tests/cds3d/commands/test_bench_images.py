@@ -158,6 +158,7 @@ def test_pie_bench(cats, bench, judge_options):
         (["CATS", *PROMPTS, "edit.nothing=1"], "unknown option edit.nothing"),
         (["CATS", *PROMPTS, "edit.iterations=many"], "edit.iterations=many"),
         (["CATS", *PROMPTS, "objective.weight=-1"], "weight=-1"),
+        (["CATS", *PROMPTS, "zoom=2"], "zoom= is for scenes"),
         (["CATS", *PROMPTS, "edit=field"], "images are edited with edit=latent or edit=pixels"),
     ],
 )
