@@ -22,7 +22,7 @@ from tensorf.renderable import FastView, Renderable
 _STRAY = 1.5  # subject sizes from its middle, beyond which a cell is no part of it
 _ROUNDS = 10  # of finding the subject among far spots, at most; two or three are usual
 _SEEN = 0.3  # weight, over all views, from which a cell holds a surface
-_CELLS = 4096  # at a time
+_PAIRS = 2**22  # of cells and points, at a time
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,32 @@ def edited_volume(
     own = _main_part(points, weight) if one_subject else torch.ones_like(weight, dtype=torch.bool)
     size = _size(points[own], weight[own])[1]
     points, reach, own = points[own].to(field.device), grow * size, own.to(field.device)
-    near = ((centers >= points.amin(0) - reach) & (centers <= points.amax(0) + reach)).all(1).nonzero()[:, 0]
     region = torch.zeros(len(centers), dtype=torch.bool, device=field.device)
     region[subject[own]] = True
-    for part in near.split(_CELLS):
-        region[part] |= torch.cdist(centers[part], points).amin(1) <= reach
+    if reach > 0:
+        near = ((centers >= points.amin(0) - reach) & (centers <= points.amax(0) + reach)).all(1).nonzero()[:, 0]
+        region[near] |= _within(centers[near], points, reach, reach / 2)
     return region.view(shape)
+
+
+def _within(centers: Tensor, points: Tensor, reach: float, side: float) -> Tensor:
+    """(n,) bool: which of `centers` (n, 3) lie no farther than `reach` from any of `points` (m, 3).
+
+    Of the points in a cube of this side one stands for all. Only where that leaves a doubt, smaller cubes are taken.
+    """
+    _, cube = ((points - points.amin(0)) / side).long().unique(dim=0, return_inverse=True)
+    last = torch.empty(int(cube.max()) + 1, dtype=torch.long, device=points.device)
+    few = points[last.scatter_(0, cube, torch.arange(len(points), device=points.device))]
+    every = 2 * len(few) > len(points)
+    few, wrong = (points, 0.0) if every else (few, side * math.sqrt(3))
+    parts = centers.split(max(1, _PAIRS // len(few)))
+    away = torch.cat([torch.cdist(part, few).amin(1) for part in parts])
+    inside = away <= reach - wrong
+    if not every:
+        doubt = (~inside & (away <= reach + wrong)).nonzero()[:, 0]
+        if len(doubt):
+            inside[doubt] = _within(centers[doubt], points, reach, side / 2)
+    return inside
 
 
 def _size(points: Tensor, weight: Tensor) -> tuple[Tensor, float]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from defaults import edit_config, region_config, run
 from fakes import PROMPTS, FixedGradient, LinearPrior
 
@@ -15,7 +16,7 @@ from cds3d.subjects.field import FieldRates, turn_of
 from cds3d.subjects.given import seen_share
 from cds3d.subjects.local import LocalPair, LocalViews, LookPair
 from cds3d.subjects.region import EditedRegion
-from cds3d.subjects.volume import VolumeConfig, edited_volume
+from cds3d.subjects.volume import VolumeConfig, _within, edited_volume
 from tensorf.captures import load_capture
 from tensorf.errors import UserError
 from tensorf.local import LocalField, cell_centers
@@ -130,6 +131,23 @@ def test_the_region_is_what_most_views_mark(field, cameras, masked):
         u = camera.fx * local[:, 0] / local[:, 2] + camera.cx
         marked += (u > 15).float() / len(cameras)
     assert (marked > 0.4).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("reach", [0.02, 0.2, 1.0])
+def test_what_lies_within_reach_is_found_without_asking_every_pair(reach):
+    generator = torch.Generator().manual_seed(0)
+    points = F.normalize(torch.randn(2000, 3, generator=generator), dim=1)
+    centers = 3 * torch.rand(5000, 3, generator=generator) - 1.5
+    for few in (points, points[:1], points[:1].expand(9, 3)):
+        expected = torch.cdist(centers, few).amin(1) <= reach
+        assert torch.equal(_within(centers, few, reach, reach / 2), expected)
+
+
+def test_without_growth_no_distances_are_taken(field, cameras, monkeypatch):
+    """They take minutes where masks mark most of a large scene."""
+    monkeypatch.setattr("cds3d.subjects.volume._within", lambda *_: 1 / 0)
+    views = [(field.view(c), right_half(None, 0, torch.zeros(24, 32, 3))) for c in cameras]
+    assert edited_volume(field, views, 0.3, grow=0.0, one_subject=False).any()
 
 
 def test_the_region_grows_by_a_share_of_the_subject(field, cameras):
