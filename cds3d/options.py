@@ -20,6 +20,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tensorf.captures.images import is_photo
 from tensorf.errors import UserError, reason
 
 MOST_SEED = 10**12  # times a million, plus the iteration, is a seed of torch's
@@ -51,7 +52,7 @@ def load_config(command: str, options: list[str]) -> DictConfig:
     """The configuration of "train", "edit" or "render" with `options` (key=value) applied; unknown keys are errors."""
     for option in options:
         if "=" not in option:
-            raise UserError(f"{option!r} is neither a flag nor key=value; see --help")
+            raise UserError(f"{option!r} is neither a flag nor key=value; {_meant(command, option)}see --help")
         if not re.match(r"\w", option):
             raise UserError(f"{option!r} is no key=value: an option begins with its name; see --help")
     _check_groups(command, options)
@@ -63,6 +64,13 @@ def load_config(command: str, options: list[str]) -> DictConfig:
         raise UserError(_explain(command, error)) from error
     _check_text(command, config)
     return config
+
+
+def _meant(command: str, word: str) -> str:
+    """What may be meant by a word that is no option."""
+    if command in ("train", "edit") and Path(word).exists():
+        return f"did you mean --{'image' if command == 'edit' and is_photo(Path(word)) else 'capture'} {word}? "
+    return f'did you mean --tgt "{word}"? ' if command == "edit" and " " in word else ""
 
 
 @contextmanager

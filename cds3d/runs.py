@@ -92,7 +92,7 @@ class RunFolder:
         if (path / "metrics.json").exists() and not self._is_extended():
             self._refuse_another_edit()
             raise UserError(
-                f"{path} holds a finished run: pass overwrite=true to do it again, or output=FOLDER"
+                f"{path} holds a finished run{self._difference()}: pass overwrite=true to do it again, or output=FOLDER"
                 + ("; resume=true with more edit.iterations goes on with it" if self._has_iterations else "")
             )
         if self.state_path.exists():
@@ -156,6 +156,13 @@ class RunFolder:
         ours = (p.name == locks.NAME or is_partial(p) for p in self.path.iterdir())  # of a run killed at its start
         if not all(ours) and not (self.path / "config.yaml").exists():
             raise UserError(f"{self.path} is not a run folder: nothing is written to it; give another output folder")
+
+    def _difference(self) -> str:
+        """How a finished run's options differ from those of this one, in words: the first of them."""
+        before = _flat(OmegaConf.to_container(_written_config(self.path)))
+        now = _flat(OmegaConf.to_container(self.config, resolve=True))
+        own = [k for k in now if k in before and before[k] != now[k] and k not in (*_SILENT_KEYS, "device", "threads")]
+        return f" with {own[0]}={before[own[0]]}, not {now[own[0]]}" if own else ""
 
     def _refuse_another_edit(self) -> None:
         """UserError if the folder holds an edit of another picture or to another prompt: two names may be one."""
@@ -315,7 +322,8 @@ def _written_config(folder: Path) -> DictConfig:
     if not path.is_file():
         if runs := finished_runs(folder):
             raise UserError(f"{folder} is no run folder, but holds some: {', '.join(map(str, runs))}")
-        raise UserError(f"{folder} is no run folder: it has no config.yaml")
+        what = "is no run folder: it has no config.yaml" if folder.exists() else "is no run folder: it does not exist"
+        raise UserError(f"{folder} {what}")
     try:
         config = yaml_files.load_yaml(path)
         table = OmegaConf.to_container(config)

@@ -66,7 +66,8 @@ def _spiral(poses: Tensor, frames: int, focus: float) -> list[Tensor]:
 
 
 def _orbit(poses: Tensor, frames: int) -> list[Tensor]:
-    """Around the point that the cameras look at, at the distance and height of the cameras nearby.
+    """Around the point that the cameras look at, at the distance and height of the cameras nearby, and looking where
+    these look.
 
     One turn, if cameras stand all around; where they leave a wide gap, to and fro on the arc outside it, since nothing
     is known of what they did not see.
@@ -80,6 +81,8 @@ def _orbit(poses: Tensor, frames: int) -> list[Tensor]:
     second = torch.linalg.cross(up, first)
     angles = torch.atan2(flat @ second, flat @ first)
     begin, width = _covered_arc(angles)
+    axes = poses[:, :, 2]
+    aims = poses[:, :, 3] - (offsets * axes).sum(1, keepdim=True) * axes  # of each axis, the point nearest the center
     path = []
     for i in range(frames):
         if width is None:
@@ -90,7 +93,7 @@ def _orbit(poses: Tensor, frames: int) -> list[Tensor]:
         near = near / near.sum().clamp(min=1e-20)
         height, radius = (near * heights).sum(), (near * radii).sum()
         eye = center + height * up + radius * (math.cos(angle) * first + math.sin(angle) * second)
-        path.append(look_at(eye, center, -up))
+        path.append(look_at(eye, (near[:, None] * aims).sum(0), -up))
     return path
 
 

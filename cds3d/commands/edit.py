@@ -17,7 +17,7 @@ from cds3d.commands.driving import Work, drive
 from cds3d.commands.evaluation import evaluate_edit, load_clip
 from cds3d.commands.history import Past, take_over
 from cds3d.commands.images import edit_image
-from cds3d.commands.preparing import check_prompts, is_local, log_step, output_folder, prepare
+from cds3d.commands.preparing import check_prompts, is_local, log_step, output_folder, prepare, warn_of_photographs
 from cds3d.commands.refit import begin_refit, refit_field
 from cds3d.commands.regions import Pointing, given_region, read_pointing, zoomed_views
 from cds3d.commands.scenes import capture_root, load_scene
@@ -45,6 +45,7 @@ log = logging.getLogger("cds3d")
 
 _NOT_OF_REFITS = ("where", "mask", "box", "ball", "at", "region", "radius", "zoom", "carve", "paste", "preview_every")
 _NOT_OF_REFITS += ("guidance", "objective")
+_UNCHANGED = 60.0  # dB to the source, above which nobody sees an edit
 _DEPTH_WIDTH = 126  # pixels: enough to see surfaces move, a quarter of the time
 
 
@@ -113,6 +114,7 @@ def _edit_scene(config: DictConfig, past: Past) -> Path:
     if not (source_path / "metrics.json").exists():  # never so after --run
         train_source(config, source_path)
     capture, source = load_scene(config), load_field(source_path / "field.safetensors", device)
+    warn_of_photographs(config, [capture.root])
     views = [resized_to(capture.cameras[i], config.edit.width) for i in capture.train]
     log.info(
         'editing %s: "%s" to "%s", %s, %dx%d, on %s',
@@ -153,6 +155,11 @@ def _edit_scene(config: DictConfig, past: Past) -> Path:
     run.finish(metrics)
     told = ", ".join(f"{k} {metrics[k]:.2f}" for k in ("edit_gain_db", "kept_psnr_db") if k in metrics)
     log.info("%s: done%s", run.path, f" ({told})" if told else "")
+    if metrics.get("psnr_to_source_db", 0.0) > _UNCHANGED:
+        log.warning(
+            "next to nothing has changed (%.0f dB to the source): take a larger region, more iterations or other words",
+            metrics["psnr_to_source_db"],
+        )
     return run.path
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cds3d.commands.driving import drive
 from cds3d.commands.evaluation import clip_figures, load_clip
-from cds3d.commands.preparing import log_step, output_folder, prepare
+from cds3d.commands.preparing import log_step, output_folder, prepare, warn_of_photographs
 from cds3d.commands.videos import side_by_side, write_image
 from cds3d.editor import EditConfig, Editor
 from cds3d.metrics.psnr import psnr
@@ -76,10 +76,9 @@ def configured_image(config: DictConfig) -> Tensor:
     if config.guidance.image_width is not None:
         whole(config, "guidance.image_width", least=16)
     image = read_image(Path(config.image), config.guidance.image_width)
-    around = list(Path(config.image).absolute().parents)[:2]  # a capture's photos lie in it or in its images/
-    of_the_world = any((folder / "world.json").exists() for folder in around)
-    if config.guidance.path == "pocket" and not of_the_world:
-        log.warning("guidance=pocket knows only its own procedural world: photographs need guidance=sd14 or another")
+    warn_of_photographs(
+        config, list(Path(config.image).absolute().parents)[:2]
+    )  # photos lie in a capture or its images/
     return image
 
 

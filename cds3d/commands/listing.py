@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cds3d.options import data_folder, groups
 from cds3d.runs import finished_runs
+from tensorf.paths import PATHS
 from tensorf.untrusted import load_json
 
 _FIGURES = {"psnr_db": "PSNR", "edit_gain_db": "gain", "kept_psnr_db": "kept"}
@@ -21,8 +22,9 @@ def list_command(config: DictConfig) -> None:
         prompt = OmegaConf.load(data_folder("configs") / "scene" / f"{name}.yaml").prompt
         if prompt is not None:
             print(f'  {name:10} "{prompt}"')
-    for group in ("objective", "edit", "guidance", "baseline"):
-        print(f"{group}=NAME: {', '.join(groups()[group])}")
+    for group, of in (("field", ""), ("objective", ""), ("edit", ""), ("guidance", ""), ("baseline", ", with --image")):
+        print(f"{group}=NAME{of}: {', '.join(groups()[group])}")
+    print(f"path=NAME: auto, {', '.join(PATHS)}, or a JSON file of cameras")
     runs = [run for folder in _folders() for run in finished_runs(folder)]
     print(f"finished runs in {_RUNS}:" if runs else f"no finished runs in {_RUNS}")
     for run in runs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -44,9 +44,18 @@ def check_prompts(config: DictConfig) -> None:
             log.warning(
                 "guidance=pocket does not know %s: it was trained on flowers, animals and a few objects of a "
                 "procedural world only (see its model card); real prompts need real Stable Diffusion weights, as in "
-                "guidance=sd14",
+                "guidance=sd15",
                 ", ".join(f'"{w}"' for w in unknown),
             )
+
+
+def warn_of_photographs(config: DictConfig, folders: Iterable[Path]) -> None:
+    """Warn if pocket is to edit what none of these folders tells to be of its own world."""
+    if config.guidance.path == "pocket" and not any((folder / "world.json").exists() for folder in folders):
+        log.warning(
+            "guidance=pocket knows only its own procedural world: photographs need guidance=sd15 or another. It goes "
+            "on, but do not expect a good result"
+        )
 
 
 def check_negative_prompt(config: DictConfig, group: str) -> None:

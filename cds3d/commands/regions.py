@@ -193,7 +193,7 @@ def _around_click(config: DictConfig, pointing: Pointing, capture: Capture, sour
         raise UserError(f"at={config.at} hits nothing: the field is empty there")
     radius = config.radius or _BALL * float((middle - camera.position).norm())
     told = ", ".join(f"{x:.3g}" for x in middle.tolist())
-    log.info("at=%s: a ball of radius %.3g around (%s)", config.at, radius, told)
+    log.info("at=%s: a ball of radius %.3g around (%s); radius= makes it larger or smaller", config.at, radius, told)
     return in_ball(source, middle, radius)
 
 
@@ -233,4 +233,6 @@ def _extent(source: Renderable) -> str:
     centers = source.space.world(cell_centers(source.occupancy.shape, source.device)[source.occupancy.flatten()])
     centers = centers[:: max(1, len(centers) // 1_000_000)]  # quantile() takes no more than 16 million
     low, high = (centers.quantile(q, dim=0) for q in (0.02, 0.98))
-    return "it lies between ({}) and ({})".format(*(", ".join(f"{x:.3g}" for x in c.tolist()) for c in (low, high)))
+    return "the scene lies between ({}) and ({}); a click in view.py, or at=, tells where a thing is".format(
+        *(", ".join(f"{x:.3g}" for x in c.tolist()) for c in (low, high))
+    )

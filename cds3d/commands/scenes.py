@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +13,10 @@ from omegaconf import DictConfig
 from cds3d.options import data_folder, positive, whole
 from tensorf.captures import Capture, load_capture
 from tensorf.captures.estimate import estimate_capture, require_pycolmap
-from tensorf.captures.sources import Source, find_source, folder_of
+from tensorf.captures.sources import Source, find_source, folder_of, other_estimate
 from tensorf.errors import UserError
+
+log = logging.getLogger("cds3d")
 
 _LEAST_HEIGHT = 6  # pixels: what SSIM needs
 
@@ -133,4 +136,9 @@ def _find_capture(config: DictConfig) -> tuple[Path, Source | None]:
         config.capture = str(folder)
         return folder, None
     require_pycolmap(source, INSTALL)
+    if other := other_estimate(source, ESTIMATES):
+        of = f"{path}: its poses were estimated with scene.frames={other[1]} ({other[0]}), and not with {source.frames}"
+        if "edit" in config:  # which would train another field first
+            raise UserError(f"{of}: give scene.frames={other[1]} to edit that field, or train the other one first")
+        log.warning("%s: this is another estimate, and another field", of)
     return folder, source

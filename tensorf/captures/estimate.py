@@ -73,7 +73,10 @@ def estimate_capture(source: Source, folder: Path, threads: int | None = None, s
             copies = copy_photos(list(source.photos), images, show_progress, source.masks)
             names, lenses = list(copies), by_lens(copies)
             if len(lenses) > 1:
-                log.info("%s: EXIF data tell of %d focal lengths, each gets a camera", source.path, len(lenses))
+                log.info(
+                    "%s: photos are of %d lenses by their EXIF data (those without any are one group), and each lens "
+                    "gets a camera", source.path, len(lenses),
+                )  # fmt: skip
         if len(names) < MINIMUM_VIEWS:
             raise UserError(f"{source.path}: {len(names)} images are left; at least {MINIMUM_VIEWS} are needed")
         try:
@@ -82,7 +85,7 @@ def estimate_capture(source: Source, folder: Path, threads: int | None = None, s
                 model = stages.run(source.is_video)
         except (RuntimeError, ValueError) as error:  # what C++ exceptions become
             raise UserError(f"{source.path}: pycolmap cannot estimate its poses ({reason(error)})") from error
-        registered = _checked(model, source, len(names))
+        registered = _checked(model, source, names)
         model.write(sparse)
         shutil.rmtree(work)
         for name in set(names) - registered:
@@ -262,8 +265,9 @@ class _Reconstruction:
             return future.result()
 
 
-def _checked(model: Any, source: Source, count: int) -> set[str]:
-    """The names of the registered images of `count`. UserError where the model is not to be trusted."""
+def _checked(model: Any, source: Source, names: list[str]) -> set[str]:
+    """Those of the images' names that are registered. UserError where the model is not to be trusted."""
+    count = len(names)
     advice = (
         "film slowly, with light, while walking around something that has texture"
         if source.is_video
@@ -282,13 +286,15 @@ def _checked(model: Any, source: Source, count: int) -> set[str]:
         )
     if _baseline(model, registered) < _LEAST_BASELINE:
         raise UserError(f"{source.path}: the camera turns on the spot, which shows no depth; {advice}")
+    found = {image.name for image in registered}
     if len(registered) < count:
         log.log(
             logging.WARNING if share < _WARNING_SHARE else logging.INFO,
-            "%s: %d of %d images could not be registered and are left out%s",
-            source.path, count - len(registered), count, f"; {advice}" if share < _WARNING_SHARE else "",
+            "%s: %d of %d images could not be registered and are left out, the first is %s%s",
+            source.path, count - len(registered), count, next(n for n in names if n not in found),
+            f"; {advice}" if share < _WARNING_SHARE else "",
         )  # fmt: skip
-    return {image.name for image in registered}
+    return found
 
 
 def _baseline(model: Any, registered: list[Any]) -> float:

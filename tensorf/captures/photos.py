@@ -79,9 +79,11 @@ def copy_photos(
     _refuse(unreadable)
     if len(kept) < len(photos):
         odd = next(photo for photo in photos if not same_aspect(sizes[photo], common))
+        usual = sizes[kept[0]]
         log.warning(
-            "%d of %d photos are left out: they have not the aspect of %dx%d that the others have (the first is %s)",
-            len(photos) - len(kept), len(photos), *common, odd,
+            "%d of %d photos are left out, as their sides have another ratio than those of the others, such as %dx%d "
+            "pixels (the first is %s, %dx%d)",
+            len(photos) - len(kept), len(photos), *usual, odd, *sizes[odd],
         )  # fmt: skip
     return dict(zip(names, kept, strict=True))
 

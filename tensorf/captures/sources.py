@@ -130,6 +130,17 @@ def folder_of(source: Source, parent: Path) -> tuple[Path, bool]:
         number += 1
 
 
+def other_estimate(source: Source, parent: Path) -> tuple[Path, int] | None:
+    """(folder, frames) of an estimate in `parent` of the same video with another number of frames, if there is one."""
+    record, number = source.record(), 1
+    while source.is_video and (folder := parent / (source.name if number == 1 else f"{source.name}-{number}")).exists():
+        found = _recorded(folder)
+        if found is not None and found["files"] == record["files"] and found["frames"] != record["frames"]:
+            return folder, found["frames"]
+        number += 1
+    return None
+
+
 def write_record(source: Source, folder: Path, **figures) -> None:
     """source.json: the record, and for the reader where the files were, and figures of the estimate."""
     told = {"source": str(source.path), **figures, **source.record()}

@@ -87,6 +87,19 @@ def test_an_orbit_is_as_far_away_as_the_cameras_nearby():
     assert min(distances) < 2.4 and max(distances) > 3.9
 
 
+def test_an_orbit_looks_where_the_cameras_nearby_look():
+    """Some look higher than others: the point nearest to all axes lies in between, and none of them looks there."""
+    cameras = []
+    for i, camera in enumerate(cameras_around(24, degrees=345)):
+        aim = TARGET + torch.tensor([0.0, -0.4 if i < 12 else 0.4, 0.0])
+        cameras.append(camera.with_pose(look_at(camera.position, aim, torch.tensor([0.0, 1, 0]))))
+    positions = torch.stack([c.position for c in cameras])
+    for camera in camera_path("orbit", cameras, 40):
+        near = (positions - camera.position).norm(dim=1).argsort()[:3]
+        if len({*(near < 12).tolist()}) == 1:  # not where the two halves meet
+            assert (camera.forward * cameras[near[0]].forward).sum() > 0.985
+
+
 def test_spiral_looks_at_the_focus_from_near_the_mean_camera():
     cameras = cameras_around(5)
     poses = torch.stack([c.pose for c in cameras])

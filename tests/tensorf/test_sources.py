@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from tensorf.captures.sources import find_source, folder_of, write_record
+from tensorf.captures.sources import find_source, folder_of, other_estimate, write_record
 from tensorf.errors import UserError
 
 
@@ -159,6 +159,16 @@ def test_another_number_of_frames_is_another_estimate(video, kept):
     finish(kept / "a walk", find_source(video, 60))
     assert folder_of(find_source(video, 60), kept)[1]
     assert folder_of(find_source(video, 30), kept) == (kept / "a walk-2", False)
+
+
+def test_estimates_of_other_numbers_of_frames_are_known(video, photos, kept):
+    finish(kept / "a walk", find_source(video, 30))
+    assert other_estimate(find_source(video, 60), kept) == (kept / "a walk", 30)
+    assert other_estimate(find_source(video, 30), kept) is None
+    finish(kept / "my photos", find_source(photos, 30))
+    assert other_estimate(find_source(photos, 60), kept) is None
+    video.write_bytes(b"another video")
+    assert other_estimate(find_source(video, 60), kept) is None
 
 
 @pytest.mark.parametrize("record", [None, "", "[]", "{}", '{"frames": null}'])

@@ -1,8 +1,13 @@
 """Packages name their own arguments; the commands add what a user types."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from checks import fails
+from PIL import Image
 
+from cds3d.cli import run_command
 from cds3d.commands.scenes import load_scene, naming_options
 from cds3d.commands.train import field_options, train_command
 from cds3d.commands.videos import frames_of
@@ -46,7 +51,12 @@ def test_options_of_a_scene(tmp_path, daisies, option):
 
 def test_commands_count_the_photos_that_they_read(daisies, monkeypatch):
     asked = {}
-    monkeypatch.setattr("cds3d.commands.scenes.load_capture", lambda *_, **options: asked.update(options))
+
+    def load(*_, **options):
+        asked.update(options)
+        return SimpleNamespace(images=torch.zeros(1, 9, 9, 3))
+
+    monkeypatch.setattr("cds3d.commands.scenes.load_capture", load)
     config = load_config("train", ["scene=capture"])
     config.capture = str(daisies)
     load_scene(config)
@@ -85,3 +95,31 @@ def test_cameras_that_a_forward_facing_field_cannot_hold():
     back = torch.cat([torch.diag(torch.tensor([-1.0, 1, -1])), torch.zeros(3, 1)], 1)
     with pytest.raises(UserError, match=r"space=unbounded \(scene\.space=\.\.\.\)$"):
         list(frames_of(field, [Camera(back, 4.0, 4.0, 2.0, 2.0, 4, 4)], "video"))
+
+
+@pytest.mark.parametrize(
+    ("command", "word", "meant"),
+    [
+        ("train", "daisies", "did you mean --capture daisies?"),
+        ("edit", "daisies", "did you mean --capture daisies?"),
+        ("edit", "a.png", "did you mean --image a.png?"),
+        ("edit", "a red flower", 'did you mean --tgt "a red flower"?'),
+        ("edit", "red", "neither a flag nor key=value; see --help"),
+    ],
+)
+def test_words_without_a_flag(tmp_path, capsys, command, word, meant):
+    (tmp_path / "daisies").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    assert meant in fails(capsys, command, word)
+
+
+def test_a_finished_run_of_other_options_says_which(tmp_path, capsys, daisies):
+    options = ["--capture", str(daisies), *TINY, "output=run", "field.iterations=1", "video_frames=0"]
+    assert run_command("train", options) == 0
+    text = fails(capsys, "train", *options, "field.lr_grid=0.03")
+    assert "run holds a finished run with field.lr_grid=0.02, not 0.03: pass overwrite=true" in text
+    assert "holds a finished run: pass" in fails(capsys, "train", *options)
+
+
+def test_folders_that_are_not_there(tmp_path, capsys):
+    assert "nowhere is no run folder: it does not exist" in fails(capsys, "render", "nowhere")

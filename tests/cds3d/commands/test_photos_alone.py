@@ -14,7 +14,7 @@ from PIL import Image
 from cds3d.cli import run_command
 from cds3d.commands import scenes
 from cds3d.runs import read_config
-from tensorf.captures.sources import write_record
+from tensorf.captures.sources import find_source, write_record
 
 SHIPPED = Path(__file__).resolve().parents[3] / "scenes"
 TINY = [*TINY_SCENE, *TINY_FIELD]
@@ -62,6 +62,19 @@ def test_without_the_extra_one_line_names_it(tmp_path, inputs, capsys, monkeypat
             line = fails(capsys, command, "--capture", source, *options)
             assert str(source) in line and "pycolmap" in line and 'pip install "cds3d[colmap]"' in line
     assert not (tmp_path / "outputs").exists()
+
+
+def test_an_edit_of_another_number_of_frames_trains_no_other_field(tmp_path, inputs, capsys, monkeypatch, to_red):
+    monkeypatch.setattr(scenes, "require_pycolmap", lambda *_: None)
+    walk = inputs / "walk.mp4"
+    walk.write_bytes(b"a video")
+    folder = tmp_path / "outputs" / "captures" / "walk"
+    folder.mkdir(parents=True)
+    write_record(find_source(walk, 30), folder, registered=30)
+    before = files(tmp_path)
+    line = fails(capsys, "edit", "--capture", walk, *to_red)
+    assert "were estimated with scene.frames=30" in line and "give scene.frames=30 to edit that field" in line
+    assert files(tmp_path) == before
 
 
 def nothing_there(folder):

@@ -136,7 +136,7 @@ def test_views_are_cropped_around_the_region(tmp_path, edit_options, trained, ca
         (["box=0,0,0,1,-1,1"], "no room"),
         (
             ["box=500,500,500,501,501,501"],
-            "box=500,500,500,501,501,501 has nothing of the scene in it: it lies between",
+            "box=500,500,500,501,501,501 has nothing of the scene in it: the scene lies between",
         ),
         (["ball=0,0,2"], "ball=x,y,z,radius"),
         (["ball=0,0,2,0"], "above 0"),

@@ -5,6 +5,7 @@ import torch
 from checks import fails, files
 
 from cds3d.cli import run_command
+from cds3d.commands.preparing import warn_of_photographs
 from cds3d.options import load_config
 
 
@@ -106,6 +107,29 @@ def test_options_that_change_nothing_are_told(tmp_path, trained, edit_options, c
     caplog.clear()
     assert run_command("edit", [*edit_options, "video_frames=0", "edit.source_share=0.5", "output=other"]) == 0
     assert "changes nothing" not in caplog.text
+
+
+def test_captures_of_photographs_and_edits_of_nothing_are_told(tmp_path, trained, edit_options, caplog, monkeypatch):
+    given = [*edit_options, "video_frames=0", "edit.lr=1e-9", "output=run"]
+    assert run_command("edit", given) == 0
+    assert "next to nothing has changed" in caplog.text and "photographs need" not in caplog.text
+    monkeypatch.setattr("cds3d.commands.edit._UNCHANGED", 1e9)
+    caplog.clear()
+    assert run_command("edit", [*given, "overwrite=true"]) == 0
+    assert "next to nothing" not in caplog.text
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_pocket_is_warned_of_photographs(tmp_path, caplog, ours):
+    config = load_config("edit", [])
+    if ours:
+        (tmp_path / "world.json").write_text("{}")
+    warn_of_photographs(config, [tmp_path])
+    assert ("photographs need guidance=sd15" in caplog.text) is not ours
+    caplog.clear()
+    config.guidance.path = "other"
+    warn_of_photographs(config, [tmp_path / "elsewhere"])
+    assert not caplog.text
 
 
 def test_a_look_that_leaves_nothing_to_edit_in(tmp_path, capsys, edit_options, trained):
