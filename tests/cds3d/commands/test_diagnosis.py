@@ -1,5 +1,7 @@
 """When a field does not show its capture, a line says so."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -104,7 +106,12 @@ def test_options_of_the_scene_reach_the_reader(tmp_path, monkeypatch):
     config = load_config("train", ["scene=capture", "scene.width=16", *given])
     config.capture = str(tmp_path / "photos")
     seen = {}
-    monkeypatch.setattr(scenes, "load_capture", lambda root, **options: seen.update(options))
+
+    def load(root, **options):
+        seen.update(options)
+        return SimpleNamespace(images=torch.zeros(1, 12, 16, 3))
+
+    monkeypatch.setattr(scenes, "load_capture", load)
     scenes.load_scene(config)
     read = dict(width=16, space="unbounded", bound=2, order="number", check=False, test_every=3, outside=True)
     assert seen == {**read, "show_progress": True}

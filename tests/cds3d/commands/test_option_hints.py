@@ -123,3 +123,9 @@ def test_a_finished_run_of_other_options_says_which(tmp_path, capsys, daisies):
 
 def test_folders_that_are_not_there(tmp_path, capsys):
     assert "nowhere is no run folder: it does not exist" in fails(capsys, "render", "nowhere")
+
+
+def test_photos_that_are_too_small(tmp_path, capsys):
+    write_capture(tmp_path / "panoramas", Attributes.sample(3), views=4, width=320, height=90)
+    text = fails(capsys, "train", "--capture", "panoramas", "scene.width=16", "device=cpu")
+    assert "photos of 16x4 pixels are too small: take a larger scene.width" in text
