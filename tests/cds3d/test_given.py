@@ -159,8 +159,9 @@ def test_nothing_changes_outside_of_a_given_region(field, cameras):
     assert isinstance(edited, LocalField)
     x = torch.rand(500, 3) * 2 - 1
     inside = edited.inside(x)
-    changed = (edited.density(x) != field.density(x)) | (edited.color(x, x) != field.color(x, x)).any(1)
-    assert changed[inside].any() and not changed[~inside].any()
+    same = torch.isclose(edited.density(x), field.density(x), rtol=1e-6)  # the last bit depends on the batch's size
+    same &= torch.isclose(edited.color(x, x), field.color(x, x), rtol=1e-6).all(1)
+    assert not same[inside].all() and same[~inside].all()
 
 
 def test_a_given_region_is_where_the_gradient_counts(field, cameras):

@@ -59,8 +59,8 @@ FIELDS = {  # options; the number of the first visits to cameras and of all late
     "click": (["at=0.4,0.5,view001", "radius=0.3", "region=both", "edit.region.visits=1"], 5, 18, 6),
     "shape": (
         ["edit=shape", "edit.width=48", "edit.volume.agreement=0.01", "edit.region.mask_threshold=0.01"],
-        7,  # two look, then every camera comes for the first time
-        40,
+        7,  # two look, then every camera comes for the first time, and the region is found, once
+        46,
         2,
     ),
 }
