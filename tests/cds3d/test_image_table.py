@@ -227,3 +227,8 @@ def test_types_of_edits_have_their_own_rows():
     text = table(summary, COLUMNS, "type")
     assert [line.split("|")[1].strip() for line in text.splitlines()] == ["type", "---", "a", "b", "overall"]
     assert "| overall | cds | 2 | 2.0 ±" in text
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_the_authors_of_pie_bench_resized_without_antialiasing(judge_paths, published):
+    assert load_judges(*judge_paths, CPU, published=published).dino.antialias is not published
