@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import hashlib
 import json
 import re
 import resource
@@ -16,7 +15,6 @@ import signal
 import sys
 import threading
 import time
-import unicodedata
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -43,21 +41,6 @@ _GROUPS = ("scene", "field", "guidance", "objective", "edit", "refit", "baseline
 _ANY_SCENE = "scene/capture.yaml"
 _PATHS = ("capture", "run", "scene.root")  # of a run's configuration
 _REPORT_EVERY = 1.0  # seconds
-_LONGEST_NAME = 80  # bytes
-
-
-def slug(text: str) -> str:
-    """Lower-case words of any alphabet, joined by hyphens: "A red flower!" -> "a-red-flower".
-
-    At most 80 bytes, what files may be named with on every system; the end of a longer one is a hash of the text.
-    """
-    letters = unicodedata.normalize("NFC", text.lower())
-    kept = (c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in letters)  # M: vowel signs
-    words = "-".join("".join(kept).split())
-    if len(words.encode()) > _LONGEST_NAME:
-        digest = hashlib.sha256(words.encode()).hexdigest()[:8]
-        words = words.encode()[: _LONGEST_NAME - 9].decode(errors="ignore").rstrip("-") + f"-{digest}"
-    return words or "edit"
 
 
 class RunFolder:

@@ -19,7 +19,8 @@ from cds3d.commands.preparing import check_negative_prompt, check_timesteps, con
 from cds3d.editor import EditConfig, Editor
 from cds3d.objectives.objective import Objective
 from cds3d.options import build, groups, load_config, pick_device
-from cds3d.runs import RunFolder, slug
+from cds3d.runs import RunFolder
+from cds3d.slugs import slug
 from cds3d.subjects.image import LatentImage
 from tensorf.errors import UserError
 

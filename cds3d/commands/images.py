@@ -76,9 +76,8 @@ def configured_image(config: DictConfig) -> Tensor:
     if config.guidance.image_width is not None:
         whole(config, "guidance.image_width", least=16)
     image = read_image(Path(config.image), config.guidance.image_width)
-    warn_of_photographs(
-        config, list(Path(config.image).absolute().parents)[:2]
-    )  # photos lie in a capture or its images/
+    around = list(Path(config.image).absolute().parents)[:2]  # a capture's photos lie in it or in its images/
+    warn_of_photographs(config, around)
     return image
 
 

@@ -15,7 +15,7 @@ from cds3d.guidance import Prior, load_prior
 from cds3d.objectives import OBJECTIVES
 from cds3d.objectives.objective import Objective, Prompts
 from cds3d.options import build, data_folder
-from cds3d.runs import slug
+from cds3d.slugs import slug
 from cds3d.where import as_caption
 from tensorf.errors import UserError
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from cds3d import yaml_files
 from cds3d.commands.train import source_folder
 from cds3d.options import data_folder, groups, load_config
-from cds3d.runs import slug
+from cds3d.slugs import slug
 from tensorf.errors import UserError, reason
 
 _LISTS = ("scenes", "edits", "objectives", "options", "seeds")

@@ -6,7 +6,9 @@ The copies' pixels are what poses get estimated for, so here, unlike in `images.
 from __future__ import annotations
 
 import logging
+import math
 import re
+from functools import partial
 from pathlib import Path
 
 from PIL import ExifTags, Image
@@ -23,7 +25,7 @@ log = logging.getLogger("tensorf")
 LONGEST_SIDE = 1600  # pixels of a copy: more than training uses
 JPEG_QUALITY = 95
 # Of phones and cameras: pictures that are not read.
-_SAME = 1.02  # the ratio up to which focal lengths are one
+_close = partial(math.isclose, rel_tol=0.02)  # focal lengths that are one
 _UNREAD_SUFFIXES = (".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2")
 
 
@@ -99,9 +101,7 @@ def by_lens(photos: dict[str, Path]) -> list[list[str]]:
     for name, photo in photos.items():
         model, *numbers = focal_length(photo)
         for (of_model, *of_numbers), names in groups:
-            if model == of_model and all(
-                a == b or 1 / _SAME < a / (b or 1e9) < _SAME for a, b in zip(numbers, of_numbers)
-            ):
+            if model == of_model and all(map(_close, numbers, of_numbers)):
                 names.append(name)
                 break
         else:

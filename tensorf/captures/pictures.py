@@ -85,16 +85,18 @@ def orientation(path: Path) -> int:
 
 def focal_length(path: Path) -> tuple[str, float, float, float]:
     """EXIF data: (camera model, focal length of a full-frame camera with this view in mm, the lens's own in mm, the
-    ratio of the digital zoom). "" and 0 stand for what is not told, or cannot be read.
+    ratio of the digital zoom, 1 without). "" and 0 stand for what is not told, or cannot be read.
     """
     try:
         with open_picture(path) as image:
             tags = image.getexif()
             detail = tags.get_ifd(ExifTags.IFD.Exif)
     except (*_DAMAGE, UserError):
-        return "", 0.0, 0.0, 0.0
-    told = (ExifTags.Base.FocalLengthIn35mmFilm, ExifTags.Base.FocalLength, ExifTags.Base.DigitalZoomRatio)
-    return str(tags.get(ExifTags.Base.Model, "")), *(_number(detail, tag) for tag in told)
+        return "", 0.0, 0.0, 1.0
+    full_frame = _number(detail, ExifTags.Base.FocalLengthIn35mmFilm)
+    own = _number(detail, ExifTags.Base.FocalLength)
+    zoom = _number(detail, ExifTags.Base.DigitalZoomRatio) or 1.0  # 0 means "not used"
+    return str(tags.get(ExifTags.Base.Model, "")), full_frame, own, zoom
 
 
 def _number(tags, tag: int) -> float:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from cds3d.runs import RunFolder, read_config, slug
+from cds3d.runs import RunFolder, read_config
+from cds3d.slugs import slug
 from tensorf.errors import UserError
 from tensorf.files import write_text
 

@@ -59,12 +59,15 @@ def test_photos_are_grouped_by_the_focal_length_that_they_tell(tmp_path, folder)
         "k": exif(full_frame=26, own=2.2),  # macro: cut out of the wide lens's picture
         "l": exif(full_frame=26, own=6.8, zoom=2.0),
         "m": exif(full_frame=26, own=IFDRational(0, 0)),
+        "n": exif(full_frame=26, zoom=1.0),  # none
     }.items():
         picture().save(folder / f"{name}.jpg", **({} if data is None else {"exif": data}))
     (tmp_path / "copies").mkdir()
     groups = by_lens(copy_photos(find_photos(folder), tmp_path / "copies"))
     alone = [["b.jpg"], ["d.jpg"], ["g.jpg"], ["j.jpg"], ["k.jpg"], ["l.jpg"]]
-    assert sorted(groups) == sorted([["a.jpg", "c.jpg", "m.jpg"], ["e.jpg", "f.jpg"], ["h.jpg", "i.jpg"], *alone])
+    assert sorted(groups) == sorted(
+        [["a.jpg", "c.jpg", "m.jpg", "n.jpg"], ["e.jpg", "f.jpg"], ["h.jpg", "i.jpg"], *alone]
+    )
 
 
 def test_copies_tell_the_focal_length_and_nothing_else(tmp_path, folder):
