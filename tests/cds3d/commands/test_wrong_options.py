@@ -110,8 +110,10 @@ def test_options_that_change_nothing_are_told(tmp_path, trained, edit_options, c
 
 
 def test_captures_of_photographs_and_edits_of_nothing_are_told(tmp_path, trained, edit_options, caplog, monkeypatch):
-    given = [*edit_options, "video_frames=0", "edit.lr=1e-9", "output=run"]
+    given, asked = [*edit_options, "video_frames=0", "edit.lr=1e-9", "output=run"], []
+    monkeypatch.setattr("cds3d.commands.edit.warn_of_photographs", lambda config, folders: asked.extend(folders))
     assert run_command("edit", given) == 0
+    assert [folder.name for folder in asked] == ["daisies"]
     assert "next to nothing has changed" in caplog.text and "photographs need" not in caplog.text
     monkeypatch.setattr("cds3d.commands.edit._UNCHANGED", 1e9)
     caplog.clear()
