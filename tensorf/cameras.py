@@ -65,6 +65,13 @@ class Camera:
         rays_d = (local.reshape(-1, 3) @ self.pose[:, :3].T).contiguous()
         return self.position.expand_as(rays_d).contiguous(), rays_d
 
+    def shows(self, points: Tensor) -> Tensor:
+        """(n,) bool: which world points (n, 3) lie in front of the camera and in its picture, whatever hides them."""
+        x, y, z = ((points - self.position) @ self.pose[:, :3]).T
+        ahead = z.clamp(min=1e-9)
+        u, v = x / ahead * self.fx + self.cx, y / ahead * self.fy + self.cy
+        return (z > 0) & (u > 0) & (u < self.width) & (v > 0) & (v < self.height)
+
 
 def size_for_width(width: int, height: int, target_width: int) -> tuple[int, int]:
     """(width, height) in pixels at `target_width` with the aspect kept; the height is rounded."""

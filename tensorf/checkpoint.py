@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -89,7 +89,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Field | L
         tensors = {k: v.bool() if v.dtype == torch.uint8 else v for k, v in tensors.items()}
         field = _build(header, tensors)
         field.load_state_dict(tensors)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, OverflowError, RuntimeError) as error:
         raise UserError(f"{path} is damaged or no field ({reason(error)}): delete it and train again") from error
     return field.to(device)
 
@@ -98,19 +98,29 @@ def _build(header: dict, tensors: dict[str, torch.Tensor], prefix: str = "") -> 
     """A field of the header's sizes; tensors tell those of its cells."""
     if "source" in header:
         parts = [_build(header[name], tensors, f"{prefix}{name}.") for name in ("source", "target")]
-        return LocalField(parts[0], torch.zeros_like(tensors[prefix + "region"]), parts[1])
+        return LocalField(parts[0], torch.zeros_like(_cells(prefix + "region", tensors)), parts[1])
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in header["config"].items()}
     geometry = {name: _checked(name, value) for name, value in header["space"].items()}
     kind, config_kind, space_kind = _CLASSES[header.get("kind", KIND)]  # older files' fields are all of one kind
+    for numeric in (f.name for f in fields(config_kind) if f.type == "float"):
+        _checked_number(f"config.{numeric}", config[numeric])
     config, space = config_kind(**config), space_kind(**geometry)
     resolution, steps = tuple(header["resolution"]), header["steps"]
     own = {k.removeprefix(prefix): v for k, v in tensors.items()}
-    if not 1 <= steps <= _MOST_STEPS:
-        raise ValueError(f"steps={steps} has to lie in 1 to {_MOST_STEPS}")
+    if type(steps) is not int or not 1 <= steps <= _MOST_STEPS:
+        raise ValueError(f"steps={steps} has to be a whole number in 1 to {_MOST_STEPS}")
     _check_sizes(lambda like: kind(like, space, resolution, 1), config, own)
     field = kind(config, space, resolution, steps)
-    field.occupancy = torch.zeros_like(tensors[prefix + "occupancy"])
+    field.occupancy = torch.zeros_like(_cells(prefix + "occupancy", tensors))
     return field
+
+
+def _cells(name: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """A tensor of cells. ValueError if it is no (z, y, x) bool: compiled loops look into it without asking again."""
+    cells = tensors[name]
+    if cells.dtype != torch.bool or cells.dim() != 3 or 0 in cells.shape:
+        raise ValueError(f"{name} has to be three-dimensional and bool, not {cells.dtype} of {list(cells.shape)}")
+    return cells
 
 
 def _checked(name: str, value):
@@ -120,15 +130,20 @@ def _checked(name: str, value):
             raise ValueError(f"space.kind={value!r} is unknown")
         return value
     if name not in _SHAPES:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
-            raise ValueError(f"space.{name}={value!r} has to be a number")
-        return value
+        return _checked_number(f"space.{name}", value)
     tensor = torch.tensor(value, dtype=torch.float32)
     if tensor.shape != _SHAPES[name] or not torch.isfinite(tensor).all():
         raise ValueError(f"space.{name} has to be {list(_SHAPES[name])} finite numbers")
     if name == "box" and not (tensor[0] < tensor[1]).all():
         raise ValueError("space.box has no size")
     return tensor
+
+
+def _checked_number(name: str, value) -> float:
+    """A number from the header. ValueError if it is none, OverflowError if it is too large for any computation."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        raise ValueError(f"{name}={value!r} has to be a number")
+    return float(value)
 
 
 def _check_sizes(make: Callable[..., Field], config, tensors: dict[str, torch.Tensor]) -> None:

@@ -82,7 +82,9 @@ def _orbit(poses: Tensor, frames: int) -> list[Tensor]:
     angles = torch.atan2(flat @ second, flat @ first)
     begin, width = _covered_arc(angles)
     axes = poses[:, :, 2]
-    aims = poses[:, :, 3] - (offsets * axes).sum(1, keepdim=True) * axes  # of each axis, the point nearest the center
+    # Of each axis the point nearest the center, as far as that lies ahead: some cameras look outwards.
+    ahead = -(offsets * axes).sum(1, keepdim=True)
+    aims = poses[:, :, 3] + ahead.clamp(min=0.5 * offsets.norm(dim=1).mean()) * axes
     path = []
     for i in range(frames):
         if width is None:
@@ -117,7 +119,7 @@ def nearest_point(poses: Tensor) -> Tensor:
 def keyframed(poses: Tensor, frames: int) -> list[Tensor]:
     """`frames` poses (3, 4) from the first of `poses` (n, 3, 4) to the last, n of at least 2, through all of them.
 
-    Positions lie on a Catmull-Rom curve; axes are linear in between, then orthonormal again.
+    Positions lie on a Catmull-Rom curve, and rotations turn evenly in between.
     """
     n = len(poses)
     path = []
@@ -125,20 +127,39 @@ def keyframed(poses: Tensor, frames: int) -> list[Tensor]:
         position = i / max(1, frames - 1) * (n - 1)
         k = min(int(position), n - 2)
         s = position - k
-        a, b, c, d = (poses[min(max(j, 0), n - 1)] for j in (k - 1, k, k + 1, k + 2))
+        a, b, c, d = (poses[min(max(j, 0), n - 1), :, 3] for j in (k - 1, k, k + 1, k + 2))
         curve = b + 0.5 * s * (c - a + s * (2 * a - 5 * b + 4 * c - d + s * (3 * (b - c) + d - a)))
-        axes = b.lerp(c, s)
-        path.append(look_at(curve[:, 3], curve[:, 3] + axes[:, 2], axes[:, 1]))
+        rotation = _turned(poses[k, :, :3], poses[min(k + 1, n - 1), :, :3], s)
+        path.append(torch.cat([rotation, curve[:, None]], 1))
     return path
 
 
 def _interpolated(poses: Tensor, frames: int) -> list[Tensor]:
-    """Through all cameras in their order and back to the first: positions and axes linear, then orthonormal again."""
+    """Through all cameras in their order: positions on straight lines, and rotations turn evenly in between.
+
+    From the last it goes to the first, if these are about as near as neighbours are; else back the same way, since a
+    straight line might lead through what was photographed.
+    """
     n = len(poses)
+    steps = (poses.roll(-1, 0) - poses)[:, :, 3].norm(dim=1)
+    closed = bool(steps[-1] <= 2 * steps[:-1].max()) if n > 1 else True
     path = []
     for i in range(frames):
-        position = i / frames * n
-        k, share = int(position), position - int(position)
-        pose = poses[k % n].lerp(poses[(k + 1) % n], share)
-        path.append(look_at(pose[:, 3], pose[:, 3] + pose[:, 2], pose[:, 1]))
+        share = i / frames
+        position = share * n if closed else (1 - abs(1 - 2 * share)) * (n - 1)
+        k, s = int(position), position - int(position)
+        here, there = poses[k % n], poses[(k + 1) % n]
+        position = here[:, 3].lerp(there[:, 3], s)
+        path.append(torch.cat([_turned(here[:, :3], there[:, :3], s), position[:, None]], 1))
     return path
+
+
+def _turned(start: Tensor, end: Tensor, share: float) -> Tensor:
+    """(3, 3) the rotation that lies `share` of the shortest way from `start` to `end`, both (3, 3)."""
+    turn = (start.T @ end).double()
+    axis = torch.linalg.svd(turn - torch.eye(3).double())[2][2]  # which the turn leaves alone
+    x, y, z = axis
+    cross = torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    sine = (cross * turn).sum() / 2
+    angle = torch.atan2(sine, (turn.trace() - 1) / 2)
+    return start @ torch.matrix_exp(share * angle * cross).to(start)

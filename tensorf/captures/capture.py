@@ -131,19 +131,28 @@ def load_capture(
         box=_tensor(placement.box),
         reference=_tensor(mean_pose(poses)),
         world_from_capture=torch.from_numpy(placement.world_from_capture),
-        sightings=_sightings(points, seen_by, placement.world_from_capture),
+        sightings=_sightings(points, seen_by, cameras, placement.world_from_capture),
         masks=masks,
     )
 
 
 def _sightings(
-    points: np.ndarray | None, seen_by: np.ndarray | None, similarity: np.ndarray
+    points: np.ndarray | None, seen_by: np.ndarray | None, cameras: list[Camera], similarity: np.ndarray
 ) -> tuple[Tensor, Tensor] | None:
-    """`Capture.sightings` from points (n, 3) in the capture's coordinates and the two views (n, 2) that show each."""
-    if points is None or seen_by is None or len(points) == 0:
+    """`Capture.sightings` from points (n, 3) in the capture's coordinates and the two views (n, 2) that show each.
+
+    Points are left out that only the photo shows, and not the pinhole picture that was made of it.
+    """
+    if points is None or seen_by is None:
         return None
-    points = points @ similarity[:3, :3].T + similarity[:3, 3]
-    return torch.from_numpy(seen_by.reshape(-1)), _tensor(np.repeat(points, 2, axis=0))
+    points = _tensor(points @ similarity[:3, :3].T + similarity[:3, 3]).repeat_interleave(2, 0)
+    views = torch.from_numpy(seen_by).flatten()
+    shown = torch.zeros(len(views), dtype=torch.bool)
+    for i in views.unique().tolist():
+        mine = views == i
+        shown[mine] = cameras[i].shows(points[mine])
+    shown = shown.view(-1, 2).all(1).repeat_interleave(2)
+    return (views[shown], points[shown]) if shown.any() else None
 
 
 def _matched_points(listing: Listing, train: list[int], check: bool) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -190,9 +199,9 @@ def _read(root: Path, width: int | None, order: str, check: bool, outside: bool)
             "%s: order=%s is not used: it is for the rows of poses_bounds.npy, which have no names", root, order
         )
     if is_transforms(root):
-        return read_transforms(root, width)
+        return read_transforms(root, width, outside)
     if find_models(root):
-        return read_colmap(root, width)
+        return read_colmap(root, width, outside)
     if is_nsvf(root):
         return read_nsvf(root)
     raise UserError(

@@ -16,6 +16,7 @@ from tensorf.captures.images import choose_image_folder, image_folders
 from tensorf.captures.masks import with_masks
 from tensorf.captures.views import Lens, Listing, View, checked_lens, checked_pose, natural_key, report_missing
 from tensorf.errors import UserError
+from tensorf.untrusted import require_inside
 
 log = logging.getLogger("tensorf")
 
@@ -43,17 +44,18 @@ def find_models(root: Path) -> list[Path]:
     return [f for f in folders if any((f / f"cameras{s}").is_file() for s in (".bin", ".txt"))]
 
 
-def read_colmap(root: Path, width: int | None) -> Listing:
+def read_colmap(root: Path, width: int | None, outside: bool = False) -> Listing:
     """Lists the registered views of the largest model under `root`, sorted naturally by name.
 
     Photos come from an `images*` folder, else from `root`: of the folders with most of the model's photos, the one that
     suits `width` (pixels) best. Masks are those in `masks` (`masks.py`). Near and far are the 0.5 and 99.5 percentiles
-    of the depths at which views observe points. Photos that do not exist are left out with one warning. Raises
-    UserError for unreadable files, camera models that cannot be undone and fewer than 3 photos.
+    of the depths at which views observe points. Photos that do not exist are left out with one warning. outside: photos
+    may lie outside of `root`. Raises UserError for unreadable files, camera models that cannot be undone and fewer than
+    3 photos.
     """
     folder = _largest(find_models(root))
     model = load_model(folder)
-    photos = _photos(root, width, model)
+    photos = _photos(root, width, model, outside)
     views, missing, depths = [], [], []
     for image in sorted(model.images, key=lambda image: natural_key(image.name)):
         pose = _pose(image, model.images_file)
@@ -85,12 +87,14 @@ def _largest(folders: list[Path]) -> Path:
     return best
 
 
-def _photos(root: Path, width: int | None, model: Model) -> Path:
+def _photos(root: Path, width: int | None, model: Model, outside: bool) -> Path:
     """The folder of the model's photos: `root` where no `images*` folder has any.
 
     A folder that lacks some goes behind those that have more of them, as one that was being filled.
     """
     found = {f: [path for i in model.images if (path := f / i.name).is_file()] for f in image_folders(root)}
+    if not outside:
+        require_inside((path for paths in found.values() for path in paths), root)  # before they are opened
     most = max(map(len, found.values()), default=0)
     if not most:
         return root

@@ -28,9 +28,10 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpe
 _CONTAINERS = "mov,avi,matroska,mpeg,mpegts,mpegvideo"
 _THUMBNAIL = (32, 32)  # pixels, in which noise averages out
 _STILL = 1.0  # mean difference of thumbnails in grey levels of 255, up to which two frames show the same
-# Even sides, because half-sized colour planes need them. ffmpeg turns the frames of phones upright by itself.
+# Pixels become square first. Even sides, because half-sized colour planes need them. ffmpeg turns the frames of phones
+# upright by itself.
 _SCALE = (
-    f"scale='min(iw,{LONGEST_SIDE})':'min(ih,{LONGEST_SIDE})'"
+    f"scale='iw*sar':ih,setsar=1,scale='min(iw,{LONGEST_SIDE})':'min(ih,{LONGEST_SIDE})'"
     ":force_original_aspect_ratio=decrease:force_divisible_by=2:flags=area"
 )
 

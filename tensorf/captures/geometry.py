@@ -26,6 +26,7 @@ _INNER_HALF_SIZES = 0.3, 1.0  # of the inner box of unbounded space: the least, 
 _INNER_SHARE = 0.9  # of the scene's points that lie in the inner box, if it may be as large
 _ENDLESS = 1000.0  # far in unbounded space, in mean camera distances
 _OBJECT_HALF_SIZE = 1.5 / 4.03  # Blender's synthetic scenes: object within +-1.5, cameras 4.03 away
+_OBJECT_QUANTILE = 0.75  # of what views see of it, by their distances
 _SMALLEST_NEAR = 0.05
 _MAP = 1e4  # coordinates beyond it are those of maps
 _MOST_POINTS = 20_000  # whose depths are looked at
@@ -71,14 +72,15 @@ def place(
         similarity = _similarity(scale, mean_pose(poses))
         return Placement(space, reason, similarity, depths[0] * scale, depths[1] * scale, np.array(_NDC_BOX))
     origin = focus_point(poses, poses[:, :, 2], depths)
-    scale = 1 / np.linalg.norm(centres - origin, axis=1).mean()
+    distances = np.linalg.norm(centres - origin, axis=1)
+    scale = 1 / distances.mean()
     similarity = _similarity(scale, np.concatenate([np.eye(3), origin[:, None]], axis=1))
     if space == "unbounded":
         half = bound or _inner_half_size(points, origin, scale)
         near = max(_SMALLEST_NEAR, NEAR_MARGIN * scale * float(np.quantile(seen, 0.002))) if len(seen) else 0.1
         reason += f"; inner box of half size {half:.2f}, in mean camera distances"
         return Placement(space, reason, similarity, near, _ENDLESS, np.array([[-half] * 3, [half] * 3]))
-    half = bound or (_object_half_size(lenses) if cut_out else _HALF_SIZE)
+    half = bound or (_object_half_size(lenses, scale * distances) if cut_out else _HALF_SIZE)
     # The box is around what pictures show in their middle: of cropped ones, that is not where the axes meet.
     middle = (focus_point(poses, _centre_rays(poses, lenses), depths) - origin) * scale
     box = np.array([middle - half, middle + half])
@@ -137,7 +139,8 @@ def mean_pose(poses: np.ndarray) -> np.ndarray:
 def focus_point(poses: np.ndarray, rays: np.ndarray, depths: tuple[float, float]) -> np.ndarray:
     """(3,) the point closest to a ray (n, 3), of length 1, from each camera (least squares).
 
-    Nearly parallel rays have no such point: then the one ahead of the mean camera at the harmonic mean of `depths`.
+    Nearly parallel rays have no such point: then the one ahead of the mean camera at the harmonic mean of `depths`, or,
+    where the cameras look both ways along a line, their mean position.
     """
     centres = poses[:, :, 3]
     across = np.eye(3) - rays[:, :, None] * rays[:, None, :]  # projections onto the planes across each ray
@@ -145,6 +148,8 @@ def focus_point(poses: np.ndarray, rays: np.ndarray, depths: tuple[float, float]
     if np.linalg.eigvalsh(normal)[0] > _FOCUS_CONDITION:
         return np.linalg.solve(normal, (across @ centres[:, :, None]).mean(0)[:, 0])
     mean, ray = mean_pose(poses), rays.mean(0)
+    if np.linalg.norm(ray) < 0.5:
+        return centres.mean(0)
     return mean[:, 3] + ray / (ray @ mean[:, 2]) * 2 / (1 / depths[0] + 1 / depths[1])
 
 
@@ -223,9 +228,13 @@ def _corner_rays(lens: Lens) -> np.ndarray:
     return np.stack([u, v, np.ones_like(u)], axis=-1).reshape(-1, 3)
 
 
-def _object_half_size(lenses: list[Lens]) -> float:
-    """What the widest lens sees at distance 1, and no less than the box of Blender's synthetic scenes."""
-    return max(_OBJECT_HALF_SIZE, *(max(lens.width / lens.fx, lens.height / lens.fy) / 2 for lens in lenses))
+def _object_half_size(lenses: list[Lens], distances: np.ndarray) -> float:
+    """What the farther views see of the object, and no less than the box of Blender's synthetic scenes.
+
+    distances (n,): of the cameras, their mean being 1. Close-ups show parts; some views may stand back too far.
+    """
+    widths = np.array([max(lens.width / lens.fx, lens.height / lens.fy) / 2 for lens in lenses])
+    return max(_OBJECT_HALF_SIZE, float(np.quantile(widths * distances, _OBJECT_QUANTILE)))
 
 
 def _box_depths(poses: np.ndarray, box: np.ndarray, known: tuple[float, float] | None) -> tuple[float, float]:

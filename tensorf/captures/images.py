@@ -157,7 +157,7 @@ def load_images(
     size = native if width is None or width >= native[0] else size_for_width(*native, width)
     images = np.empty((len(views), size[1], size[0], 3), dtype=np.uint8)
     masks = None if all(view.mask is None for view in views) else np.ones(images.shape[:3], dtype=bool)
-    _warn_of_rims(view.lens for view in views if any(view.lens.distortion))
+    _warn_of_rims(view.lens for view in views if view.lens.distorted)
     lenses = []
     bar = tqdm(views, desc="photos", unit="photo", disable=not show_progress or len(views) <= _FEW)
     for i, view in enumerate(bar):
@@ -177,7 +177,7 @@ def _pinhole_image(
     """
     lens = _lens_at(view.path, stored, view.lens)
     reduction = 1
-    if stored[0] * stored[1] >= _LARGE and not any(lens.distortion):  # which is undone in full detail
+    if stored[0] * stored[1] >= _LARGE and not lens.distorted:  # which is undone in full detail
         reduction = min(stored[0] // (2 * size[0]), stored[1] // (2 * size[1]))  # twice is left, to be averaged
     upright = _is_turned(view.path, view.lens.size)
     pixels = read_picture(view.path, white=white, upright=upright, reduction=reduction)
@@ -255,7 +255,7 @@ def undistort(pixels: np.ndarray, lens: Lens) -> np.ndarray:
 
     Where the pinhole sees past the photo's rim, the rim repeats: black wedges would be learnt as geometry.
     """
-    if not any(lens.distortion):
+    if not lens.distorted:
         return pixels
     columns, rows = _undistortion_map(lens)
     return cv2.remap(pixels, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)

@@ -170,7 +170,7 @@ def _undistorted(places: np.ndarray, lens: Lens) -> np.ndarray:
     """Shares of the photo's width and height (n, 2) -> pinhole coordinates (x / z, y / z), (n, 2)."""
     pixels = places * (lens.width, lens.height)
     matrix = np.array([[lens.fx, 0, lens.cx], [0, lens.fy, lens.cy], [0, 0, 1]])
-    if not any(lens.distortion):
+    if not lens.distorted:
         return (pixels - matrix[:2, 2]) / (lens.fx, lens.fy)
     undistort = cv2.fisheye.undistortPoints if lens.fisheye else cv2.undistortPoints
     return undistort(pixels[:, None], matrix, np.array(lens.distortion))[:, 0]

@@ -19,7 +19,7 @@ from tensorf.captures.images import choose_image_folder, common_size, find_by_st
 from tensorf.captures.masks import FOLDER
 from tensorf.captures.views import Lens, Listing, View, checked_lens, checked_pose, natural_key, report_missing
 from tensorf.errors import UserError
-from tensorf.untrusted import load_json
+from tensorf.untrusted import load_json, require_inside
 
 log = logging.getLogger("tensorf")
 
@@ -37,12 +37,13 @@ def is_transforms(root: Path) -> bool:
     return any((root / name).is_file() for name in ("transforms_train.json", "transforms.json"))
 
 
-def read_transforms(root: Path, width: int | None = None) -> Listing:
+def read_transforms(root: Path, width: int | None = None, outside: bool = False) -> Listing:
     """Lists the views of `root` whose photos exist, sorted naturally by path (train before test where named).
 
     Where nerfstudio's folders `images_2`, `images_4`, ... have all of them too, photos come from the one that suits
-    `width` (pixels) best. Photos that do not exist are left out with one warning. Raises UserError for malformed JSON,
-    missing keys, unusable poses or intrinsics, camera models that cannot be undone, and fewer than 3 photos.
+    `width` (pixels) best. Photos that do not exist are left out with one warning. outside: photos may lie outside of
+    `root`. Raises UserError for malformed JSON, missing keys, unusable poses or intrinsics, camera models that cannot
+    be undone, and fewer than 3 photos.
     """
     if (root / "transforms_train.json").is_file():
         source, roles = root / "transforms_train.json", [("transforms_train.json", False)]
@@ -53,7 +54,7 @@ def read_transforms(root: Path, width: int | None = None) -> Listing:
     views, missing = [], []
     for name, role in roles:
         role = role if len(roles) > 1 else None
-        found, lost = _read_file(root, root / name, role)
+        found, lost = _read_file(root, root / name, role, outside)
         views += found
         missing += lost
     report_missing(source, missing, len(views) + len(missing))
@@ -79,7 +80,7 @@ def opencv_from_opengl(pose: np.ndarray) -> np.ndarray:
     return pose * np.array([1.0, -1.0, -1.0, 1.0])
 
 
-def _read_file(root: Path, source: Path, role: bool | None) -> tuple[list[View], list[str]]:
+def _read_file(root: Path, source: Path, role: bool | None, outside: bool) -> tuple[list[View], list[str]]:
     """The views of one file whose photos exist, and the names of those that do not."""
     table = read_json(source)
     frames = _require(table, "frames", source, list)
@@ -100,6 +101,8 @@ def _read_file(root: Path, source: Path, role: bool | None) -> tuple[list[View],
             missing.append(name)
             continue
         found.append((name, frame, path, held_out))
+    if not outside:
+        require_inside((path for _, _, path, _ in found), root)  # before they are opened for their sizes
     masks = _masks(root, [frame for _, frame, _, _ in found], source)
     unsized = {path: image_size(path) for _, frame, path, _ in found if not {"w", "h"} <= {*shared, *frame}}
     of_most = common_size(unsized.values()) if unsized else None
@@ -166,7 +169,8 @@ def _pose(frame: dict, source: Path, name: str) -> np.ndarray:
 
 
 def _lens(keys: dict, size: tuple[int, int] | None, path: Path, source: Path) -> Lens:
-    """The lens from a frame's `keys` (its own over the file's): focal lengths, or angles of view as Blender's.
+    """The lens from a frame's `keys` (its own over the file's): focal lengths, or angles of view as Blender's, in
+    radians, or as instant-ngp's, in degrees.
 
     size: the (width, height) that it is for, where the keys name none.
     """
@@ -182,22 +186,23 @@ def _lens(keys: dict, size: tuple[int, int] | None, path: Path, source: Path) ->
     else:
         width, height = size
 
-    def focal_from_angle(key: str, size: float) -> float:
-        angle = number(key)
-        if not 0 < angle < math.pi:
-            raise UserError(f"{source}: {key} must lie between 0 and pi radians, not {angle:g} ({path.name})")
-        return 0.5 * size / math.tan(0.5 * angle)
+    def focal(axis: str, size: float) -> float | None:
+        if f"fl_{axis}" in keys:
+            return number(f"fl_{axis}")
+        angles = ((f"camera_angle_{axis}", math.pi, "pi radians"), (f"{axis}_fov", 180, "180 degrees"))
+        for key, half_turn, unit in angles:
+            if key in keys:
+                angle = number(key)
+                if not 0 < angle < half_turn:
+                    raise UserError(f"{source}: {key} must lie between 0 and {unit}, not {angle:g} ({path.name})")
+                return 0.5 * size / math.tan(0.5 * angle * math.pi / half_turn)
+        return None
 
-    if "fl_x" in keys:
-        fx = number("fl_x")
-    elif "camera_angle_x" in keys:
-        fx = focal_from_angle("camera_angle_x", width)
-    else:
-        raise UserError(f"{source}: {path.name} has neither fl_x nor camera_angle_x; add one of them")
-    if "fl_y" in keys or "fl_x" in keys or "camera_angle_y" not in keys:
-        fy = number("fl_y", fx)
-    else:
-        fy = focal_from_angle("camera_angle_y", height)
+    fx = focal("x", width)
+    if fx is None:
+        raise UserError(f"{source}: {path.name} has neither fl_x nor camera_angle_x nor x_fov; add one of them")
+    fy = None if "fl_x" in keys and "fl_y" not in keys else focal("y", height)
+    fy = fx if fy is None else fy
     model = "OPENCV_FISHEYE" if keys.get("is_fisheye") else keys.get("camera_model", "OPENCV")
     if not isinstance(model, str) or model not in _MODELS:
         raise UserError(f"{source}: camera_model {model} is not read; undistort the photos to PINHOLE first")

@@ -42,6 +42,11 @@ class Lens:
     def size(self) -> tuple[float, float]:
         return self.width, self.height
 
+    @property
+    def distorted(self) -> bool:
+        """Whether it is no pinhole. A fisheye is none whatever its coefficients: its angles grow with the radius."""
+        return self.fisheye or any(self.distortion)
+
     def resized(self, width: int, height: int) -> Lens:
         """The same lens at another image size, axis by axis. Distortion has no unit and stays."""
         sx, sy = width / self.width, height / self.height

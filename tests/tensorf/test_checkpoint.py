@@ -135,9 +135,13 @@ def altered(field, path, change, tensors=None):
         lambda h: h["space"].update(reference=3 * [[1.0, 0.0, float("nan"), 0.0]]),
         lambda h: h["space"].update(near="1"),
         lambda h: h["space"].update(kind="sphere"),
+        lambda h: h["space"].update(near=10**400),
+        lambda h: h["config"].update(density_gain="2"),
+        lambda h: h["config"].update(density_shift=None),
+        lambda h: h.update(steps=10.5),
     ],
     ids=["resolution", "width", "unknown option", "geometry missing", "options missing", "decomposition"]
-    + ["one corner", "no size", "no pose", "no number", "kind"],
+    + ["one corner", "no size", "no pose", "no number", "kind", "too large", "a text", "nothing", "half a step"],
 )
 def test_header_that_does_not_fit_the_tensors(make_field, path, change):
     altered(make_field(), path, change)
@@ -148,6 +152,14 @@ def test_header_that_does_not_fit_the_tensors(make_field, path, change):
 def test_tensors_missing_or_too_many(make_field, path, tensors):
     altered(make_field(), path, lambda h: None, tensors)
     refused(path, "damaged")
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 4), (4, 4), (1, 4, 4, 4)])
+def test_cells_that_compiled_loops_could_not_look_into(make_field, path, shape):
+    altered(make_field(), path, lambda h: None, {"occupancy": torch.ones(shape, dtype=torch.uint8)})
+    refused(path, "occupancy has to be three-dimensional")
+    altered(make_field(), path, lambda h: None, {"occupancy": torch.ones(2, 2, 2)})
+    refused(path, "occupancy has to be three-dimensional")
 
 
 def test_a_save_that_fails_leaves_the_old_file(make_field, path, monkeypatch):

@@ -39,7 +39,7 @@ def test_poses_are_rotations_and_intrinsics_those_of_the_median_focal_length(kin
 
 @pytest.mark.parametrize("kind", PATHS)
 def test_paths_move_and_stay_upright(kind):
-    cameras = cameras_around(9, degrees=320) if kind == "orbit" else cameras_around()
+    cameras = cameras_around() if kind == "spiral" else cameras_around(9, degrees=320)
     path = camera_path(kind, cameras, 13)  # an even spiral crosses itself halfway
     assert len({tuple(c.position.tolist()) for c in path}) == 13
     steps = [(a.position - b.position).norm().item() for a, b in zip(path, path[1:])]
@@ -120,8 +120,49 @@ def test_spiral_makes_two_turns():
     assert starts == [0, 20]  # at the far right again after each turn
 
 
+def test_an_orbit_of_cameras_that_look_outwards_looks_outwards():
+    cameras = []
+    for camera in cameras_around(24, degrees=345):
+        away = 2 * camera.position - TARGET
+        cameras.append(camera.with_pose(look_at(camera.position, away, torch.tensor([0.0, 1, 0]))))
+    positions = torch.stack([c.position for c in cameras])
+    for camera in camera_path("orbit", cameras, 40):
+        nearest = cameras[int((positions - camera.position).norm(dim=1).argmin())]
+        assert (camera.forward * nearest.forward).sum() > 0.9
+
+
+def test_interpolation_goes_back_the_same_way_where_the_ends_are_far_apart():
+    cameras = cameras_around(7, degrees=180)
+    path = camera_path("interpolate", cameras, 24)  # 12 frames each way, 2 from a camera to the next
+    for i, camera in enumerate(cameras):
+        assert torch.allclose(path[2 * i].pose, camera.pose, atol=1e-5)
+    for i in range(1, 12):
+        assert torch.allclose(path[i].pose, path[-i].pose, atol=1e-5)
+    assert min((c.position - TARGET).norm() for c in path) > 1.9  # never through what was photographed
+
+
+@pytest.mark.parametrize("degrees", [0, 1, 90, 179, 180])
+@pytest.mark.parametrize("make", ["interpolate", "keyframed"])
+def test_rotations_turn_evenly(make, degrees):
+    still = cameras_around(2)[0]
+    radians = math.radians(degrees)
+    turn = torch.tensor(
+        [[math.cos(radians), 0, math.sin(radians)], [0, 1, 0], [-math.sin(radians), 0, math.cos(radians)]]
+    )
+    turned = still.with_pose(torch.cat([still.pose[:, :3] @ turn, still.position[:, None] + 1], 1))
+    if make == "keyframed":
+        rotations = [pose[:, :3] for pose in keyframed(torch.stack([still.pose, turned.pose]), 5)]
+    else:
+        rotations = [c.pose[:, :3] for c in camera_path("interpolate", [still, turned], 8)[:5]]
+    for before, after in zip(rotations, rotations[1:]):
+        cosine = ((before.T @ after).trace() - 1) / 2
+        assert math.degrees(math.acos(min(1, cosine.item()))) == pytest.approx(degrees / 4, abs=0.1)
+    assert torch.allclose(rotations[0], still.pose[:, :3], atol=1e-5)
+    assert torch.allclose(rotations[4], turned.pose[:, :3], atol=1e-5)
+
+
 def test_interpolation_passes_through_the_cameras():
-    cameras = cameras_around(5)
+    cameras = cameras_around(5, degrees=300)
     path = camera_path("interpolate", cameras, 20)  # 4 frames a camera
     for i, camera in enumerate(cameras):
         assert torch.allclose(path[4 * i].pose, camera.pose, atol=1e-5)

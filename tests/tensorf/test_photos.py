@@ -302,6 +302,11 @@ def test_videos_of_phones_are_upright(tmp_path, folder, caplog):
     assert caplog.text == ""
 
 
+def test_wide_pixels_become_square(tmp_path, folder):
+    write_video(tmp_path / "tape.mp4", moving(6), output_params=["-aspect", "16:9"])  # of 64x48: pixels of 4:3
+    assert read(folder, choose_frames(tmp_path / "tape.mp4", 3, folder)[0]).shape in ((48, 84, 3), (48, 86, 3))
+
+
 def test_large_videos_are_reduced(tmp_path, folder, monkeypatch):
     monkeypatch.setattr(frames, "_SCALE", frames._SCALE.replace(str(photos.LONGEST_SIDE), "32"))
     write_video(tmp_path / "walk.mp4", moving(6))

@@ -192,10 +192,19 @@ def test_photos_that_are_listed_to_train_on_and_held_out(tmp_path):
     assert load_capture(tmp_path).test == [0, 8]  # nothing is held out by name
 
 
+def test_angles_of_view_in_degrees(tmp_path):
+    write_transforms(tmp_path, ring(), x_fov=90.0, y_fov=60.0, w=12.0, h=8.0)
+    camera = load_capture(tmp_path).cameras[0]
+    assert (camera.fx, camera.fy) == pytest.approx((6.0, 4.0 * np.sqrt(3)))
+    edit_json(tmp_path / "transforms.json", lambda table: table.pop("y_fov"))
+    assert load_capture(tmp_path).cameras[0].fy == pytest.approx(6.0)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (lambda table: table.pop("frames"), ("frames",)),
+        (lambda table: table.update(x_fov=180.0) or table.pop("fl_x"), ("x_fov", "180 degrees")),
         (lambda table: table.pop("fl_x"), ("fl_x", "camera_angle_x")),
         (lambda table: table.update(fl_x="wide"), ("fl_x", "wide")),
         (lambda table: table.update(camera_model="EQUIRECTANGULAR"), ("EQUIRECTANGULAR",)),

@@ -12,6 +12,8 @@ import pytest
 import torch
 from PIL import EpsImagePlugin, Image
 from shapes import write_shapes
+from tiny_captures import edit_json, ring
+from tiny_captures import write_transforms as write_tiny_transforms
 
 from tensorf import untrusted
 from tensorf.cameras import Camera
@@ -142,6 +144,13 @@ def test_photos_outside_of_a_capture_are_refused_before_they_are_decoded(shots, 
         text = refused(load_capture, root)
     assert "leads out of" in text and str(elsewhere) in text
     assert len(load_capture(root, outside=True).cameras) == 8
+
+
+def test_files_outside_of_a_capture_are_not_asked_for_their_size(tmp_path):
+    write_tiny_transforms(tmp_path / "capture", ring(), fl_x=10.0)
+    (tmp_path / "secret.txt").write_text("secret")
+    edit_json(tmp_path / "capture" / "transforms.json", lambda t: t["frames"][0].update(file_path="../secret.txt"))
+    assert "secret.txt leads out of" in refused(load_capture, tmp_path / "capture")
 
 
 def test_names_that_come_back_are_inside(shots):
