@@ -28,7 +28,8 @@ FORMAT = "cds3d-field-2"  # 1 had no diffuse colour in its decoder
 
 
 def save_field(field: Field | LocalField, path: Path) -> None:
-    """Write atomically: a stopped save leaves the old file or none."""
+    """Write atomically: a stopped save leaves the old file or none. Parts that show nowhere are left out."""
+    field = field.pruned() if isinstance(field, LocalField) else field
     tensors = {k: v.detach().cpu().contiguous() for k, v in field.state_dict().items()}
     tensors = {k: v.to(torch.uint8) if v.dtype == torch.bool else v for k, v in tensors.items()}
     with atomic(path) as partial:
@@ -91,7 +92,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Field | L
         field.load_state_dict(tensors)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, OverflowError, RuntimeError) as error:
         raise UserError(f"{path} is damaged or no field ({reason(error)}): delete it and train again") from error
-    return field.to(device)
+    return (field.pruned() if isinstance(field, LocalField) else field).to(device)
 
 
 def _build(header: dict, tensors: dict[str, torch.Tensor], prefix: str = "") -> Field | LocalField:

@@ -80,6 +80,19 @@ class LocalField(nn.Module):
         near = F.max_pool3d((filled > _EMPTY).float()[None, None], 3, 1, 1)[0, 0] > 0
         self.occupancy = torch.where(self.region, near, self.source.occupancy)
 
+    def pruned(self) -> LocalField:
+        """The same field without parts that show nowhere; what is left is shared, not copied.
+
+        An edit of an edit copies both of the fields that it starts from. Most often one of the two lies wholly inside
+        the new region, or outside: all of them together would double with every edit.
+        """
+        return self._with(_visible(self.source, ~self.region), _visible(self.target, self.region))
+
+    def _with(self, source: Field | LocalField, target: Field | LocalField) -> LocalField:
+        fewer = copy.copy(self)
+        fewer._modules = {"source": source, "target": target}
+        return fewer
+
     def inside(self, x: Tensor) -> Tensor:
         """x (n, 3) in [-1, 1] -> (n,) bool: of the region."""
         return self.region.reshape(-1)[cell_index(self.region.shape, x)]
@@ -128,6 +141,18 @@ class LocalField(nn.Module):
         from tensorf.checkpoint import save_field
 
         save_field(self, path)
+
+
+def _visible(field: Field | LocalField, cells: Tensor) -> Field | LocalField:
+    """A field with the values of `field` in these cells, (z, y, x) bool, made of as few fields as can be."""
+    if not isinstance(field, LocalField):
+        return field
+    within, outside = cells & field.region, cells & ~field.region
+    if not within.any():
+        return _visible(field.source, outside)
+    if not outside.any():
+        return _visible(field.target, within)
+    return field._with(_visible(field.source, outside), _visible(field.target, within))
 
 
 def cell_centers(shape: torch.Size, device: torch.device) -> Tensor:

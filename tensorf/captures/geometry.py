@@ -28,6 +28,7 @@ _ENDLESS = 1000.0  # far in unbounded space, in mean camera distances
 _OBJECT_HALF_SIZE = 1.5 / 4.03  # Blender's synthetic scenes: object within +-1.5, cameras 4.03 away
 _OBJECT_QUANTILE = 0.75  # of what views see of it, by their distances
 _SMALLEST_NEAR = 0.05
+_LARGEST_NEAR = 0.4  # in unbounded space, in mean camera distances: plain things have no points, and may stand nearer
 _MAP = 1e4  # coordinates beyond it are those of maps
 _MOST_POINTS = 20_000  # whose depths are looked at
 _FOCUS_CONDITION = 0.01  # of the axes' normal matrix; below it they are parallel to about 6 degrees
@@ -77,7 +78,9 @@ def place(
     similarity = _similarity(scale, np.concatenate([np.eye(3), origin[:, None]], axis=1))
     if space == "unbounded":
         half = bound or _inner_half_size(points, origin, scale)
-        near = max(_SMALLEST_NEAR, NEAR_MARGIN * scale * float(np.quantile(seen, 0.002))) if len(seen) else 0.1
+        near = 0.1
+        if len(seen):
+            near = float(np.clip(NEAR_MARGIN * scale * np.quantile(seen, 0.002), _SMALLEST_NEAR, _LARGEST_NEAR))
         reason += f"; inner box of half size {half:.2f}, in mean camera distances"
         return Placement(space, reason, similarity, near, _ENDLESS, np.array([[-half] * 3, [half] * 3]))
     half = bound or (_object_half_size(lenses, scale * distances) if cut_out else _HALF_SIZE)

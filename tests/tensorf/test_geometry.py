@@ -1,6 +1,7 @@
 """Where captures are placed: their space, its centre, size and near plane."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from tiny_captures import edit_json, expect_error, moved, ring, row_of_cameras, 
 from tensorf.cameras import Camera
 from tensorf.captures import load_capture
 from tensorf.captures.capture import _sightings
-from tensorf.captures.geometry import focus_point, seen_depths
-from tensorf.captures.views import Lens
+from tensorf.captures.geometry import focus_point, place, seen_depths
+from tensorf.captures.views import Lens, Listing, View
 from tensorf.captures.writing import capture_poses
 from tensorf.errors import UserError
 
@@ -118,6 +119,17 @@ def test_forward_facing_without_depths_keeps_cameras_behind_the_near_plane(tmp_p
     assert max(camera.position[2] for camera in capture.cameras) < 1
     box = load_capture(tmp_path, space="box")  # parallel axes: a point ahead of the cameras is the centre
     assert not box.forward_facing and all(camera.position[2] < -0.9 for camera in box.cameras)
+
+
+def test_the_near_plane_leaves_room_for_plain_things_before_the_points():
+    """What has no texture has no points: it may stand before all of them."""
+    poses, lens = ring(8, radius=4.0), Lens(10.0, 10.0, 6.0, 4.0, 12, 8)
+    listing = Listing(Path("capture"), [View(f"{i}", Path(f"{i}.png"), pose, lens) for i, pose in enumerate(poses)])
+    middle = np.random.default_rng(0).uniform(-0.3, 0.3, (500, 3))
+    assert place(listing, "auto", None, False, middle).near == 0.4  # and not 0.75 of the 0.9 where the first points are
+    close = middle[:300] / 10 + (poses[0][:, 3] + poses[0][:, 2])  # 1 before the first camera, of 4.12
+    near = place(listing, "auto", None, False, np.concatenate([middle, close])).near
+    assert near == pytest.approx(0.75 / np.hypot(4, 1), rel=0.05)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.002])

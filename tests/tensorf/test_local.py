@@ -62,6 +62,41 @@ def test_its_parameters_are_those_of_both(local):
     assert local.total_variation().item() == pytest.approx(sum(both)) and both[0] != both[1]
 
 
+def region_of(begin, end):
+    region = torch.zeros(4, 5, 6, dtype=torch.bool)
+    region[:, :, begin:end] = True
+    return region
+
+
+@pytest.mark.parametrize(
+    ("regions", "fields"),
+    [
+        ([(2, 4), (2, 4), (2, 4), (2, 4)], 2),  # always the same place: what was there before shows nowhere
+        ([(1, 5), (2, 4)], 3),  # inside the last: that outside of it, and its own edit
+        ([(2, 4), (1, 5)], 3),
+        ([(0, 2), (4, 6)], 3),  # elsewhere: its copy of the last edit shows nowhere
+        ([(0, 3), (2, 5)], 4),  # half in the last: everything shows
+        ([(0, 1), (2, 3), (4, 5)], 4),
+        ([(0, 2), (2, 4), (4, 6)], 3),
+    ],
+)
+def test_edits_of_edits_keep_only_what_shows(source, camera, tmp_path, regions, fields):
+    field = source
+    for number, bounds in enumerate(regions):
+        field = LocalField(copy.deepcopy(field), region_of(*bounds))
+        with torch.no_grad():
+            for p in field.target.parameters():
+                p += 0.02 * (number + 1)
+    trained = [p.requires_grad for p in field.parameters()]
+    field.save(tmp_path / "field.safetensors")
+    assert [p.requires_grad for p in field.parameters()] == trained  # it may be edited further
+    loaded, x = load_field(tmp_path / "field.safetensors", torch.device("cpu")), torch.rand(2000, 3) * 2 - 1
+    assert torch.equal(loaded.density(x), field.density(x)) and torch.equal(loaded.color(x, x), field.color(x, x))
+    assert torch.equal(render_view(loaded, camera)["color"], render_view(field, camera)["color"])
+    assert sum(not isinstance(m, LocalField) and hasattr(m, "density_grid") for m in loaded.modules()) == fields
+    assert isinstance(loaded, LocalField) and torch.equal(loaded.occupancy, field.occupancy)
+
+
 def test_a_region_of_another_shape_is_refused(source):
     with pytest.raises(ValueError, match="shape"):
         LocalField(source, torch.zeros(4, 4, 4, dtype=torch.bool))

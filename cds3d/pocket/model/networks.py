@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -163,7 +164,7 @@ def build_scheduler() -> DDIMScheduler:
 
 
 def save_pipeline(folder: Path, *, vae, unet, text_encoder, tokenizer) -> None:
-    """Write a fp16 folder that a plain `StableDiffusionPipeline.from_pretrained` loads."""
+    """Write a fp16 folder that a plain `StableDiffusionPipeline.from_pretrained` loads, with transformers 4 too."""
     pipeline = StableDiffusionPipeline(
         vae=vae,
         unet=unet,
@@ -178,3 +179,19 @@ def save_pipeline(folder: Path, *, vae, unet, text_encoder, tokenizer) -> None:
     # transformers loads a text encoder as it is stored, diffusers the rest as float32: a plain load has to agree.
     path = folder / "text_encoder" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "float32"}, indent=2, sort_keys=True) + "\n")
+    _as_transformers_4_has_it(folder)
+
+
+def _as_transformers_4_has_it(folder: Path) -> None:
+    """Write the text encoder and its vocabulary as every version of transformers can read them.
+
+    Since 5.6 it leaves `text_model.` out of the weights' names, and writes no `vocab.json` and `merges.txt`; it reads
+    both ways.
+    """
+    path = folder / "text_encoder" / "model.safetensors"
+    weights = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
+    model = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    (folder / "tokenizer" / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
