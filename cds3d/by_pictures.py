@@ -164,7 +164,7 @@ class PictureEdit:
             self._views: list[FastView] = [source.view(c) for c in tqdm(self.cameras, desc="views", unit="view")]
         self.latents = ViewLatents([as_batch(v.full)[0] for v in self._views], prior, edit.seed)
         steps = replace(edit, iterations=edit.iterations * len(self.cameras))
-        self._new_editor = lambda: Editor(self.latents, prior, objective, prompts, steps)
+        self._new_editor = lambda: Editor(self.latents, prior, objective, prompts, steps, len(self.cameras))
         self._begin(0)
 
     def _begin(self, turn: int) -> None:

@@ -66,7 +66,17 @@ class EditConfig:
 class Editor:
     """`step()` until `iteration == config.iterations` edits `subject`; `state_dict` holds all that a resume needs."""
 
-    def __init__(self, subject: Subject, prior: Prior, objective: Objective, prompts: Prompts, config: EditConfig):
+    def __init__(
+        self,
+        subject: Subject,
+        prior: Prior,
+        objective: Objective,
+        prompts: Prompts,
+        config: EditConfig,
+        sharing: int = 1,
+    ):
+        """sharing: how many steps in a row have the same timestep, where that falls in the course of the edit."""
+        self.sharing = sharing
         self.subject, self.prior, self.objective = subject, prior, objective
         self.prompts, self.config, self.iteration = prompts, config, 0
         self.optimizer = OPTIMIZERS[config.optimizer](subject.parameter_groups(config.lr))
@@ -78,7 +88,8 @@ class Editor:
         pair = self.subject.pair(self.iteration)
         progress = self.iteration / max(1, self.config.iterations - 1)
         objective = self.objective.at(progress)
-        draw = objective.draw(pair.source, progress)
+        turn, turns = self.iteration // self.sharing, self.config.iterations // self.sharing
+        draw = objective.draw(pair.source, turn / max(1, turns - 1))
         step = objective.gradient(self.prior, pair, self.prompts, draw)
         self.optimizer.zero_grad()
         image_gradient = pair.backward(step.gradient)
@@ -130,9 +141,13 @@ class Editor:
         """
         if self.config.optimizer != "adam" or self.config.adam_floor == 0:
             return
+        if mean_square == 0:  # nothing to move, as while an edit of a shape only looks: no part of the average
+            return
         decay = group["betas"][1]
+        before = self.iteration if "second_moment" in group else 0  # in states of earlier versions
+        group["averaged"] = group.get("averaged", before) + 1
         group["second_moment"] = decay * group.get("second_moment", 0.0) + (1 - decay) * mean_square
-        unbiased = group["second_moment"] / (1 - decay ** (self.iteration + 1))
+        unbiased = group["second_moment"] / (1 - decay ** group["averaged"])
         group["eps"] = max(group["eps"], self.config.adam_floor * unbiased**0.5)
 
     def state_dict(self) -> dict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 import threading
 import types
@@ -40,6 +41,7 @@ _TEXT = (
 )  # or null
 _TEXT += ("guidance.path", "guidance.config", "guidance.revision", "clip", "where", "mask", "path", "format", "file")
 _TEXT += ("model", "address", "storage")
+_PATHS = ("image", "views", "capture", "output", "run", "scene.root", "mask", "path", "file", "model", "storage")
 
 
 def data_folder(name: str) -> Path:
@@ -93,6 +95,8 @@ def _check_text(command: str, config: DictConfig) -> None:
             OmegaConf.update(config, key, str(value))
         elif not isinstance(value, str):
             raise UserError(f"{key}={value} has to be text")
+        elif (path := _at_home(key, value)) != value:
+            OmegaConf.update(config, key, path)
 
 
 def _quoted(option: str) -> str:
@@ -127,7 +131,12 @@ def set_text(config: DictConfig, name: str, value: str, told: str) -> None:
     """
     if "${" in value or value == "???":
         raise UserError(f"{told} {value}: leave out the {'${' if '${' in value else '???'}")
-    config[name] = value
+    config[name] = _at_home(name, value)
+
+
+def _at_home(name: str, value: str) -> str:
+    """The value of a path with a leading ~ as the user's folder, which not every shell puts there."""
+    return os.path.expanduser(value) if name in _PATHS and value.startswith("~") else value
 
 
 def _check_groups(command: str, options: list[str]) -> None:

@@ -52,7 +52,9 @@ class RunFolder:
     def __init__(self, path: Path, config: DictConfig):
         self.path, self.config = path, config
         self.state_path = path / "state" / "state.pt"
-        self.resumed, self.seconds_before, self._start = False, 0.0, time.monotonic()  # clocks may be set
+        self.resumed, self.seconds_before = False, 0.0
+        self._made = self._start = time.monotonic()  # other clocks may be set
+        self._peak_before = 0.0
         self._changes: list[dict] = []
         self._reported = -_REPORT_EVERY
         if path.exists() and not path.is_dir():
@@ -86,12 +88,13 @@ class RunFolder:
             self._require_same_config()
             self.resumed = True
 
-    def begin(self, prior: str | None = None, source: str | None = None) -> None:
+    def begin(self, prior: str | None = None, source: str | None = None, region: str | None = None) -> None:
         """Make the folder, empty if it is to be overwritten, and write config.yaml; the clock starts.
 
         prior: `Prior.fingerprint` of the model that the run uses, if it uses one. source: fingerprint of the field, or
-        of the picture, that an edit starts from. UserError if another process is at work in the folder, or has been
-        since this one was made, or if the run was begun with other weights or another source.
+        of the picture, that an edit starts from. region: of the masks that say where an edit may go. UserError if
+        another process is at work in the folder, or has been since this one was made, or if the run was begun with
+        other weights, another source or other masks.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         locks.hold(self.path)
@@ -110,15 +113,21 @@ class RunFolder:
                 f"{self.path} was begun from another {what}, which has been replaced since: "
                 "pass overwrite=true to edit the new one"
             )
+        if region and self._before("region") not in (None, region):
+            locks.release(self.path)
+            raise UserError(
+                f"{self.path} was begun with other masks: resume it with those, or pass overwrite=true to use these"
+            )
         (self.path / "metrics.json").unlink(missing_ok=True)  # first: what follows is no finished run
         if self.config.overwrite:
             self._clear()
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True))
         self.state_path.parent.mkdir(exist_ok=True)
-        for name, now in (("prior", prior), ("source", source)):
+        for name, now in (("prior", prior), ("source", source), ("region", region)):
             if now and self._before(name) is None:
                 write_text(self.state_path.with_name(f"{name}.txt"), now + "\n")
         self._start = time.monotonic()
+        self._peak_before = peak_memory_mb(pick_device(self.config.device))
 
     def _before(self, name: str) -> str | None:
         """What `begin` was given when the run that is resumed was begun; None also for runs of earlier versions."""
@@ -244,7 +253,8 @@ class RunFolder:
         device = pick_device(self.config.device)
         common = {
             "seconds": self.seconds,
-            "peak_memory_mb": peak_memory_mb(device),
+            "preparation_seconds": self._start - self._made,
+            "peak_memory_mb": max(self._peak_before, peak_memory_mb(device)),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(),
         }

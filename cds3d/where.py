@@ -39,6 +39,16 @@ def as_caption(words: str) -> str:
     return re.sub(r"^the\s+", "an " if vowel else "a ", words, flags=re.IGNORECASE)
 
 
+def _over_picture(cells: Tensor, height: int, width: int) -> Tensor:
+    """(1, 1, h, w) values of a latent's cells -> (H, W, 1). The cells are of whole pixels: what they leave at the right
+    and below has the values of the last ones.
+    """
+    h, w = cells.shape[2:]
+    size = height // h, width // w  # of a cell, in pixels
+    fine = F.interpolate(cells, (h * size[0], w * size[1]), mode="bilinear")
+    return F.pad(fine, (0, width - w * size[1], 0, height - h * size[0]), mode="replicate")[0].permute(1, 2, 0)
+
+
 @torch.no_grad()
 def word_masks(
     field: Renderable, cameras: Sequence[Camera], prior: Prior, words: str, config: RegionConfig, seed: int
@@ -61,7 +71,7 @@ def word_masks(
             information += (untold.square() - told.square()).sum(1, keepdim=True) / _DRAWS
         smooth = F.avg_pool2d(information, 3, 1, 1, count_include_pad=False)
         fits, all_of_it = fits + smooth.clamp(min=0).sum(), all_of_it + smooth.abs().sum()
-        shown = F.interpolate(smooth.clamp(min=0).sqrt(), source.image.shape[:2], mode="bilinear")[0].permute(1, 2, 0)
+        shown = _over_picture(smooth.clamp(min=0).sqrt(), *source.image.shape[:2])
         region.add(camera, F.pad(shown, (0, 2)), source.image)
     if fits < _FITS * all_of_it:
         log.warning(

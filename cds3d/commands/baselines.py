@@ -15,10 +15,16 @@ from cds3d.baselines import BASELINES
 from cds3d.baselines.baseline import Baseline
 from cds3d.commands.evaluation import load_clip
 from cds3d.commands.images import configured_image, drive_editor, finish_image, picture_fingerprint
-from cds3d.commands.preparing import check_negative_prompt, check_timesteps, configured_prior, embedded
+from cds3d.commands.preparing import (
+    check_negative_prompt,
+    check_timesteps,
+    configured_prior,
+    embedded,
+    usual_options,
+)
 from cds3d.editor import EditConfig, Editor
 from cds3d.objectives.objective import Objective
-from cds3d.options import build, groups, load_config, pick_device
+from cds3d.options import build, pick_device
 from cds3d.runs import RunFolder
 from cds3d.slugs import slug
 from cds3d.subjects.image import LatentImage
@@ -68,10 +74,7 @@ def build_baseline(config: DictConfig) -> Baseline | Objective:
 
 def _warn_of_unused(config: DictConfig, unused: tuple[str, ...]) -> None:
     """One warning for options of these groups, and the guidance scale, that were set and change nothing here."""
-    presets = [load_config("edit", [f"guidance={name}", "edit=latent"]) for name in groups()["guidance"]]
-    # Whichever the options begin from: model and precision may be others.
-    told = ("center_features", "image_width", "pds_scale", "negative_prompts")
-    default = next((p for p in presets if all(p.guidance[key] == config.guidance[key] for key in told)), presets[0])
+    default = usual_options(config, "edit=latent")
     usual = default.guidance.scale
     for key in ("scale", "image_scale_end"):  # options of the groups follow them
         default.guidance[key] = config.guidance[key]

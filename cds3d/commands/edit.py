@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +18,15 @@ from cds3d.commands.driving import Work, drive
 from cds3d.commands.evaluation import evaluate_edit, load_clip
 from cds3d.commands.history import Past, take_over
 from cds3d.commands.images import edit_image
-from cds3d.commands.preparing import check_prompts, is_local, log_step, output_folder, prepare, warn_of_photographs
+from cds3d.commands.preparing import (
+    check_prompts,
+    is_local,
+    log_step,
+    output_folder,
+    prepare,
+    usual_options,
+    warn_of_photographs,
+)
 from cds3d.commands.refit import begin_refit, refit_field
 from cds3d.commands.regions import Pointing, given_region, read_pointing, zoomed_views
 from cds3d.commands.scenes import capture_root, load_scene
@@ -90,11 +99,24 @@ def refuse_options_of_scenes(config: DictConfig) -> None:
 def _tell_unused(config: DictConfig, pointing: Pointing) -> None:
     """UserError, or warnings, for options that change nothing in the edit of a scene."""
     require_unset(config, "edit", ("refit",), "is for --views: edits have edit.OPTION=VALUE")
-    if pointing.way is None:
-        default = load_config("edit", [])
-        for key in ("zoom", "carve"):
-            if config[key] != default[key]:
-                log.warning("%s= changes nothing without a region: give one with where, mask, box, ball or at", key)
+    default = usual_options(config, f"edit={config.edit.get('name') or 'field'}")
+
+    def tell(keys: Iterable[str], why: str) -> None:
+        for key in keys:
+            if OmegaConf.select(config, key) != OmegaConf.select(default, key):
+                log.warning("%s= changes nothing %s", key, why)
+
+    way = pointing.way
+    if way is None:
+        tell(("zoom", "carve"), "without a region: give one with where, mask, box, ball or at")
+    elif way not in ("where", "mask"):
+        tell(("carve",), f"with {way}=: it is of masks and --where")
+    if way is not None and not pointing.find:
+        found = ("edit.volume.look", "edit.volume.agreement", "edit.fit.agreement")
+        tell(found, "where a region is given: it is of one that gradients find, as with region=both")
+        if way not in ("where", "mask"):
+            tell(("edit.volume.grow", "edit.fit.grow"), f"with {way}=, which says how large the region is")
+    tell(("guidance.image_width",), "here: the views of a scene have edit.width")
 
 
 def _edit_scene(config: DictConfig, past: Past) -> Path:
@@ -116,6 +138,8 @@ def _edit_scene(config: DictConfig, past: Past) -> Path:
     capture, source = load_scene(config), load_field(source_path / "field.safetensors", device)
     warn_of_photographs(config, [capture.root])
     views = [resized_to(capture.cameras[i], config.edit.width) for i in capture.train]
+    if views[0].width < config.edit.width:
+        log.warning("edit.width=%d is more than the photos have: %d is taken", config.edit.width, views[0].width)
     log.info(
         'editing %s: "%s" to "%s", %s, %dx%d, on %s',
         source_path, config.src, config.tgt, config.objective.kind, views[0].width, views[0].height, device,
@@ -133,7 +157,8 @@ def _edit_scene(config: DictConfig, past: Past) -> Path:
         views = zoomed_views(config, source, views, given)
     work, iterations, shown = maker(source, views, prior, objective, prompts, given)
     expected_mb = _forecast(prior, prompts, source, shown.cameras, objective, is_local(config))
-    run.begin(prior.fingerprint, fingerprint(source_path))
+    masks = None if pointing.way != "mask" else hashlib.sha256(given.cpu().numpy().tobytes()).hexdigest()[:16]
+    run.begin(prior.fingerprint, fingerprint(source_path), masks)
     reset_peak_memory(device)  # of a source that was trained in this process
     each = log_step(work, iterations, partial(_pictures, shown))
     if config.preview_every:
@@ -172,11 +197,12 @@ def _pictures(shown: Shown) -> dict[str, Tensor]:
 
 
 def _previewing(each: Callable, work: Work, shown: Shown, path: Path, every: int) -> Callable:
-    """`each`, and now and then the field as it is."""
+    """`each`, and now and then the field as it is, once there is anything of the edit in it."""
 
     def both(figures: dict, bar, writer) -> None:
         each(figures, bar, writer)
-        if work.iteration % every == 0:
+        region = shown.region_in_space() if isinstance(shown, PictureEdit) else None
+        if work.iteration % every == 0 and (region is None or region.any()):
             shown.target.save(path)
 
     return both

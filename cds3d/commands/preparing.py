@@ -14,7 +14,7 @@ from cds3d.commands.driving import Work
 from cds3d.guidance import Prior, load_prior
 from cds3d.objectives import OBJECTIVES
 from cds3d.objectives.objective import Objective, Prompts
-from cds3d.options import build, data_folder
+from cds3d.options import build, data_folder, groups, load_config
 from cds3d.slugs import slug
 from cds3d.where import as_caption
 from tensorf.errors import UserError
@@ -97,7 +97,7 @@ def prepare(config: DictConfig, device: torch.device) -> tuple[Prior, Objective,
     """The prior, the objective and the embedded prompts; UserError for options that do not fit together."""
     objective = build_objective(config)
     check_negative_prompt(config, "objective")
-    _tell_unused_shares(config)
+    _tell_unused(config)
     prior = configured_prior(config, device)
     check_timesteps(objective, prior)
     return prior, objective, embedded(prior, config)
@@ -111,10 +111,23 @@ def embedded(prior: Prior, config: DictConfig) -> Prompts:
     return prompts
 
 
-def _tell_unused_shares(config: DictConfig) -> None:
-    """Warn of options of the edit that only some objectives follow, where they were set for another one."""
+def usual_options(config: DictConfig, *options: str) -> DictConfig:
+    """The defaults of `edit` with the preset of guidance/ that the configuration begins from, and these options."""
+    presets = [load_config("edit", [f"guidance={name}", *options]) for name in groups()["guidance"]]
+    told = ("center_features", "pds_scale", "negative_prompts", "image_width")  # model and precision may be others
+    return max(presets, key=lambda preset: sum(preset.guidance[key] == config.guidance[key] for key in told))
+
+
+def _tell_unused(config: DictConfig) -> None:
+    """Warn of options that only some objectives follow, where they were set for another one."""
     if "source_share" in config.objective:
         return
+    instead = {"pds": "guidance.pds_scale is", "ssd": "objective.cross, edit, text and identity are"}
+    if config.objective.kind in instead and config.guidance.scale != usual_options(config).guidance.scale:
+        log.warning(
+            "guidance.scale=%g changes nothing: in objective=%s, %s the weight of what the prompt says",
+            config.guidance.scale, config.objective.kind, instead[config.objective.kind],
+        )  # fmt: skip
     name = config.edit.get("name") or config.edit.get("parameter") or "field"
     preset = OmegaConf.to_container(OmegaConf.load(data_folder("configs") / "edit" / f"{name}.yaml"))
     for key in ("scale_end", "source_share"):

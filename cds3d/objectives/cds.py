@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -33,7 +34,7 @@ class Contrastive(Objective):
         super().__post_init__()
         if self.features not in FEATURES:
             raise ValueError(f"features={self.features} is unknown; use self, cross or score")
-        if not self.weight >= 0 or not self.temperature > 0:
+        if not 0 <= self.weight < math.inf or not self.temperature > 0:
             raise ValueError(f"weight={self.weight} has to be 0 or more, temperature={self.temperature} above 0")
         if self.patches < 1:
             raise ValueError(f"patches={self.patches} has to be at least 1")

@@ -70,6 +70,8 @@ class Objective:
     def __post_init__(self):
         if self.t_order not in ("random", "falling"):
             raise ValueError(f"t_order={self.t_order} is unknown; use random or falling")
+        if not math.isfinite(self.scale):
+            raise ValueError(f"scale={self.scale} has to be a number")
         if self.scale_end is not None and not math.isfinite(self.scale_end):
             raise ValueError(f"scale_end={self.scale_end} has to be a number, or null")
         if self.score_scale is not None and not self.score_scale > 0:

@@ -1,6 +1,7 @@
-"""PatchNCE: features at one place of the edit should resemble the source's at that place more than at any other.
+"""PatchNCE: a patch of the source should resemble the same patch of the edit more than any other patch of the edit.
 
-CDS, equations 5 and 6, as in CUT (Park et al., ECCV 2020).
+CDS, equations 5 and 6, as its authors' code has them. In the paper, as in CUT (Park et al., ECCV 2020), the edit's
+patches are compared with the source's, and equation 5 is a sum over patches where the code has the mean.
 """
 
 from __future__ import annotations

@@ -94,6 +94,18 @@ def test_all_views_of_a_turn_share_noise_and_timestep(field, cameras, masked):
     assert not any(torch.equal(first[i], first[j]) for i in range(4) for j in range(i))  # of later rounds too
 
 
+def test_views_share_a_timestep_that_falls(field, cameras, masked):
+    told = []
+
+    class Falling(Recorded):
+        def draw(self, latent, progress):
+            told.append(progress)
+            return super().draw(latent, progress)
+
+    to_end(work(field, cameras, Falling(), iterations=3, rounds=1))
+    assert told == [0] * 3 + [0.5] * 3 + [1] * 3
+
+
 def test_a_step_edits_one_view(field, cameras):
     edit = work(field, cameras)
     edit.step()

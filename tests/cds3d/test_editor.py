@@ -195,6 +195,32 @@ def test_adams_first_step_by_hand(floor):
     torch.testing.assert_close(start - subject.parameter.detach(), torch.full_like(start, expected), rtol=1e-4, atol=0)
 
 
+def test_steps_without_a_gradient_do_not_lower_the_floor():
+    """As while an edit of a shape only looks: the first step that moves is then as the first of all."""
+    subject = LatentImage(torch.rand(3, 16, 16), LinearPrior())
+    start, given = subject.parameter.detach().clone(), FixedGradient(0.0)
+    editor = Editor(subject, None, given, None, edit_config(9, 0.5, adam_floor=1.0))
+    for _ in range(4):
+        editor.step()
+    torch.testing.assert_close(subject.parameter.detach(), start)
+    given.value = 0.1
+    editor.step()
+    (group,) = editor.optimizer.param_groups
+    assert group["eps"] == pytest.approx(0.1, rel=1e-5)  # not 1 / sqrt(1 + 0.99 + ...) of it
+
+
+def test_steps_that_share_a_timestep():
+    told = []
+
+    class Told(FixedGradient):
+        def draw(self, latent, progress):
+            told.append(progress)
+            return super().draw(latent, progress)
+
+    run(Editor(LatentImage(torch.rand(3, 16, 16), LinearPrior()), None, Told(), None, edit_config(6, 0.1, "sgd"), 2))
+    assert told == [0, 0, 0.5, 0.5, 1, 1]
+
+
 def test_each_step_has_the_objective_of_its_progress():
     told = []
 

@@ -16,7 +16,7 @@ from cds3d.subjects.given import _crop, in_ball, in_box, point_at, seen_share, z
 from cds3d.subjects.local import LocalPair, LocalViews, LookPair
 from cds3d.subjects.region import EditedRegion
 from cds3d.subjects.volume import VolumeConfig, edited_volume
-from cds3d.where import as_caption, word_masks
+from cds3d.where import _over_picture, as_caption, word_masks
 from tensorf.captures import load_capture
 from tensorf.errors import UserError
 from tensorf.local import LocalField, cell_centers
@@ -242,6 +242,17 @@ class Left(LinearPrior):
         worded[..., :half] -= self.helps
         worded[..., half:] += self.harms
         return [Prediction(self.true + (worded if float(q.prompt.tokens) else off)) for q in queries]
+
+
+def test_cells_of_a_latent_lie_over_the_pixels_that_they_see():
+    cells = torch.zeros(1, 1, 23, 31)
+    cells[0, 0, 10, 20] = 1.0
+    shown = _over_picture(cells, 189, 252)[..., 0]
+    v, u = torch.meshgrid(torch.arange(189) + 0.5, torch.arange(252) + 0.5, indexing="ij")
+    middle = [float((shown * x).sum() / shown.sum()) for x in (v, u)]
+    assert shown.shape == (189, 252) and middle == pytest.approx([10.5 * 8, 20.5 * 8], abs=1e-3)
+    cells = torch.rand(1, 1, 23, 31)
+    assert torch.equal(_over_picture(cells, 189, 252)[188], _over_picture(cells, 189, 252)[183])  # beyond the last cell
 
 
 def test_words_are_where_they_tell_noise_from_picture(field, cameras, caplog):

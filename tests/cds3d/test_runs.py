@@ -10,6 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from cds3d import runs
 from cds3d.runs import RunFolder, read_config
 from cds3d.slugs import slug
 from tensorf.errors import UserError
@@ -68,12 +69,25 @@ def test_nothing_is_written_before_begin(tmp_path):
     assert OmegaConf.load(tmp_path / "run" / "config.yaml") == options()
 
 
+def test_what_is_done_before_the_first_iteration_counts_by_itself(tmp_path, monkeypatch):
+    now, peak = [100.0], [5000.0]
+    monkeypatch.setattr(runs.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(runs, "peak_memory_mb", lambda device=None: peak[0])
+    run = RunFolder(tmp_path / "run", options())
+    now[0] += 30.0
+    run.begin()
+    now[0], peak[0] = now[0] + 7.0, 200.0  # as `reset_peak_memory` makes it
+    run.finish({})
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (metrics["preparation_seconds"], metrics["seconds"], metrics["peak_memory_mb"]) == (30.0, 7.0, 5000.0)
+
+
 def test_metrics_are_rounded_and_come_with_what_every_run_reports(tmp_path):
     run = begun(tmp_path / "run")
     run.finish({"psnr_db": 20.123456, "iterations": 7, "device_note": "x"})
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["psnr_db"] == 20.1235 and metrics["iterations"] == 7 and metrics["device"] == "cpu"
-    assert {"seconds", "peak_memory_mb", "device", "threads"} <= metrics.keys()
+    assert {"seconds", "preparation_seconds", "peak_memory_mb", "device", "threads"} <= metrics.keys()
     assert metrics["peak_memory_mb"] > 10  # megabytes: this process holds torch
     assert all(not isinstance(v, (dict, list)) for v in metrics.values())  # flat
 

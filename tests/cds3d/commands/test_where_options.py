@@ -93,6 +93,18 @@ def test_masks_are_carved_into_space(tmp_path, edit_options, trained, masks):
     assert share > 0.8  # the left of the pictures
 
 
+def test_an_edit_is_not_resumed_with_other_masks(edit_options, trained, masks, capsys):
+    given = [*edit_options, f"mask={masks}", "output=edit", "video_frames=0", "save_every=1"]
+    assert run_command("edit", given) == 0
+    more = [*(o for o in given if not o.startswith("edit.iterations")), "edit.iterations=3", "resume=true"]
+    assert run_command("edit", more) == 0
+    for file in masks.iterdir():
+        picture = np.asarray(Image.open(file))
+        Image.fromarray(picture[:, ::-1].copy()).save(file)
+    assert run_command("edit", [*more[:-2], "edit.iterations=4", "resume=true"]) == 1
+    assert "was begun with other masks" in capsys.readouterr().err
+
+
 def test_gradients_alone_decide_if_asked(tmp_path, edit_options, trained):
     assert not isinstance(edited(tmp_path, edit_options, BOX, "region=auto"), LocalField)
 

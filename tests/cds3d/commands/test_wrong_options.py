@@ -34,6 +34,8 @@ from cds3d.options import load_config
         ("guidance.scale=-7", ["guidance.scale=-7"]),
         ("guidance.dtype=fp8", ["guidance.dtype=fp8", "fp32, bf16, fp16"]),
         ("objective.weight=-3", ["weight=-3"]),
+        ("objective.weight=inf", ["weight=inf"]),
+        ("objective.scale=nan", ["objective.scale=nan"]),
         ("objective.features=mid", ["mid", "self, cross or score"]),
         ("objective.patch_sizes=[1,a]", ["patch_sizes=a"]),
         ("objective.patch_sizes=[]", ["patch_sizes=[]", "whole numbers of at least 1"]),
@@ -107,6 +109,32 @@ def test_options_that_change_nothing_are_told(tmp_path, trained, edit_options, c
     caplog.clear()
     assert run_command("edit", [*edit_options, "video_frames=0", "edit.source_share=0.5", "output=other"]) == 0
     assert "changes nothing" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (
+            ["objective=pds", "guidance.scale=9"],
+            "guidance.scale=9 changes nothing: in objective=pds, guidance.pds",
+        ),
+        (["objective=ssd", "guidance.scale=9"], "guidance.scale=9 changes nothing: in objective=ssd, objective.cross"),
+        (["ball=0,0,1.2,0.5", "carve.grow=0.2"], "carve= changes nothing with ball="),
+        (["ball=0,0,1.2,0.5", "edit=shape", "edit.volume.grow=2"], "edit.volume.grow= changes nothing with ball="),
+        (["ball=0,0,1.2,0.5", "edit=shape", "edit.volume.look=0.4"], "edit.volume.look= changes nothing where a"),
+        (["guidance.image_width=99"], "guidance.image_width= changes nothing here"),
+        (["edit.width=2000"], "edit.width=2000 is more than the photos have: 64 is taken"),
+    ],
+)
+def test_each_option_that_changes_nothing_is_told(tmp_path, trained, edit_options, caplog, options, told):
+    assert run_command("edit", [*edit_options, "video_frames=0", *options]) == 0
+    assert told in caplog.text
+
+
+def test_a_tilde_is_the_users_folder(tmp_path, trained, edit_options, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert run_command("edit", [*edit_options, "video_frames=0", "output=~/mine"]) == 0
+    assert (tmp_path / "home" / "mine" / "metrics.json").exists() and not (tmp_path / "~").exists()
 
 
 def test_captures_of_photographs_and_edits_of_nothing_are_told(tmp_path, trained, edit_options, caplog, monkeypatch):
