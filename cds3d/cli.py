@@ -232,7 +232,8 @@ class _Help(argparse.Action):
 
         folder = data_folder("configs")
         text = (folder / f"{self.command}.yaml").read_text()
-        parser.epilog = f"options (key=value) and their defaults:\n\n{text}"
+        plain = re.sub(r"^defaults:\n(  - .*\n)+\n?", "", text, flags=re.MULTILINE)  # the groups follow
+        parser.epilog = f"options (key=value) and their defaults:\n\n{plain}"
         used = [g for g in groups() if f"- {g}:" in text]
         if used:
             lines = [f"  {g:10} {', '.join(groups()[g])}" for g in used]
@@ -248,13 +249,19 @@ class _Help(argparse.Action):
 
 
 def _inlined(path) -> str:
-    """A configuration file's text, with the files that it is based on in place of its list of defaults."""
+    """A configuration file's text, with the files that it is based on in place of its list of defaults.
+
+    Of these, the values that the file sets itself are left out.
+    """
     head, found, rest = path.read_text().partition("defaults:\n")
     if not found:
         return head
     names, _, own = rest.partition("\n\n")
     bases = [line.removeprefix("  - ") for line in names.splitlines()]
-    return head + "".join(_inlined(path.with_name(f"{b}.yaml")) for b in bases if b != "_self_") + own
+    text = "".join(_inlined(path.with_name(f"{b}.yaml")) for b in bases if b != "_self_")
+    for key in re.findall(r"^(\w+):", own, re.MULTILINE):
+        text = re.sub(rf"^{key}: +[^#\s].*\n( +#.*\n)*", "", text, flags=re.MULTILINE)
+    return head + text + own
 
 
 def _unquoted(text: str) -> str:
@@ -317,13 +324,14 @@ def _import_command(command: str) -> Callable:
 
 
 def set_threads(config) -> None:
-    """As many CPU threads as `config.threads` says, or as there are cores."""
+    """As many CPU threads as `config.threads` says, or OMP_NUM_THREADS, or as there are cores."""
     import torch
 
     threads = config.get("threads")  # cds3d list has none
     if threads is not None and (type(threads) is not int or threads < 1):
         raise UserError(f"threads={threads} has to be a whole number above 0")
-    torch.set_num_threads(threads or usable_cores())
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    torch.set_num_threads(threads or (int(told) if told.isdecimal() else 0) or usable_cores())
 
 
 if __name__ == "__main__":

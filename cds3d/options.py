@@ -170,6 +170,7 @@ def unknown_option(command: str, key: str) -> str:
     known = dotted_keys(default)
     if command == "edit" and key in ("prompt", "tgt", "target", "src", "source"):
         return f"unknown option {key}: did you mean --{'src' if key in ('src', 'source') else 'tgt'}?"
+    known += [f"{group}.{k}" for n in groups().get(group, []) for k in _keys_of(group, n)]
     alike = difflib.get_close_matches(key, [k for k in known if k != key], n=1)
     hint = f"did you mean {alike[0]}? " if alike else ""
     return f"unknown option {key}: {hint}cds3d {command} --help lists all"

@@ -154,6 +154,8 @@ class RunFolder:
         before = _flat(OmegaConf.to_container(_written_config(self.path)))
         now = _flat(OmegaConf.to_container(self.config, resolve=True))
         own = [k for k in now if k in before and before[k] != now[k] and k not in (*_SILENT_KEYS, "device", "threads")]
+        # What is chosen tells more than what comes with it, as a model does than its guidance.
+        own.sort(key=lambda key: key not in ("guidance.path", "objective.kind", "edit.name"))
         return f" with {own[0]}={before[own[0]]}, not {now[own[0]]}" if own else ""
 
     def _refuse_another_edit(self) -> None:

@@ -3,7 +3,8 @@
     python examples/01_edit_an_image.py
     python examples/01_edit_an_image.py my.png "a cat" "a dog" guidance=sd15
 
-Options of edit.py may follow. Half a minute on a CPU with pocket, the small model that ships.
+Options of edit.py may follow. Half a minute on a CPU with pocket, the small model that ships. The edit is in
+outputs/examples/01; a second run replaces it.
 """
 
 import json
@@ -14,9 +15,9 @@ from cds3d.options import load_config
 
 
 def main(image="scenes/cat/images/view000.jpg", src="a cat", tgt="a pig", *options):
-    config = load_config("edit", ["edit=latent", *options])
+    config = load_config("edit", ["edit=latent", "output=outputs/examples/01", "overwrite=true", *options])
     config.image, config.src, config.tgt = image, src, tgt
-    folder = edit_command(config)  # outputs/images/view000/a-pig, unless output= says another
+    folder = edit_command(config)
     metrics = json.loads((folder / "metrics.json").read_text())
     print(f"{folder / 'edited.png'}: {metrics['psnr_to_source_db']:.1f} dB from the source")
     return folder

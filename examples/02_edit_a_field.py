@@ -3,7 +3,8 @@
     python examples/02_edit_a_field.py
     python examples/02_edit_a_field.py my/capture "a yellow rose" "a red rose" guidance=sd15
 
-Options of edit.py may follow. Five minutes on two cores with the flower that ships.
+Options of edit.py may follow. Five minutes on two cores with the flower that ships. The edit is in outputs/examples/02;
+a second run replaces it.
 """
 
 import sys
@@ -20,7 +21,7 @@ from tensorf.renderable import load_field
 
 
 def main(capture="scenes/flower", src="a yellow flower", tgt="a red flower", *options):
-    config = load_config("edit", ["scene=capture", *options])
+    config = load_config("edit", ["scene=capture", "output=outputs/examples/02", "overwrite=true", *options])
     config.capture, config.src, config.tgt = capture, src, tgt
     folder = edit_command(config)  # trains the source field first, if it is not there
 

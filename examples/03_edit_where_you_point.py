@@ -1,9 +1,10 @@
 """Edit only what lies in a ball around a point of a photo, and check that nothing else has moved.
 
     python examples/03_edit_where_you_point.py
-    python examples/03_edit_where_you_point.py my/capture "a yellow rose" "a red rose" 0.4,0.5,IMG_0012 0.3
+    python examples/03_edit_where_you_point.py my/capture "a yellow rose" "a red rose" 0.4,0.5,IMG_12 0.3 guidance=sd15
 
-Options of edit.py may follow. The click is u,v,photo, u and v from 0 to 1; then comes the ball's radius.
+The click is u,v,photo, u and v from 0 to 1; then comes the ball's radius. Options of edit.py may follow. The edit is in
+outputs/examples/03; a second run replaces it.
 """
 
 import sys
@@ -18,7 +19,8 @@ from tensorf.renderable import load_field
 def main(
     capture="scenes/flower", src="a yellow flower", tgt="a red flower", at="0.5,0.4,view000", radius="0.4", *options
 ):
-    config = load_config("edit", ["scene=capture", f"at={at}", f"radius={radius}", *options])
+    place = ["output=outputs/examples/03", "overwrite=true", f"at={at}", f"radius={radius}"]
+    config = load_config("edit", ["scene=capture", *place, *options])
     config.capture, config.src, config.tgt = capture, src, tgt
     folder = edit_command(config)
 

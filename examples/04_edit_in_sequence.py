@@ -1,9 +1,9 @@
 """Edit an edited field on: a yellow flower becomes red, and then a tulip.
 
     python examples/04_edit_in_sequence.py
-    python examples/04_edit_in_sequence.py my/capture "a yellow rose" "a red rose" "a red tulip"
+    python examples/04_edit_in_sequence.py my/capture "a yellow rose" "a red rose" "a red tulip" guidance=sd15
 
-Options of edit.py may follow.
+Options of edit.py may follow. The edits are in outputs/examples/04-first and 04-second; a second run replaces them.
 """
 
 import json
@@ -14,11 +14,11 @@ from cds3d.options import load_config
 
 
 def main(capture="scenes/flower", first="a yellow flower", second="a red flower", third="a red tulip", *options):
-    config = load_config("edit", ["scene=capture", *options])
+    config = load_config("edit", ["scene=capture", "output=outputs/examples/04-first", "overwrite=true", *options])
     config.capture, config.src, config.tgt = capture, first, second
     run = edit_command(config)
 
-    config = load_config("edit", list(options))
+    config = load_config("edit", ["output=outputs/examples/04-second", "overwrite=true", *options])
     config.run, config.tgt = str(run), third  # scene and source prompt come with the run
     folder = edit_command(config)
 

@@ -1,9 +1,9 @@
 """Export a field's views as a dataset that nerfstudio, gsplat and this project's own trainer read.
 
     python examples/05_take_it_along.py outputs/flower/a-red-flower
-    python train_source.py --capture outputs/flower/a-red-flower/export/dataset      # a field of its own, trained on it
+    python train_source.py --capture outputs/examples/05      # a field of its own, trained on it
 
-Options of cds3d export may follow.
+Options of cds3d export may follow. The dataset is in outputs/examples/05; a second run replaces it.
 """
 
 import sys
@@ -15,7 +15,7 @@ from tensorf.captures.colmap_files import load_model
 
 
 def main(run="outputs/flower/a-red-flower", *options):
-    config = load_config("export", list(options))
+    config = load_config("export", ["output=outputs/examples/05", "overwrite=true", *options])
     config.run, config.format = run, "dataset"
     folder = export_command(config)
 

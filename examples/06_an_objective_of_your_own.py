@@ -3,6 +3,7 @@
     python examples/06_an_objective_of_your_own.py
     python examples/06_an_objective_of_your_own.py my.png "a cat" "a dog"
 
+It edits with pocket, which knows no photographs, and writes descending.png into the folder that you are in.
 docs/extending.md shows how such a file becomes objective=NAME of every command.
 """
 

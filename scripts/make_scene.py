@@ -82,6 +82,7 @@ def main(argv=None) -> None:
             if args.scene is None:
                 parser.error("--truth needs the name of a shipped scene")
             write_truth(SCENES / args.scene, args.truth, output)
+            _tell(output)
             return
         attributes = SHIPPED[args.scene] if args.scene else Attributes.sample(args.seed)
         changes = {k: v for k in ("species", "color", "ground", "material", "beside") if (v := getattr(args, k))}
@@ -93,8 +94,13 @@ def main(argv=None) -> None:
             height=args.width * 3 // 4,
             progress=partial(tqdm, desc=str(output), unit="view"),
         )
+        _tell(output)
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
+
+
+def _tell(folder: Path) -> None:
+    print(f"{folder}: {len(list((folder / 'images').iterdir()))} pictures")
 
 
 if __name__ == "__main__":

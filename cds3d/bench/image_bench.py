@@ -64,8 +64,6 @@ def bench_images(ask: ImageBench) -> list[Failure]:
     failures = run_all(items, chosen, ask.output, ask.jobs, ask.engine, ask.address)
     device = pick_device(load_config("edit", next(iter(chosen.values()))).device)
     judges = image_table.load_judges(ask.clip, ask.dino, ask.lpips, device, published=ask.published)
-    for line in judges.missing:
-        log.warning("%s", line)
     judging, columns = image_table.table_figures, image_table.COLUMNS
     if ask.pie_bench is not None:
         judging = pie_bench.published_pie_figures if ask.published else pie_bench.pie_figures

@@ -8,6 +8,7 @@ from cds3d.metrics.psnr import psnr
 from tensorf.captures import Capture
 
 _BARELY = 2.0  # dB above the mean picture
+_ALIKE = 1.0  # dB between training and held-out photos: nothing has been learnt by heart yet
 _APART = 4.0  # dB between photos that were trained on and held-out ones; good captures stay below 3
 
 
@@ -36,8 +37,9 @@ def diagnose(
     boxed = "what lies outside the box is not modelled (scene.space=unbounded)" if space == "box" else None
     if held_out < mean_picture + _BARELY:
         remedy = "estimate the poses again" if named else "another scene.order, or estimate the poses again"
-        causes = [f"photos and poses do not belong together ({remedy})", boxed]
-        what = f"held-out PSNR is {held_out:.1f} dB, and the mean of all photos has {mean_picture:.1f} dB already"
+        short = "training was too short (field.iterations)" if training < held_out + _ALIKE else None
+        causes = [short, f"photos and poses do not belong together ({remedy})", boxed]
+        what = f"held-out PSNR is {held_out:.1f} dB, and a mere mean of all photos has {mean_picture:.1f} dB"
         return f"{what}: the field does not show the scene. Likely: {_either(causes)}"
     if training - held_out > _APART:
         causes = [boxed, "poses are off by more than a pixel", "the photos are too few, or differ in exposure"]

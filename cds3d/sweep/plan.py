@@ -94,6 +94,8 @@ def _task(scene: str, edit: str, objective: str, extra: str, seed: int, output: 
     if wrong := [o for o in more if "=" not in o or o.split("=")[0] in _OURS]:
         raise UserError(f"options: {wrong[0]} has to be an option of edit.py that a sweep does not set itself")
     ships, capture, source = places(scene, objective, more)
+    if not ships and not src:
+        raise UserError(f'edits: "{edit}" has to be "source -> target": {scene}, a capture of your own, has no prompt')
     flags = (f"--tgt={tgt}", *([f"--src={src}"] if src else []), *([] if ships else [f"--capture={capture}"]))
     options = (f"objective={objective}", f"seed={seed}", *more)
     name = [source.parent.name, slug(tgt)[:_LONGEST], objective, f"seed{seed}"]

@@ -26,9 +26,9 @@ _INNER_HALF_SIZES = 0.3, 1.0  # of the inner box of unbounded space: the least, 
 _INNER_SHARE = 0.9  # of the scene's points that lie in the inner box, if it may be as large
 _ENDLESS = 1000.0  # far in unbounded space, in mean camera distances
 _OBJECT_HALF_SIZE = 1.5 / 4.03  # Blender's synthetic scenes: object within +-1.5, cameras 4.03 away
-_OBJECT_QUANTILE = 0.75  # of what views see of it, by their distances
+_ALIKE_DISTANCE = 1.2  # distances of cameras up to that many times their mean count as equal
 _SMALLEST_NEAR = 0.05
-_LARGEST_NEAR = 0.4  # in unbounded space, in mean camera distances: plain things have no points, and may stand nearer
+_LARGEST_NEAR = 0.45  # in unbounded space, in mean camera distances: plain things have no points, and may stand nearer
 _MAP = 1e4  # coordinates beyond it are those of maps
 _MOST_POINTS = 20_000  # whose depths are looked at
 _FOCUS_CONDITION = 0.01  # of the axes' normal matrix; below it they are parallel to about 6 degrees
@@ -232,12 +232,13 @@ def _corner_rays(lens: Lens) -> np.ndarray:
 
 
 def _object_half_size(lenses: list[Lens], distances: np.ndarray) -> float:
-    """What the farther views see of the object, and no less than the box of Blender's synthetic scenes.
+    """What the widest lens sees at the usual distance, and no less than the box of Blender's synthetic scenes.
 
-    distances (n,): of the cameras, their mean being 1. Close-ups show parts; some views may stand back too far.
+    distances (n,): of the cameras, their mean being 1. With close-ups, which show parts, the farther quarter's counts.
     """
-    widths = np.array([max(lens.width / lens.fx, lens.height / lens.fy) / 2 for lens in lenses])
-    return max(_OBJECT_HALF_SIZE, float(np.quantile(widths * distances, _OBJECT_QUANTILE)))
+    width = max(max(lens.width / lens.fx, lens.height / lens.fy) / 2 for lens in lenses)
+    far = float(np.quantile(distances, 0.75))
+    return max(_OBJECT_HALF_SIZE, width * (far if far > _ALIKE_DISTANCE else 1.0))
 
 
 def _box_depths(poses: np.ndarray, box: np.ndarray, known: tuple[float, float] | None) -> tuple[float, float]:

@@ -78,6 +78,11 @@ def test_captures_are_given_by_their_folder(capture_folder):
     assert f"--capture={capture_folder}" in task.flags and task.source == Path("outputs/daisies/source")
 
 
+def test_an_edit_of_ones_own_capture_says_what_is_there(capture_folder):
+    with pytest.raises(UserError, match='"a red flower" has to be "source -> target"'):
+        planned(scenes=["flower", str(capture_folder)], edits=["a red flower"])
+
+
 def test_a_file_has_the_lists_and_the_command_line_wins(tmp_path):
     (tmp_path / "many.yaml").write_text("edits: [a red flower, a blue flower]\nseeds: [4, 5]\n")
     assert len(planned("file=many.yaml")) == 4

@@ -45,11 +45,24 @@ def test_help_shows_every_option_with_its_default(command, capsys):
 
 
 def lines_of(path):
-    """Lines with options, of the file and of those that it is based on."""
+    """Lines with options, of the file and of those that it is based on, without values that it sets itself."""
     own = path.read_text()
     bases = OmegaConf.create(own).get("defaults", [])
     lines = [line for line in own.splitlines() if line and not line.startswith(("defaults:", "  - "))]
-    return lines + [line for base in bases if base != "_self_" for line in lines_of(path.with_name(f"{base}.yaml"))]
+    set_here = {line.split(":")[0] for line in lines if line[0].isalpha() and line.split("#")[0].rstrip()[-1] != ":"}
+    inherited = [line for base in bases if base != "_self_" for line in lines_of(path.with_name(f"{base}.yaml"))]
+    return lines + [line for line in inherited if line.split(":")[0] not in set_here]
+
+
+def test_help_shows_a_value_once(capsys):
+    with pytest.raises(SystemExit):
+        run_command("edit", ["--help", "edit=shape"])
+    text = capsys.readouterr().out
+    objective = text[text.index("objective.KEY=VALUE") : text.index("refit.KEY=VALUE")]
+    assert objective.count("scale_end:") == 1 and "scale_end: ${edit.scale_end}" in objective
+    edit = text[text.index("edit.KEY=VALUE") : text.index("field.KEY=VALUE")]
+    assert "mask_threshold:" in edit and "visits: 2" in edit  # of groups of values, what is not set here stays
+    assert "defaults:" not in text
 
 
 def test_every_option_has_a_comment():
