@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cds3d.commands import scenes
-from cds3d.commands.diagnosis import diagnose, mean_picture_psnr
+from cds3d.commands.diagnosis import diagnose, mean_picture_psnr, share_at_near_plane
 from cds3d.commands.train import field_options
 from cds3d.commands.videos import colored_depth, depth_range, seen_depth
 from cds3d.options import load_config
@@ -14,6 +14,7 @@ from cds3d.pocket.world.capture import write_capture
 from cds3d.pocket.world.scenes import Attributes
 from tensorf.captures import load_capture
 from tensorf.errors import UserError
+from tensorf.occupancy import Samples
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,37 @@ def test_another_order_is_named_only_where_poses_have_no_names():
     lines = [diagnose(15.0, 16.0, 14.0, "unbounded", named=named) for named in (False, True)]
     assert all("estimate the poses again" in line for line in lines)
     assert ["scene.order" in line for line in lines] == [True, False]
+
+
+def test_what_stands_before_the_near_plane_is_told():
+    line = diagnose(24.0, 25.0, 14.0, "ndc", named=True, near=0.17)
+    assert "17% of what the photos show" in line and "scene.space=unbounded" in line
+    assert diagnose(24.0, 25.0, 14.0, "ndc", named=True, near=0.02) is None
+
+
+@pytest.mark.parametrize("kind, share", [("ndc", 0.5), ("unbounded", 0.0)])
+def test_the_share_at_the_near_plane_by_hand(make_film, kind, share):
+    assert share_at_near_plane(make_film(kind)) == pytest.approx(share, abs=0.03)
+
+
+@pytest.fixture
+def make_film(monkeypatch):
+    """A trainer whose pixels all see something: half of them right at the near plane, half of them far behind it."""
+
+    def make(kind):
+        def rendered(field, rays):
+            ray = torch.arange(len(rays))
+            t = torch.where(ray % 2 == 0, 0.01, 0.7)
+            none = torch.zeros(len(rays))
+            samples = Samples(torch.zeros(len(rays), 3), ray, t, none, ray, len(rays))
+            return SimpleNamespace(weights=torch.full((len(rays),), 0.9), samples=samples)
+
+        monkeypatch.setattr("cds3d.commands.diagnosis.render_rays", rendered)
+        pixels = SimpleNamespace(draw=lambda count, generator: (range(count), None, None))
+        field = SimpleNamespace(space=SimpleNamespace(kind=kind), t_span=1.0)
+        return SimpleNamespace(field=field, pixels=pixels, device=torch.device("cpu"), config=SimpleNamespace(seed=0))
+
+    return make
 
 
 def test_the_mean_picture_by_hand(tmp_path):
