@@ -50,7 +50,10 @@ def sweep_command(config: DictConfig) -> Path:
     open_tasks = [task for task in tasks if task.folder not in done]
     report = Reporter(output, tasks, todo)
     report.write()
-    log.info("%d edits, %d of them done; the table is %s", len(tasks), len(tasks) - len(open_tasks), report.page)
+    log.info(
+        "%d edits of %d source fields: %d of these %d runs are done; the table is %s",
+        len(tasks), len(todo) - len(tasks), len(done), len(todo), report.page,
+    )  # fmt: skip
     try:
         if len(done) < len(todo):
             with _engine(config, open_tasks, fixed, output) as run:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import CLIPTokenizer
 
 from cds3d.guidance import load_prior
 from cds3d.pocket.model import networks, samples, training
@@ -19,6 +21,7 @@ from cds3d.pocket.model.judge import load_judge
 from cds3d.pocket.model.muon import Muon, orthogonalise
 from cds3d.pocket.model.noise import coarse_noise
 from cds3d.pocket.model.patch_codec import PatchCodec, write_into
+from cds3d.pocket.weights_path import WEIGHTS
 from cds3d.pocket.world.capture import words
 from cds3d.pocket.world.raycast import render
 from cds3d.pocket.world.scenes import Attributes, build_scene
@@ -275,6 +278,17 @@ def trained(tmp_path_factory):
         script.main([*options.split(), *places])
     torch.set_num_threads(before)
     return folder
+
+
+def test_any_version_of_transformers_can_read_the_text_encoder(trained, tmp_path):
+    """Versions before 5.6 know only the longer names, and version 4 only the two files of the vocabulary."""
+    for folder in (trained / "out", WEIGHTS):
+        assert all(name.startswith("text_model.") for name in load_file(folder / "text_encoder" / "model.safetensors"))
+        shutil.copytree(folder / "tokenizer", tmp_path / folder.name)
+        (tmp_path / folder.name / "tokenizer.json").unlink()
+        plain, whole = (CLIPTokenizer.from_pretrained(f) for f in (tmp_path / folder.name, folder / "tokenizer"))
+        for text in ("a photo of a red flower on grass", "zeppelins, 3 of them"):
+            assert plain(text).input_ids == whole(text).input_ids
 
 
 def test_train_pocket_writes_a_small_pipeline(trained):
