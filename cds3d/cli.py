@@ -1,4 +1,4 @@
-"""The command line: `cds3d train|edit|render|bench`, and the scripts that stand for them.
+"""The command line: `cds3d COMMAND` (see COMMANDS), and the scripts that stand for them.
 
 Everything that a user can put right comes out as one line on stderr and exit code 1; Ctrl-C gives 130.
 """

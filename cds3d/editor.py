@@ -75,7 +75,7 @@ class Editor:
         config: EditConfig,
         sharing: int = 1,
     ):
-        """sharing: how many steps in a row have the same timestep, where that falls in the course of the edit."""
+        """sharing: number of consecutive steps that share one timestep under t_order=falling."""
         self.sharing = sharing
         self.subject, self.prior, self.objective = subject, prior, objective
         self.prompts, self.config, self.iteration = prompts, config, 0

@@ -24,11 +24,12 @@ def parameter_mb(module: torch.nn.Module) -> float:
 
 
 def step_mb(prior: Prior, prompt: Prompt, height: int, width: int, unet_graphs: int) -> float:
-    """What one step needs beside the weights: of the VAE, and of the U-Net's graphs that the objective keeps at once.
+    """MB that one step needs beside the weights: the VAE's graph, `unet_graphs` graphs of the U-Net, and the working
+    memory of operators.
 
-    height, width: pixels. Runs both networks once on zeros, and counts what autograd saves, all of which is there at
-    once before the backward passes. What operators need while they run comes on top: of both networks, as what one
-    leaves behind is in pieces that the other cannot use.
+    height, width: pixels. Runs both networks once on zeros and counts what autograd saves; all of it is alive before
+    the backward passes. The working memory of both networks counts: what one frees is in pieces that the other cannot
+    use.
     """
     with torch.enable_grad():
         image = torch.zeros(1, 3, height, width, device=prior.device, requires_grad=True)

@@ -30,7 +30,7 @@ class Job:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env=environment,
-            preexec_fn=_apart if os.name == "posix" else None,
+            preexec_fn=_apart,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

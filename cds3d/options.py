@@ -51,7 +51,7 @@ def data_folder(name: str) -> Path:
 
 
 def load_config(command: str, options: list[str]) -> DictConfig:
-    """The configuration of "train", "edit" or "render" with `options` (key=value) applied; unknown keys are errors."""
+    """The configuration of a command (a file in configs/) with options, key=value, applied. Unknown keys are errors."""
     for option in options:
         if "=" not in option:
             raise UserError(f"{option!r} is neither a flag nor key=value; {_meant(command, option)}see --help")
@@ -185,6 +185,13 @@ def _keys_of(group: str, name: str) -> list[str]:
         if base != "_self_":
             keys += _keys_of(group, base)
     return keys
+
+
+def boolean(config: Mapping, *keys: str) -> None:
+    """UserError unless the values at these dotted keys are true or false: a "no" would be a text, and true."""
+    for key in keys:
+        if not isinstance(value := OmegaConf.select(config, key), bool):
+            raise UserError(f"{key}={value} has to be true or false")
 
 
 def build(kind: type, config: Mapping, *, group: str = "", **more):

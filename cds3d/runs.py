@@ -5,34 +5,30 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
-import re
-import resource
 import shutil
 import signal
-import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from cds3d import yaml_files
-from cds3d.options import data_folder, pick_device
+from cds3d.options import boolean, data_folder, pick_device
+from cds3d.process_memory import peak_memory_mb
 from tensorf import locks
 from tensorf.errors import UserError, reason
 from tensorf.files import atomic, is_partial, write_text
 
+# Options of training whose absence says that an earlier version began the run: it goes on with today's.
+_NOT_IN_OLDER_RUNS = (".view_noise", ".exposure", ".lr_exposure")
 # A resume may change: options that change no result; device and threads; and options that an error message tells the
 # user to change. metrics.json tells changes of the last two kinds.
 _SILENT_KEYS = ("resume", "overwrite", "output", "save_every", "video_frames", "video_width", "preview_every")
 _SILENT_KEYS += ("scene.outside", "guidance.image_scale_end")  # objective.scale_end counts
-# Options of training whose absence says that an earlier version began the run: it goes on with today's.
-_NOT_IN_OLDER_RUNS = (".view_noise", ".exposure", ".lr_exposure")
 _TOLD_KEYS = ("device", "threads", "edit.lr", "field.lr_grid", "field.lr_network", "guidance.scale", "guidance.dtype")
 _TOLD_KEYS += ("objective.scale", "objective.weight", "baseline.scale", "edit.fit.lr", "edit.region.mask_threshold")
 _TOLD_KEYS += ("edit.fit.agreement", "edit.fit.grow", "edit.volume.agreement", "edit.volume.grow")  # of regions to find
@@ -59,9 +55,7 @@ class RunFolder:
         self._reported = -_REPORT_EVERY
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file; give another output folder")
-        for key in ("resume", "overwrite"):  # an import has nothing to resume
-            if not isinstance(config.get(key, False), bool):  # a "no" would be a string, and true
-                raise UserError(f"{key}={config[key]} has to be true or false")
+        boolean(config, *(key for key in ("resume", "overwrite") if key in config))  # an import has nothing to resume
         if config.get("resume", False) and config.overwrite:
             raise UserError("give either resume=true or overwrite=true, not both")
         self._look()
@@ -336,53 +330,6 @@ def finished_runs(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return [p for p in sorted(folder.iterdir()) if (p / "config.yaml").is_file() and (p / "metrics.json").is_file()]
-
-
-def peak_memory_mb(device: torch.device | None = None) -> float:
-    """Of the GPU where one was used, else of this process; since `reset_peak_memory` where the system can do that.
-
-    device: whose memory is asked for; None is the current GPU where there is one.
-    """
-    if _on_gpu(device) and torch.cuda.max_memory_allocated(device):
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**10
-    except (OSError, TypeError):
-        pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def reset_peak_memory(device: torch.device | None = None) -> None:
-    """Let `peak_memory_mb` begin anew, where the system can: on a GPU, and on Linux.
-
-    What was freed is given back to the system first: else the work before would count.
-    """
-    gc.collect()
-    if _on_gpu(device):
-        torch.cuda.reset_peak_memory_stats(device)
-    with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)  # of the GNU C library
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def memory_mb(device: torch.device | None = None) -> float:
-    """In use now, of the GPU where one was used, else of this process (of its peak where that cannot be asked).
-
-    device: as of `peak_memory_mb`.
-    """
-    if _on_gpu(device) and torch.cuda.memory_allocated(device):
-        return torch.cuda.memory_allocated(device) / 2**20
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
-    except OSError:
-        return peak_memory_mb(device)
-
-
-def _on_gpu(device: torch.device | None) -> bool:
-    return (device is None or device.type == "cuda") and torch.cuda.is_available()
 
 
 def _on_cpu(tree):

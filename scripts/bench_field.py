@@ -43,7 +43,7 @@ from cds3d.metrics.psnr import psnr  # noqa: E402
 from cds3d.options import load_config  # noqa: E402
 from cds3d.pocket.world.capture import write_orbit  # noqa: E402
 from cds3d.pocket.world.scenes import Attributes  # noqa: E402
-from cds3d.runs import peak_memory_mb, reset_peak_memory  # noqa: E402
+from cds3d.process_memory import peak_memory_mb, reset_peak_memory  # noqa: E402
 from tensorf import lookup  # noqa: E402
 from tensorf.captures import load_capture  # noqa: E402
 from tensorf.errors import UserError  # noqa: E402

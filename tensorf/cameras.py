@@ -65,12 +65,23 @@ class Camera:
         rays_d = (local.reshape(-1, 3) @ self.pose[:, :3].T).contiguous()
         return self.position.expand_as(rays_d).contiguous(), rays_d
 
+    def project(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """World points (..., 3) -> pixels (..., 2), column and row, and depths (...) along the optical axis.
+
+        Pixels of points that are not in front of the camera (depth <= 0) mean nothing.
+        """
+        pose = self.pose.to(points)
+        local = (points - pose[:, 3]) @ pose[:, :3]
+        depth = local[..., 2]
+        ahead = depth.clamp(min=1e-9)
+        u, v = local[..., 0] / ahead * self.fx + self.cx, local[..., 1] / ahead * self.fy + self.cy
+        return torch.stack([u, v], -1), depth
+
     def shows(self, points: Tensor) -> Tensor:
         """(n,) bool: which world points (n, 3) lie in front of the camera and in its picture, whatever hides them."""
-        x, y, z = ((points - self.position) @ self.pose[:, :3]).T
-        ahead = z.clamp(min=1e-9)
-        u, v = x / ahead * self.fx + self.cx, y / ahead * self.fy + self.cy
-        return (z > 0) & (u > 0) & (u < self.width) & (v > 0) & (v < self.height)
+        pixels, depth = self.project(points)
+        u, v = pixels.T
+        return (depth > 0) & (u > 0) & (u < self.width) & (v > 0) & (v < self.height)
 
 
 def size_for_width(width: int, height: int, target_width: int) -> tuple[int, int]:

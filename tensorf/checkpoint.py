@@ -63,7 +63,7 @@ def _sorted(file: bytes) -> bytes:
 
 
 def read_kind(path: Path) -> str:
-    """The kind of field that a file's header names; files without one are TensoRF's, or for its loader to refuse.
+    """The field's kind from the file's header. Files that name none count as "tensorf": its loader says what is wrong.
 
     UserError if there is no file.
     """
@@ -96,7 +96,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Field | L
 
 
 def _build(header: dict, tensors: dict[str, torch.Tensor], prefix: str = "") -> Field | LocalField:
-    """A field of the header's sizes; tensors tell those of its cells."""
+    """An untrained field of the sizes in the header. Occupancy and region take their shapes from the tensors."""
     if "source" in header:
         parts = [_build(header[name], tensors, f"{prefix}{name}.") for name in ("source", "target")]
         return LocalField(parts[0], torch.zeros_like(_cells(prefix + "region", tensors)), parts[1])
@@ -125,7 +125,7 @@ def _cells(name: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def _checked(name: str, value):
-    """A part of a space's geometry from the header. ValueError if it is nothing that rays can be cast with."""
+    """One entry of a space's geometry, checked. ValueError if rays cannot be cast with it."""
     if name == "kind":
         if value not in SPACES:
             raise ValueError(f"space.kind={value!r} is unknown")
@@ -148,7 +148,7 @@ def _checked_number(name: str, value) -> float:
 
 
 def _check_sizes(make: Callable[..., Field], config, tensors: dict[str, torch.Tensor]) -> None:
-    """ValueError where the tensors are not of the sizes in the header, which might ask for all memory there is.
+    """ValueError unless each tensor has the size that the header implies: a forged one could ask for all memory.
 
     make: a field of a configuration. tinycudann's decoder is left out: it needs a GPU to be made.
     """

@@ -37,7 +37,7 @@ class Course:
 
     @staticmethod
     def of(origins: Tensor, directions: Tensor) -> Course:
-        """origins, directions (rays, 3), counted as u, max |d_k| = 1."""
+        """origins, directions (rays, 3): in half sizes of the inner box, with max |d_k| = 1."""
         safe = torch.where(directions.abs() < 1e-9, torch.full_like(directions, 1e-9), directions)
         a, b = (-1 - origins) / safe, (1 - origins) / safe
         enter, leave = torch.minimum(a, b).amax(1).clamp(min=0), torch.maximum(a, b).amin(1)
@@ -51,7 +51,7 @@ class Course:
         return Course(self.enter[index], self.leave[index], self.reach[index])
 
     def parameter(self, s: Tensor) -> Tensor:
-        """s >= 0 -> t, (rays,)."""
+        """Distance s >= 0 (rays,) -> parameter t (rays,)."""
         before, behind = (self.enter - s).clamp(min=0), (s - self.leave).clamp(min=0)
         inside = torch.minimum(s, self.leave) - self.enter
         t = 1 + inside.clamp(min=0) + behind / (self.reach + behind)

@@ -66,10 +66,6 @@ class VM(nn.Module):
         )
         self.lines = nn.ParameterList(make(n, resolution[c], 1) for n, (_, _, c) in zip(components, MODES, strict=True))
 
-    @staticmethod
-    def width(components: tuple[int, ...]) -> int:
-        return sum(components)
-
     def forward(self, x: Tensor) -> Tensor:
         """x (n, 3) in [-1, 1] -> (n, C), the modes' products side by side."""
         return plane_line_products(self.planes, self.lines, x, summed=False)
@@ -109,10 +105,6 @@ class CP(nn.Module):
         super().__init__()
         count = sum(components)
         self.lines = nn.ParameterList(nn.Parameter(scale * torch.randn(count, n, 1)) for n in resolution)
-
-    @staticmethod
-    def width(components: tuple[int, ...]) -> int:
-        return sum(components)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (n, 3) in [-1, 1] -> (n, C)."""
@@ -160,7 +152,7 @@ class Field(nn.Module):
         self._span = None, 0.0
         self.density_grid = grid(config.density_components, self.resolution)
         self.color_grid = grid(config.color_components, self.resolution)
-        self.basis = nn.Linear(grid.width(config.color_components), config.feature_dim, bias=False)
+        self.basis = nn.Linear(sum(config.color_components), config.feature_dim, bias=False)
         self.decoder = self._build_decoder(config)
         self.register_buffer("occupancy", torch.ones(1, 1, 1, dtype=torch.bool))
 
@@ -178,7 +170,7 @@ class Field(nn.Module):
 
     @property
     def t_span(self) -> float:
-        """`Space.t_span`, kept for each box: a box on a GPU would be waited for at each step of training."""
+        """`Space.t_span`, cached for each box: reading it from a GPU would wait in every step of training."""
         if self._span[0] is not self.space.box:
             self._span = self.space.box, self.space.t_span
         return self._span[1]

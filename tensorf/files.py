@@ -69,9 +69,7 @@ def write_text(path: Path, text: str) -> None:
 
 def _synchronise(path: Path) -> None:
     """Wait until a file's content, or the names in a folder, are on the disk."""
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders
-        return
-    file = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
     except OSError as error:

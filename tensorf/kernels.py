@@ -6,8 +6,8 @@ fp32; everywhere else plain torch does the same.
 
 planes (H, W, C) and lines (N, C), of two points or more along each axis, are C-contiguous; x (n, 3) lies in [-1, 1];
 a, b, c are the axes of the plane's columns, its rows, and of the line. Positions outside are clamped to the border.
-`many` is a tuple with an entry a channel: its length is part of its type, so that loops over channels, which are short,
-are compiled for as many as there are, without remainders.
+`many` is a tuple that carries only its length, the number of channels. The length of a tuple is part of its type for
+numba, so each number of channels gets an unrolled loop of its own.
 """
 
 from __future__ import annotations

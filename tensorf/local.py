@@ -62,7 +62,7 @@ class LocalField(nn.Module):
 
     @torch.no_grad()
     def settle(self, points: int = 2, chunk: int = 1 << 18) -> None:
-        """Leave cells of the region in which the target is empty out of the occupancy: renders are faster then.
+        """Remove from the occupancy the region's cells in which the target is empty: renders are faster then.
 
         Density is looked at in `points`^3 places of each cell. A cell stays if a neighbour is not empty.
         """

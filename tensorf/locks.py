@@ -5,6 +5,7 @@ The lock is the system's, on an open file: it ends with the process that holds i
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -13,11 +14,6 @@ from pathlib import Path
 
 from tensorf.errors import UserError
 
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks: folders are not guarded there
-    fcntl = None
-
 NAME = ".lock"
 _held: dict[Path, int] = {}  # folder -> file descriptor, of this process
 
@@ -25,7 +21,7 @@ _held: dict[Path, int] = {}  # folder -> file descriptor, of this process
 def hold(folder: Path) -> None:
     """Hold the folder, which exists, until `release` or the end of the process. UserError if another process does."""
     folder = folder.resolve()
-    if fcntl is None or folder in _held:
+    if folder in _held:
         return
     path = folder / NAME
     while True:

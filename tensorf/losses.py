@@ -35,11 +35,10 @@ def distortion(weights: Tensor, samples: Samples, span: float) -> Tensor:
 def away_from_points(field: Field, rays: Rays, points: Tensor, jitter: Tensor, margin: float) -> Tensor:
     """Mean over rays of the weight that is not where a matched point is, in [0, 1].
 
-    rays: through `points` (rays, 3), world units, each triangulated from two photos; jitter (rays,) in [0, 1).
-    margin: steps around a point within which weight counts as there. Where
-    the points are few and fog is cheap, each photo is otherwise explained by fog right before its own camera. In the
-    manner of DS-NeRF (Deng et al., CVPR 2022) and of the line-of-sight loss of Urban Radiance Fields (Rematas et al.,
-    CVPR 2022).
+    rays: through `points` (rays, 3), world units, each triangulated from two photos. jitter (rays,) in [0, 1).
+    margin: steps around a point within which weight counts as there. Without this loss, fog right before each camera
+    explains its photo. After DS-NeRF (Deng et al., CVPR 2022) and the line-of-sight loss of Urban Radiance Fields
+    (Rematas et al., CVPR 2022).
     """
     place = field.space.parameter(points, rays)
     samples = march(field, rays, jitter)

@@ -56,7 +56,7 @@ def occupied_samples(
     steps: int,
     course: Course | None = None,
 ) -> Samples:
-    """Of the positions t = begin + i dt < end, i < steps, on each ray those in occupied cells.
+    """Samples at t = begin + i dt (i < steps, t < end) on each ray, in occupied cells only.
 
     occupancy (z, y, x) bool over [-1, 1]; origin, direction (rays, 3); begin, end (rays,). Outside nothing is occupied.
     Without `course` the position at t is origin + t direction, and each step is dt long. With it, origin and direction

@@ -13,7 +13,7 @@ from tensorf.cameras import Camera
 from tensorf.errors import UserError
 
 PATHS = ("spiral", "orbit", "interpolate")
-_GAP = math.radians(75)  # between cameras of an orbit, that a whole turn does not cross
+_GAP = math.radians(75)  # the widest gap between an orbit's cameras that a full turn may cross
 _NEARBY = 0.5  # radians
 
 
@@ -69,8 +69,8 @@ def _orbit(poses: Tensor, frames: int) -> list[Tensor]:
     """Around the point that the cameras look at, at the distance and height of the cameras nearby, and looking where
     these look.
 
-    One turn, if cameras stand all around; where they leave a wide gap, to and fro on the arc outside it, since nothing
-    is known of what they did not see.
+    One full turn, if cameras stand all around. If they leave a wide gap, the path swings to and fro on the other side:
+    nothing was photographed from the gap.
     """
     center, up = nearest_point(poses), F.normalize(-poses[:, :, 1].mean(0), dim=0)
     offsets = poses[:, :, 3] - center

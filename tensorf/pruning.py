@@ -46,16 +46,10 @@ def measure(
 
 
 def occupied_box(field: Field) -> Tensor:
-    """(2, 3) field coordinates: the box around all occupied cells."""
-    shape = field.occupancy.shape
-    low, high = field.space.box[0], field.space.box[1]
-    bounds = []
-    for axis, dims in enumerate(((0, 1), (0, 2), (1, 2))):  # x, y, z
-        hit = field.occupancy.any(dim=dims[1]).any(dim=dims[0]).nonzero()[:, 0]
-        size = shape[2 - axis]
-        span = high[axis] - low[axis]
-        if len(hit) == 0:
-            bounds.append(torch.stack([low[axis], high[axis]]))
-        else:
-            bounds.append(torch.stack([low[axis] + span * hit[0] / size, low[axis] + span * (hit[-1] + 1) / size]))
-    return torch.stack(bounds, 1)
+    """(2, 3) field coordinates: the box around all occupied cells; the field's own box if there are none."""
+    cells = field.occupancy.nonzero().flip(1)  # (n, 3): x, y, z
+    if len(cells) == 0:
+        return field.space.box
+    low, high = field.space.box
+    size = torch.tensor(field.occupancy.shape[::-1], device=cells.device)
+    return low + (high - low) * torch.stack([cells.amin(0), cells.amax(0) + 1]) / size

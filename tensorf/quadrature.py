@@ -1,8 +1,8 @@
-"""A few samples that stand for all of their ray's.
+"""Representative samples: a few samples of a ray carry the weights of all.
 
-Colour is what costs, and along a ray it changes slowly where weight is thin. So samples with much weight stand for
-themselves, and the many that share the rest, fog mostly, are gathered in groups of equal weight along the ray, each
-with the colour of one of them.
+Colours cost most, and along a ray they change slowly where weights are small. So samples with much weight represent
+themselves. The others, mostly fog, are cut along the ray into groups of equal weight, and each group has the colour of
+one of its samples.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _RAYS = 1024  # a task
 
 @torch.no_grad()
 def representatives(weights: Tensor, samples: Samples, groups: int, place: Tensor | float = 0.5) -> Tensor:
-    """(n,) index of the sample that stands for each one of `samples`, on the same ray.
+    """(n,) int64: for each sample the index of its representative on the same ray. Not differentiable.
 
-    weights: (n,). Samples with a `groups`-th or more of their ray's weight stand for themselves. The others are cut
-    along the ray into `groups` parts of equal weight, and the one at `place` (rays,) or scalar in [0, 1] of its part
-    stands for the part.
+    weights: (n,). Samples with at least 1/`groups` of their ray's weight represent themselves. The others are cut along
+    the ray into `groups` parts of equal weight; the sample at `place`, (rays,) or a number in [0, 1], of a part
+    represents it.
     """
     n = len(weights)
     if n == 0:

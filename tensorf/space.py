@@ -74,8 +74,7 @@ class Space:
     reference: Tensor
     background: float = 0.0
 
-    # The weight that a sample needs to be given a colour of its own, the others being black, as TensoRF's authors have
-    # it. None: samples of little weight share colours.
+    # Samples of less weight stay black, as TensoRF's authors have it. None: samples of little weight share colours.
     least_weight = None
 
     @property
@@ -182,7 +181,7 @@ class Space:
         return course[ray].distance(t) * scale[ray]
 
     def pace(self, rays: Rays) -> Tensor | None:
-        """(rays,) the length that opacity is measured in of one of t; None where that is 1, or `Course` tells it."""
+        """(rays,) optical length of one unit of t; None if it is 1, or if `Course` gives it."""
         return None
 
     def parameter(self, points: Tensor, rays: Rays) -> Tensor:
@@ -238,13 +237,11 @@ def _ndc_box(space: Space, cameras: list[Camera]) -> Tensor:
     """The smallest box that holds every camera's rays, with a margin of 2% for views in between."""
     ends = []
     for camera in cameras:
-        corners = camera.resized(8, 8)
-        # The outermost pixel corners, not centres: a finer rendering must stay inside too.
-        rays = space.rays(corners)
+        rays = space.rays(camera.resized(8, 8))  # few, through the centres of large pixels
         ends += [rays.origins, rays.origins + rays.directions]
     points = torch.cat(ends)
     low, high = points.amin(0), points.amax(0)
-    margin = 0.09 * (high - low)  # 8 pixels a side leave out a sixteenth of the width at each border, plus 2%
+    margin = 0.09 * (high - low)  # the half pixel at each border is a sixteenth of the width; and 2%
     low, high = low - margin, high + margin
     low[2], high[2] = -1.0, 1.0
     return torch.stack([low, high])

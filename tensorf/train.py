@@ -213,7 +213,7 @@ class Trainer:
             # Weak while surfaces are still being found, full at the end.
             scattered = distortion(rendering.weights, rendering.samples, field.t_span)
             total = total + progress**2 * config.distortion * scattered
-        if self.iteration % 4 == 0:  # the whole grids are touched: every fourth step, four times as strong
+        if self.iteration % 4 == 0:  # the whole grids are touched; the weights of the variations are for this
             total = total + config.tv_density * field.density_grid.total_variation()
             total = total + config.tv_color * field.color_grid.total_variation()
             if config.l1:

@@ -1,9 +1,9 @@
-"""Views that are rendered again and again: a few samples a ray that stand for all, found once a camera.
+"""Sample caches: the few samples a ray that represent all of them, found once a camera and rendered many times.
 
-During an edit the same cameras come back every few steps and surfaces stay close to where they are. So of a full march
-through the source field the few samples that can stand for the others are kept (`quadrature`), and both fields are
-rendered with those alone. What that leaves of the source's picture is kept as an image and added to every render, so
-that the source looks exactly as it does in full.
+During an edit the same cameras come back every few steps, and surfaces stay close to where they are. So a full march
+through the source field is made once, and only representative samples of it are kept (`quadrature`). Both fields are
+rendered with these. The difference to the source's full render is kept as an image and added to every render, so that
+the source looks exactly as it does in full.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ class LocalView:
 
     @staticmethod
     def _kept(local: LocalField, rays: Rays) -> tuple[Tensor, ...]:
-        """Of some of the camera's rays: which of them cross the region (rays,), their numbers of kept samples (rays,),
-        x and step of those inside, which these are, rates and colours of those outside, and the source's full render.
+        """For some of the camera's rays: crossing (rays,) bool; count (rays,) of kept samples; x and step of samples
+        inside the region; inside (samples,) bool; rate and color of samples outside; full render of crossing rays.
         """
         samples = march(local, rays, occupancy=local.source.occupancy | local.region)  # settled cells may fill again
         inside = local.inside(samples.x)
@@ -160,7 +160,7 @@ class LocalView:
         return self._render(local.target, local.space.background, self._live)
 
     def _render(self, field: Field | LocalField, background: float, live: Tensor) -> Tensor:
-        """With `field` inside the region, of whose samples those in `live` are evaluated and the others are empty."""
+        """Render with `field` inside the region: samples in `live` are evaluated there, the others count as empty."""
         ray = torch.repeat_interleave(self._count, output_size=len(self._inside))
         within, rest = split_indices(self._inside, len(self._x))
         within = within[live]

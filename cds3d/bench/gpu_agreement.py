@@ -46,7 +46,7 @@ GRADIENT_LIMIT = 5e-3  # a few thin samples may be stood for by others
 
 @dataclass(frozen=True)
 class Check:
-    """What two devices agree about. unit "dB at least" or "at most": how `limit` is meant."""
+    """One comparison of two devices: `value` has to be at least or at most `limit`, as `unit` says ("dB at least")."""
 
     part: str
     what: str

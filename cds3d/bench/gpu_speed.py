@@ -26,7 +26,7 @@ from cds3d.guidance import load_prior
 from cds3d.metrics.psnr import psnr
 from cds3d.objectives.objective import Prompts
 from cds3d.options import load_config
-from cds3d.runs import memory_mb, peak_memory_mb, reset_peak_memory
+from cds3d.process_memory import memory_mb, peak_memory_mb, reset_peak_memory
 from tensorf.captures import Capture
 from tensorf.field import Field
 from tensorf.train import Trainer
@@ -140,7 +140,7 @@ def time_training(device: torch.device, setting: Setting, budget: Budget) -> Ite
     if made == trainer.config.iterations:
         trainer.finish()
         yield Figure("train", "held-out PSNR", _held_out(trainer), "dB")
-    # Training may end with its last step: what is counted is one more of the same.
+    # One step more than the run has: the last real step may end the training.
     yield from waits("train", trainer.step, device, "3")
 
 

@@ -20,7 +20,7 @@ from cds3d.commands.edit import edit_command, refuse_options_of_scenes
 from cds3d.commands.preparing import build_objective
 from cds3d.editor import EditConfig
 from cds3d.options import build, dotted_keys, groups, load_config, pick_device, set_text
-from cds3d.runs import reset_peak_memory
+from cds3d.process_memory import reset_peak_memory
 from cds3d.sweep.calls import Calling, callers
 from cds3d.sweep.pool import run_pool
 from tensorf import locks

@@ -22,7 +22,7 @@ from cds3d.options import build
 from cds3d.pocket.model.judge import Judge, agrees, labels
 from cds3d.pocket.world.raycast import render
 from cds3d.pocket.world.scenes import Attributes, build_scene
-from cds3d.runs import peak_memory_mb, reset_peak_memory
+from cds3d.process_memory import peak_memory_mb, reset_peak_memory
 from cds3d.subjects.image import LatentImage
 
 WIDTH, HEIGHT = 256, 192

@@ -33,7 +33,7 @@ from cds3d.commands.videos import write_image
 from cds3d.editor import EditConfig
 from cds3d.guidance import Prior, load_prior
 from cds3d.jobs import usable_cores
-from cds3d.options import build, dotted_keys, groups, load_config, pick_device, whole
+from cds3d.options import boolean, build, dotted_keys, groups, load_config, pick_device, whole
 from cds3d.pocket.model.judge import FILE as JUDGE
 from cds3d.pocket.model.judge import Judge, load_judge
 from cds3d.pocket.weights_path import WEIGHTS
@@ -58,13 +58,13 @@ _SHEET_ROWS = 6
 _RETRIES = 2  # of a run whose process was killed, or that found no memory or disk
 # Keys of edit.py that `options` may not set: they would falsify a run's label, or its place.
 _OURS = ("objective", "scene", "scene.name", "seed", "device", "output", "resume", "overwrite", "tgt", "src", "image")
-_OURS += ("capture", "baseline")
+_OURS += ("capture", "baseline", "run", "views")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One edit: `kind` is "image" or "field". objective: of an image perhaps a baseline; "bounds" takes the figures of
-    no edit and of the true one.
+    """One edit: `kind` is "image" or "field". objective: an objective's name, or of images a baseline's. "bounds" is no
+    edit: it scores the unedited source and the true edit.
     """
 
     kind: str
@@ -138,9 +138,7 @@ def _settings(config: DictConfig) -> dict:
 
     UserError for what does not exist, before anything is written or deleted.
     """
-    for key in ("tuning", "overwrite"):
-        if not isinstance(config[key], bool):
-            raise UserError(f"{key}={config[key]} has to be true or false")
+    boolean(config, "tuning", "overwrite")
     if config.size not in _SIZES:
         raise UserError(f"size={config.size} is unknown; use quick or full")
     given = OmegaConf.to_object(config)

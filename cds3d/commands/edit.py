@@ -37,8 +37,9 @@ from cds3d.editor import EditConfig, Editor
 from cds3d.forecast import field_edit_mb
 from cds3d.guidance.prior import Prior
 from cds3d.objectives.objective import Objective, Prompts
-from cds3d.options import MOST_SEED, build, load_config, pick_device, positive, require_unset, whole
-from cds3d.runs import RunFolder, memory_mb, peak_memory_mb, reset_peak_memory
+from cds3d.options import MOST_SEED, boolean, build, load_config, pick_device, positive, require_unset, whole
+from cds3d.process_memory import memory_mb, peak_memory_mb, reset_peak_memory
+from cds3d.runs import RunFolder
 from cds3d.subjects.field import FieldRates, FieldViews, Preservation
 from cds3d.subjects.local import LocalViews
 from cds3d.subjects.region import RegionConfig
@@ -73,8 +74,7 @@ def edit_command(config: DictConfig) -> Path:
 
 def _past(config: DictConfig) -> Past | None:
     """What the edit of a scene starts from; None for that of an image. UserError for what only scenes have."""
-    if not isinstance(config.paste, bool):
-        raise UserError(f"paste={config.paste} has to be true or false")
+    boolean(config, "paste")
     if config.image is not None and config.capture is not None:
         raise UserError("give either --image or --capture, not both")
     if config.image is None:
@@ -222,8 +222,9 @@ class Shown(Protocol):
 
 
 def work_maker(config: DictConfig, edit: EditConfig, pointing: Pointing) -> Callable[..., tuple[Work, int, Shown]]:
-    """What makes, from source, cameras, prior, objective, prompts and given region, the work, its number of iterations,
-    and what shows it. UserError for options that make no sense.
+    """A function (source, cameras, prior, objective, prompts, given region) -> (work, its iterations, what shows it).
+
+    UserError for options that make no sense, before anything is loaded.
     """
     rates = build(FieldRates, config.edit, group="edit")
     region = build(RegionConfig, config.edit.region, group="edit.region")

@@ -13,7 +13,7 @@ from cds3d.commands.videos import cameras_along
 from cds3d.export.dataset import write_dataset, write_points
 from cds3d.export.splats import write_splats
 from cds3d.export.surface import surface_points
-from cds3d.options import pick_device, whole
+from cds3d.options import boolean, pick_device, whole
 from cds3d.runs import read_config
 from tensorf.cameras import size_for_width
 from tensorf.errors import UserError
@@ -33,8 +33,7 @@ def export_command(config: DictConfig) -> Path:
         raise UserError(f"format={config.format} is unknown; use one of: {', '.join(FORMATS)}")
     if config.path is not None and config.format != "dataset":
         raise UserError(f"path= adds views to a dataset; {config.format} has none")
-    if not isinstance(config.overwrite, bool):
-        raise UserError(f"overwrite={config.overwrite} has to be true or false")
+    boolean(config, "overwrite")
     whole(config, "frames", "points", least=1)
     run = Path(config.run)
     output = _output(config, run)

@@ -30,7 +30,8 @@ from cds3d.commands.scenes import load_scene, may_lie_outside, naming_options
 from cds3d.commands.sources import fingerprint
 from cds3d.commands.train import field_options
 from cds3d.options import build, pick_device
-from cds3d.runs import RunFolder, peak_memory_mb, reset_peak_memory
+from cds3d.process_memory import peak_memory_mb, reset_peak_memory
+from cds3d.runs import RunFolder
 from cds3d.slugs import slug
 from tensorf.captures import Capture
 from tensorf.errors import UserError

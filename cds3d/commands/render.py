@@ -26,7 +26,7 @@ from cds3d.commands.videos import (
     write_image,
     write_video,
 )
-from cds3d.options import pick_device, positive, whole
+from cds3d.options import boolean, pick_device, positive, whole
 from cds3d.runs import read_config
 from tensorf.cameras import Camera, size_for_width
 from tensorf.captures import Capture
@@ -50,8 +50,7 @@ def render_command(config: DictConfig) -> Path:
         whole(config, "width", least=16)
     if config.format not in ("mp4", "png"):
         raise UserError(f"format={config.format} is unknown; use mp4 or png")
-    if not isinstance(config.depth, bool):
-        raise UserError(f"depth={config.depth} has to be true or false")
+    boolean(config, "depth")
     config.path = config.path or "auto"
     run = Path(config.run)
     of_run = read_config(run)

@@ -66,7 +66,7 @@ class Prior:
 
     prediction: "epsilon" or "v_prediction", what the U-Net was trained to give. alphas (T,): cumulative products of the
     noise schedule, a_t^2 in CDS's equation 3. vae_dtype: of the VAE, where it differs (SDXL's overflows in fp16).
-    layout: of what convolutions read; None is channels-last, and the other one for the VAE on a CPU.
+    layout: memory format of the networks. None: channels-last, but contiguous for the VAE on a CPU.
     """
 
     def __init__(

@@ -32,16 +32,13 @@ def view_consistency(space: Space, cameras: list[Camera], views: list[dict[str, 
 
 def _sampled(image: Tensor, place: Tensor) -> Tensor:
     """(H, W, C) at places (h, w, 2) in [-1, 1], bilinear -> (h, w, C)."""
-    return F.grid_sample(image.permute(2, 0, 1)[None], place[None], padding_mode="border", align_corners=False)[
-        0
-    ].permute(1, 2, 0)
+    channels = image.permute(2, 0, 1)[None]
+    sampled = F.grid_sample(channels, place[None], padding_mode="border", align_corners=False)
+    return sampled[0].permute(1, 2, 0)
 
 
 def project(space: Space, camera: Camera, points: Tensor) -> tuple[Tensor, Tensor]:
     """Points (H, W, 3) -> (places on the image (H, W, 2) in [-1, 1], depths (H, W) as `Space.depth` counts them)."""
-    pose = camera.pose.to(points)
-    local = (points - pose[:, 3]) @ pose[:, :3]
-    z = local[..., 2].clamp(min=1e-6)
-    u, v = local[..., 0] / z * camera.fx + camera.cx, local[..., 1] / z * camera.fy + camera.cy
-    place = torch.stack([u / camera.width, v / camera.height], -1) * 2 - 1
-    return torch.where(local[..., 2:] > 0, place, torch.full_like(place, 2.0)), space.depth_of(camera, points)
+    pixels, ahead = camera.project(points)
+    place = pixels / pixels.new_tensor([camera.width, camera.height]) * 2 - 1
+    return torch.where(ahead[..., None] > 0, place, torch.full_like(place, 2.0)), space.depth_of(camera, points)

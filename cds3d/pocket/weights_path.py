@@ -1,4 +1,4 @@
-"""Where the shipped weights are; apart from `model.py`, so that asking costs no import."""
+"""Where the shipped weights are; in a module of its own, so that asking imports no model."""
 
 from pathlib import Path
 

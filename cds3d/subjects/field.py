@@ -92,9 +92,9 @@ class SourceView:
 class FieldPair:
     """One camera's views of source and target, with the rays of this step and the region as it is now.
 
-    weight, reach: (H * W,) in [0, 1], how much each pixel belongs to the region, and to the region or its margin. All
-    rays in reach are rendered, and of the others one in `stride`, others each time: outside the region the picture is
-    the source's.
+    weight (H * W,) in [0, 1]: how far each pixel belongs to the region. reach (H * W,): the same for the region and its
+    margin. Rays in reach are all rendered; of the rest one in `stride`, from a random start each step. All other pixels
+    show the source.
     """
 
     def __init__(

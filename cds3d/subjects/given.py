@@ -38,11 +38,12 @@ def in_ball(field: Renderable, middle: Tensor, radius: float) -> Tensor:
 @torch.no_grad()
 def point_at(field: Renderable, camera: Camera, u: float, v: float) -> Tensor | None:
     """(3,) the world point that a camera sees at pixel (column u, row v); None where it sees no surface."""
-    rendered = field.render(camera)
     column, row = min(int(u), camera.width - 1), min(int(v), camera.height - 1)
-    if not float(rendered["opacity"][row, column]) > _SEEN:
+    pixel = replace(camera, cx=camera.cx - column, cy=camera.cy - row, width=1, height=1)
+    rendered = field.render(pixel)
+    if not float(rendered["opacity"][0, 0]) > _SEEN:
         return None
-    return field.space.points(camera, rendered["depth"].cpu())[row, column]
+    return field.space.points(pixel, rendered["depth"].cpu())[0, 0]
 
 
 @torch.no_grad()
@@ -66,10 +67,8 @@ def zoomed(cameras: Sequence[Camera], field: Renderable, region: Tensor, zoom: f
 
 
 def _crop(camera: Camera, points: Tensor, zoom: float) -> Camera | None:
-    local = (points - camera.position) @ camera.pose[:, :3]
-    local = local[local[:, 2] > 0]
-    u = local[:, 0] / local[:, 2] * camera.fx + camera.cx
-    v = local[:, 1] / local[:, 2] * camera.fy + camera.cy
+    pixels, depth = camera.project(points)
+    u, v = pixels[depth > 0].T
     inside = (u >= 0) & (u < camera.width) & (v >= 0) & (v < camera.height)
     if inside.sum() < _IN_VIEW * len(points):
         return None

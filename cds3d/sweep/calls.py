@@ -33,9 +33,9 @@ class Calling(Work):
 
 
 class Call:
-    """A function that runs elsewhere. future: of what it returns. cancel: asks it to end.
+    """A function that runs elsewhere. future: of its result. cancel: asks it to stop.
 
-    lost: the exceptions that mean that its process is gone. read: from what it returns to its outcome in one line.
+    lost: exceptions that mean that its process died. read: turns the result into an outcome of one line.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ from cds3d.commands.videos import resized_to
 from cds3d.forecast import field_edit_mb
 from cds3d.jobs import usable_cores
 from cds3d.options import pick_device
-from cds3d.runs import memory_mb
+from cds3d.process_memory import memory_mb
 from cds3d.sweep.plan import Task
 from tensorf.captures import Capture
 from tensorf.errors import reason

@@ -113,9 +113,9 @@ def node_folder(sweep: str) -> Path:
 
     UserError if somebody else has made it: in a folder for all, names can be guessed.
     """
-    ours = Path(tempfile.gettempdir()) / f"cds3d-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
+    ours = Path(tempfile.gettempdir()) / f"cds3d-{os.getuid()}"
     ours.mkdir(mode=0o700, exist_ok=True)
-    if hasattr(os, "getuid") and (ours.is_symlink() or ours.stat().st_uid != os.getuid()):
+    if ours.is_symlink() or ours.stat().st_uid != os.getuid():
         raise UserError(f"{ours} belongs to somebody else: remove it, or set TMPDIR on the nodes")
     folder = ours / sweep
     folder.mkdir(exist_ok=True)

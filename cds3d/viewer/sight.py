@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cds3d.commands.videos import colored_depth, depth_range, seen_depth, to_uint8
+from cds3d.subjects.given import point_at
 from tensorf.cameras import Camera
 from tensorf.paths import nearest_point
 from tensorf.renderable import Renderable
@@ -59,9 +60,9 @@ class Leash:
         eye = self.positions[nearest] + offsets[nearest] * min(1.0, self.reach / max(away, 1e-9))
         axis, wanted = self.axes[nearest], pose[:, 2]
         angle = float(torch.acos((axis @ wanted).clamp(-1, 1)))
-        if angle > _TURN:
+        if angle > _TURN:  # turned halfway around, `side` is 0 and the axis itself is taken
             side = F.normalize(wanted - (wanted @ axis) * axis, dim=0)
-            wanted = float(np.cos(_TURN)) * axis + float(np.sin(_TURN)) * side
+            wanted = F.normalize(float(np.cos(_TURN)) * axis + float(np.sin(_TURN)) * side, dim=0)
         right = F.normalize(torch.linalg.cross(pose[:, 1], wanted), dim=0)
         return torch.stack([right, torch.linalg.cross(wanted, right), wanted, eye], 1)
 
@@ -88,12 +89,7 @@ def point_seen(sight: Sight, u: float, v: float, field: Renderable) -> Tensor | 
     """(3,) the world point under a click; u, v: shares of the picture's width and height. None where nothing is."""
     camera = sight.camera(252)
     x, y = (min(max(share, 0.0), 1.0) * size for share, size in ((u, camera.width), (v, camera.height)))
-    column, row = min(int(x), camera.width - 1), min(int(y), camera.height - 1)
-    one = replace(camera, cx=camera.cx - column, cy=camera.cy - row, width=1, height=1)
-    rendered = field.render(one)
-    if not float(rendered["opacity"][0, 0]) > 0.5:
-        return None
-    return field.space.points(one, rendered["depth"].cpu())[0, 0]
+    return point_at(field, camera, x, y)
 
 
 def _columns(camera: Camera, first: int, last: int) -> Camera:

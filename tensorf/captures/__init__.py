@@ -2,8 +2,9 @@
 
     capture = load_capture(Path("scenes/flower"), width=504)
 
-One reader a format (`llff.py`, `transforms.py`, `colmap.py`) lists the views as the files state them; `images.py`
-loads the photos as pinhole images; `geometry.py` places the cameras in a normalised world; `capture.py` joins them.
+One reader a format (`llff.py`, `transforms.py`, `colmap.py`, `nsvf.py`) lists the views as the files state them;
+`images.py` loads the photos as pinhole images; `geometry.py` places the cameras in a normalised world; `capture.py`
+joins them.
 """
 
 from tensorf.captures.capture import Capture, load_capture

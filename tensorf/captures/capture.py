@@ -38,8 +38,8 @@ class Capture:
     high corners, world units: of the box or the inner box, or of NDC. reference: (3, 4) pose of the mean camera, NDC's
     reference camera, right-handed.
     world_from_capture: (4, 4) float64, the similarity that took the capture's own coordinates to the world's.
-    sightings: (views (m,) int64, points (m, 3)), which training views show which points of the scene, world units, as
-    triangulated from matches of two of them, which stand side by side; None where the photos were not checked or
+    sightings: (views (m,) int64, points (m, 3) world units): which training views show which points of the scene. Each
+    triangulated point stands twice in a row, once for each of its two views. None if the photos were not matched, or
     disagree with the poses.
     masks: (n, height, width) bool, True where a photo counts: nothing else of it is trained on, or measured; None where
     all of it does.
@@ -141,7 +141,7 @@ def _sightings(
 ) -> tuple[Tensor, Tensor] | None:
     """`Capture.sightings` from points (n, 3) in the capture's coordinates and the two views (n, 2) that show each.
 
-    Points are left out that only the photo shows, and not the pinhole picture that was made of it.
+    Points that lie outside the undistorted pinhole pictures are left out.
     """
     if points is None or seen_by is None:
         return None

@@ -90,7 +90,7 @@ def _largest(folders: list[Path]) -> Path:
 def _photos(root: Path, width: int | None, model: Model, outside: bool) -> Path:
     """The folder of the model's photos: `root` where no `images*` folder has any.
 
-    A folder that lacks some goes behind those that have more of them, as one that was being filled.
+    A folder with fewer of the photos counts as incomplete, and is not used.
     """
     found = {f: [path for i in model.images if (path := f / i.name).is_file()] for f in image_folders(root)}
     if not outside:

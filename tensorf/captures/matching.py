@@ -92,7 +92,7 @@ def _pairs(poses: np.ndarray) -> list[tuple[int, int]]:
     """Pairs of views that should show the same: each anchor with the closest view and one a little farther away.
 
     The closest one always overlaps, the farther one has the parallax that triangulation needs. Closeness is the
-    distance of the centres, in units of the cameras' spread, plus the angle between the optical axes in radians.
+    distance of the centres, in units of the cameras' spread, plus twice the angle between the optical axes, in radians.
     """
     centres, axes = poses[:, :, 3], poses[:, :, 2]
     spread = np.linalg.norm(centres - centres.mean(0), axis=1).mean()

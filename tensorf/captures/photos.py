@@ -24,8 +24,8 @@ log = logging.getLogger("tensorf")
 
 LONGEST_SIDE = 1600  # pixels of a copy: more than training uses
 JPEG_QUALITY = 95
-# Of phones and cameras: pictures that are not read.
 _close = partial(math.isclose, rel_tol=0.02)  # focal lengths that are one
+# Of phones and cameras: pictures that are not read.
 _UNREAD_SUFFIXES = (".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2")
 
 

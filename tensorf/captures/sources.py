@@ -55,10 +55,9 @@ class Source:
         return self.path.stem if self.is_video else self.path.name
 
     def record(self) -> dict:
-        """Names, sizes in bytes and times of change of photos and masks, and `frames`.
+        """Names, sizes in bytes and modification times of photos and masks, and `frames`; can be written as JSON.
 
-        Other sources, and this one after a change, have another record. It can be written as JSON. Where the files lie
-        is left out: they may be moved.
+        Equal records mean the same source. Folders are left out, because files may be moved.
         """
         photos = (self.path,) if self.is_video else self.photos
         return {"frames": self.frames, "files": _states(photos), "masks": _states(self.masks.values())}

@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from cds3d.bench import images
 from cds3d.commands import edit
 from cds3d.options import pick_device
-from cds3d.runs import RunFolder, memory_mb, peak_memory_mb, reset_peak_memory
+from cds3d.process_memory import memory_mb, peak_memory_mb, reset_peak_memory
+from cds3d.runs import RunFolder
 from tensorf.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

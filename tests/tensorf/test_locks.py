@@ -10,7 +10,6 @@ import pytest
 from tensorf import locks
 from tensorf.errors import UserError
 
-pytestmark = pytest.mark.skipif(locks.fcntl is None, reason="no such locks here")
 ROOT = str(Path(__file__).resolve().parents[2])
 HOLD = f"""
 import sys, time

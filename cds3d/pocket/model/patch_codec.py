@@ -82,7 +82,7 @@ class PatchCodec:
 
 @torch.no_grad()
 def write_into(vae: AutoencoderKL, codec: PatchCodec) -> None:
-    """Set the weights of `model.build_vae()` so that it encodes as `codec` does and decodes its smooth inverse."""
+    """Set the weights of `networks.build_vae()` so that it encodes as `codec` does and decodes its smooth inverse."""
     for module in vae.modules():  # every residual branch starts at zero: only shortcuts carry the signal
         name = type(module).__name__
         if name == "ResnetBlock2D":

@@ -52,7 +52,7 @@ class Solid:
 
 @dataclass(frozen=True)
 class Ground:
-    """What is under and behind the subject: see `world.GROUNDS` for the kinds."""
+    """What is under and behind the subject: see `scenes.GROUNDS` for the kinds."""
 
     kind: str
     color: np.ndarray
