@@ -46,22 +46,17 @@ _LR_END = 0.1  # what is left of the fit's rate at its end
 class FitConfig:
     """How the field is fitted to the edited pictures: Adam, one picture a step, from the source's parameters on.
 
-    views: how many of the cameras' pictures are edited, spread over all of them; null is all. rounds: how often
-    pictures are edited and the field is fitted to them. iterations: of a fit. lr: falls to a tenth. agreement, grow: of
-    the region, as `VolumeConfig`'s. margin: how far around its mask a picture's change is taken over, as a share of its
-    width. detail: share of what the VAE loses of the source that is put back into the edited pictures.
-
     Raises ValueError for what makes no sense.
     """
 
-    views: int | None
-    rounds: int
-    iterations: int
-    lr: float
-    agreement: float
-    grow: float
-    margin: float
-    detail: float
+    views: int | None  # how many cameras' pictures are edited, spread over all of them; None is all
+    rounds: int  # how often pictures are edited and the field is fitted to them
+    iterations: int  # of a fit
+    lr: float  # falls to a tenth
+    agreement: float  # of the region, as `VolumeConfig`'s
+    grow: float  # likewise
+    margin: float  # how far around its mask a picture's change is taken over, as a share of its width
+    detail: float  # share of what the VAE loses of the source that is put back into the edited pictures
 
     def __post_init__(self):
         if self.views is not None and self.views < 1:

@@ -10,67 +10,49 @@ from tensorf.space import Space
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """iterations; batch: rays a step; early_batch: the share of it before the last stage.
-
-    lr_grid, lr_network: Adam's rates, falling to `lr_decay` of them over the run.
-
-    resolution: the most grid points along the longest axis at the end. points_per_pixel: the most grid points for
-    each pixel of the photos, at the distance where the cameras look; unbounded_points_per_pixel: the same in unbounded
-    space. depth_resolution: grid points along NDC's depth, as a share of those across. stages: shares of the
-    resolution, coarse to fine; upsample_at: when the next stage begins, as shares of the run. samples_per_voxel:
-    samples on the longest ray for each grid point along the longest axis; ndc_samples: the same in NDC.
-
-    prune_at: when occupancy is measured, as shares of the run; () for never. prune_thresholds: the weight below which a
-    cell is empty, before and after `prune_tolerant` of the run; final_threshold: the same at the end. prune_most: the
-    share of all weight that pruning may take away. prune_rays, final_rays: rays that occupancy is measured with.
-    occupancy_cells: the most cells along the longest axis; cells_per_point: cells for each grid point.
-
-    view_noise: added to unit view directions in training, standard deviation an axis: a colour that depends on the
-    direction has to hold for directions around it too. exposure: how strongly the gain and offset of each photo's
-    colours (`exposure.Exposure`) are held to none; 0 leaves them out, None is 0.02 where neighbouring
-    photos differ in exposure (`exposure.exposure_difference`), else 0. lr_exposure: their rate, falling as the others.
-
-    tv_density, tv_color, l1, distortion: weights of the regularisers. sightings: weight of the loss that keeps rays to
-    matched points clear (`losses.away_from_points`); it fades out by `sightings_until`, a share of the run.
-    sightings_batch: rays of it, as a share of `batch`; sightings_margin: steps around a point that are not clear.
+    """How a field is trained. "Share of the run" is of `iterations`; resolutions are grid points along the longest axis.
 
     Raises ValueError, which names the setting, for what cannot be trained with.
     """
 
     iterations: int
-    batch: int
-    early_batch: float
-    lr_grid: float
-    lr_network: float
-    lr_decay: float
-    view_noise: float
-    exposure: float | None
-    lr_exposure: float
-    resolution: int
-    points_per_pixel: float
-    unbounded_points_per_pixel: float
-    depth_resolution: float
-    stages: tuple[float, ...]
-    upsample_at: tuple[float, ...]
-    samples_per_voxel: float
-    ndc_samples: float
-    prune_at: tuple[float, ...]
-    prune_thresholds: tuple[float, float]
-    prune_tolerant: float
-    final_threshold: float
-    prune_most: float
-    prune_rays: int
-    final_rays: int
-    occupancy_cells: int
-    cells_per_point: float
-    tv_density: float
+    batch: int  # rays a step
+    early_batch: float  # share of `batch` before the last stage
+    lr_grid: float  # Adam's rate of the grids
+    lr_network: float  # the same of the colour network
+    lr_decay: float  # what is left of all rates at the end of the run
+
+    view_noise: float  # added to unit view directions, standard deviation an axis: colours hold for directions around
+    exposure: float | None  # pull of photos' gains and offsets (`Exposure`) to none; 0: none are learnt; None: decide
+    lr_exposure: float  # their rate
+
+    resolution: int  # at the end, at most
+    points_per_pixel: float  # grid points for each pixel of the photos where the cameras look, at most
+    unbounded_points_per_pixel: float  # the same in unbounded space
+    depth_resolution: float  # grid points along NDC's depth, as a share of those across
+    stages: tuple[float, ...]  # shares of the resolution, coarse to fine, the last is 1
+    upsample_at: tuple[float, ...]  # when the next stage begins, shares of the run
+    samples_per_voxel: float  # samples on the longest ray for each grid point along the longest axis
+    ndc_samples: float  # the same in NDC
+
+    prune_at: tuple[float, ...]  # when occupancy is measured, shares of the run; () is never
+    prune_thresholds: tuple[float, float]  # weight below which a cell is empty, before and after `prune_tolerant`
+    prune_tolerant: float  # share of the run
+    final_threshold: float  # the same weight at the end
+    prune_most: float  # share of all weight that pruning may take away
+    prune_rays: int  # rays that measure occupancy
+    final_rays: int  # the same at the end
+    occupancy_cells: int  # along the longest axis, at most
+    cells_per_point: float  # the same for each grid point
+
+    tv_density: float  # weights of the regularisers
     tv_color: float
     l1: float
     distortion: float
-    sightings: float
-    sightings_until: float
-    sightings_batch: float
-    sightings_margin: float
+    sightings: float  # weight of `losses.away_from_points`, which keeps rays to matched points clear
+    sightings_until: float  # share of the run by which that has faded out
+    sightings_batch: float  # rays of it, as a share of `batch`
+    sightings_margin: float  # steps around a point that need not be clear
     seed: int
 
     def __post_init__(self):

@@ -21,35 +21,25 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RegionConfig:
-    """How the mask is estimated. Lengths are shares of the view's width.
+    """How the mask is estimated. Lengths are shares of the view's width."""
 
-    mask_threshold: a pixel is foreground if its mean gradient reaches this share of the strong gradients' size; 0
-    makes every pixel foreground. visits: of a camera, over which gradients are averaged. cell: side of the cells in
-    which averages are kept and the filter's coefficients found.
-
-    filter_radius, filter_epsilon, filter_rounds: of the guided filter; epsilon is a variance of colours. color_bins: of
-    the colour model, a channel; color_prior: cells of a colour below which the mask's mean outweighs them.
-    color_weight: the colour model's share where foreground and background differ in colour by `color_contrast`, a
-    difference of mean probabilities, or more; less where they differ less. near_radius, near_share: a pixel can only be
-    foreground if the gradients' mask covers this share of the square around it. low, high: all is background below, all
-    foreground above. speck: what is no wider than twice that is left out.
-    """
-
-    mask_threshold: float
-    visits: int
-    cell: float
-    filter_radius: float
-    filter_epsilon: float
+    mask_threshold: float  # foreground: mean gradient of at least this share of the strong ones; 0: every pixel
+    visits: int  # of a camera, over which gradients are averaged
+    cell: float  # side of the cells in which averages are kept and the filter's coefficients found
+    filter_radius: float  # of the guided filter
+    filter_epsilon: float  # its variance of colours
     filter_rounds: int
-    color_bins: int
-    color_prior: float
-    color_weight: float
-    color_contrast: float
-    near_radius: float
-    near_share: float
-    low: float
-    high: float
-    speck: float
+    color_bins: int  # of the colour model, a channel
+    color_prior: float  # cells of a colour below which the mask's mean outweighs them
+    color_weight: (
+        float  # share of the colour model where foreground and background differ in colour; less if they do not
+    )
+    color_contrast: float  # difference of mean probabilities from which on they count as different
+    near_radius: float  # half side of a square around a pixel
+    near_share: float  # of the square: a pixel is foreground only if the gradients' mask covers so much of it
+    low: float  # below it all is background
+    high: float  # above it all is foreground
+    speck: float  # what is no wider than twice this is left out
 
     def __post_init__(self):
         for name in ("mask_threshold", "cell", "filter_radius", "near_radius", "speck"):

@@ -27,23 +27,15 @@ _PAIRS = 2**22  # of cells and points, at a time
 
 @dataclass(frozen=True)
 class VolumeConfig:
-    """look: share of the iterations in which nothing moves and gradients are gathered for the masks. agreement: of the
-    weight with which views see a cell, the share that has to be foreground. grow: how far around the subject the
-    region reaches, as a share of the subject's size. smoothness: weight of the density grids' total variation, in
-    root-mean-square gradients of a pixel times the number of pixels. haze: pull of pixels that differ little from the
-    source back to it, in root-mean-square gradients of a pixel (`LocalPair`). haze_color: how far colours in [0, 1] are
-    apart where "little" ends. haze_from: share of the iterations after which the pull begins.
+    """The region in space of `edit=shape`, and what keeps it clean. Raises ValueError for what makes no sense."""
 
-    Raises ValueError for what makes no sense.
-    """
-
-    look: float
-    agreement: float
-    grow: float
-    smoothness: float
-    haze: float
-    haze_color: float
-    haze_from: float
+    look: float  # share of the iterations in which nothing moves and gradients are gathered for the masks
+    agreement: float  # of the weight with which views see a cell, the share that has to be foreground
+    grow: float  # how far around the subject the region reaches, as a share of the subject's size
+    smoothness: float  # of the density grids: total variation, in RMS gradients of a pixel times the number of pixels
+    haze: float  # pull to the source of pixels that differ little from it, in RMS gradients of a pixel (`LocalPair`)
+    haze_color: float  # difference of colours in [0, 1] where "little" ends
+    haze_from: float  # share of the iterations after which the pull begins
 
     def __post_init__(self):
         if not 0 < self.look < 1:
