@@ -26,21 +26,14 @@ OPTIMIZERS = {
 
 @dataclass(frozen=True)
 class EditConfig:
-    """iterations; lr; optimizer: "adam" (fields and pixels) or "sgd" (latents).
-
-    lr_decay: what is left of lr at the end, falling by the same factor each iteration; 1 holds it.
-    warmup: share of the iterations over which lr rises, with their square; 0 starts at once.
-    adam_floor: Adam's epsilon as a share of the root-mean-square gradient (`Editor._raise_floor`); 0 is plain Adam.
-
-    Raises ValueError for what makes no sense.
-    """
+    """How an edit descends. Raises ValueError for what makes no sense."""
 
     iterations: int
     lr: float
-    optimizer: str
-    lr_decay: float
-    warmup: float
-    adam_floor: float
+    optimizer: str  # "adam" (fields and pixels) or "sgd" (latents)
+    lr_decay: float  # what is left of lr at the end, falling by the same factor each iteration; 1 keeps it
+    warmup: float  # share of the iterations over which lr rises, with their square; 0 starts at once
+    adam_floor: float  # Adam's epsilon as a share of the RMS gradient (`Editor._raise_floor`); 0 is plain Adam
     seed: int
 
     def __post_init__(self):

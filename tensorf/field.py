@@ -21,22 +21,19 @@ from tensorf.space import Space
 
 @dataclass(frozen=True)
 class FieldConfig:
-    """decomposition: "vm" or "cp". Components: one number for each mode xy-z, xz-y, yz-x (CP adds them up).
+    """What a field consists of. Density is softplus(gain x sum of components + shift).
 
-    decoder: "mlp" (PyTorch) or "tcnn" (tinycudann). feature_dim: width of the appearance features that the decoder
-    sees; hidden: its layers' width; frequencies: of the positional encoding of (features, view direction).
-    density_gain, density_shift: density is softplus(gain x sum of components + shift). A shift of -10 starts nearly
-    empty, values nearer 0 start as fog. The gain is what TensoRF lacks (1): without it surfaces need thousands of steps
-    to become opaque, and stay fog on a budget of hundreds.
+    TensoRF has no gain (1). With it surfaces become opaque within hundreds of steps instead of thousands. A shift of
+    -10 starts nearly empty; values nearer 0 start as fog.
     """
 
-    decomposition: str
-    density_components: tuple[int, ...]
+    decomposition: str  # "vm" or "cp"
+    density_components: tuple[int, ...]  # of the modes xy-z, xz-y, yz-x; CP adds them up
     color_components: tuple[int, ...]
-    decoder: str
-    feature_dim: int
-    hidden: int
-    frequencies: tuple[int, int]
+    decoder: str  # "mlp" (PyTorch) or "tcnn" (tinycudann)
+    feature_dim: int  # width of the appearance features that the decoder gets
+    hidden: int  # width of the decoder's layers
+    frequencies: tuple[int, int]  # of the positional encoding of features and view directions
     density_shift: float
     density_gain: float
 

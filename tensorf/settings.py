@@ -10,7 +10,7 @@ from tensorf.space import Space
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a field is trained. "Share of the run" is of `iterations`; resolutions are grid points along the longest axis.
+    """How a field is trained. Shares of the run are of `iterations`; resolutions are grid points of the longest axis.
 
     Raises ValueError, which names the setting, for what cannot be trained with.
     """

@@ -44,23 +44,15 @@ log = logging.getLogger("cds3d")
 
 @dataclass(frozen=True)
 class RefitConfig:
-    """iterations; lr_grid, lr_network: Adam's rates, which fall as in training.
-
-    mask_threshold: a pixel is taken from the edited picture if it differs from the photo by more than this, in [0, 1],
-    in the mean over a small square; all others stay the photo's. 0 takes whole pictures. margin: how far around such
-    pixels the picture is taken too, and blur: side of the square, as shares of the width.
-    grow: how far from the source's surfaces new ones may appear, as a share of the scene's longest side.
-
-    Raises ValueError for what makes no sense.
-    """
+    """How a field is trained on towards edited pictures. Raises ValueError for what makes no sense."""
 
     iterations: int
-    lr_grid: float
+    lr_grid: float  # Adam's rates, which fall as in training
     lr_network: float
-    mask_threshold: float
-    margin: float
-    blur: float
-    grow: float
+    mask_threshold: float  # difference to the photo, in [0, 1], from which on a pixel of the picture is taken; 0: all
+    margin: float  # how far around such pixels the picture is taken too, as a share of the width
+    blur: float  # side of the square over which the difference is a mean, as a share of the width
+    grow: float  # how far from the source's surfaces new ones may appear, as a share of the scene's longest side
 
     def __post_init__(self):
         if self.iterations < 1:

@@ -50,22 +50,18 @@ class Step:
 class Objective:
     """Options of every objective; a subclass adds its own and defines `gradient`.
 
-    scale: classifier-free guidance, at the start. scale_end: at the edit's end, with a straight line between; None is
-    `scale` throughout. Guidance draws a picture beyond what the prompt's pictures look like: its colours get too
-    strong, and what the prompt does not name drifts. A scale that falls lets it come back. score_scale: factor of the
-    noise difference, a latent element; None is the authors' 2000 / (h w), which grows as latents get smaller. t_min,
-    t_max: range of t, inclusive. t_order: "random" draws t uniformly, "falling" goes from t_max down to t_min in the
-    course of the edit.
+    Guidance goes beyond what the prompt's pictures look like: colours get too strong, and what the prompt does not name
+    drifts. A scale that falls during the edit lets the picture come back.
 
     Raises ValueError for options that make no sense.
     """
 
-    scale: float
-    scale_end: float | None
-    score_scale: float | None
-    t_min: int
+    scale: float  # classifier-free guidance, at the start
+    scale_end: float | None  # the same at the end, with a straight line between; None keeps `scale`
+    score_scale: float | None  # factor of the noise difference, a latent element; None is the authors' 2000 / (h w)
+    t_min: int  # range of t, inclusive
     t_max: int
-    t_order: str
+    t_order: str  # "random": t is uniform; "falling": from t_max down to t_min in the course of the edit
 
     def __post_init__(self):
         if self.t_order not in ("random", "falling"):

@@ -29,16 +29,14 @@ _GROUPS = ("color", "density", "network", "color_lines", "density_lines")  # of 
 class FieldRates:
     """Learning rates, as shares of the edit's; 0 freezes a group.
 
-    color_lr, network_lr, density_lr: of the colour grids, the colour network and the density grids. The network gives
-    all that looks alike a new look at once, also where the gradient says little; grids change one place apart from
-    others. line_lr: the rate of VM's lines as a share of their planes': one number there multiplies a whole slice of
-    the scene, so whatever moves it shows everywhere.
+    The network changes all that looks alike at once, also where the gradient says little. Grids change one place apart
+    from others. One number on a line multiplies a whole slice of the scene, so a change of it shows everywhere.
     """
 
-    color_lr: float
-    network_lr: float
-    density_lr: float
-    line_lr: float
+    color_lr: float  # of the colour grids
+    network_lr: float  # of the colour network
+    density_lr: float  # of the density grids
+    line_lr: float  # of VM's lines, as a share of their planes' rate
 
     def __post_init__(self):
         for name, value in vars(self).items():
@@ -56,18 +54,12 @@ class FieldRates:
 
 @dataclass(frozen=True)
 class Preservation:
-    """How pixels outside the region are kept (`FieldPair.backward`).
+    """How pixels outside the region are kept (`FieldPair.backward`)."""
 
-    preservation: weight of the pull towards the source's colour, in root-mean-square gradients a unit of colour.
-    margin: width of the band around the region that is neither edited nor pulled, as a share of the view's width: an
-    edge's colour is in part the subject's. inside: weight in the region from which on a pixel belongs to it.
-    ray_share: of the rays outside, the share that each step renders.
-    """
-
-    preservation: float
-    margin: float
-    inside: float
-    ray_share: float
+    preservation: float  # weight of the pull to the source's colour, in root-mean-square gradients a unit of colour
+    margin: float  # width of the band around the region that is neither edited nor pulled, a share of the view's width
+    inside: float  # weight in the region from which on a pixel belongs to it
+    ray_share: float  # of the rays outside, the share that each step renders
 
     def __post_init__(self):
         if not (0 <= self.preservation < math.inf and 0 <= self.margin <= 1):
