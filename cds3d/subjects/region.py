@@ -31,9 +31,7 @@ class RegionConfig:
     filter_rounds: int
     color_bins: int  # of the colour model, a channel
     color_prior: float  # cells of a colour below which the mask's mean outweighs them
-    color_weight: (
-        float  # share of the colour model where foreground and background differ in colour; less if they do not
-    )
+    color_weight: float  # share of the colour model where foreground and background differ in colour, else less
     color_contrast: float  # difference of mean probabilities from which on they count as different
     near_radius: float  # half side of a square around a pixel
     near_share: float  # of the square: a pixel is foreground only if the gradients' mask covers so much of it
