@@ -45,6 +45,7 @@ from cds3d.subjects.local import LocalViews
 from cds3d.subjects.region import RegionConfig
 from cds3d.subjects.volume import VolumeConfig
 from tensorf.cameras import Camera
+from tensorf.captures import Capture
 from tensorf.errors import UserError
 from tensorf.field import Field
 from tensorf.local import LocalField
@@ -96,7 +97,7 @@ def refuse_options_of_scenes(config: DictConfig) -> None:
     require_unset(config, "edit", groups, "is for scenes, not for --image")
 
 
-def _tell_unused(config: DictConfig, pointing: Pointing) -> None:
+def _warn_of_unused_options(config: DictConfig, pointing: Pointing) -> None:
     """UserError, or warnings, for options that change nothing in the edit of a scene."""
     require_unset(config, "edit", ("refit",), "is for --views: edits have edit.OPTION=VALUE")
     default = usual_options(config, f"edit={config.edit.get('name') or 'field'}")
@@ -125,7 +126,7 @@ def _edit_scene(config: DictConfig, past: Past) -> Path:
     check_scene(config)
     edit_config = build(EditConfig, config.edit, group="edit", seed=config.seed)
     pointing = read_pointing(config)
-    _tell_unused(config, pointing)
+    _warn_of_unused_options(config, pointing)
     maker = work_maker(config, edit_config, pointing)
     source_path = past.folder
     output = output_folder(config, source_path.parent)
@@ -133,25 +134,9 @@ def _edit_scene(config: DictConfig, past: Past) -> Path:
     run = RunFolder(output, config)
     prior, objective, prompts = prepare(config, device)
     clip = load_clip(config.clip, device)
-    if not (source_path / "metrics.json").exists():  # never so after --run
-        train_source(config, source_path)
-    capture, source = load_scene(config), load_field(source_path / "field.safetensors", device)
-    warn_of_photographs(config, [capture.root])
+    capture, source = _loaded_source(config, source_path, device)
     views = [resized_to(capture.cameras[i], config.edit.width) for i in capture.train]
-    if views[0].width < config.edit.width:
-        log.warning("edit.width=%d is more than the photos have: %d is taken", config.edit.width, views[0].width)
-    log.info(
-        'editing %s: "%s" to "%s", %s, %dx%d, on %s',
-        source_path, config.src, config.tgt, config.objective.kind, views[0].width, views[0].height, device,
-    )  # fmt: skip
-    if config.edit.get("name") is None:
-        log.info(
-            "edit=field changes colours and keeps the shape; edit=pictures is for materials too, and edit=shape lets "
-            "the shape change"
-        )
-    if is_local(config) and not isinstance(source, Field | LocalField):
-        name = config.edit.get("name")
-        raise UserError(f"{source_path} holds a {type(source).__name__}: edit={name} is for TensoRF's fields")
+    _tell_what(config, source_path, views[0], device)
     given = given_region(config, pointing, capture, source, views, prior)
     if given is not None:
         views = zoomed_views(config, source, views, given)
@@ -178,14 +163,46 @@ def _edit_scene(config: DictConfig, past: Past) -> Path:
         "expected_memory_mb": expected_mb,
     }
     run.finish(metrics)
+    _tell_result(run.path, metrics)
+    return run.path
+
+
+def _loaded_source(config: DictConfig, path: Path, device: torch.device) -> tuple[Capture, Renderable]:
+    """The capture and its source field, which is trained first if need be. UserError for a field of another kind."""
+    if not (path / "metrics.json").exists():  # never so after --run
+        train_source(config, path)
+    capture, source = load_scene(config), load_field(path / "field.safetensors", device)
+    warn_of_photographs(config, [capture.root])
+    if is_local(config) and not isinstance(source, Field | LocalField):
+        name = config.edit.get("name")
+        raise UserError(f"{path} holds a {type(source).__name__}: edit={name} is for TensoRF's fields")
+    return capture, source
+
+
+def _tell_what(config: DictConfig, source_path: Path, view: Camera, device: torch.device) -> None:
+    """Log what is going to be edited, and how."""
+    if view.width < config.edit.width:
+        log.warning("edit.width=%d is more than the photos have: %d is taken", config.edit.width, view.width)
+    log.info(
+        'editing %s: "%s" to "%s", %s, %dx%d, on %s',
+        source_path, config.src, config.tgt, config.objective.kind, view.width, view.height, device,
+    )  # fmt: skip
+    if config.edit.get("name") is None:
+        log.info(
+            "edit=field changes colours and keeps the shape; edit=pictures is for materials too, and edit=shape lets "
+            "the shape change"
+        )
+
+
+def _tell_result(folder: Path, metrics: dict) -> None:
+    """Log the figures of a finished edit. Warns if it has changed next to nothing."""
     told = ", ".join(f"{k} {metrics[k]:.2f}" for k in ("edit_gain_db", "kept_psnr_db") if k in metrics)
-    log.info("%s: done%s", run.path, f" ({told})" if told else "")
+    log.info("%s: done%s", folder, f" ({told})" if told else "")
     if metrics.get("psnr_to_source_db", 0.0) > _UNCHANGED:
         log.warning(
             "next to nothing has changed (%.0f dB to the source): take a larger region, more iterations or other words",
             metrics["psnr_to_source_db"],
         )
-    return run.path
 
 
 @torch.no_grad()

@@ -97,7 +97,7 @@ def prepare(config: DictConfig, device: torch.device) -> tuple[Prior, Objective,
     """The prior, the objective and the embedded prompts; UserError for options that do not fit together."""
     objective = build_objective(config)
     check_negative_prompt(config, "objective")
-    _tell_unused(config)
+    _warn_of_options_of_other_objectives(config)
     prior = configured_prior(config, device)
     check_timesteps(objective, prior)
     return prior, objective, embedded(prior, config)
@@ -118,7 +118,7 @@ def usual_options(config: DictConfig, *options: str) -> DictConfig:
     return max(presets, key=lambda preset: sum(preset.guidance[key] == config.guidance[key] for key in told))
 
 
-def _tell_unused(config: DictConfig) -> None:
+def _warn_of_options_of_other_objectives(config: DictConfig) -> None:
     """Warn of options that only some objectives follow, where they were set for another one."""
     if "source_share" in config.objective:
         return
