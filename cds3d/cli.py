@@ -236,10 +236,12 @@ class _Help(argparse.Action):
         parser.epilog = f"options (key=value) and their defaults:\n\n{plain}"
         used = [g for g in groups() if f"- {g}:" in text]
         if used:
-            lines = [f"  {g:10} {', '.join(groups()[g])}" for g in used]
-            parser.epilog += "\ngroups (group=name):\n" + "\n".join(lines) + "\n"
+            usual = {g: re.search(rf"- {g}: *(\w+)", text)[1] for g in used}
+            others = {g: ", ".join(n for n in groups()[g] if n != usual[g]) for g in used}
+            lines = [f"  {f'{g}={usual[g]}':17} {f'or {others[g]}' if others[g] else ''}".rstrip() for g in used]
+            parser.epilog += "\ngroups (group=name), with their defaults:\n" + "\n".join(lines) + "\n"
             for group in used:
-                default = next(line.split(":")[1].strip() for line in text.splitlines() if f"- {group}:" in line)
+                default = usual[group]
                 default = self.chosen[group] if self.chosen.get(group) in groups()[group] else default
                 body = _inlined(folder / group / f"{default}.yaml")
                 indented = "\n".join("  " + line for line in body.splitlines())

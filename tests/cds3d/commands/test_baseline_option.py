@@ -154,4 +154,4 @@ def test_help_names_the_baselines(capsys):
     with pytest.raises(SystemExit):
         run_command("edit", ["--help"])
     text = capsys.readouterr().out
-    assert "baseline: none" in text and all(name in text for name in BASELINES)
+    assert "baseline=none" in text and all(name in text for name in BASELINES)
