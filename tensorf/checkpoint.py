@@ -156,6 +156,6 @@ def _check_sizes(make: Callable[..., Field], config, tensors: dict[str, torch.Te
     with torch.device("meta"):
         expected = make(replace(config, decoder="mlp") if fused else config).state_dict()
     for name, tensor in expected.items():
-        theirs = name == "occupancy" or (fused and name.startswith("decoder."))
-        if not theirs and tensors[name].shape != tensor.shape:
+        exempt = name == "occupancy" or (fused and name.startswith("decoder."))
+        if not exempt and tensors[name].shape != tensor.shape:
             raise ValueError(f"its header says {list(tensor.shape)} for {name} of {list(tensors[name].shape)}")

@@ -37,7 +37,7 @@ class Exposure(nn.Module):
         behind = (1 - opacity) * background
         return (color - behind) * gains[photo].exp() + opacity * offsets[photo] + behind
 
-    def size(self) -> Tensor:
+    def penalty(self) -> Tensor:
         """Mean square of logarithms of gains and of offsets, a number: what the trainer holds small."""
         return (self.gains.square().mean() + self.offsets.square().mean()) / 2
 

@@ -36,7 +36,7 @@ class PixelBatches:
     def __init__(self, capture: Capture, views: list[int], space: Space, device: torch.device):
         cameras = [capture.cameras[i] for i in views]
         self.images = capture.images[views].to(device)
-        self.counting = None if capture.masks is None else _true_places(capture.masks[views]).to(device)
+        self.valid_pixels = None if capture.masks is None else _true_places(capture.masks[views]).to(device)
         self.poses = torch.stack([c.pose for c in cameras]).to(device)
         self.intrinsics = torch.tensor([[c.fx, c.fy, c.cx, c.cy] for c in cameras], device=device)
         self.space, self.device = space, device
@@ -50,9 +50,9 @@ class PixelBatches:
         Of photos with masks only the pixels that count are drawn.
         """
         n, height, width, _ = self.images.shape
-        among = n * height * width if self.counting is None else len(self.counting)
+        among = n * height * width if self.valid_pixels is None else len(self.valid_pixels)
         pixel = torch.randint(among, (count,), generator=generator, device=self.device)
-        pixel = pixel if self.counting is None else self.counting[pixel].long()
+        pixel = pixel if self.valid_pixels is None else self.valid_pixels[pixel].long()
         view, v, u = pixel // (height * width), pixel // width % height, pixel % width
         rays = self.space.cast(self.poses[view, :, 3].contiguous(), self._directions(view, v, u), checked=True)
         return rays, self.images[view, v, u].float() / 255, view
@@ -106,10 +106,10 @@ class Trainer:
         self._sightings = tuple(t.to(device) for t in sightings) if sightings and len(sightings[0]) else None
         # In a box, cameras stand inside or close by; in NDC nothing lies before the near plane.
         self._near = {"box": float(space.extent.max()) / 3, "unbounded": 1.0, "ndc": 0.0}[space.kind]
-        self._hold_exposure = config.exposure
+        self._exposure_weight = config.exposure
         if config.exposure is None:
-            self._hold_exposure = LEARNT if (exposure_difference(capture) or 0.0) >= UNEVEN else 0.0
-        self.exposure = Exposure(len(capture.train)).to(device) if self._hold_exposure else None
+            self._exposure_weight = LEARNT if (exposure_difference(capture) or 0.0) >= UNEVEN else 0.0
+        self.exposure = Exposure(len(capture.train)).to(device) if self._exposure_weight else None
         self.optimizer = self._new_optimizer()
 
     def _size(self, space: Space, stage: int) -> tuple[tuple[int, int, int], int]:
@@ -137,7 +137,7 @@ class Trainer:
         # A stream a step: a resumed run draws what an unbroken one would have drawn.
         return seeded(self.device, self.config.seed * 1_000_003 + self.iteration)
 
-    def _at(self, shares: tuple[float, ...]) -> list[int]:
+    def _due(self, shares: tuple[float, ...]) -> list[int]:
         """Which of `shares` of the run begin at this iteration; in a short run several may begin at once."""
         if self.iteration == 0:
             return []
@@ -150,9 +150,9 @@ class Trainer:
         """
         config, field = self.config, self.field
         generator = self._generator()
-        if stages := self._at(config.upsample_at):
+        if stages := self._due(config.upsample_at):
             self._upsample(stages[-1] + 1)
-        if turns := self._at(config.prune_at):
+        if turns := self._due(config.prune_at):
             self._prune(turns, generator)
         progress = self.iteration / config.iterations
         for group, base in zip(self.optimizer.param_groups, self._base_rates):
@@ -172,11 +172,11 @@ class Trainer:
         else:
             shown = self.exposure(rendering.color, rendering.opacity, field.space.background, photo)
             loss = loss + (shown - target).square().mean()
-            loss = loss + self._hold_exposure * self.exposure.size()
+            loss = loss + self._exposure_weight * self.exposure.penalty()
         if self._sightings is not None and progress < config.sightings_until and self.iteration % 2 == 0:
             # In every second step, twice as strong: the rays cost as much as a quarter of the batch.
             weight = 2 * config.sightings * (1 - progress / config.sightings_until)
-            loss = loss + weight * self._unclear(generator)
+            loss = loss + weight * self._line_of_sight_loss(generator)
         self.optimizer.zero_grad()
         loss.backward()
         gradients = [p.grad.sum() for p in field.parameters() if p.grad is not None]
@@ -190,7 +190,7 @@ class Trainer:
         self.iteration += 1
         return -10 * math.log10(max(squares, 1e-10))
 
-    def _unclear(self, generator: torch.Generator) -> Tensor:
+    def _line_of_sight_loss(self, generator: torch.Generator) -> Tensor:
         """`losses.away_from_points` for random matched points of the training photos."""
         views, points = self._sightings
         chosen = torch.randint(
@@ -254,10 +254,10 @@ class Trainer:
 
     def _shrink(self) -> None:
         self.field.shrink(occupied_box(self.field))
-        self._moved()
+        self._update_ray_box()
         self.optimizer = self._new_optimizer()
 
-    def _moved(self) -> None:
+    def _update_ray_box(self) -> None:
         """Let the batches' rays enter the field's box as it is now."""
         for pixels in (self.pixels, self.held_out):
             if pixels is not None:
@@ -293,13 +293,13 @@ class Trainer:
         """Undo `state_dict`, on a trainer made with the same capture and configurations."""
         field = self.field
         field.space = field.space.with_box(state["box"].to(self.device))
-        self._moved()
+        self._update_ray_box()
         field.resample(tuple(state["resolution"]), state["steps"])
         field.occupancy = state["field"]["occupancy"].to(self.device)
         field.load_state_dict(state["field"])
         self.exposure = None  # as the run was begun, whatever is found in the photos now
         if "exposure" in state:
-            self._hold_exposure = self._hold_exposure or LEARNT
+            self._exposure_weight = self._exposure_weight or LEARNT
             self.exposure = Exposure(len(self.capture.train)).to(self.device)
             self.exposure.load_state_dict(state["exposure"])
         self.optimizer = self._new_optimizer()

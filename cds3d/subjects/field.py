@@ -102,7 +102,7 @@ class FieldPair:
         pull: float | Tensor,
     ):
         self.source, self.camera = source.latent, camera
-        self._prior, self._field, self._made = prior, target, source
+        self._prior, self._field, self._source_view = prior, target, source
         self._weight, self._reach, self._stride, self._pull = weight, reach, stride, pull
         within, outside = split_indices(reach >= inside)
         outside = outside[int(torch.randint(stride, (1,))) :: stride]
@@ -111,8 +111,8 @@ class FieldPair:
 
     def target(self) -> Tensor:
         if self._encoded is None:
-            self._color = self._made.view.color(self._field, self._rays)
-            within, picture = self._rays[: self._within], self._made.image
+            self._color = self._source_view.view.color(self._field, self._rays)
+            within, picture = self._rays[: self._within], self._source_view.image
             image = picture.view(-1, 3).index_copy(0, within, self._color[: self._within].detach())
             self._image = image.view_as(picture).requires_grad_()
             self._encoded = self._prior.encode_image(as_batch(self._image))
@@ -128,7 +128,7 @@ class FieldPair:
         self.target()
         (image_gradient,) = torch.autograd.grad(self._encoded, self._image, gradient)
         weight, reach = (w[self._rays, None] for w in (self._weight, self._reach))
-        back = self._pull * (self._color.detach() - self._made.image.view(-1, 3)[self._rays])
+        back = self._pull * (self._color.detach() - self._source_view.image.view(-1, 3)[self._rays])
         mixed = weight * image_gradient.view(-1, 3)[self._rays] + (1 - reach) * back
         mixed[self._within :] *= self._stride  # each stands for those that were left out
         self._color.backward(mixed)
@@ -155,15 +155,15 @@ class FieldViews:
         find: bool = True,
     ):
         self.source, self.find = source.requires_grad_(False), find
-        self._moved = copy.deepcopy(source).requires_grad_(True)
-        self.target = self._moved if given is None else LocalField(source, given, self._moved)
+        self._trainable = copy.deepcopy(source).requires_grad_(True)
+        self.target = self._trainable if given is None else LocalField(source, given, self._trainable)
         self.cameras, self.prior, self.rates, self.seed = list(cameras), prior, rates, seed
         self.region, self.preservation = EditedRegion(region), preservation
         self._views: dict[int, SourceView] = {}
         self._given: dict[int, Tensor] = {}
 
     def parameter_groups(self, lr: float) -> list[dict]:
-        return moved_groups(self._moved, self.rates, lr)
+        return moved_groups(self._trainable, self.rates, lr)
 
     def pair(self, step: int) -> FieldPair:
         camera, kept = turn_of(step, len(self.cameras), self.seed), self.preservation
@@ -179,7 +179,7 @@ class FieldViews:
             dilated(weight, margin).flatten(),
             kept.inside,
             max(1, round(1 / kept.ray_share)),
-            kept.preservation * self.region.usual,
+            kept.preservation * self.region.gradient_rms,
         )
 
     def _source_view(self, camera: int) -> SourceView:
@@ -194,7 +194,7 @@ class FieldViews:
 
     def _given_share(self, camera: int, source: SourceView) -> Tensor:
         """(H, W) of what each pixel shows, the share that lies in the given region; 1 without one."""
-        if self.target is self._moved:
+        if self.target is self._trainable:
             return torch.ones(source.image.shape[:2], device=source.image.device)
         if camera not in self._given:
             self._given[camera] = seen_share(self.source, source.view, self.target.region)

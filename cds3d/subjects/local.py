@@ -60,15 +60,15 @@ class LocalPair:
         clears: bool,
     ):
         self.source, self.camera = source.latent, camera
-        self._prior, self._field, self._made, self._view = prior, target, source, view
+        self._prior, self._field, self._source_view, self._view = prior, target, source, view
         self._volume, self._clears = volume, clears
         self._encoded: Tensor | None = None
 
     def target(self) -> Tensor:
         if self._encoded is None:
             self._color = self._view.color(self._field)
-            image = self._made.image.view(-1, 3).index_copy(0, self._view.index, self._color.detach())
-            self._image = image.view_as(self._made.image).requires_grad_()
+            image = self._source_view.image.view(-1, 3).index_copy(0, self._view.index, self._color.detach())
+            self._image = image.view_as(self._source_view.image).requires_grad_()
             self._encoded = self._prior.encode_image(as_batch(self._image))
         return self._encoded.detach()
 
@@ -88,7 +88,7 @@ class LocalPair:
             weight = (volume.smoothness * usual * len(inside)).float()
             loss = loss + weight * self._field.target.total_variation()
         if self._clears and volume.haze > 0:
-            apart = self._color - self._made.image.view(-1, 3)[self._view.index]
+            apart = self._color - self._source_view.image.view(-1, 3)[self._view.index]
             squares = (apart / volume.haze_color).square().sum(1)
             pull = (volume.haze * volume.haze_color * usual).float()
             loss = loss + pull * (squares / (1 + squares)).sum()

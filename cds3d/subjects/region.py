@@ -58,9 +58,9 @@ class RegionConfig:
 class _Visited:
     """What is known of a camera, in cells of `cell` pixels.
 
-    mean: (3, h, w) its mean gradient over `visits`; picture: (1, 3, h, w) the source's. usual: root mean square of the
-    gradient's length; strong: mean length weighted by the lengths' squares; both are tensors of one number, which a
-    GPU is not asked for. length: (1, 1, h, w) smoothed.
+    mean: (3, h, w) its mean gradient over `visits`. picture: (1, 3, h, w) the source's. length: (1, 1, h, w) of the
+    smoothed gradient. gradient_rms: the root mean square of that. strong_gradient: its mean, weighted by its squares.
+    Both are tensors of one number, so that no GPU is waited for.
     """
 
     def __init__(self, mean: Tensor, visits: int, picture: Tensor, bins: int):
@@ -68,8 +68,8 @@ class _Visited:
         self.length = F.avg_pool2d(mean[None], 3, 1, 1, count_include_pad=False).norm(dim=1, keepdim=True)
         squares = self.length.square()
         tiny = torch.finfo(torch.float32).tiny
-        self.usual = mean.square().sum(0).mean().sqrt().double()
-        self.strong = ((squares * self.length).sum() / squares.sum().clamp(min=tiny)).double()
+        self.gradient_rms = mean.square().sum(0).mean().sqrt().double()
+        self.strong_gradient = ((squares * self.length).sum() / squares.sum().clamp(min=tiny)).double()
         r, g, b = (picture.clamp(0, 1) * (bins - 1)).round().long()[0].flatten(1)
         self.colors = (r * bins + g) * bins + b
 
@@ -77,7 +77,7 @@ class _Visited:
 class EditedRegion:
     """The masks of all views. A camera's mean gradient is settled after `visits`; before, it is that of those so far.
 
-    usual: root mean square of the mean gradients; strong: their size where they are large. Both are means over the
+    gradient_rms: of the mean gradients; strong_gradient: their size where they are large. Both are means over the
     cameras visited so far.
     """
 
@@ -87,9 +87,9 @@ class EditedRegion:
 
     def _take(self, visited: dict[int, _Visited]) -> None:
         self._visited = visited
-        self.usual, self.strong = (
-            sum(getattr(v, name) for v in visited.values()) / max(1, len(visited)) for name in ("usual", "strong")
-        )
+        count = max(1, len(visited))
+        self.gradient_rms = sum(v.gradient_rms for v in visited.values()) / count
+        self.strong_gradient = sum(v.strong_gradient for v in visited.values()) / count
         self._colors: tuple[Tensor, Tensor] | None = None  # the colour model of the means as they are now
         self._weights: dict[int, Tensor] = {}  # masks, likewise
 
@@ -122,7 +122,7 @@ class EditedRegion:
 
     def _from_gradients(self, length: Tensor) -> Tensor:
         """DiffEdit's mask, soft, in [0, 1]."""
-        return (length / (self.config.mask_threshold * self.strong).clamp(min=1e-30)).clamp(max=1).square()
+        return (length / (self.config.mask_threshold * self.strong_gradient).clamp(min=1e-30)).clamp(max=1).square()
 
     def _mask(self, camera: int, picture: Tensor) -> Tensor:
         config, (height, width, _) = self.config, picture.shape

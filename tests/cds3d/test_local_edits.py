@@ -293,7 +293,7 @@ def test_haze_is_pulled_back_and_what_was_meant_is_left_alone(field, cameras, ma
     for step, weight in ((3, 0.0), (4, 3.0)):  # before it clears, and from then on
         pair = subject.pair(step)
         pair.target()
-        source = pair._made.image.view(-1, 3)[pair._view.index]
+        source = pair._source_view.image.view(-1, 3)[pair._view.index]
         faint = torch.arange(len(source))[:, None] % 2 == 0
         apart = torch.where(faint, torch.tensor([0.0, 0.03, 0.04]), torch.tensor([0.0, 3.0, 4.0]))
         pair._color, caught = (source + apart).requires_grad_(), []

@@ -133,7 +133,7 @@ def test_every_visit_counts_alike():
         region.add(0, gradient, plain)
     once = edited_region(0.6)
     once.add(0, square(size=3.0), plain)  # their mean
-    found, expected = ([float(r.strong), float(r.usual)] for r in (region, once))
+    found, expected = ([float(r.strong_gradient), float(r.gradient_rms)] for r in (region, once))
     assert found == pytest.approx(expected, rel=1e-5)
 
 
@@ -141,11 +141,11 @@ def test_a_camera_is_settled_after_its_first_visits_and_others_are_not():
     region = edited_region(0.5)
     for _ in range(VISITS):
         region.add(0, square(), picture())
-    settled, usual = region.weight(0, picture()), region.usual
+    settled, usual = region.weight(0, picture()), region.gradient_rms
     region.add(0, torch.ones(37, 50, 3), picture())
-    assert torch.equal(region.weight(0, picture()), settled) and region.usual == usual
+    assert torch.equal(region.weight(0, picture()), settled) and region.gradient_rms == usual
     region.add(1, square(size=3.0), picture())
-    assert region.usual == pytest.approx(2 * usual)
+    assert region.gradient_rms == pytest.approx(2 * usual)
 
 
 def test_state_goes_through_a_file(tmp_path):
@@ -157,7 +157,7 @@ def test_state_goes_through_a_file(tmp_path):
     again.load_state(torch.load(tmp_path / "state.pt", weights_only=True), torch.device("cpu"))
     for r in (region, again):
         r.add(3, torch.ones(37, 50, 3), picture())
-    assert again.usual == region.usual
+    assert again.gradient_rms == region.gradient_rms
     assert all(torch.equal(again.weight(k, picture()), region.weight(k, picture())) for k in (0, 3))
 
 

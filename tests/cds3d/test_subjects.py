@@ -299,7 +299,7 @@ def test_pixels_outside_the_edited_region_are_pulled_to_the_source(field, camera
     monkeypatch.setattr(EditedRegion, "weight", lambda self, camera, picture: right)
     subject = field_views(field, [camera], LinearPrior(), mask_threshold=0.5, preservation=10.0)
     visited(subject, right_is_edited)
-    usual, unit = subject.region.usual, 2 / 64  # an 8x8 mean of 2 x - 1
+    usual, unit = subject.region.gradient_rms, 2 / 64  # an 8x8 mean of 2 x - 1
     assert usual == pytest.approx(unit * 3**0.5 / 2, rel=0.01)  # a quarter of all pixels has it
     with torch.no_grad():
         for p in subject.target.parameters():
@@ -334,7 +334,7 @@ def test_a_resumed_region_is_the_one_that_was_saved(field, cameras, right_is_edi
         pairs.append(subject.pair(1))
         pairs[-1].target()
     assert torch.equal(pairs[0]._rays, pairs[1]._rays) and torch.equal(pairs[0]._image, pairs[1]._image)
-    assert subjects[0].region.usual == subjects[1].region.usual > 0
+    assert subjects[0].region.gradient_rms == subjects[1].region.gradient_rms > 0
 
 
 def test_a_pair_is_fixed_when_it_is_made(field, cameras, right_is_edited):

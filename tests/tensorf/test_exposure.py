@@ -33,7 +33,7 @@ def exposed(capture, logs):
 def test_exposures_by_hand():
     exposure, color, solid = Exposure(2), torch.tensor([[0.5, 0.25, 0.0]]), torch.ones(1)
     first, second = torch.tensor([0]), torch.tensor([1])
-    assert torch.equal(exposure(color, solid, 0.0, second), color) and exposure.size() == 0
+    assert torch.equal(exposure(color, solid, 0.0, second), color) and exposure.penalty() == 0
     with torch.no_grad():
         exposure.gains[1], exposure.offsets[0] = math.log(4), 0.2
     # Less the mean over photos: gains of 1/2 and 2, offsets of 0.1 and -0.1.
@@ -43,7 +43,7 @@ def test_exposures_by_hand():
     over_white = 0.25 * color + 0.75
     assert torch.allclose(exposure(over_white, solid / 4, 1.0, second), torch.tensor([[0.975, 0.85, 0.725]]))
     assert torch.equal(exposure(torch.ones(1, 3), torch.zeros(1), 1.0, second), torch.ones(1, 3))
-    assert exposure.size().item() == pytest.approx((math.log(4) ** 2 / 2 + 0.2**2 / 2) / 2)
+    assert exposure.penalty().item() == pytest.approx((math.log(4) ** 2 / 2 + 0.2**2 / 2) / 2)
 
 
 def random_logs(capture, spread):
@@ -85,7 +85,7 @@ def test_training_decides_by_itself_unless_told(flower):
     ):
         trainer = Trainer(capture, FIELD, replace(SHORT, exposure=asked), CPU)
         assert (trainer.exposure is not None) == (expected > 0)
-        assert trainer._hold_exposure == expected
+        assert trainer._exposure_weight == expected
 
 
 def test_a_resumed_run_goes_on_as_it_was_begun(flower):
@@ -135,7 +135,7 @@ def test_exposures_are_held_to_none(flower):
     trainer = Trainer(flower, FIELD, replace(SHORT, exposure=1000.0), CPU)
     with torch.no_grad():
         trainer.exposure.gains[::2], trainer.exposure.offsets[1::2] = 0.5, -0.5
-    before = trainer.exposure.size().item()
+    before = trainer.exposure.penalty().item()
     for _ in range(5):
         trainer.step()
-    assert trainer.exposure.size().item() < 0.98 * before
+    assert trainer.exposure.penalty().item() < 0.98 * before
