@@ -59,8 +59,8 @@ class _Visited:
     """What is known of a camera, in cells of `cell` pixels.
 
     mean: (3, h, w) its mean gradient over `visits`. picture: (1, 3, h, w) the source's. length: (1, 1, h, w) of the
-    smoothed gradient. gradient_rms: the root mean square of that. strong_gradient: its mean, weighted by its squares.
-    Both are tensors of one number, so that no GPU is waited for.
+    smoothed gradient. gradient_rms: root mean square length of the mean gradient. strong_gradient: mean of `length`,
+    weighted by its squares. Both are tensors of one number, so that no GPU is waited for.
     """
 
     def __init__(self, mean: Tensor, visits: int, picture: Tensor, bins: int):
