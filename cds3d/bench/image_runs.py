@@ -24,7 +24,7 @@ from cds3d.process_memory import reset_peak_memory
 from cds3d.sweep.calls import Calling, callers
 from cds3d.sweep.pool import run_pool
 from tensorf import locks
-from tensorf.captures.images import IMAGE_SUFFIXES
+from tensorf.captures.images import IMAGE_SUFFIXES, is_photo
 from tensorf.errors import UserError, reason
 from tensorf.files import write_text
 
@@ -50,7 +50,7 @@ def folder_items(folder: Path, src: str | None, tgt: str | None) -> list[Item]:
         raise UserError(f'--src and --tgt are both "{tgt.strip()}": there is nothing to edit')
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    files = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+    files = [p for p in folder.iterdir() if is_photo(p)]
     if not files:
         raise UserError(f"{folder} has no images ({', '.join(IMAGE_SUFFIXES)})")
     items = [Item(p.stem, p, src.strip(), tgt.strip()) for p in sorted(files)]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image
 
 from cds3d.commands.scenes import naming_options
 from tensorf.captures import Capture
-from tensorf.captures.images import IMAGE_SUFFIXES
+from tensorf.captures.images import IMAGE_SUFFIXES, is_photo
 from tensorf.captures.pictures import read_picture
 from tensorf.errors import UserError
 from tensorf.untrusted import require_inside
@@ -25,17 +24,15 @@ def picture_files(folder: Path, option: str, outside: bool) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise UserError(f"{option}: no such folder")
-    files = _pictures(folder.iterdir()) or _pictures(folder.rglob("*"))
+    files = [p for p in sorted(folder.iterdir()) if is_photo(p)] or [
+        p for p in sorted(folder.rglob("*")) if is_photo(p)
+    ]
     if not files:
         raise UserError(f"{option}: no pictures ({', '.join(IMAGE_SUFFIXES)}) there")
     if not outside:
         with naming_options("scene", "outside"):
             require_inside(files, folder)
     return {file.relative_to(folder).as_posix(): file for file in files}
-
-
-def _pictures(paths: Iterable[Path]) -> list[Path]:
-    return [p for p in sorted(paths) if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."]
 
 
 def by_photo(files: dict[str, Path], capture: Capture, option: str) -> dict[int, Path]:
