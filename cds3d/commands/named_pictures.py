@@ -24,9 +24,8 @@ def picture_files(folder: Path, option: str, outside: bool) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise UserError(f"{option}: no such folder")
-    files = [p for p in sorted(folder.iterdir()) if is_photo(p)] or [
-        p for p in sorted(folder.rglob("*")) if is_photo(p)
-    ]
+    here, below = (sorted(filter(is_photo, paths)) for paths in (folder.iterdir(), folder.rglob("*")))
+    files = here or below
     if not files:
         raise UserError(f"{option}: no pictures ({', '.join(IMAGE_SUFFIXES)}) there")
     if not outside:
