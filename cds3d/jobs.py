@@ -21,6 +21,7 @@ class Job:
     def __init__(self, command: str, options: list[str], folder: Path | None = None):
         self.folder, self.lines = folder, deque(maxlen=12)
         self.stopping = False
+        self._told_before = _changed(self._progress_path)  # by an earlier run in this folder
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         package = str(Path(__file__).resolve().parents[1])
         environment["PYTHONPATH"] = os.pathsep.join(p for p in (package, environment.get("PYTHONPATH")) if p)
@@ -52,14 +53,18 @@ class Job:
 
     @property
     def resumable(self) -> bool:
-        """Whether it has ended on the way, and has kept a state to go on from."""
+        """Whether it has ended on the way, and has kept a state to go on from.
+
+        With figures, the folder still holds the finished run that this one was to overwrite.
+        """
         ended = self.killed or self.stopping or self.process.returncode == 130
-        return ended and self.process.returncode != 0 and (self.folder / "state" / "state.pt").exists()
+        kept = (self.folder / "state" / "state.pt").exists() and not (self.folder / "metrics.json").exists()
+        return ended and self.process.returncode != 0 and kept
 
     def stop(self) -> None:
-        """Ask the edit to keep its state and end."""
-        self.stopping = True
-        if self.running:
+        """Ask the edit to keep its state and end. Once: a second interrupt would end it before the state is kept."""
+        first, self.stopping = not self.stopping, True
+        if first and self.running:
             self.process.send_signal(signal.SIGINT)
 
     def close(self, seconds: float = 20.0) -> None:
@@ -72,10 +77,16 @@ class Job:
 
     def progress(self) -> dict:
         """What `RunFolder.report` wrote last; empty before."""
+        if _changed(self._progress_path) in (None, self._told_before):
+            return {}
         try:
-            return load_json(self.folder / "state" / "progress.json")
+            return load_json(self._progress_path)
         except (OSError, ValueError, TypeError):
             return {}
+
+    @property
+    def _progress_path(self) -> Path | None:
+        return None if self.folder is None else self.folder / "state" / "progress.json"
 
     def outcome(self) -> str:
         """One line for the page, once it has ended."""
@@ -95,6 +106,14 @@ def outcome_of(code: int, lines: list[str], stopping: bool = False) -> str:
     if code < 0:
         return f"the process was killed ({signal.Signals(-code).name})"
     return lines[-1] if lines else f"ended with exit code {code}"
+
+
+def _changed(path: Path | None) -> int | None:
+    """When a file was written, nanoseconds; None if it is not there."""
+    try:
+        return None if path is None else path.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _apart() -> None:

@@ -22,6 +22,9 @@ from tensorf.errors import UserError, reason
 
 log = logging.getLogger("cds3d")
 
+# Options of `edit.py` that the page sets, or that come with the scene.
+_OF_THE_PAGE = ("src", "tgt", "objective", "edit", "edit.iterations", "ball", "box", "where", "device", "output", "run")
+_OF_THE_PAGE += ("scene", "scene.name", "scene.root", "capture", "resume", "overwrite")
 _SHORTEST = 8  # of a token that somebody chooses
 
 
@@ -55,6 +58,8 @@ def open_viewer(config: DictConfig):
         )
     if not OmegaConf.is_list(config.options) or not all(isinstance(o, str) and "=" in o for o in config.options):
         raise UserError(f"options={config.options} has to be a list of key=value, as in '[\"edit.width=189\"]'")
+    if ours := [o for o in config.options if o.split("=")[0] in _OF_THE_PAGE]:
+        raise UserError(f"options: {ours[0].split('=')[0]}= is set in the page, or by what is shown")
     load_config("edit", list(config.options))  # wrong ones are told now
     device = pick_device(config.device)
     run = _chosen_run(config)

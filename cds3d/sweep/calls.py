@@ -66,8 +66,9 @@ class Call:
         return f"its process was killed, perhaps for lack of memory: {reason(error)}" if self.killed else reason(error)
 
     def stop(self) -> None:
-        self._stopping = True
-        self._cancel()
+        first, self._stopping = not self._stopping, True
+        if first:
+            self._cancel()
 
     def close(self, seconds: float = 20.0) -> None:
         """Stop, and wait until it has ended."""

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from cds3d.commands.preparing import output_folder
 from cds3d.commands.videos import path_kind
 from cds3d.jobs import Job
-from cds3d.options import groups, load_config
+from cds3d.options import groups, load_config, set_text
 from cds3d.runs import finished_runs, read_config
 from cds3d.viewer.controls import Controls
 from cds3d.viewer.guard import start_server
@@ -98,8 +98,9 @@ class Viewer:
         """Show a finished run beside the source. UserError if it cannot be read."""
         if name not in self.names():  # whatever a browser sends
             raise UserError("there is no such run")
-        self.run = None if name == "(source)" else self.shown.folder / name
-        self.edited = None if self.run is None else load_field(self.run / "field.safetensors", self.device)
+        run = None if name == "(source)" else self.shown.folder / name
+        edited = None if run is None else load_field(run / "field.safetensors", self.device)
+        self.run, self.edited = run, edited
         self._refresh()
 
     def _refresh(self) -> None:
@@ -165,8 +166,10 @@ class Viewer:
         if window is None or not self.controls.pointing:
             return
         u, v = event.screen_pos
+        sight = window.look()
+        of_source = self.edited is None or sight.shown == "source" or (sight.shown == "split" and u < sight.split)
         with self.lock:
-            point = point_seen(window.look(), u, v, self.edited or self.source)
+            point = point_seen(sight, u, v, self.source if of_source else self.edited)
         if point is None:
             self.controls.say("nothing is seen there")
             return
@@ -188,9 +191,12 @@ class Viewer:
         ]
         onward = values["onward"] and self.run is not None
         config = load_config("edit", [o for o in [*pairs, *self.shown.options] if not o.startswith("--")])
-        config.src, config.tgt, config.run = values["src"], values["tgt"], str(self.run) if onward else None
         words = values["where"] if values["where"] and not self.place.option() else None
-        config.where = words
+        for name, label in (("src", "From"), ("tgt", "To")):
+            set_text(config, name, values[name], label)
+        config.run, config.where = str(self.run) if onward else None, None
+        if words:
+            set_text(config, "where", words, "Where")
         for name, label, what in (("src", "From", "it shows now"), ("tgt", "To", "it should become")):
             if not values[name]:
                 raise UserError(f"say what {what}: the field {label} is empty")
@@ -234,7 +240,10 @@ class Viewer:
                 self.show(job.folder.name)
                 self.controls.list_runs(self.names(), job.folder.name)
             else:
-                self.show("(source)" if self.run is None else self.run.name)  # no preview of the failed edit
+                # No preview of the failed edit, and no run that it has begun to overwrite.
+                now = self.run.name if self.run is not None and self.run.name in self.names() else "(source)"
+                self.show(now)
+                self.controls.list_runs(self.names(), now)
         finally:  # last: what the page says is done can be seen
             self.controls.say(outcome)
 
@@ -262,6 +271,8 @@ class Viewer:
         if self.video is not None:
             raise UserError("a video is being rendered")
         run = self.run or self.shown.source
+        if not (run / "config.yaml").is_file():
+            raise UserError(f"{run} is not there any more")
         if not self.keyframes:
             path = run / f"{path_kind(self.capture, 'auto')}.mp4"
             options = [str(run), f"frames={frames}"]

@@ -63,7 +63,7 @@ async def _checked(then: Callable, token: str | None, connection, request: Reque
     if inspect.isawaitable(answer):
         answer = await answer
     if answer is not None and token is not None and _token_of_address(request) == token:
-        answer.headers["Set-Cookie"] = f"{COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/"
+        answer.headers["Set-Cookie"] = f"{_cookie(request)}={token}; HttpOnly; SameSite=Strict; Path=/"
     return answer
 
 
@@ -74,7 +74,7 @@ def refusal(request: Request, token: str | None) -> str | None:
     to be this machine's too: a foreign name can be made to lead here. With a token, address or cookie have to know it.
     """
     host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
-    if origin is not None and urlsplit(origin).netloc != host:
+    if origin is not None and _netloc(origin) != host:
         return "pages of other addresses may not use this viewer"
     if token is None:
         if urlsplit(f"//{host}").hostname not in LOOPBACK:
@@ -86,6 +86,19 @@ def refusal(request: Request, token: str | None) -> str | None:
     return None
 
 
+def _netloc(origin: str) -> str | None:
+    """Host and port of an origin; None of what is none."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
+
+
+def _cookie(request: Request) -> str:
+    """The cookie's name. Browsers keep one for all ports of a host, and two viewers have two tokens."""
+    return f"{COOKIE}_{request.headers.get('Host', '').rpartition(':')[2]}"
+
+
 def _token_of_address(request: Request) -> str:
     return parse_qs(urlsplit(request.path).query).get("token", [""])[0]
 
@@ -95,4 +108,5 @@ def _token_of_cookie(request: Request) -> str:
         cookie = SimpleCookie("; ".join(request.headers.get_all("Cookie")))
     except CookieError:
         return ""
-    return cookie[COOKIE].value if COOKIE in cookie else ""
+    name = _cookie(request)
+    return cookie[name].value if name in cookie else ""

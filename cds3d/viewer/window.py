@@ -19,6 +19,7 @@ from tensorf.renderable import Renderable
 log = logging.getLogger("cds3d")
 
 _REST = 0.3  # seconds without a move, after which a view is rendered in full
+_APART = 1e-3  # of positions, as a share of the distance to what is looked at; and 1 less the cosine of directions
 _GAP = 0.01  # seconds between two renders, for other windows: locks are not fair
 
 
@@ -26,6 +27,21 @@ def pose_of(wxyz: np.ndarray, position: np.ndarray) -> torch.Tensor:
     """(3, 4) from viser's quaternion and position, whose camera axes are OpenCV's."""
     rotation = viser.transforms.SO3(np.asarray(wxyz)).normalize().as_matrix()
     return torch.from_numpy(np.concatenate([rotation, np.asarray(position).reshape(3, 1)], 1)).float()
+
+
+def put_back(client: viser.ClientHandle, pose: torch.Tensor, middle: np.ndarray) -> None:
+    """Let the browser's camera stand where the picture was taken from, if it was kept from where it went to.
+
+    Handles and photos' frames are drawn by the browser, from its own camera. pose: (3, 4) of the picture. middle: (3,)
+    what the capture's cameras look at.
+    """
+    own, forward, position = pose_of(client.camera.wxyz, client.camera.position), pose[:, 2].numpy(), pose[:, 3].numpy()
+    distance = float(np.linalg.norm(position - middle)) or 1.0
+    if np.abs(own[:, 3].numpy() - position).max() < _APART * distance and float(own[:, 2] @ pose[:, 2]) > 1 - _APART:
+        return
+    with client.atomic():
+        client.camera.position = position
+        client.camera.look_at = position + forward * distance
 
 
 class Window:
@@ -96,6 +112,8 @@ class Window:
             if not self._wanted.wait(timeout=_REST if full_due else None):
                 self._render(self._full)
                 full_due = False
+                if self.sight is not None and not self._closed:
+                    put_back(self.client, self.sight.pose, self._leash.middle)
                 continue
             self._wanted.clear()
             moving = time.monotonic() - self._moved_at < _REST

@@ -1,6 +1,7 @@
 """A Stable Diffusion of a few thousand random weights, a capture of six small photos, and a field trained on them."""
 
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from fakes import TINY_FIELD, TINY_SCENE
 from tiny_models import build_pipeline
 
+import cds3d.jobs as job_module
 from cds3d.cli import run_command
 from cds3d.guidance import Prior, load_prior
 from cds3d.pocket.world.capture import write_capture
@@ -60,3 +62,18 @@ def _quiet_and_single_threaded():
     logging.getLogger("tensorf").setLevel(logging.INFO)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def python(monkeypatch):
+    """A job runs a few lines of Python in place of the command."""
+
+    popen = job_module.subprocess.Popen
+
+    def job(code, folder=None):
+        monkeypatch.setattr(
+            job_module.subprocess, "Popen", lambda command, **options: popen([sys.executable, "-c", code], **options)
+        )
+        return job_module.Job("edit", [], folder)
+
+    return job

@@ -7,14 +7,13 @@ import json
 import math
 import os
 import shutil
-import signal
 import socket
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,18 +29,16 @@ from websockets.exceptions import InvalidStatus  # noqa: E402
 from websockets.http11 import Headers, Request  # noqa: E402
 from websockets.sync.client import connect  # noqa: E402
 
-import cds3d.jobs as job_module  # noqa: E402
 from cds3d.cli import run_command  # noqa: E402
 from cds3d.commands.preparing import build_objective  # noqa: E402
 from cds3d.commands.view import open_viewer  # noqa: E402
-from cds3d.jobs import Job  # noqa: E402
 from cds3d.options import load_config  # noqa: E402
 from cds3d.viewer import app  # noqa: E402
 from cds3d.viewer.app import _named  # noqa: E402
 from cds3d.viewer.controls import _LIVE  # noqa: E402
 from cds3d.viewer.guard import COOKIE, refusal  # noqa: E402
 from cds3d.viewer.sight import Leash, Sight, picture, point_seen  # noqa: E402
-from cds3d.viewer.window import pose_of  # noqa: E402
+from cds3d.viewer.window import pose_of, put_back  # noqa: E402
 from tensorf.cameras import Camera  # noqa: E402
 from tensorf.errors import UserError  # noqa: E402
 from tensorf.renderable import load_field  # noqa: E402
@@ -67,6 +64,7 @@ def test_this_machines_own_pages_may_connect(host):
         "http://127.0.0.1:9999",
         "http://evil.example/127.0.0.1:8080",
         "http://127.0.0.1:8080.evil",
+        "http://[",
     ],
 )
 def test_pages_of_other_addresses_may_not(origin):
@@ -82,11 +80,12 @@ def test_a_foreign_name_for_this_machine_may_not():
     "path, cookie, allowed",
     [
         ("/?token=secret", "", True),
-        ("/", f"{COOKIE}=secret", True),
-        ("/", f"a=b; {COOKIE}=secret", True),
+        ("/", f"{COOKIE}_8080=secret", True),
+        ("/", f"a=b; {COOKIE}_8080=secret", True),
         ("/", "", False),
         ("/?token=wrong", "", False),
-        ("/?token=", f"{COOKIE}=wrong", False),
+        ("/", f"{COOKIE}_8081=secret", False),  # another viewer's
+        ("/?token=", f"{COOKIE}_8080=wrong", False),
     ],
 )
 def test_other_addresses_need_the_token(path, cookie, allowed):
@@ -272,6 +271,7 @@ def test_a_preset_brings_its_iterations(preset, viewer, controls):
         ("_src", " ", "From is empty"),
         ("_tgt", "${oc.env:HOME}", "plain text"),
         ("_tgt", "a\nb", "plain text"),
+        ("_tgt", "???", "leave out"),
         ("_iterations", 0, "iterations"),
     ],
 )
@@ -290,6 +290,29 @@ def test_only_runs_of_the_list_are_shown(viewer):
     assert viewer.run is None and viewer.edited is None
 
 
+def test_a_damaged_run_is_not_half_chosen(viewer):
+    run = viewer.shown.folder / "a-broken-flower"
+    shutil.copytree(viewer.shown.source, run)
+    (run / "field.safetensors").write_bytes(b"damaged")
+    try:
+        viewer.show("(source)")
+        with pytest.raises(UserError, match="damaged"):
+            viewer.show(run.name)
+        assert viewer.run is None and viewer.edited is None
+    finally:
+        shutil.rmtree(run)
+
+
+def test_no_video_is_made_of_a_run_that_is_gone(viewer):
+    viewer.run = viewer.shown.folder / "gone"
+    try:
+        with pytest.raises(UserError, match="gone is not there any more"):
+            viewer.start_video(4)
+        assert not viewer.run.exists() and viewer.video is None
+    finally:
+        viewer.run = None
+
+
 def test_a_line_below_the_buttons_is_plain_text(viewer):
     viewer.controls.say('<img src="x"> *a* {b}')
     assert viewer.controls._status.content == r'\<img src="x"\> \*a\* \{b\}'
@@ -302,6 +325,12 @@ def pose(eye=(0, 0, 0), forward=(0, 0, 1)):
     forward = torch.nn.functional.normalize(torch.tensor(forward, dtype=torch.float32), dim=0)
     right = torch.nn.functional.normalize(torch.linalg.cross(torch.tensor([0.0, 1, 0]), forward), dim=0)
     return torch.stack([right, torch.linalg.cross(forward, right), forward, torch.tensor(eye, dtype=torch.float32)], 1)
+
+
+def test_a_view_straight_back_is_still_a_rotation():
+    leash = Leash([Camera(pose((x, 0, 0)), 50, 50, 32, 24, 64, 48) for x in (0.0, 1.0)])
+    held = leash.held(pose((0.0, 0, 0), (0, 0, -1)))
+    torch.testing.assert_close(held[:, :3].T @ held[:, :3], torch.eye(3))
 
 
 def test_views_stay_near_the_cameras():
@@ -362,6 +391,36 @@ def test_a_click_is_the_point_that_its_pixel_shows(two_fields, viewer):
     assert local[1] / local[2] * camera.fy + camera.cy == pytest.approx(0.6 * 189, abs=0.6)
 
 
+@pytest.mark.parametrize(
+    "shown, split, field",
+    [("source", 0.9, "source"), ("split", 0.5, "source"), ("split", 0.2, "edited"), ("edit", 0.9, "edited")],
+)
+def test_a_click_is_answered_by_the_field_that_is_seen_there(viewer, monkeypatch, shown, split, field):
+    asked = []
+    monkeypatch.setattr(viewer, "source", "source")
+    monkeypatch.setattr(viewer, "edited", "edited")
+    monkeypatch.setattr(app, "point_seen", lambda sight, u, v, of: asked.append(of))
+    sight = Sight(viewer.start.pose, 0.7, 4 / 3, shown, split)
+    monkeypatch.setattr(viewer, "windows", {0: SimpleNamespace(look=lambda: sight)})
+    monkeypatch.setattr(viewer, "controls", SimpleNamespace(pointing=True, say=lambda text: None))
+    viewer._clicked(SimpleNamespace(client=SimpleNamespace(client_id=0), screen_pos=(0.3, 0.6)))
+    assert asked == [field]
+
+
+def test_the_browsers_camera_goes_where_the_picture_was_taken(viewer):
+    camera = viewer.start
+    wxyz = viser.transforms.SO3.from_matrix(camera.pose[:, :3].double().numpy()).wxyz
+    for moved, back in ((0.0, False), (5.0, True)):
+        handle = SimpleNamespace(wxyz=wxyz, position=camera.position.numpy() + moved, look_at=None)
+        held = viewer.leash.held(pose_of(handle.wxyz, handle.position))
+        put_back(SimpleNamespace(camera=handle, atomic=contextlib.nullcontext), held, viewer.leash.middle)
+        assert (handle.look_at is not None) == back
+        np.testing.assert_allclose(handle.position, held[:, 3], atol=1e-3)
+        if back:
+            towards = handle.look_at - handle.position
+            np.testing.assert_allclose(towards / np.linalg.norm(towards), held[:, 2], atol=1e-5)
+
+
 def _opaque(render):
     def opaque(camera):
         rendered = render(camera)
@@ -371,52 +430,6 @@ def _opaque(render):
 
 
 # --- edits as processes
-
-
-@pytest.fixture
-def python(monkeypatch):
-    """A job runs a few lines of Python in place of the command."""
-
-    popen = job_module.subprocess.Popen
-
-    def job(code, folder=None):
-        monkeypatch.setattr(
-            job_module.subprocess, "Popen", lambda command, **options: popen([sys.executable, "-c", code], **options)
-        )
-        return Job("edit", [], folder)
-
-    return job
-
-
-def ended(job):
-    job.process.wait(20)
-    return job.outcome()
-
-
-def test_the_outcome_of_a_job_is_one_line(python):
-    assert ended(python("pass")) == "done"
-    assert ended(python("import sys; sys.exit('error: the disk is full')")) == "the disk is full"
-    assert "exit code 3" in ended(python("raise SystemExit(3)"))
-    assert "ValueError: seven" in ended(python("raise ValueError('seven')"))
-
-
-def test_a_stopped_job_keeps_its_state_and_a_killed_one_is_told(python, tmp_path):
-    code = "import signal, time, sys; signal.signal(signal.SIGINT, lambda *_: sys.exit(130)); {}time.sleep(30)"
-    job = python(code.format("print('ready', file=sys.stderr, flush=True); "), tmp_path)
-    while "ready" not in job.lines:
-        time.sleep(0.05)
-    job.close()
-    assert job.process.returncode == 130 and job.outcome() == "stopped" and not job.resumable
-    (job.folder / "state").mkdir()
-    (job.folder / "state" / "state.pt").touch()
-    assert job.resumable
-    job = python("import time; time.sleep(30)", job.folder)
-    job.process.send_signal(signal.SIGKILL)
-    assert "SIGKILL" in ended(job) and job.resumable
-    job = python("import sys; sys.exit('error: no')", job.folder)
-    assert ended(job) == "no" and not job.resumable
-    job = python("pass", job.folder)
-    assert ended(job) == "done" and not job.resumable
 
 
 def test_two_clicks_start_one_edit(viewer, controls, monkeypatch):
@@ -478,6 +491,26 @@ def test_a_failed_edit_leaves_the_run_that_was_shown(python, viewer, monkeypatch
         shutil.rmtree(run)
 
 
+def test_a_run_that_an_edit_has_begun_to_overwrite_is_shown_no_more(python, viewer, monkeypatch):
+    run, said = viewer.shown.folder / "a-green-flower", []
+    shutil.copytree(viewer.shown.source, run)
+    monkeypatch.setattr(viewer.controls, "say", said.append)
+    monkeypatch.setattr(viewer, "edit_options", lambda: ([], run))
+    monkeypatch.setattr(app, "Job", lambda *ignored: python("import sys; sys.exit('error: stopped early')", run))
+    try:
+        viewer.show(run.name)
+        (run / "metrics.json").unlink()
+        viewer.start_edit([])
+        deadline = time.monotonic() + 20
+        while "stopped early" not in said:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert viewer.run is None and viewer.edited is None and run.name not in viewer.controls._runs.options
+    finally:
+        shutil.rmtree(run)
+        viewer.show("(source)")
+
+
 def test_from_says_what_the_next_edit_starts_from(viewer, controls):
     run = viewer.shown.folder / "a-red-flower"
     shutil.copytree(viewer.shown.source, run)
@@ -531,17 +564,6 @@ def test_what_is_said_to_be_done_is_already_shown(python, viewer, monkeypatch):
         shutil.rmtree(run)
 
 
-def test_progress_is_what_the_run_reports(python, tmp_path):
-    job = python("pass", tmp_path)
-    assert job.progress() == {}
-    (tmp_path / "state").mkdir()
-    (tmp_path / "state" / "progress.json").write_text('{"iteration": 3')  # in the middle of being written
-    assert job.progress() == {}
-    (tmp_path / "state" / "progress.json").write_text('{"iteration": 3}')
-    assert job.progress() == {"iteration": 3}
-    ended(job)
-
-
 # --- the command
 
 
@@ -559,6 +581,8 @@ def test_progress_is_what_the_run_reports(python, tmp_path):
         (["width=2"], "width"),
         (["options=[a]"], "key=value"),
         (['options=["edit.speed=3"]'], "edit.speed"),
+        (['options=["objective=dds"]'], "options: objective= is set in the page"),
+        (['options=["scene=mug"]'], "options: scene= is set in the page"),
         (["--capture", "nowhere"], "no such folder"),
     ],
 )
@@ -603,11 +627,11 @@ def test_another_address_gets_a_token_and_a_warning(monkeypatch, tmp_path, captu
         port = viewer.server.get_port()
         for path, cookie, status in ((f"/?token={token}", None, 200), ("/", token, 200), ("/", None, 403)):
             door = http.client.HTTPConnection("127.0.0.1", port)
-            door.request("GET", path, headers={"Cookie": f"{COOKIE}={cookie}"} if cookie else {})
+            door.request("GET", path, headers={"Cookie": f"{COOKIE}_{port}={cookie}"} if cookie else {})
             answer = door.getresponse()
             assert answer.status == status
             given = answer.getheader("Set-Cookie")
-            assert given == (f"{COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/" if "token" in path else None)
-        connect(url, subprotocols=protocol, additional_headers={"Cookie": f"{COOKIE}={token}"}).close()
+            assert given == (f"{COOKIE}_{port}={token}; HttpOnly; SameSite=Strict; Path=/" if "token" in path else None)
+        connect(url, subprotocols=protocol, additional_headers={"Cookie": f"{COOKIE}_{port}={token}"}).close()
     finally:
         viewer.close()
