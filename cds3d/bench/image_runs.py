@@ -53,7 +53,7 @@ def folder_items(folder: Path, src: str | None, tgt: str | None) -> list[Item]:
     files = [p for p in folder.iterdir() if is_photo(p)]
     if not files:
         raise UserError(f"{folder} has no images ({', '.join(IMAGE_SUFFIXES)})")
-    items = [Item(p.stem, p, src.strip(), tgt.strip()) for p in sorted(files)]
+    items = [Item(p.stem, p, src.strip(), tgt.strip()) for p in sorted(files, key=lambda p: (p.stem, p.name))]
     for one, other in zip(items, items[1:]):
         if one.name == other.name:
             raise UserError(f"{one.path} and {other.path} have one name: rename one, since results go by the name")

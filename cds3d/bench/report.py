@@ -11,9 +11,10 @@ from PIL import Image, ImageDraw
 
 from tensorf.files import atomic
 
-# Student's t, 97.5%, for 1, 2, ... degrees of freedom; the last one stands for all that follow.
+# Student's t, 97.5%, for 1, 2, ... degrees of freedom, and for more.
 _T = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120)
-_T += (2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042, 1.96)
+_T += (2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
+_T_OF_MORE = ((40, 2.042), (60, 2.021), (120, 2.0), (math.inf, 1.98))  # below so many degrees; never too narrow
 # What a table shows: key of the figures, heading, decimals.
 COLUMNS = (
     ("edit_gain_db", "gain, dB", 1),
@@ -35,7 +36,8 @@ def interval(values: list[float]) -> tuple[float, float]:
     if n < 2:
         return math.nan, math.nan
     mean, spread = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(n)
-    half = _T[min(n - 1, len(_T)) - 1] * spread
+    t = _T[n - 2] if n - 1 <= len(_T) else next(t for below, t in _T_OF_MORE if n - 1 < below)
+    half = t * spread
     return mean - half, mean + half
 
 
@@ -51,17 +53,23 @@ def proportion_interval(values: list[float]) -> tuple[float, float]:
 def summarise(runs: list[dict]) -> dict[str, dict[str, dict]]:
     """summary[task][objective]: the mean of each figure, its interval as <figure>_ci, the number of cases and of runs.
 
-    Several seeds of a case count as one: their mean. Of a task of one case, the seeds are what varies.
+    Several seeds of a case count as one: their mean. Where there is one case only, the seeds are what varies.
     """
-    several = {run["task"] for run in runs if run["case"] > 0}
+    cases = defaultdict(set)
+    for run in runs:
+        cases[_pool(run)].add((run["task"], run["case"]))
     grouped: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for run in runs:
-        unit = (run["task"], run["case"], None if run["task"] in several else run["seed"])
-        grouped[run.get("pool", run["task"])][run["objective"]][unit].append(run["figures"])
+        unit = (run["task"], run["case"], None if len(cases[_pool(run)]) > 1 else run["seed"])
+        grouped[_pool(run)][run["objective"]][unit].append(run["figures"])
     return {
         task: {objective: _means(units) for objective, units in by_objective.items()}
         for task, by_objective in grouped.items()
     }
+
+
+def _pool(run: dict) -> str:
+    return run.get("pool", run["task"])
 
 
 def _means(units: dict[tuple, list[dict]]) -> dict:
@@ -116,32 +124,38 @@ def at_gain(stages: list[dict], gain: float, key: str) -> float | None:
 def equal_progress(runs: list[dict], first: str = "cds", second: str = "dds") -> dict[str, dict]:
     """Per task: how much more `first` keeps than `second` at the largest gain that both reach in a case.
 
-    Cases without such a gain, or with one that a run has reached by its first stage, are left out, and counted.
+    Several seeds of a case count as one: their mean. Cases without such a gain, or with one that a run has reached by
+    its first stage, are left out, and counted.
     """
     by_case: dict = defaultdict(dict)
     for run in runs:
         if run.get("stages") and run["objective"] in (first, second):
-            key = (run.get("pool", run["task"]), run["task"], run["case"], run["seed"])
+            key = (_pool(run), run["task"], run["case"], run["seed"])
             by_case[key][run["objective"]] = run["stages"]
     result: dict = {}
-    for (pool, *_), pair in by_case.items():
+    found: dict = defaultdict(lambda: defaultdict(list))  # (pool, task, case) -> figures, one a seed
+    left_out: dict = defaultdict(set)
+    for (pool, task, case, _), pair in by_case.items():
         if len(pair) < 2:
             continue
-        row = result.setdefault(pool, {"cases": 0, "left_out": 0, "gain_db": [], "kept_db": [], "structure": []})
+        result.setdefault(pool, {})
         gain = min(max(s["edit_gain_db"] for s in stages) for stages in pair.values())
         kept, structure = (
             [at_gain(pair[name], gain, key) for name in (first, second)] for key in ("kept_psnr_db", "structure")
         )
         if gain <= 0 or None in kept:
-            row["left_out"] += 1
+            left_out[pool].add((task, case))
             continue
-        row["cases"] += 1
-        row["gain_db"].append(gain)
-        row["kept_db"].append(kept[0] - kept[1])
-        row["structure"].append(structure[0] - structure[1])
-    for row in result.values():
+        figures = found[pool, task, case]
+        figures["gain_db"].append(gain)
+        figures["kept_db"].append(kept[0] - kept[1])
+        figures["structure"].append(structure[0] - structure[1])
+    for pool, row in result.items():
+        mine = {key[1:]: figures for key, figures in found.items() if key[0] == pool}
+        row |= {"cases": len(mine), "left_out": len(left_out[pool] - mine.keys())}
         for name in ("gain_db", "kept_db", "structure"):
-            _put(row, name, [v for v in row.pop(name) if not math.isnan(v)])
+            values = [[v for v in figures[name] if not math.isnan(v)] for figures in mine.values()]
+            _put(row, name, [float(np.mean(v)) for v in values if v])
     return result
 
 
@@ -151,7 +165,7 @@ def paired(runs: list[dict], against: str = "cds") -> dict[str, dict[str, dict]]
     Scenes differ by more than methods do, and in these differences that cancels. The task "all" has the scenes of all
     tasks, where there are several.
     """
-    place = lambda run: (run.get("pool", run["task"]), run["task"], run["case"], run["seed"])  # noqa: E731
+    place = lambda run: (_pool(run), run["task"], run["case"], run["seed"])  # noqa: E731
     reference = {place(run): run["figures"] for run in runs if run["objective"] == against}
     less = [
         run | {"figures": {key: run["figures"][key] - reference[place(run)][key] for key in COMPARED}}
@@ -189,9 +203,15 @@ def table(summary: dict, bounds: dict, progress: dict, less: dict) -> str:
 
 
 def cell(row: dict, key: str, decimals: int) -> str:
-    """A mean and half of its interval, for a table; empty where there is none."""
+    """A mean and half of its interval, of an accuracy both ends, for a table; empty where there is none.
+
+    A share's interval is lopsided: that of 3 of 3 reaches far down, and not up.
+    """
     if key not in row:
         return ""
+    if key == "accuracy" and key + "_ci" in row:
+        low, high = (min(max(end, 0.0), 1.0) for end in row[key + "_ci"])
+        return f"{row[key]:.{decimals}f} ({low:.{decimals}f} to {high:.{decimals}f})"
     low, high = row.get(key + "_ci", (row[key], row[key]))
     spread = f" ±{(high - low) / 2:.{decimals}f}" if key + "_ci" in row else ""
     return f"{row[key]:.{decimals}f}{spread}"

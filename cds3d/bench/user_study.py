@@ -59,6 +59,8 @@ def write_page(page: Path, items: list[Item], edits: list[dict[str, Path]], seed
         key.append({"image": item.name, "methods": methods})
     # Answers carry it, so that they are not counted with another page's key.
     study = hashlib.sha256(json.dumps([seed, questions, key]).encode()).hexdigest()[:16]
+    if _study_of(key_path(page)) not in (None, study):
+        raise UserError(f"{key_path(page)} is another study's key, which its answers need: give the page another name")
     data = {"study": study, "questions": QUESTIONS, "items": questions}
     # "</" would end the script that holds the data.
     text = PAGE.replace("@DATA@", json.dumps(data).replace("</", "<\\/"))
@@ -67,6 +69,14 @@ def write_page(page: Path, items: list[Item], edits: list[dict[str, Path]], seed
     write_text(page, text)
     write_text(key_path(page), json.dumps({"study": study, "seed": seed, "items": key}, indent=1) + "\n")
     return key_path(page)
+
+
+def _study_of(key_file: Path) -> str | None:
+    """The study that a key is of; None if there is no key."""
+    if not key_file.exists():
+        return None
+    key = _read(key_file)
+    return key.get("study", "") if isinstance(key, dict) else ""
 
 
 def _embedded(path: Path) -> str:

@@ -140,6 +140,9 @@ def known_truth(
     from cds3d.pocket.world.capture import WorldCapture
 
     world = WorldCapture.read(root)
+    if lost := set(views.names) - world.cameras.keys():
+        log.warning("%s has no camera for photo %s: no true edit is known", root / "world.json", min(lost))
+        return None
     shown = [world.attributes]
     for src, tgt in steps:
         shown.append(replace(world, attributes=shown[-1]).edited(str(src), str(tgt)))

@@ -36,7 +36,8 @@ from tensorf.renderable import Renderable, load_field
 
 log = logging.getLogger("cds3d")
 
-_OURS = re.compile(r"\d{4,}\.png|depth\.json")  # what `write_pictures` and `write_depths` leave in a folder
+# What `write_pictures` and `write_depths` leave in a folder: pictures by number, and a file that tells it is theirs.
+_PICTURE, _FRAMES, _DEPTH = re.compile(r"\d{4,}\.png"), "frames.json", "depth.json"
 _FAR = 2.0  # times the depth up to which nearly all pixels lie: what a 16-bit depth picture can tell apart
 
 
@@ -122,17 +123,24 @@ def _output(config: DictConfig, capture: Capture, run: Path) -> Path:
     output = Path(config.output) if config.output else run / f"{name}_frames"
     if output.suffix == ".mp4" or (output.exists() and not output.is_dir()):
         raise UserError(f"output={output} has to be a folder's name for format=png")
-    for folder in (output, output.with_name(f"{output.name}_depth"))[: 1 + config.depth]:
-        if folder.exists() and any(not _OURS.fullmatch(p.name) for p in folder.iterdir()):
+    folders = {output: _FRAMES}
+    if config.depth:
+        folders[output.with_name(f"{output.name}_depth")] = _DEPTH
+    for folder, ours in folders.items():
+        names = {p.name for p in folder.iterdir()} if folder.exists() else set()
+        if names and (ours not in names or any(not _PICTURE.fullmatch(name) for name in names - {ours})):
             raise UserError(f"{folder} holds other files: give another output=")
     return output
 
 
 def write_pictures(folder: Path, frames: Iterable[Tensor]) -> None:
-    """frames (H, W, 3) as 0000.png, 0001.png, ...; older pictures go."""
+    """frames (H, W, 3) as 0000.png, 0001.png, ..., and frames.json, which says how many; older pictures go."""
     with atomic_folder(folder) as begun:
-        for i, frame in enumerate(frames):
-            write_image(begun / f"{i:04d}.png", frame)
+        count = 0
+        for frame in frames:
+            write_image(begun / f"{count:04d}.png", frame)
+            count += 1
+        write_text(begun / _FRAMES, json.dumps({"frames": count}) + "\n")
 
 
 def write_depths(folder: Path, depths: list[Tensor], scale: float) -> None:
@@ -152,7 +160,7 @@ def write_depths(folder: Path, depths: list[Tensor], scale: float) -> None:
                 picture.save(partial)
         told = {"capture_units_per_level": unit / scale, "nothing_seen": 0, "this_or_farther": 65535}
         told["depth"] = "along the optical axis"
-        write_text(begun / "depth.json", json.dumps(told, indent=1) + "\n")
+        write_text(begun / _DEPTH, json.dumps(told, indent=1) + "\n")
 
 
 def axial_depth(field: Renderable, camera: Camera, depth: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from cds3d.metrics.psnr import psnr
 from tensorf.cameras import Camera
 from tensorf.space import Space
 
+_SOLID = 0.5  # opacity from which on a pixel shows a surface: two views of nothing would agree
 _SAME_DEPTH = 0.03  # relative: a point nearer or farther than what the other camera sees is hidden from it
 
 
@@ -24,7 +25,8 @@ def view_consistency(space: Space, cameras: list[Camera], views: list[dict[str, 
         place, depth = project(space, other, points)
         inside = (place.abs() < 1).all(-1) & (depth > 0)
         there = _sampled(seen["depth"][..., None], place)[..., 0]
-        same = inside & ((there - depth).abs() < _SAME_DEPTH * depth)
+        solid = (view["opacity"] > _SOLID) & (_sampled(seen["opacity"][..., None], place)[..., 0] > _SOLID)
+        same = inside & solid & ((there - depth).abs() < _SAME_DEPTH * depth)
         if same.any():
             values.append(psnr(view["color"], _sampled(seen["color"], place), same))
     return sum(values) / len(values) if values else float("nan")

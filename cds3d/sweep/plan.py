@@ -51,11 +51,25 @@ def plan(config: DictConfig, output: Path) -> list[Task]:
         *(axes[name] for name in _LISTS[:3]), axes["options"], axes["seeds"]
     ):
         tasks.append(_task(scene, edit, objective, extra, seed, output, places))
+    _require_one_source(tasks)
     folders = [task.folder for task in tasks]
     if len(set(folders)) < len(folders):
         twice = next(task for task in tasks if folders.count(task.folder) > 1)
         raise UserError(f'the edit of {twice.scene} to "{twice.tgt}" comes twice with the same options')
     return tasks
+
+
+def _require_one_source(tasks: list[Task]) -> None:
+    """UserError where options would train one source field in two ways: there is one folder for it."""
+    trained: dict[Path, tuple[str, ...]] = {}
+    for task in tasks:
+        own = tuple(o for o in task.extra if o.startswith(("scene.", "field.", "field=")))
+        if trained.setdefault(task.source, own) != own:
+            first, second = (" ".join(o) or "none" for o in (trained[task.source], own))
+            raise UserError(
+                f"options: {task.source} would be trained with {first}, and with {second}: a sweep trains a scene's "
+                "field once; sweep the other options in another sweep"
+            )
 
 
 def _axes(config: DictConfig) -> dict[str, list]:

@@ -15,6 +15,7 @@ from urllib.parse import quote
 from cds3d.sweep.plan import Task
 from cds3d.sweep.pool import Work
 from tensorf.files import write_text
+from tensorf.untrusted import load_json
 
 _SETTINGS = ("scene", "src", "tgt", "objective", "seed", "options")
 _FIGURES = ("edit_gain_db", "kept_psnr_db", "structure", "accuracy", "psnr_to_source_db", "view_consistency_db")
@@ -47,6 +48,7 @@ class Reporter:
 
     def __init__(self, output: Path, tasks: Sequence[Task], works: Sequence[Work]):
         self._output, self._tasks, self._works = output, tasks, works
+        self._earlier = _earlier_rows(output, {str(task.folder) for task in tasks})
         self.page = output / "index.html"
         self._due, self._next = False, 0.0
 
@@ -59,9 +61,19 @@ class Reporter:
 
     def write(self) -> None:
         begun = time.monotonic()
-        write_report(self._output, rows(self._tasks, self._works))
+        write_report(self._output, [*rows(self._tasks, self._works), *self._earlier])
         now = time.monotonic()
         self._due, self._next = False, now + max(_LEAST, (now - begun) / _SHARE)
+
+
+def _earlier_rows(output: Path, now: set[str]) -> list[dict]:
+    """Rows of runs that an earlier sweep has done in this folder, that are still there and that this one has not."""
+    try:
+        table = load_json(output / "sweep.json")
+        done = [row for row in table if row["state"] == "done" and row["run"] not in now]
+        return [row for row in done if (Path(row["run"]) / "metrics.json").exists()]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
 
 
 def write_report(output: Path, table: list[dict]) -> None:

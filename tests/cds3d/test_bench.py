@@ -120,6 +120,32 @@ def test_summary_by_hand():
     assert report.curves(runs)["color"]["cds"][0]["kept_psnr_db"] == 40
 
 
+def test_a_pool_of_several_tasks_counts_its_scenes_and_not_their_seeds():
+    runs = [run("cds", [g], [40], "flower") | {"seed": k, "pool": "all"} for k, g in enumerate((9, 10, 11))]
+    runs += [run("cds", [g], [40], "color", case) | {"seed": 0, "pool": "all"} for case, g in enumerate((0, 1, 2))]
+    row = report.summarise(runs)["all"]["cds"]
+    assert row["edit_gain_db"] == pytest.approx((10 + 0 + 1 + 2) / 4) and row["cases"] == 4 and row["runs"] == 6
+
+
+def test_intervals_of_many_values_are_never_too_narrow():
+    for n, t in ((32, 2.040), (45, 2.015), (100, 1.984), (500, 1.965)):
+        values = [0.0, 1.0] * (n // 2) + [0.5] * (n % 2)
+        half = (report.interval(values)[1] - report.interval(values)[0]) / 2
+        exact = t * float(np.std(values, ddof=1)) / math.sqrt(n)
+        assert exact <= half < 1.02 * exact
+
+
+def test_seeds_of_a_case_count_once_at_equal_progress():
+    runs = [
+        run(name, [1, 4], [40, kept - less * (name == "dds")], case=case) | {"seed": seed}
+        for case, less in ((0, 1), (1, 3))
+        for seed, kept in ((0, 30), (1, 31), (2, 32))
+        for name in ("cds", "dds")
+    ]
+    row = report.equal_progress(runs)["color"]
+    assert row["cases"] == 2 and row["kept_db"] == 2 and row["kept_db_ci"] == [2 - 12.71, 2 + 12.71]
+
+
 def test_equal_progress_by_hand():
     # CDS reaches 4 dB in the end; DDS passes 4 dB half way between 2 and 6, where it keeps 25.
     runs = [run("cds", [1, 4], [40, 30]), run("dds", [2, 6, 7], [30, 20, 10])]
@@ -158,5 +184,7 @@ def test_gains_that_were_passed_unseen_or_never_reached_have_no_figure():
 def test_a_cell_shows_the_mean_and_half_of_the_interval():
     row = {"gain_db": 5.0, "gain_db_ci": (4.0, 6.0), "kept_db": 30.0}
     assert report.cell(row, "gain_db", 1) == "5.0 ±1.0"
+    share = {"accuracy": 1.0, "accuracy_ci": report.proportion_interval([1.0] * 3)}
+    assert report.cell(share, "accuracy", 2) == "1.00 (0.44 to 1.00)"
     assert report.cell(row, "kept_db", 2) == "30.00"
     assert report.cell(row, "structure", 2) == ""

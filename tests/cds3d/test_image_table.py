@@ -214,11 +214,14 @@ def test_table_by_hand():
     text = table(report.summarise(runs), COLUMNS)
     header, _, row = text.splitlines()
     assert header == "| method | images | CLIP accuracy | s |"  # nobody has a structure distance
-    # Wilson, 8 of 10: the half-width is z / (1 + z^2 / n) sqrt(p q / n + z^2 / 4 n^2).
+    # Wilson, 8 of 10: from the middle (p + z^2 / 2n) / (1 + z^2 / n) to either side
+    # z / (1 + z^2 / n) sqrt(p q / n + z^2 / 4 n^2).
     z, n, p = 1.96, 10, 0.8
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     spread = 2.262 * np.std([10.0, 12] * 5, ddof=1) / np.sqrt(10)
-    assert row == f"| cds | 10 | 0.800 ±{half:.3f} | 11.0 ±{spread:.1f} |"
+    share = f"0.800 ({middle - half:.3f} to {middle + half:.3f})"
+    assert row == f"| cds | 10 | {share} | 11.0 ±{spread:.1f} |"
 
 
 def test_types_of_edits_have_their_own_rows():

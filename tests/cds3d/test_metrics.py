@@ -188,7 +188,8 @@ def plane_views(kind):
         origins, directions = camera.pixel_rays()
         points = (origins - origins[:, 2:] / directions[:, 2:] * directions).view(36, 48, 3)
         color = torch.stack([0.5 + 0.4 * torch.sin(3 * points[..., k]) for k in (0, 1, 0)], -1)
-        views.append({"color": color, "depth": space.depth_of(camera, points)})
+        depth = space.depth_of(camera, points)
+        views.append({"color": color, "depth": depth, "opacity": torch.ones_like(depth)})
     return space, cameras, views
 
 
@@ -205,6 +206,15 @@ def test_what_one_camera_does_not_see_does_not_count():
     space, cameras, views = plane_views("box")
     views[1]["depth"] = views[1]["depth"] * 2  # farther than where the other two's points are
     assert math.isnan(view_consistency(space, cameras[:2], views[:2]))
+
+
+def test_two_views_of_nothing_are_not_consistent():
+    space, cameras, views = plane_views("ndc")
+    for k in (0, 1):
+        seen = views[k]["opacity"]
+        views[k]["opacity"] = torch.zeros_like(seen)
+        assert math.isnan(view_consistency(space, cameras[:2], views[:2]))
+        views[k]["opacity"] = seen
 
 
 def test_project_by_hand():

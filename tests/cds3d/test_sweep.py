@@ -17,7 +17,7 @@ from cds3d.cli import main
 from cds3d.options import load_config
 from cds3d.sweep.plan import Task, plan
 from cds3d.sweep.pool import Work, run_pool, works
-from cds3d.sweep.report import rows, write_report
+from cds3d.sweep.report import Reporter, rows, write_report
 from tensorf.errors import UserError
 
 
@@ -78,6 +78,17 @@ def test_captures_are_given_by_their_folder(capture_folder):
     assert f"--capture={capture_folder}" in task.flags and task.source == Path("outputs/daisies/source")
 
 
+def test_runs_of_an_earlier_sweep_stay_in_the_table(tmp_path):
+    kept, gone = tmp_path / "runs" / "kept", tmp_path / "runs" / "gone"
+    kept.mkdir(parents=True)
+    (kept / "metrics.json").write_text("{}")
+    rows = [{"scene": "flower", "state": "done", "failure": None, "run": str(run)} for run in (kept, gone)]
+    rows.append({"scene": "flower", "state": "waiting", "failure": None, "run": str(tmp_path / "runs" / "never")})
+    (tmp_path / "sweep.json").write_text(json.dumps(rows))
+    Reporter(tmp_path, [], []).write()
+    assert json.loads((tmp_path / "sweep.json").read_text()) == rows[:1]
+
+
 def test_an_edit_of_ones_own_capture_says_what_is_there(capture_folder):
     with pytest.raises(UserError, match='"a red flower" has to be "source -> target"'):
         planned(scenes=["flower", str(capture_folder)], edits=["a red flower"])
@@ -108,6 +119,7 @@ def test_a_file_has_the_lists_and_the_command_line_wins(tmp_path):
         ({"edits": ["a"], "options": ["edit.speed=3"]}, "edit.speed"),
         ({"edits": ["a", "a"]}, "comes twice"),
         ({"edits": ["a"], "scenes": ["castle"]}, "castle"),
+        ({"edits": ["a"], "options": ["field.iterations=60", ""]}, "trained with field.iterations=60, and with none"),
     ],
 )
 def test_what_cannot_be_swept_is_told(lists, told):

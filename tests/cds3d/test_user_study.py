@@ -65,6 +65,16 @@ def test_the_page_is_blind_and_the_key_tells_the_truth(tmp_path):
     assert not re.search(r"""(src|href)\s*=\s*["']|https?:|@import""", text)  # nothing is fetched
 
 
+def test_the_key_of_another_study_is_not_replaced(tmp_path):
+    page, key_file = study(tmp_path)
+    before = page.read_bytes(), key_file.read_bytes()
+    study(tmp_path)  # the same again
+    assert (page.read_bytes(), key_file.read_bytes()) == before
+    with pytest.raises(UserError, match="another study's key"):
+        study(tmp_path, seed=5)
+    assert (page.read_bytes(), key_file.read_bytes()) == before
+
+
 def test_the_seed_sets_the_order(tmp_path):
     orders = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):

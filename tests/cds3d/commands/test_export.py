@@ -198,7 +198,7 @@ def test_videos_of_any_width_are_named_by_their_path(opaque, caplog):
 def test_pictures_and_depths_that_can_be_measured(opaque, capture_folder):
     assert render(opaque, "frames=3", "format=png", "depth=true", "width=32") == 0
     colors, depths = opaque / "spiral_frames", opaque / "spiral_frames_depth"
-    assert sorted(p.name for p in colors.iterdir()) == ["0000.png", "0001.png", "0002.png"]
+    assert sorted(p.name for p in colors.iterdir()) == ["0000.png", "0001.png", "0002.png", "frames.json"]
     assert iio.imread(colors / "0001.png").shape == (24, 32, 3)
     levels = np.asarray(Image.open(depths / "0000.png"))
     assert levels.dtype == np.uint16 and levels.max() > 30000
@@ -209,9 +209,9 @@ def test_pictures_and_depths_that_can_be_measured(opaque, capture_folder):
     scale = float(capture.world_from_capture[:3, 0].norm())
     np.testing.assert_allclose(levels * unit, expected / scale, rtol=1e-3)
     assert render(opaque, "frames=1", "format=png", "width=32") == 0
-    assert sorted(p.name for p in colors.iterdir()) == ["0000.png"]  # older pictures are gone
+    assert sorted(p.name for p in colors.iterdir()) == ["0000.png", "frames.json"]  # older pictures are gone
     assert render(opaque, "frames=1", "format=png", "width=32", "output=a.folder") == 0
-    assert [p.name for p in Path("a.folder").iterdir()] == ["0000.png"]
+    assert sorted(p.name for p in Path("a.folder").iterdir()) == ["0000.png", "frames.json"]
 
 
 def test_a_pixel_that_looks_far_does_not_take_the_levels_from_all_others(tmp_path):
@@ -307,10 +307,13 @@ def test_a_path_from_a_file(opaque, tmp_path, capture_folder):
         (["format=png", "output=there"], "holds other files"),
         (["format=png", "output=photos"], "holds other files"),
         (["format=png", "output=capture"], "holds other files"),
+        (["format=png", "output=numbered"], "holds other files"),  # pictures of one's own, named by number
     ],
 )
 def test_what_cannot_be_rendered_is_told(options, told, opaque, tmp_path, capsys):
-    kept = [tmp_path / name for name in ("there/mine.txt", "photos/000.png", "capture/transforms.json")]
+    kept = [
+        tmp_path / name for name in ("there/mine.txt", "photos/000.png", "capture/transforms.json", "numbered/0001.png")
+    ]
     for path in kept:
         path.parent.mkdir()
         path.write_text("mine")

@@ -1,6 +1,7 @@
 """`edit.py --run`: edits in sequence."""
 
 import json
+from dataclasses import replace
 
 import imageio.v3 as iio
 import pytest
@@ -29,7 +30,7 @@ def metrics(run):
     return json.loads((run / "metrics.json").read_text())
 
 
-def test_an_edited_field_is_edited_on(tmp_path, chain, capture_folder):
+def test_an_edited_field_is_edited_on(tmp_path, chain, capture_folder, caplog):
     scene = tmp_path / "outputs" / "daisies"
     first = scene / "a-red-flower"
     box = "box=-9,-9,0,0,9,99"
@@ -54,6 +55,9 @@ def test_an_edited_field_is_edited_on(tmp_path, chain, capture_folder):
     steps = [("a yellow flower", "a red flower"), ("a red flower", "a red tulip")]
     truth = known_truth(capture_folder, capture, source, views, steps, 0)
     assert told["first_kept_psnr_db"] == pytest.approx(edit_figures(source, views, truth)["kept_psnr_db"], abs=1e-3)
+    renamed = replace(views, names=["img_000", *views.names[1:]])
+    assert known_truth(capture_folder, capture, source, renamed, steps, 0) is None
+    assert "has no camera for photo img_000" in caplog.text
     last = known_truth(capture_folder, capture, source, views, steps, 1)
     assert (truth.views[0].changed & ~last.views[0].changed).any()  # petals that were yellow, then red
     views = iio.imread(second / "views" / "00.png")
