@@ -15,8 +15,9 @@ import torch
 from cds3d.commands.edit import edit_command
 from cds3d.commands.scenes import load_scene
 from cds3d.commands.train import source_folder
-from cds3d.commands.videos import cameras_along, path_kind, side_by_side, to_uint8
+from cds3d.commands.videos import cameras_along, path_kind
 from cds3d.options import load_config
+from cds3d.pictures import side_by_side, to_uint8
 from tensorf.renderable import load_field
 
 

@@ -16,11 +16,11 @@ import torch
 from tqdm import tqdm
 
 from cds3d.commands.images import read_image
-from cds3d.commands.videos import to_uint8
 from cds3d.editor import EditConfig, Editor
 from cds3d.guidance import load_prior
 from cds3d.objectives import OBJECTIVES
 from cds3d.objectives.objective import Draw, Prompts
+from cds3d.pictures import to_uint8
 from cds3d.subjects.image import LatentImage
 
 

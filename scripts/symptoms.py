@@ -26,8 +26,8 @@ import numpy as np  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
 
 from cds3d.cli import run_command  # noqa: E402
-from cds3d.commands.videos import colored_depth, depth_range, seen_depth, to_uint8  # noqa: E402
 from cds3d.options import data_folder  # noqa: E402
+from cds3d.pictures import colored_depth, depth_range, seen_depth, to_uint8  # noqa: E402
 from tensorf.captures import load_capture  # noqa: E402
 from tensorf.errors import UserError  # noqa: E402
 from tensorf.files import atomic  # noqa: E402

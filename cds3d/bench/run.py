@@ -29,11 +29,11 @@ from cds3d.bench.images import bounds, edit_case
 from cds3d.bench.tasks import IMAGE_TASKS, SHIPPED_FIELDS, Case, cases
 from cds3d.commands.baselines import build_baseline
 from cds3d.commands.preparing import build_objective
-from cds3d.commands.videos import write_image
 from cds3d.editor import EditConfig
 from cds3d.guidance import Prior, load_prior
 from cds3d.jobs import usable_cores
 from cds3d.options import boolean, build, dotted_keys, groups, load_config, pick_device, whole
+from cds3d.pictures import write_image
 from cds3d.pocket.model.judge import FILE as JUDGE
 from cds3d.pocket.model.judge import Judge, load_judge
 from cds3d.pocket.weights_path import WEIGHTS

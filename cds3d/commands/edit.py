@@ -32,12 +32,13 @@ from cds3d.commands.regions import Pointing, given_region, read_pointing, zoomed
 from cds3d.commands.scenes import capture_root, load_scene
 from cds3d.commands.sources import fingerprint, take_over_source
 from cds3d.commands.train import source_folder, train_command
-from cds3d.commands.videos import colored_depth, depth_range, resized_to, seen_depth
+from cds3d.commands.videos import resized_to
 from cds3d.editor import EditConfig, Editor
 from cds3d.forecast import field_edit_mb
 from cds3d.guidance.prior import Prior
 from cds3d.objectives.objective import Objective, Prompts
 from cds3d.options import MOST_SEED, boolean, build, load_config, pick_device, positive, require_unset, whole
+from cds3d.pictures import colored_depth, depth_range, seen_depth
 from cds3d.process_memory import memory_mb, peak_memory_mb, reset_peak_memory
 from cds3d.runs import RunFolder
 from cds3d.subjects.field import FieldRates, FieldViews, Preservation

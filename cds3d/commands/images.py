@@ -16,10 +16,10 @@ from torch import Tensor
 from cds3d.commands.driving import drive
 from cds3d.commands.evaluation import clip_figures, load_clip
 from cds3d.commands.preparing import log_step, output_folder, prepare, warn_of_photographs
-from cds3d.commands.videos import side_by_side, write_image
 from cds3d.editor import EditConfig, Editor
 from cds3d.metrics.psnr import psnr
 from cds3d.options import build, pick_device, whole
+from cds3d.pictures import side_by_side, write_image
 from cds3d.runs import RunFolder
 from cds3d.subjects.image import LatentImage, PixelImage
 from tensorf.captures.pictures import read_picture

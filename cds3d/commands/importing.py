@@ -12,9 +12,10 @@ from omegaconf import DictConfig
 from cds3d.commands.diagnosis import mean_picture_psnr
 from cds3d.commands.scenes import capture_root, load_scene
 from cds3d.commands.train import evaluate, source_folder
-from cds3d.commands.videos import frames_of, path_cameras, resized_to, write_video
+from cds3d.commands.videos import frames_of, path_cameras, resized_to
 from cds3d.metrics.psnr import psnr
 from cds3d.options import pick_device, whole
+from cds3d.pictures import write_video
 from cds3d.runs import RunFolder
 from tensorf.captures import Capture
 from tensorf.errors import UserError

@@ -16,17 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cds3d.commands.scenes import load_scene, require_capture_of
-from cds3d.commands.videos import (
-    cameras_along,
-    colored_depth,
-    depth_range,
-    even_sized,
-    path_kind,
-    seen_depth,
-    write_image,
-    write_video,
-)
+from cds3d.commands.videos import cameras_along, even_sized, path_kind
 from cds3d.options import boolean, pick_device, positive, whole
+from cds3d.pictures import colored_depth, depth_range, seen_depth, write_image, write_video
 from cds3d.runs import read_config
 from tensorf.cameras import Camera, size_for_width
 from tensorf.captures import Capture

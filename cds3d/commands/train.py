@@ -14,19 +14,11 @@ from tqdm import tqdm
 from cds3d.commands.diagnosis import diagnose, mean_picture_psnr, share_at_near_plane
 from cds3d.commands.driving import drive
 from cds3d.commands.scenes import capture_root, load_scene, naming_options, scene_name
-from cds3d.commands.videos import (
-    colored_depth,
-    depth_range,
-    frames_of,
-    path_cameras,
-    seen_depth,
-    side_by_side,
-    write_image,
-    write_video,
-)
+from cds3d.commands.videos import frames_of, path_cameras
 from cds3d.metrics.psnr import psnr
 from cds3d.metrics.ssim import ssim
 from cds3d.options import MOST_SEED, build, pick_device, whole
+from cds3d.pictures import colored_depth, depth_range, seen_depth, side_by_side, write_image, write_video
 from cds3d.runs import RunFolder
 from tensorf.captures import Capture
 from tensorf.captures.llff import is_llff

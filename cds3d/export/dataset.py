@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from cds3d.commands.videos import write_image
+from cds3d.pictures import write_image
 from tensorf.cameras import Camera
 from tensorf.captures import Capture
 from tensorf.captures.writing import Points, capture_poses, write_colmap, write_ply, write_transforms

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cds3d.commands.videos import colored_depth, depth_range, seen_depth, to_uint8
+from cds3d.pictures import colored_depth, depth_range, seen_depth, to_uint8
 from cds3d.subjects.given import point_at
 from tensorf.cameras import Camera
 from tensorf.paths import nearest_point

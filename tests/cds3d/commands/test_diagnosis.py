@@ -8,8 +8,8 @@ import torch
 from cds3d.commands import scenes
 from cds3d.commands.diagnosis import diagnose, mean_picture_psnr, share_at_near_plane
 from cds3d.commands.train import field_options
-from cds3d.commands.videos import colored_depth, depth_range, seen_depth
 from cds3d.options import load_config
+from cds3d.pictures import colored_depth, depth_range, seen_depth
 from cds3d.pocket.world.capture import write_capture
 from cds3d.pocket.world.scenes import Attributes
 from tensorf.captures import load_capture

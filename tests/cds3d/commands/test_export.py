@@ -13,7 +13,8 @@ from PIL import Image
 
 from cds3d.cli import main, run_command
 from cds3d.commands.render import _colors, axial_depth, write_depths
-from cds3d.commands.videos import cameras_along, write_video
+from cds3d.commands.videos import cameras_along
+from cds3d.pictures import write_video
 from tensorf.cameras import Camera
 from tensorf.captures import load_capture
 from tensorf.captures.colmap_files import load_model
