@@ -20,6 +20,7 @@ from tensorf.captures.views import checked_pose
 from tensorf.errors import UserError
 from tensorf.untrusted import MOST_PIXELS
 
+_MOST_FPS = 240
 _BEFORE_IT_WAS_WRITTEN = np.array([[0.0, 1, 0, 0], [1, 0, 0, 0], [0, 0, -1, 0], [0, 0, 0, 1]])  # by nerfstudio
 
 
@@ -45,6 +46,12 @@ def read_camera_path(
     checked = [checked_pose(opencv_from_opengl(p[:3]), file, f"camera {i}") for i, p in enumerate(poses)]
     world = transformed(np.stack(checked), world_from_capture.numpy())
     return [c.with_pose(torch.from_numpy(pose).float()) for c, pose in zip(cameras, world, strict=True)]
+
+
+def frames_per_second(file: Path) -> float | None:
+    """What a camera path's file tells, as nerfstudio's do; None if it tells nothing of use."""
+    fps = read_json(file).get("fps")
+    return float(fps) if type(fps) in (int, float) and 0 < fps <= _MOST_FPS else None
 
 
 def _transforms(file: Path, table: dict, like: Camera) -> tuple[list[np.ndarray], list[Camera]]:

@@ -24,12 +24,14 @@ from tensorf.cameras import Camera, size_for_width
 from tensorf.captures import Capture
 from tensorf.errors import UserError
 from tensorf.files import atomic, atomic_folder, write_text
+from tensorf.path_files import frames_per_second
 from tensorf.renderable import Renderable, load_field
 
 log = logging.getLogger("cds3d")
 
 # What `write_pictures` and `write_depths` leave in a folder: pictures by number, and a file that tells it is theirs.
 _PICTURE, _FRAMES, _DEPTH = re.compile(r"\d{4,}\.png"), "frames.json", "depth.json"
+_FPS = 15
 _FAR = 2.0  # times the depth up to which nearly all pixels lie: what a 16-bit depth picture can tell apart
 
 
@@ -38,7 +40,8 @@ def render_command(config: DictConfig) -> Path:
     if config.run is None:
         raise UserError("which run? as in: python render.py outputs/flower/a-red-flower")
     whole(config, "frames", least=1)
-    positive(config, "fps")
+    if config.fps is not None:
+        positive(config, "fps")
     if config.width is not None:
         whole(config, "width", least=16)
     if config.format not in ("mp4", "png"):
@@ -54,17 +57,19 @@ def render_command(config: DictConfig) -> Path:
     capture = load_scene(of_run)
     cameras = _cameras(config, of_run, capture, field)
     output = _output(config, capture, run)
+    of_file = frames_per_second(Path(config.path)) if config.path.endswith(".json") else None
+    fps = config.fps or of_file or _FPS
     written, depths = [output], []
     colors = _colors(field, cameras, depths if config.depth else None)
     if config.format == "mp4":
-        write_video(output, colors, config.fps)
+        write_video(output, colors, fps)
     else:
         write_pictures(output, colors)
     if config.depth:
         written.append(output.with_name(f"{output.stem}_depth{output.suffix}"))
         if config.format == "mp4":
             low, high = depth_range(depths)
-            write_video(written[1], (colored_depth(d, low, high) for d in depths), config.fps)
+            write_video(written[1], (colored_depth(d, low, high) for d in depths), fps)
         else:
             axial = [axial_depth(field, c, d) for c, d in zip(cameras, depths, strict=True)]
             write_depths(written[1], axial, float(capture.world_from_capture[:3, 0].norm()))

@@ -293,6 +293,10 @@ def test_a_path_from_a_file(opaque, tmp_path, capture_folder):
     shown = iio.imread(opaque / "mine_frames" / "0000.png").astype(float)
     expected = load_field(opaque / "field.safetensors").render(capture.cameras[2])["color"].numpy() * 255
     assert np.abs(shown - expected).max() < 1.5
+    for told, given, fps in ((None, [], 15), (24, [], 24), (24, ["fps=10"], 10), ("fast", [], 15)):
+        (tmp_path / "mine.json").write_text(json.dumps(table | {"fps": told}))
+        assert render(opaque, "path=mine.json", *given) == 0
+        assert iio.immeta(opaque / "mine.mp4")["fps"] == fps
 
 
 @pytest.mark.parametrize(
