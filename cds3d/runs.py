@@ -23,8 +23,8 @@ from tensorf import locks
 from tensorf.errors import UserError, reason
 from tensorf.files import atomic, is_partial, write_text
 
-# Options of training whose absence says that an earlier version began the run: it goes on with today's.
-_NOT_IN_OLDER_RUNS = (".view_noise", ".exposure", ".lr_exposure")
+# Options whose absence says that an earlier version began the run: it goes on with today's.
+_NOT_IN_OLDER_RUNS = (".view_noise", ".exposure", ".lr_exposure", "guidance.name")
 # A resume may change: options that change no result; device and threads; and options that an error message tells the
 # user to change. metrics.json tells changes of the last two kinds.
 _SILENT_KEYS = ("resume", "overwrite", "output", "save_every", "video_frames", "video_width", "preview_every")
@@ -149,7 +149,7 @@ class RunFolder:
         now = _flat(OmegaConf.to_container(self.config, resolve=True))
         own = [k for k in now if k in before and before[k] != now[k] and k not in (*_SILENT_KEYS, "device", "threads")]
         # What is chosen tells more than what comes with it, as a model does than its guidance.
-        own.sort(key=lambda key: key not in ("guidance.path", "objective.kind", "edit.name"))
+        own.sort(key=lambda key: key not in ("guidance.name", "guidance.path", "objective.kind", "edit.name"))
         return f" with {own[0]}={before[own[0]]}, not {now[own[0]]}" if own else ""
 
     def _refuse_another_edit(self) -> None:
@@ -179,7 +179,7 @@ class RunFolder:
         free = (*_SILENT_KEYS, *_TOLD_KEYS, *(("edit.iterations",) if self._is_extended() else ()))
         before, now = _flat(before), _flat(now)
         for key in now.keys() | before.keys():
-            if key not in before and key.startswith("field.") and key.endswith(_NOT_IN_OLDER_RUNS):
+            if key not in before and key.endswith(_NOT_IN_OLDER_RUNS):
                 continue
             old, new = before.get(key), now.get(key)
             if old != new and key not in free:

@@ -112,10 +112,9 @@ def embedded(prior: Prior, config: DictConfig) -> Prompts:
 
 
 def usual_options(config: DictConfig, *options: str) -> DictConfig:
-    """The defaults of `edit` with the preset of guidance/ that the configuration begins from, and these options."""
-    presets = [load_config("edit", [f"guidance={name}", *options]) for name in groups()["guidance"]]
-    told = ("center_features", "pds_scale", "negative_prompts", "image_width")  # model and precision may be others
-    return max(presets, key=lambda preset: sum(preset.guidance[key] == config.guidance[key] for key in told))
+    """The defaults of `edit` with the configuration's preset of guidance/, and these options."""
+    name = config.guidance.get("name")
+    return load_config("edit", [f"guidance={name if name in groups()['guidance'] else 'pocket'}", *options])
 
 
 def _warn_of_options_of_other_objectives(config: DictConfig) -> None:

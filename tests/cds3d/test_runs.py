@@ -82,6 +82,12 @@ def test_what_is_done_before_the_first_iteration_counts_by_itself(tmp_path, monk
     assert (metrics["preparation_seconds"], metrics["seconds"], metrics["peak_memory_mb"]) == (30.0, 7.0, 5000.0)
 
 
+def test_a_finished_run_of_another_model_is_told_by_the_models_name(tmp_path):
+    begun(tmp_path / "run", guidance={"center": True, "name": "pocket", "scale": 4.0}).finish({})
+    with pytest.raises(UserError, match="finished run with guidance.name=pocket, not sd15"):
+        RunFolder(tmp_path / "run", options(guidance={"center": False, "name": "sd15", "scale": 7.5}))
+
+
 def test_metrics_are_rounded_and_come_with_what_every_run_reports(tmp_path):
     run = begun(tmp_path / "run")
     run.finish({"psnr_db": 20.123456, "iterations": 7, "device_note": "x"})
