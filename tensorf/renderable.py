@@ -1,7 +1,7 @@
 """What editing needs of a radiance field. TensoRF is one kind of field; another is a class with these members.
 
-`cds3d` renders, edits, saves and loads fields through this file alone, so that a new kind touches nothing there: write
-the class, add it to KINDS (see docs/extending.md).
+`cds3d` renders, edits, saves and loads fields by `Renderable`, so that a new kind touches nothing there: write the
+class, add it to KINDS (see docs/extending.md). Edits in a region of space need a `LocallyEditable` field: TensoRF's are.
 """
 
 from __future__ import annotations
@@ -57,6 +57,15 @@ class Renderable(Protocol):
 
     def save(self, path: Path) -> None:
         """Write everything that `load` needs to a safetensors file, atomically, with its kind in the header."""
+
+
+class LocallyEditable(Renderable, Protocol):
+    """A field whose edit can be kept inside a region of space, which consists of its cells.
+
+    occupancy: (z, y, x) bool over positions in [-1, 1], which cells have anything in them.
+    """
+
+    occupancy: Tensor
 
 
 # kind, as in the file's header -> loader (path, device)

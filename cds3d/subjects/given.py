@@ -14,7 +14,7 @@ from torch import Tensor
 from tensorf.cameras import Camera
 from tensorf.local import cell_centers
 from tensorf.occupancy import cell_index
-from tensorf.renderable import FastView, Renderable
+from tensorf.renderable import FastView, LocallyEditable, Renderable
 
 _SEEN = 0.5  # opacity from which a pixel shows a surface
 _IN_VIEW = 0.3  # share of a region's cells that a camera has to have in its picture
@@ -22,14 +22,14 @@ _LEAST = 0.1  # of a picture's width or height that a crop shows: less of it are
 _RIM = 0.02  # share of the cells, at either side, that a crop need not hold
 
 
-def in_box(field: Renderable, low: Tensor, high: Tensor) -> Tensor:
+def in_box(field: LocallyEditable, low: Tensor, high: Tensor) -> Tensor:
     """Cells inside the box between two corners (3,) in world coordinates."""
     centers = _centers(field)
     inside = (centers >= low.to(centers)) & (centers <= high.to(centers))
     return inside.all(1).view(field.occupancy.shape)
 
 
-def in_ball(field: Renderable, middle: Tensor, radius: float) -> Tensor:
+def in_ball(field: LocallyEditable, middle: Tensor, radius: float) -> Tensor:
     """Cells inside a ball. middle: (3,) in world coordinates; radius in world units."""
     centers = _centers(field)
     return ((centers - middle.to(centers)).norm(dim=1) <= radius).view(field.occupancy.shape)
@@ -55,7 +55,7 @@ def seen_share(field: Renderable, view: FastView, region: Tensor) -> Tensor:
     return share.flatten().index_add(0, ray, weight * inside).clamp(0, 1).view_as(share)
 
 
-def zoomed(cameras: Sequence[Camera], field: Renderable, region: Tensor, zoom: float) -> list[Camera]:
+def zoomed(cameras: Sequence[Camera], field: LocallyEditable, region: Tensor, zoom: float) -> list[Camera]:
     """Cameras that see the region large, as a prior's pictures show their subjects; those that see none are left out.
 
     Each is a crop of the given camera at the same number of pixels: `zoom` times as large as what it sees of the
@@ -83,6 +83,6 @@ def _crop(camera: Camera, points: Tensor, zoom: float) -> Camera | None:
     return replace(shifted, **scale)
 
 
-def _centers(field: Renderable) -> Tensor:
+def _centers(field: LocallyEditable) -> Tensor:
     """(cells, 3) in world coordinates."""
     return field.space.world(cell_centers(field.occupancy.shape, field.device))

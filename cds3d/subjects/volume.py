@@ -17,7 +17,7 @@ from torch import Tensor
 from tensorf.errors import UserError
 from tensorf.local import cell_centers
 from tensorf.occupancy import cell_index
-from tensorf.renderable import FastView, Renderable
+from tensorf.renderable import FastView, LocallyEditable
 
 _STRAY = 1.5  # subject sizes from its middle, beyond which a cell is no part of it
 _ROUNDS = 10  # of finding the subject among far spots, at most; two or three are usual
@@ -61,7 +61,11 @@ def check_volume(agreement: float, grow: float) -> None:
 
 @torch.no_grad()
 def edited_volume(
-    field: Renderable, views: Iterable[tuple[FastView, Tensor]], agreement: float, grow: float, one_subject: bool = True
+    field: LocallyEditable,
+    views: Iterable[tuple[FastView, Tensor]],
+    agreement: float,
+    grow: float,
+    one_subject: bool = True,
 ) -> Tensor:
     """(z, y, x) bool in the cells of the field's occupancy: the subject and space around it, perhaps nothing.
 
@@ -143,7 +147,7 @@ def _median(values: Tensor, weight: Tensor) -> Tensor:
 
 
 def agreed_region(
-    field: Renderable,
+    field: LocallyEditable,
     views: Iterable[tuple[FastView, Tensor]],
     agreement: float,
     grow: float,
