@@ -1,7 +1,7 @@
 """What editing needs of a radiance field. TensoRF is one kind of field; another is a class with these members.
 
 `cds3d` renders, edits, saves and loads fields by `Renderable`, so that a new kind touches nothing there: write the
-class, add it to KINDS (see docs/extending.md). Edits in a region of space need a `LocallyEditable` field: TensoRF's are.
+class, add it to KINDS (see docs/extending.md). Edits in a region need a `LocallyEditable` field.
 """
 
 from __future__ import annotations

@@ -57,21 +57,26 @@ def test_a_click_finds_the_surface_under_it(field, cameras):
     camera = cameras[0]
     rendered = field.render(camera)
     rendered["opacity"][:] = 1.0
-    point = point_at(_Rendering(field, rendered), camera, 20.6, 5.2)
+    point = point_at(_Rendering(field, rendered, camera), camera, 20.6, 5.2)
     local = (point - camera.position) @ camera.pose[:, :3]
     assert local[0] / local[2] * camera.fx + camera.cx == pytest.approx(20.5, abs=1e-3)  # the middle of the pixel
     assert local[1] / local[2] * camera.fy + camera.cy == pytest.approx(5.5, abs=1e-3)
     depth = (point - field.space.reference[:, 3]) @ field.space.reference[:, 2]
     assert depth == pytest.approx(float(rendered["depth"][5, 20]), rel=1e-4)
     rendered["opacity"][5, 20] = 0.4
-    assert point_at(_Rendering(field, rendered), camera, 20.6, 5.2) is None
+    assert point_at(_Rendering(field, rendered, camera), camera, 20.6, 5.2) is None
 
 
 class _Rendering:
-    """A field that shows what it is told to."""
+    """A field that shows what it is told to, to the pixel that a camera of one pixel asks for."""
 
-    def __init__(self, field, rendered):
-        self.space, self.render = field.space, lambda camera: rendered
+    def __init__(self, field, rendered, camera):
+        self.space, self._rendered, self._camera = field.space, rendered, camera
+
+    def render(self, pixel):
+        assert (pixel.width, pixel.height) == (1, 1) and torch.equal(pixel.pose, self._camera.pose)
+        column, row = (round(a - b) for a, b in ((self._camera.cx, pixel.cx), (self._camera.cy, pixel.cy)))
+        return {key: picture[row : row + 1, column : column + 1] for key, picture in self._rendered.items()}
 
 
 def test_what_a_view_sees_of_a_region(field, cameras):
@@ -133,7 +138,7 @@ def test_crops_stay_in_the_picture(cameras, u, v):
 def _solid(field, camera):
     rendered = field.render(camera)
     rendered["opacity"][:] = 1.0
-    return _Rendering(field, rendered)
+    return _Rendering(field, rendered, camera)
 
 
 # --- the subject
