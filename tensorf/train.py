@@ -21,10 +21,14 @@ from tensorf.errors import UserError
 from tensorf.exposure import LEARNT, UNEVEN, Exposure, exposure_difference
 from tensorf.field import Field, FieldConfig
 from tensorf.losses import away_from_points, distortion
+from tensorf.packed import ray_sum
 from tensorf.pruning import measure, occupied_box
 from tensorf.render import render_rays
 from tensorf.settings import TrainConfig, finest_resolution, grid_resolution, step_count
 from tensorf.space import Space, space_of
+
+_FILM = 0.02  # thickness, as a share of a ray's length in NDC
+_SEEN = 0.3  # of a ray's weight
 
 
 class PixelBatches:
@@ -271,6 +275,18 @@ class Trainer:
         batch, target, _ = self.held_out.draw(rays, seeded(self.device, self.config.seed))
         error = (render_rays(self.field, batch).color.clamp(0, 1) - target).square().mean()
         return -10 * math.log10(max(error.item(), 1e-10))
+
+    @torch.no_grad()
+    def share_at_near_plane(self, rays: int = 4096) -> float:
+        """The share in [0, 1] of the photos' pixels that show something right behind NDC's near plane; else 0.
+
+        What stands before the plane is learnt as a film on it.
+        """
+        if self.field.space.kind != "ndc":
+            return 0.0
+        rendering = render_rays(self.field, self.pixels.draw(rays, seeded(self.device, self.config.seed))[0])
+        film = rendering.weights * (rendering.samples.t < _FILM * self.field.t_span)
+        return float((ray_sum(film, rendering.samples) > _SEEN).float().mean())
 
     @torch.no_grad()
     def finish(self) -> None:

@@ -6,16 +6,10 @@ import torch
 
 from cds3d.metrics.psnr import psnr
 from tensorf.captures import Capture
-from tensorf.packed import ray_sum
-from tensorf.render import render_rays
-from tensorf.train import Trainer, seeded
 
 _BARELY = 2.0  # dB above the mean picture
 _ALIKE = 1.0  # dB between training and held-out photos: nothing has been learnt by heart yet
-_RAYS = 4096
-_AT_THE_PLANE = 0.02  # of a ray's length in NDC
-_SEEN = 0.3  # of a ray's weight
-_MUCH = 0.03  # of the pixels; fields of good captures have 0.002 at most
+_MUCH = 0.03  # of the pixels at the near plane; fields of good captures have 0.002 at most
 _APART = 4.0  # dB between photos that were trained on and held-out ones; good captures stay below 3
 
 
@@ -31,22 +25,6 @@ def mean_picture_psnr(capture: Capture) -> float | None:
     return sum(values) / len(values)
 
 
-@torch.no_grad()
-def share_at_near_plane(trainer: Trainer) -> float:
-    """The share in [0, 1] of the photos' pixels that show something right behind NDC's near plane; 0 in other spaces.
-
-    What stands before the plane is learnt as a film on it.
-    """
-    field = trainer.field
-    if field.space.kind != "ndc":
-        return 0.0
-    rays, _, _ = trainer.pixels.draw(_RAYS, seeded(trainer.device, trainer.config.seed))
-    rendering = render_rays(field, rays)
-    samples = rendering.samples
-    weights = rendering.weights * (samples.t < _AT_THE_PLANE * field.t_span)
-    return float((ray_sum(weights, samples) > _SEEN).float().mean())
-
-
 def diagnose(
     held_out: float | None,
     training: float,
@@ -59,7 +37,7 @@ def diagnose(
 
     held_out: of photos left out of training; training: of photos trained on; mean_picture: `mean_picture_psnr`; space:
     the capture's; named: whether its poses say which photo they are of, as all but LLFF's do. near:
-    `share_at_near_plane`.
+    `Trainer.share_at_near_plane`.
     """
     if near > _MUCH:
         return (

@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from cds3d.commands.diagnosis import diagnose, mean_picture_psnr, share_at_near_plane
+from cds3d.commands.diagnosis import diagnose, mean_picture_psnr
 from cds3d.commands.driving import drive
 from cds3d.commands.scenes import capture_root, load_scene, naming_options, scene_name
 from cds3d.commands.videos import frames_of, path_cameras
@@ -81,7 +81,7 @@ def train_command(config: DictConfig) -> Path:
     log.info("%s: %s PSNR %.2f dB, SSIM %.3f", run.path, which, metrics["psnr_db"], metrics["ssim"])
     held_out = metrics["psnr_db"] if capture.test else None
     named = not is_llff(capture.root)
-    near = share_at_near_plane(trainer)
+    near = trainer.share_at_near_plane()
     problem = diagnose(held_out, metrics["train_psnr_db"], watch.mean_picture, capture.space, named, near)
     if problem is not None and not watch.warned:
         log.warning("%s", problem)
@@ -142,7 +142,7 @@ class _Watch:
                 writer.add_scalar("held_out/psnr_db", self.held_out, trainer.iteration)
             late = trainer.iteration >= total / 2 and trainer.iteration >= 300
             kind, named = trainer.field.space.kind, not is_llff(trainer.capture.root)
-            near = share_at_near_plane(trainer) if late else 0.0
+            near = trainer.share_at_near_plane() if late else 0.0
             problem = diagnose(self.held_out, self.smooth, self.mean_picture, kind, named, near)
             if problem is not None and late and not self.warned:
                 bar.clear()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cds3d.commands import scenes
-from cds3d.commands.diagnosis import diagnose, mean_picture_psnr, share_at_near_plane
+from cds3d.commands.diagnosis import diagnose, mean_picture_psnr
 from cds3d.commands.train import field_options
 from cds3d.options import load_config
 from cds3d.pictures import colored_depth, depth_range, seen_depth
@@ -15,6 +15,7 @@ from cds3d.pocket.world.scenes import Attributes
 from tensorf.captures import load_capture
 from tensorf.errors import UserError
 from tensorf.occupancy import Samples
+from tensorf.train import Trainer
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_what_stands_before_the_near_plane_is_told():
 
 @pytest.mark.parametrize("kind, share", [("ndc", 0.5), ("unbounded", 0.0)])
 def test_the_share_at_the_near_plane_by_hand(make_film, kind, share):
-    assert share_at_near_plane(make_film(kind)) == pytest.approx(share, abs=0.03)
+    assert Trainer.share_at_near_plane(make_film(kind)) == pytest.approx(share, abs=0.03)
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def make_film(monkeypatch):
             samples = Samples(torch.zeros(len(rays), 3), ray, t, none, ray, len(rays))
             return SimpleNamespace(weights=torch.full((len(rays),), 0.9), samples=samples)
 
-        monkeypatch.setattr("cds3d.commands.diagnosis.render_rays", rendered)
+        monkeypatch.setattr("tensorf.train.render_rays", rendered)
         pixels = SimpleNamespace(draw=lambda count, generator: (range(count), None, None))
         field = SimpleNamespace(space=SimpleNamespace(kind=kind), t_span=1.0)
         return SimpleNamespace(field=field, pixels=pixels, device=torch.device("cpu"), config=SimpleNamespace(seed=0))
