@@ -115,7 +115,8 @@ def test_failures_are_listed_and_nodes_that_are_lost_are_not_missed(capture_fold
     loser.start()
     try:
         command = sweep(capture_folder, tiny_folder, "retries=4", f"address={nodes.address}")
-        command[2] = command[2].replace('"]', '", "guidance.dtype=fp16"]')
+        (tiny,) = json.loads(command[2].removeprefix("options="))
+        command[2] = "options=" + json.dumps([tiny, f"{tiny} guidance.dtype=fp16"])
         assert main(command) == 1
     finally:
         lost.set()

@@ -122,7 +122,7 @@ def test_progress_that_is_nested_too_deep_is_none(tmp_path):
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "progress.json").write_text("[" * 100_000)
     job = Job.__new__(Job)
-    job.folder = tmp_path
+    job.folder, job._told_before = tmp_path, None
     assert job.progress() == {}
 
 
