@@ -147,6 +147,7 @@ def _families(inputs: Inputs, good: _Good) -> Iterator[Family]:
     train = ["train", "--capture", "c", "threads=1", *inputs.scene()[5:], *SMALL, OUT]
     prompts, scene = inputs.prompts(), [*inputs.scene(), *SMALL]
     edit = ["edit", *scene, *prompts, "edit.iterations=1", "edit.width=48", OUT]
+    refit = ["edit", *scene, *inputs.words(), "--views", "red", "edit.width=48", OUT]
     image = ["edit", "--image", "p.png", *prompts, "edit.iterations=1", "threads=1", OUT]
     run, source = "outputs/daisies/run", "outputs/daisies/source"
 
@@ -161,7 +162,7 @@ def _families(inputs: Inputs, good: _Good) -> Iterator[Family]:
     yield Family("an image", good.make("picture", good.picture), {"p.png": m.picture_file}, fixed(image))
     yield Family("masks", good.make("masks", good.masks), {"masks/*": m.picture_file}, fixed([*edit, "mask=masks"]))
     yield Family("edited views", good.make("views", good.views), {"red/*": m.picture_file},
-                 fixed([*edit, "--views", "red", "refit.iterations=1"]))  # fmt: skip
+                 fixed([*refit, "refit.iterations=1"]))  # fmt: skip
     rendered = ["frames=2", "width=32", "threads=1", "output=out.mp4"]
     yield Family("camera paths", good.make("paths", good.path), {"?.json": m.json_file},
                  lambda chance: ["render", source, f"path={chance.choice('tp')}.json", *rendered])  # fmt: skip
@@ -181,7 +182,7 @@ def _families(inputs: Inputs, good: _Good) -> Iterator[Family]:
              "sd/*/*.txt": m.text_file}  # fmt: skip
     of_prior = [o if not o.startswith("guidance.path") else "guidance.path=sd" for o in image]
     yield Family("priors", good.make("prior", good.prior), files, fixed(of_prior))
-    lines = [["train", *scene, OUT], edit, image, [*edit, "--views", "red"], ["render", source, *rendered],
+    lines = [["train", *scene, OUT], edit, image, refit, ["render", source, *rendered],
              ["export", source, "points", "points=50", "output=out.ply"], ["sweep", 'edits=["a"]', OUT]]  # fmt: skip
     yield Family("options", good.make("options", good.nothing), {}, lambda chance: options_of(lines, chance))
 

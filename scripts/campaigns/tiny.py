@@ -114,8 +114,11 @@ class Inputs:
 
         return ["--capture", str(self.capture), *TINY_SCENE, *TINY_FIELD]
 
+    def words(self) -> list[str]:
+        return ["--src", "a yellow flower", "--tgt", "a red flower"]
+
     def prompts(self) -> list[str]:
-        return ["--src", "a yellow flower", "--tgt", "a red flower", f"guidance.path={self.prior}"]
+        return [*self.words(), f"guidance.path={self.prior}"]
 
     def edit(self) -> list[str]:
         return [*self.scene(), *self.prompts(), "edit.iterations=4", "edit.width=48"]
@@ -139,7 +142,7 @@ class Inputs:
                  states={"PictureEdit": run, "Trainer": source}),
             Case("edit of latents", "edit", (*image, *saved), states=states),
             Case("edit of pixels", "edit", (*image, *saved, "edit=pixels", "paste=true"), states=states),
-            Case("refit", "edit", (*self.scene(), *self.prompts(), "--views", str(self.pictures), *saved, output,
+            Case("refit", "edit", (*self.scene(), *self.words(), "--views", str(self.pictures), *saved, output,
                                    "refit.iterations=6", "edit.width=48"), states={"Trainer": run}),
             Case("more iterations", "edit", (*self.edit(), *saved, output, "edit.iterations=8", "resume=true"),
                  starts="edit", states=states),
