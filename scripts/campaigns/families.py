@@ -107,7 +107,9 @@ class _Good:
         self.source(folder)
         (folder / "masks").mkdir()
         for picture in self.inputs.pictures.iterdir():
-            Image.open(picture).convert("L").point(lambda v: 255 * (v > 100)).save(folder / "masks" / picture.name)
+            mask = Image.new("L", Image.open(picture).size)
+            mask.paste(255, (0, 0, mask.width // 2, mask.height))  # halves of all views: they meet in space
+            mask.save(folder / "masks" / picture.name)
 
     def views(self, folder: Path) -> None:
         self.source(folder)
@@ -147,6 +149,7 @@ def _families(inputs: Inputs, good: _Good) -> Iterator[Family]:
     train = ["train", "--capture", "c", "threads=1", *inputs.scene()[5:], *SMALL, OUT]
     prompts, scene = inputs.prompts(), [*inputs.scene(), *SMALL]
     edit = ["edit", *scene, *prompts, "edit.iterations=1", "edit.width=48", OUT]
+    onto = ["edit", *inputs.scene(), *prompts, "edit.iterations=1", "edit.width=48", OUT]  # a source that is there
     refit = ["edit", *scene, *inputs.words(), "--views", "red", "edit.width=48", OUT]
     image = ["edit", "--image", "p.png", *prompts, "edit.iterations=1", "threads=1", OUT]
     run, source = "outputs/daisies/run", "outputs/daisies/source"
@@ -160,7 +163,7 @@ def _families(inputs: Inputs, good: _Good) -> Iterator[Family]:
     yield Family("COLMAP text", good.make("text", good.colmap_text), {"c/sparse/0/*": m.text_file}, fixed(train))
     yield Family("photos", good.make("photos", good.llff), {"c/images/*": m.picture_file}, fixed(train))
     yield Family("an image", good.make("picture", good.picture), {"p.png": m.picture_file}, fixed(image))
-    yield Family("masks", good.make("masks", good.masks), {"masks/*": m.picture_file}, fixed([*edit, "mask=masks"]))
+    yield Family("masks", good.make("masks", good.masks), {"masks/*": m.picture_file}, fixed([*onto, "mask=masks"]))
     yield Family("edited views", good.make("views", good.views), {"red/*": m.picture_file},
                  fixed([*refit, "refit.iterations=1"]))  # fmt: skip
     rendered = ["frames=2", "width=32", "threads=1", "output=out.mp4"]
@@ -168,11 +171,12 @@ def _families(inputs: Inputs, good: _Good) -> Iterator[Family]:
                  lambda chance: ["render", source, f"path={chance.choice('tp')}.json", *rendered])  # fmt: skip
     of_run = {f"{run}/config.yaml": m.yaml_file, f"{run}/metrics.json": m.json_file,
               f"{run}/field.safetensors": m.tensors_file}  # fmt: skip
-    onward = ["edit", "--run", run, *scene[2:], "--tgt", "a blue flower", *prompts[4:], "edit.iterations=1", OUT]
+    onward = ["edit", "--run", run, "--tgt", "a blue flower", *prompts[4:], "edit.iterations=1", "edit.width=48"]
+    onward += ["threads=1", "video_frames=2", OUT]
     uses = [["render", run, *rendered], ["export", run, "points", "points=50", "output=out.ply"],
             ["export", run, "dataset", "points=50", OUT], ["list"], onward]  # fmt: skip
     yield Family("run folders", good.make("run", good.run), of_run, lambda chance: chance.choice(uses))
-    again = [*edit[:-1], "save_every=2", "edit.iterations=4", "video_frames=2", "resume=true", f"output={run}"]
+    again = [*onto[:-1], "save_every=2", "edit.iterations=4", "video_frames=2", "resume=true", f"output={run}"]
     again = [o for o in again if o not in ("save_every=1", "video_frames=0", "edit.iterations=1")]
     states = {f"{run}/state/state.pt": m.binary_file, f"{run}/config.yaml": m.yaml_file}
     yield Family("states", good.make("states", good.unfinished), states, fixed(again))

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 import traceback
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from campaigns import forks
@@ -27,18 +29,39 @@ _MEMORY = 12.0  # GB of addresses
 
 def campaign(inputs: Inputs, folder: Path, order: Order) -> Tally:
     """As many inputs as `order` says, each format in turn."""
+    kinds, numbers = order.chosen(_prepared(inputs, folder)), order.numbers()
+    tally = Tally("fuzz", "inputs")
+    todo = [(kinds[i % len(kinds)], next(numbers), i % _REAL == _REAL - 1) for i in range(order.count)]
+    while todo and order.goes_on(tally.count):
+        todo = todo[_batch(todo[:_BATCH], folder, tally) :]
+    return tally
+
+
+def unspoiled(inputs: Inputs, folder: Path) -> dict[str, str]:
+    """The formats whose good input is refused, and why: their spoiled inputs would try nothing."""
+    refused = {}
+    for family in [replace(family, spoiled={}) for family in _prepared(inputs, folder) if family.spoiled]:
+        commands = {json.dumps(family.command(random.Random(number))): number for number in range(20)}
+        for number in commands.values():
+            child = forks.Child(partial(_refused, family, number, folder), folder, folder / "try.log")
+            if child.wait(_TIME) != 0:
+                refused[f"{family.name}, number {number}"] = (_lines(folder / "answer.log") or ["no answer"])[-1]
+    return refused
+
+
+def _refused(family: Family, number: int, folder: Path) -> bool:
+    return attempt(family, number, folder / "try", real=False)["way"] != "works"
+
+
+def _prepared(inputs: Inputs, folder: Path) -> list[Family]:
+    """The families, with their inputs made in `folder`."""
     dataset = next(case for case in inputs.cases() if case.name == "dataset")
     inputs.run_whole(dataset, inputs.begin(dataset, inputs.folder / "starts" / "dataset"))
     inputs.starts["dataset"] = inputs.folder / "starts" / "dataset"
     child = forks.Child(lambda: families(inputs, folder / "good") and 0, folder, folder / "making.log")
     if child.wait(_TIME) != 0:
         raise RuntimeError(f"the inputs cannot be made: {child.lines()[-1:]}")
-    kinds, numbers = order.chosen(_made(inputs, folder)), order.numbers()
-    tally = Tally("fuzz", "inputs")
-    todo = [(kinds[i % len(kinds)], next(numbers), i % _REAL == _REAL - 1) for i in range(order.count)]
-    while todo and order.goes_on(tally.count):
-        todo = todo[_batch(todo[:_BATCH], folder, tally) :]
-    return tally
+    return _made(inputs, folder)
 
 
 def _made(inputs: Inputs, folder: Path) -> list[Family]:

@@ -38,6 +38,8 @@ with tempfile.TemporaryDirectory() as folder:
         table[name] = tally.table()
     run("kill", kill.campaign, 3, 0, "latents")
     run("fuzz", fuzz.campaign, 16, 0)
+    (folder / "unspoiled").mkdir()
+    table["unspoiled"] = fuzz.unspoiled(inputs, folder / "unspoiled")
     run("clock", clock.campaign, 1, 0, "latents")
     (folder / "two").mkdir()
     table["two"] = clock.second_process(inputs, folder / "two" / "world")
@@ -69,6 +71,7 @@ def test_nothing_is_lost(table):
     for kind in ("kill", "fuzz", "clock"):
         assert table[kind]["failures"] == []
     assert table["two"] == []
+    assert table["unspoiled"] == {}  # what is refused whole tries nothing when it is spoiled
 
 
 def test_what_is_lost_is_noticed(table):
