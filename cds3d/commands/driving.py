@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from cds3d.runs import RunFolder, interrupts_between_steps
+from tensorf.errors import UserError, reason
 
 log = logging.getLogger("cds3d")
 
@@ -33,10 +34,17 @@ def drive(
 
     Those of all parts of a resumed run count. each: called after every step with what it returned, the progress bar and
     the TensorBoard writer. The state is kept every `save_every` iterations, at the end, and on Ctrl-C. When a step
-    raises UserError the state stays the one that was kept before: numbers may have gone wrong since.
+    raises UserError the state stays the one that was kept before: numbers may have gone wrong since. UserError for a
+    state that the work cannot take.
     """
     if (state := run.load_state()) is not None:
-        work.load_state_dict(state)
+        try:
+            work.load_state_dict(state)
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
+            if "memory" in str(error):  # of a GPU, which is not the state's fault
+                raise
+            message = f"{run.state_path} is damaged ({reason(error)}): start again with overwrite=true"
+            raise UserError(message) from error
         log.info("resumed at iteration %d", work.iteration)
     writer, whole = run.logger(), True
     try:

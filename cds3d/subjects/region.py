@@ -181,6 +181,9 @@ class EditedRegion:
         return {camera: (v.mean, v.visits, v.picture) for camera, v in self._visited.items()}
 
     def load_state(self, state: dict, device: torch.device) -> None:
+        """ValueError for a state whose numbers are not finite."""
+        if not all(torch.isfinite(part).all() for mean, _, picture in state.values() for part in (mean, picture)):
+            raise ValueError("masks with numbers that are not finite")
         bins = self.config.color_bins
         self._take(
             {

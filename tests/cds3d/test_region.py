@@ -161,6 +161,16 @@ def test_state_goes_through_a_file(tmp_path):
     assert all(torch.equal(again.weight(k, picture()), region.weight(k, picture())) for k in (0, 3))
 
 
+def test_a_state_with_numbers_that_are_not_finite_is_refused():
+    region = edited_region(0.6)
+    region.add(0, square(), picture())
+    for part in (0, 2):  # the gradient, the picture
+        state = {0: [value.clone() if torch.is_tensor(value) else value for value in region.state()[0]]}
+        state[0][part].view(-1)[5] = float("nan")
+        with pytest.raises(ValueError, match="not finite"):
+            edited_region(0.6).load_state(state, torch.device("cpu"))
+
+
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_lengths_are_shares_of_the_width(size):
     """The same picture at another size gets the same mask."""

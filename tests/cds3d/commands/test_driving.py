@@ -58,6 +58,22 @@ def test_a_resumed_run_does_what_is_left_and_nothing_twice(tmp_path):
     assert told == [{"loss": 5.0}, {"loss": 6.0}]
 
 
+def test_a_state_that_does_not_fit_is_damaged_and_a_full_gpu_is_not(tmp_path):
+    class Torn(Count):
+        def load_state_dict(self, state):
+            raise RuntimeError(self.told)
+
+    with pytest.raises(KeyboardInterrupt):
+        driven(tmp_path / "run", Count(stop=3))
+    work = Torn()
+    for work.told, error, said in (
+        ("size mismatch", UserError, "is damaged.*overwrite"),
+        ("out of memory", RuntimeError, "out"),
+    ):
+        with pytest.raises(error, match=said):
+            driven(tmp_path / "run", work)
+
+
 def test_states_are_kept_as_often_as_asked(tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(RunFolder, "save_state", lambda self, state: saved.append(state["iteration"]))
