@@ -92,7 +92,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Field | L
         field.load_state_dict(tensors)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, OverflowError, RuntimeError) as error:
         raise UserError(f"{path} is damaged or no field ({reason(error)}): delete it and train again") from error
-    return (field.pruned() if isinstance(field, LocalField) else field).to(device)
+    return field.to(device)
 
 
 def _build(header: dict, tensors: dict[str, torch.Tensor], prefix: str = "") -> Field | LocalField:

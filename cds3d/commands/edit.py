@@ -215,12 +215,12 @@ def _pictures(shown: Shown) -> dict[str, Tensor]:
 
 
 def _previewing(each: Callable, work: Work, shown: Shown, path: Path, every: int) -> Callable:
-    """`each`, and now and then the field as it is, once there is anything of the edit in it."""
+    """`each`, and now and then the field as it is, once a local edit has a region."""
 
     def both(figures: dict, bar, writer) -> None:
         each(figures, bar, writer)
-        region = shown.region_in_space() if isinstance(shown, PictureEdit) else None
-        if work.iteration % every == 0 and (region is None or region.any()):
+        unedited = isinstance(shown.target, LocalField) and not shown.target.region.any()
+        if work.iteration % every == 0 and not unedited:
             shown.target.save(path)
 
     return both

@@ -4,7 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fakes import TINY_FIELD, TINY_SCENE
 
+from cds3d.cli import run_command
 from cds3d.commands import scenes
 from cds3d.commands.diagnosis import diagnose, mean_picture_psnr
 from cds3d.commands.train import field_options
@@ -151,3 +153,10 @@ def test_options_of_the_scene_reach_the_reader(tmp_path, monkeypatch):
     config.scene.check = "maybe"
     with pytest.raises(UserError, match="scene.check=maybe"):
         scenes.load_scene(config)
+
+
+def test_a_training_tells_what_lies_at_the_near_plane(tmp_path, capture_folder, caplog, monkeypatch):
+    monkeypatch.setattr(Trainer, "share_at_near_plane", lambda self: 0.25)
+    options = ["--capture", str(capture_folder), *TINY_SCENE, *TINY_FIELD, f"output={tmp_path / 'run'}"]
+    assert run_command("train", options) == 0
+    assert "25% of what the photos show lies on the near plane" in caplog.text

@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -251,3 +252,19 @@ def test_pictures_go_to_the_photos_of_their_names(tmp_path):
         matched("r_1.jpg", "r_1.png")
     with pytest.raises(UserError, match="no photo x; .*such as r_0.png"):
         matched("x.png")
+
+
+def test_a_local_edit_without_a_region_has_no_preview(tmp_path):
+    written, region = [], torch.zeros(2, 2, 2, dtype=torch.bool)
+    target = LocalField.__new__(LocalField)
+    torch.nn.Module.__init__(target)
+    target.region, target.save = region, written.append
+    shown, work = SimpleNamespace(target=target), SimpleNamespace(iteration=4)
+    preview = edit_module._previewing(lambda *ignored: None, work, shown, tmp_path / "preview", 2)
+    preview({}, None, None)
+    assert written == []
+    region[0] = True
+    preview({}, None, None)
+    work.iteration = 5
+    preview({}, None, None)
+    assert written == [tmp_path / "preview"]
