@@ -14,7 +14,7 @@ from tqdm import tqdm
 from cds3d.baselines import BASELINES
 from cds3d.baselines.baseline import Baseline
 from cds3d.commands.evaluation import load_clip
-from cds3d.commands.images import configured_image, drive_editor, finish_image, picture_fingerprint
+from cds3d.commands.images import configured_image, drive_editor, finish_image, tensor_fingerprint
 from cds3d.commands.preparing import (
     check_negative_prompt,
     check_timesteps,
@@ -53,11 +53,11 @@ def edit_by_baseline(config: DictConfig) -> Path:
     if isinstance(method, Objective):
         check_timesteps(method, prior, "baseline")
         editor = Editor(subject, prior, method, prompts, edit_config)
-        run.begin(prior.fingerprint, picture_fingerprint(image))
+        run.begin(prior.fingerprint, tensor_fingerprint(image))
         seconds = drive_editor(editor, run, image)
         steps = editor.iteration
     else:
-        run.begin(prior.fingerprint, picture_fingerprint(image))
+        run.begin(prior.fingerprint, tensor_fingerprint(image))
         steps, seconds = _sample(method, subject, config)
     figures = {"iterations": steps, "seconds_per_iteration": seconds, "edit_seconds": seconds * steps}
     finish_image(run, image, subject.image(), figures, clip)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -17,7 +16,7 @@ from cds3d.by_pictures import FitConfig, PictureEdit
 from cds3d.commands.driving import Work, drive
 from cds3d.commands.evaluation import evaluate_edit, load_clip
 from cds3d.commands.history import Past, take_over
-from cds3d.commands.images import edit_image
+from cds3d.commands.images import edit_image, tensor_fingerprint
 from cds3d.commands.preparing import (
     check_prompts,
     is_local,
@@ -143,7 +142,7 @@ def _edit_scene(config: DictConfig, past: Past) -> Path:
         views = zoomed_views(config, source, views, given)
     work, iterations, shown = maker(source, views, prior, objective, prompts, given)
     expected_mb = _forecast(prior, prompts, source, shown.cameras, objective, is_local(config))
-    masks = None if pointing.way != "mask" else hashlib.sha256(given.cpu().numpy().tobytes()).hexdigest()[:16]
+    masks = tensor_fingerprint(given) if pointing.way == "mask" else None
     run.begin(prior.fingerprint, fingerprint(source_path), masks)
     reset_peak_memory(device)  # of a source that was trained in this process
     each = log_step(work, iterations, partial(_pictures, shown))

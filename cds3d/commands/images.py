@@ -48,16 +48,16 @@ def edit_image(config: DictConfig) -> Path:
     clip = load_clip(config.clip, device)
     subject = _PARAMETERS[config.edit.parameter](image, prior)
     editor = Editor(subject, prior, objective, prompts, edit_config)
-    run.begin(prior.fingerprint, picture_fingerprint(image))
+    run.begin(prior.fingerprint, tensor_fingerprint(image))
     seconds = drive_editor(editor, run, image)
     figures = {"iterations": editor.iteration, "seconds_per_iteration": seconds}
     finish_image(run, image, subject.image(), figures | {"edit_seconds": seconds * editor.iteration}, clip)
     return run.path
 
 
-def picture_fingerprint(image: Tensor) -> str:
-    """Tells a picture (3, H, W) from others: 16 hexadecimal digits."""
-    return hashlib.sha256(image.cpu().numpy().tobytes()).hexdigest()[:16]
+def tensor_fingerprint(values: Tensor) -> str:
+    """Tells a picture, or the cells of a region, from others: 16 hexadecimal digits."""
+    return hashlib.sha256(values.cpu().numpy().tobytes()).hexdigest()[:16]
 
 
 def drive_editor(editor: Editor, run: RunFolder, image: Tensor) -> float:
