@@ -184,6 +184,15 @@ def test_pictures_are_small_while_the_camera_moves(viewer):
         assert sizes[0] == 24 and sizes[-1] == 48
 
 
+def test_the_camera_is_put_back_once_it_rests(viewer, monkeypatch):
+    asked = []
+    monkeypatch.setattr("cds3d.viewer.window.put_back", lambda client, pose, middle: asked.append(pose))
+    with socket_of(viewer) as socket:
+        look(socket, viewer.start, moved=0.01)
+        messages(socket)
+        assert asked and asked[-1].shape == (3, 4)
+
+
 def test_two_windows_look_at_different_things(viewer):
     with socket_of(viewer) as one, socket_of(viewer) as two:
         look(one, viewer.capture.cameras[0])
