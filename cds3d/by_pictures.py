@@ -24,10 +24,11 @@ from tqdm import tqdm
 from cds3d.editor import EditConfig, Editor
 from cds3d.guidance.prior import Prior
 from cds3d.objectives.objective import Objective, Prompts
-from cds3d.subjects.field import FieldRates, as_batch, moved_groups, turn_of
+from cds3d.subjects.field import FieldRates, moved_groups
 from cds3d.subjects.given import seen_share
 from cds3d.subjects.image import LatentImage, LatentPair
 from cds3d.subjects.region import EditedRegion, RegionConfig, dilated
+from cds3d.subjects.sources import as_batch, turn_of
 from cds3d.subjects.volume import agreed_region, check_volume
 from tensorf.adam import Adam
 from tensorf.cameras import Camera

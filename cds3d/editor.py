@@ -83,7 +83,8 @@ class Editor:
         objective = self.objective.at(progress)
         turn, turns = self.iteration // self.sharing, self.config.iterations // self.sharing
         draw = objective.draw(pair.source, turn / max(1, turns - 1))
-        step = objective.gradient(self.prior, pair, self.prompts, draw)
+        with self.prior.beside_others():
+            step = objective.gradient(self.prior, pair, self.prompts, draw)
         self.optimizer.zero_grad()
         image_gradient = pair.backward(step.gradient)
         finite = torch.isfinite(step.gradient).all() & torch.isfinite(image_gradient).all()

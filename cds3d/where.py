@@ -18,8 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cds3d.guidance.prior import Prior, Query
-from cds3d.subjects.field import source_view
 from cds3d.subjects.region import EditedRegion, RegionConfig
+from cds3d.subjects.sources import source_view
 from tensorf.cameras import Camera
 from tensorf.renderable import FastView, Renderable
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from cds3d.guidance.features import FeatureTap
 from cds3d.guidance.idle import drop_idle_branches
 from cds3d.guidance.text import ClipText, Prompt, XLText, words_cut
+from cds3d.threads import beside
 
 log = logging.getLogger("cds3d")
 
@@ -183,6 +185,17 @@ class Prior:
                 answers |= dict(zip(map(id, p.queries), p.future.result(), strict=True))
         return [[answers[id(q)] for q in p.queries] for p in pending]
 
+    @contextmanager
+    def beside_others(self) -> Iterator[None]:
+        """While queries may run in a thread of their own, operators of this thread leave it a core."""
+        threads = torch.get_num_threads()
+        if self._thread:
+            torch.set_num_threads(threads - 1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
     @torch.no_grad()
     def _without_gradients(self, queries: Sequence[Query]) -> list[Prediction]:
         return self._forward(queries)
@@ -227,13 +240,9 @@ class Prior:
         Two forwards side by side then use two cores better than one forward whose operators share them: an operator
         that takes microseconds leaves little to share.
         """
-        threads = torch.get_num_threads()
-        if self.device.type != "cpu" or threads == 1 or _size(self.unet) > SMALL:
+        if self.device.type != "cpu" or torch.get_num_threads() == 1 or _size(self.unet) > SMALL:
             return None
-        executor = ThreadPoolExecutor(1, "prior", initializer=torch.set_num_threads, initargs=(1,))
-        executor.submit(torch.get_num_threads).result()  # a new thread takes its number when it is first asked
-        torch.set_num_threads(threads)  # for this thread again: the setting is in part the process's
-        return executor
+        return beside("prior", 1)
 
 
 def _size(module: torch.nn.Module) -> int:

@@ -16,11 +16,12 @@ from torch import Tensor
 from cds3d.guidance.prior import Prior
 from cds3d.subjects.given import seen_share
 from cds3d.subjects.region import EditedRegion, RegionConfig, dilated
+from cds3d.subjects.sources import SourceView, SourceViews, as_batch
 from cds3d.subjects.volume import edited_volume
 from tensorf.cameras import Camera
 from tensorf.local import LocalField
 from tensorf.packed import split_indices
-from tensorf.renderable import FastView, Renderable
+from tensorf.renderable import Renderable
 
 _GROUPS = ("color", "density", "network", "color_lines", "density_lines")  # of `Renderable.parameter_groups`
 
@@ -70,15 +71,6 @@ class Preservation:
             raise ValueError(f"inside={self.inside} has to be between 0 and 1")
         if not 0 < self.ray_share <= 1:
             raise ValueError(f"ray_share={self.ray_share} has to be above 0 and at most 1")
-
-
-@dataclass(frozen=True)
-class SourceView:
-    """What is made once a camera: the prepared view, the source's image (H, W, 3), its latent (1, C, h, w)."""
-
-    view: FastView
-    image: Tensor
-    latent: Tensor
 
 
 class FieldPair:
@@ -157,17 +149,17 @@ class FieldViews:
         self.source, self.find = source.requires_grad_(False), find
         self._trainable = copy.deepcopy(source).requires_grad_(True)
         self.target = self._trainable if given is None else LocalField(source, given, self._trainable)
-        self.cameras, self.prior, self.rates, self.seed = list(cameras), prior, rates, seed
+        self.cameras, self.prior, self.rates = list(cameras), prior, rates
         self.region, self.preservation = EditedRegion(region), preservation
-        self._views: dict[int, SourceView] = {}
+        self.views = SourceViews(source, self.cameras, prior, seed)
         self._given: dict[int, Tensor] = {}
 
     def parameter_groups(self, lr: float) -> list[dict]:
         return moved_groups(self._trainable, self.rates, lr)
 
     def pair(self, step: int) -> FieldPair:
-        camera, kept = turn_of(step, len(self.cameras), self.seed), self.preservation
-        source = self._source_view(camera)
+        kept = self.preservation
+        camera, source = self.views.of(step)
         weight = self._weight(camera, source)
         margin = round(kept.margin * source.image.shape[1])
         return FieldPair(
@@ -181,11 +173,6 @@ class FieldViews:
             max(1, round(1 / kept.ray_share)),
             kept.preservation * self.region.gradient_rms,
         )
-
-    def _source_view(self, camera: int) -> SourceView:
-        if camera not in self._views:
-            self._views[camera] = source_view(self.source, self.cameras[camera], self.prior)
-        return self._views[camera]
 
     def _weight(self, camera: int, source: SourceView) -> Tensor:
         """(H, W) in [0, 1]: the region of the edit, as this camera sees it."""
@@ -202,16 +189,16 @@ class FieldViews:
 
     def observe(self, pair: FieldPair, image_gradient: Tensor) -> None:
         """Let the region learn from the step's gradient, of which only that in the given region counts."""
-        source = self._source_view(pair.camera)
+        source = self.views[pair.camera]
         within = self._given_share(pair.camera, source)
         self.region.add(pair.camera, image_gradient * within[..., None], source.image)
 
     @torch.no_grad()
     def pictures(self) -> dict[str, Tensor]:
         """Of the first camera that was visited: source beside edit (H, 2 W, 3), and the region (H, W, 1)."""
-        if not self._views:
+        if not self.views.made:
             return {}
-        camera, made = next(iter(self._views.items()))
+        camera, made = next(iter(self.views.made.items()))
         now = made.view.color(self.target).view_as(made.image)
         return {"source_and_edit": torch.cat([made.image, now], 1), "region": self._weight(camera, made)[..., None]}
 
@@ -230,7 +217,7 @@ class FieldViews:
         cameras = self.region.visited
         if not cameras or not hasattr(self.source, "occupancy"):
             return None
-        made = [self._source_view(camera) for camera in cameras]
+        made = [self.views[camera] for camera in cameras]
         views = ((m.view, self._weight(camera, m)) for camera, m in zip(cameras, made, strict=True))
         return edited_volume(self.source, views, self.preservation.inside, grow=0.0, one_subject=False)
 
@@ -256,20 +243,3 @@ def moved_groups(target: Renderable, rates: FieldRates, lr: float) -> list[dict]
         if share > 0 and parameters:
             moved.append({"params": parameters, "lr": lr * share, "name": name})
     return moved
-
-
-def turn_of(step: int, cameras: int, seed: int) -> int:
-    """The camera of a step: every one once in random order, then all again in another order."""
-    turn, place = divmod(step, cameras)
-    return int(torch.randperm(cameras, generator=torch.Generator().manual_seed(seed * 7919 + turn))[place])
-
-
-@torch.no_grad()
-def source_view(source: Renderable, camera: Camera, prior: Prior) -> SourceView:
-    view = source.view(camera)
-    return SourceView(view, view.full, prior.encode_image(as_batch(view.full)))
-
-
-def as_batch(image: Tensor) -> Tensor:
-    """(H, W, 3) -> (1, 3, H, W)."""
-    return image.permute(2, 0, 1)[None]

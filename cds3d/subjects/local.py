@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from cds3d.guidance.prior import Prior
-from cds3d.subjects.field import FieldRates, SourceView, as_batch, moved_groups, source_view, turn_of
+from cds3d.subjects.field import FieldRates, moved_groups
 from cds3d.subjects.given import seen_share
 from cds3d.subjects.region import EditedRegion, RegionConfig
+from cds3d.subjects.sources import SourceView, SourceViews, as_batch
 from cds3d.subjects.volume import VolumeConfig, agreed_region
 from tensorf.cameras import Camera
 from tensorf.local import LocalField
@@ -119,19 +120,18 @@ class LocalViews:
     ):
         self.source = source.requires_grad_(False)
         self.target = LocalField(source, torch.zeros_like(source.occupancy))
-        self.cameras, self.prior, self.rates, self.seed = list(cameras), prior, rates, seed
+        self.cameras, self.prior, self.rates = list(cameras), prior, rates
         self.region, self.volume, self.given = EditedRegion(region), volume, given
         self.looks, self.clear_from = looks, clear_from
         self._opened = False
-        self._sources: dict[int, SourceView] = {}
+        self.sources = SourceViews(source, self.cameras, prior, seed)
         self._views: dict[int, LocalView] = {}
 
     def parameter_groups(self, lr: float) -> list[dict]:
         return moved_groups(self.target.target, self.rates, lr)
 
     def pair(self, step: int) -> LookPair | LocalPair:
-        camera = turn_of(step, len(self.cameras), self.seed)
-        source = self._source(camera)
+        camera, source = self.sources.of(step)
         if step < self.looks and not self._opened:
             return LookPair(self.prior, camera, source)
         if not self._opened:
@@ -143,11 +143,6 @@ class LocalViews:
         clears = step >= self.clear_from
         return LocalPair(self.prior, self.target, camera, source, self._views[camera], self.volume, clears)
 
-    def _source(self, camera: int) -> SourceView:
-        if camera not in self._sources:
-            self._sources[camera] = source_view(self.source, self.cameras[camera], self.prior)
-        return self._sources[camera]
-
     def _open(self) -> None:
         """Open the region: the given one, or that of the masks of the views that have been looked at, or both."""
         region = self.given if self.looks == 0 else self._found()
@@ -156,9 +151,9 @@ class LocalViews:
         log.info("the region of the edit is %.2g%% of the scene's cells", 100 * float(region.float().mean()))
 
     def _found(self) -> Tensor:
-        looked = {turn_of(step, len(self.cameras), self.seed) for step in range(self.looks)}
+        looked = {self.sources.turn(step) for step in range(self.looks)}
         cameras = self.region.visited or sorted(looked)  # without a threshold, masks need no visits
-        seen = [self._source(camera) for camera in cameras]
+        seen = [self.sources[camera] for camera in cameras]
         masks = [self.region.weight(camera, made.image) for camera, made in zip(cameras, seen)]
         views = zip((made.view for made in seen), masks, strict=True)
         volume = self.volume
@@ -168,7 +163,7 @@ class LocalViews:
         """Let the masks learn from a look. Where a region is given, only gradients of what lies in it count."""
         if not isinstance(pair, LookPair):
             return
-        made = self._source(pair.camera)
+        made = self.sources[pair.camera]
         if self.given is not None:
             within = seen_share(self.source, made.view, self.given)
             image_gradient = image_gradient * within[..., None]
@@ -179,12 +174,12 @@ class LocalViews:
         """Of the first camera: source beside edit (H, 2 W, 3), and while it looks the mask (H, W, 1)."""
         if self._views:
             camera, view = next(iter(self._views.items()))
-            made = self._source(camera)
+            made = self.sources[camera]
             now = made.image.view(-1, 3).index_copy(0, view.index, view.color(self.target)).view_as(made.image)
             return {"source_and_edit": torch.cat([made.image, now], 1)}
-        if not self._sources:
+        if not self.sources.made:
             return {}
-        camera, made = next(iter(self._sources.items()))
+        camera, made = next(iter(self.sources.made.items()))
         return {"region": self.region.weight(camera, made.image)[..., None]}
 
     def edited(self) -> LocalField:

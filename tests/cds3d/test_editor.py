@@ -1,5 +1,6 @@
 """The loop: where it goes, that it resumes bit for bit, and that it stops before a NaN reaches the parameters."""
 
+import contextlib
 import io
 
 import pytest
@@ -24,10 +25,11 @@ def through_a_file(state):
     return torch.load(file, weights_only=True)
 
 
-@pytest.fixture(params=["latent, sgd", "pixels, adam", "field, adam"])
+@pytest.fixture(params=["latent, sgd, 1", "pixels, adam, 1", "field, adam, 1", "field, adam, 2"])
 def make_editor(request, prior, source_run, capture_folder):
-    """A function that makes the same editor of six iterations anew."""
-    kind, optimizer = request.param.split(", ")
+    """A function that makes the same editor of six iterations anew; the last number is that of torch's threads."""
+    kind, optimizer, threads = request.param.split(", ")
+    torch.set_num_threads(int(threads))
     torch.manual_seed(0)
     image = torch.rand(3, 17, 23)
     prompts = Prompts.of(prior, "a yellow flower", "a red flower")
@@ -110,7 +112,9 @@ def test_a_look_whose_gradient_is_not_finite_stops_too(monkeypatch):
     pair = LatentPair(subject.source, subject.parameter)
     monkeypatch.setattr(pair, "backward", lambda gradient: gradient, raising=False)
     monkeypatch.setattr(subject, "pair", lambda step: pair)
-    editor = Editor(subject, None, FixedGradient(1.0, float("nan"), bad_from=1), PROMPTS, edit_config(9, 0.05, "sgd"))
+    editor = Editor(
+        subject, LinearPrior(), FixedGradient(1.0, float("nan"), bad_from=1), PROMPTS, edit_config(9, 0.05, "sgd")
+    )
     assert editor.step()["gradient_rms/0"] == 0
     with pytest.raises(UserError, match="iteration 1"):
         editor.step()
@@ -161,7 +165,7 @@ def test_each_group_has_its_own_rate():
             return super().pair(step)
 
     subject = Two(torch.rand(3, 16, 16), LinearPrior())
-    editor = Editor(subject, None, FixedGradient(1.0), None, edit_config(4, 0.4, "sgd"))
+    editor = Editor(subject, LinearPrior(), FixedGradient(1.0), None, edit_config(4, 0.4, "sgd"))
     editor.optimizer.zero_grad = lambda: None  # keeps the second group's gradient
     start = subject.parameter.detach().clone()
     editor.step()
@@ -173,7 +177,7 @@ def test_the_rate_falls_to_its_share(prior):
     # SGD on a constant gradient of 1: steps of lr 0.1^(i / 4), i = 0..3.
     subject = LatentImage(torch.rand(3, 16, 16), prior)
     start = subject.parameter.detach().clone()
-    run(Editor(subject, None, FixedGradient(1.0), None, edit_config(4, 2.0, "sgd", lr_decay=0.1)))
+    run(Editor(subject, LinearPrior(), FixedGradient(1.0), None, edit_config(4, 2.0, "sgd", lr_decay=0.1)))
     expected = 2.0 * sum(0.1 ** (i / 4) for i in range(4))
     assert torch.allclose(start - subject.parameter, torch.full_like(start, expected), rtol=1e-5)
 
@@ -190,7 +194,7 @@ def test_adams_first_step_by_hand(floor):
     # Adam's first step is lr g / (|g| + eps): with eps = floor x RMS gradient = 0.1, half of lr for a gradient of 0.1.
     subject = LatentImage(torch.rand(3, 16, 16), LinearPrior())
     start = subject.parameter.detach().clone()
-    Editor(subject, None, FixedGradient(0.1), None, edit_config(4, 0.5, adam_floor=floor)).step()
+    Editor(subject, LinearPrior(), FixedGradient(0.1), None, edit_config(4, 0.5, adam_floor=floor)).step()
     expected = 0.25 if floor else 0.5
     torch.testing.assert_close(start - subject.parameter.detach(), torch.full_like(start, expected), rtol=1e-4, atol=0)
 
@@ -199,7 +203,7 @@ def test_steps_without_a_gradient_do_not_lower_the_floor():
     """As while an edit of a shape only looks: the first step that moves is then as the first of all."""
     subject = LatentImage(torch.rand(3, 16, 16), LinearPrior())
     start, given = subject.parameter.detach().clone(), FixedGradient(0.0)
-    editor = Editor(subject, None, given, None, edit_config(9, 0.5, adam_floor=1.0))
+    editor = Editor(subject, LinearPrior(), given, None, edit_config(9, 0.5, adam_floor=1.0))
     for _ in range(4):
         editor.step()
     torch.testing.assert_close(subject.parameter.detach(), start)
@@ -217,7 +221,16 @@ def test_steps_that_share_a_timestep():
             told.append(progress)
             return super().draw(latent, progress)
 
-    run(Editor(LatentImage(torch.rand(3, 16, 16), LinearPrior()), None, Told(), None, edit_config(6, 0.1, "sgd"), 2))
+    run(
+        Editor(
+            LatentImage(torch.rand(3, 16, 16), LinearPrior()),
+            LinearPrior(),
+            Told(),
+            None,
+            edit_config(6, 0.1, "sgd"),
+            2,
+        )
+    )
     assert told == [0, 0, 0.5, 0.5, 1, 1]
 
 
@@ -235,6 +248,27 @@ def test_each_step_has_the_objective_of_its_progress():
 
     subject = LatentImage(torch.rand(3, 16, 16), LinearPrior())
     start = subject.parameter.detach().clone()
-    run(Editor(subject, None, Stage(), None, edit_config(4, 0.1, "sgd")))
+    run(Editor(subject, LinearPrior(), Stage(), None, edit_config(4, 0.1, "sgd")))
     assert told == pytest.approx([0, 0, 1 / 3, 1 / 3, 2 / 3, 2 / 3, 1, 1])
     torch.testing.assert_close(start - subject.parameter.detach(), torch.full_like(start, 0.1 * 2))  # 0 + 1/3 + 2/3 + 1
+
+
+def test_objectives_leave_a_core_to_the_priors_thread(monkeypatch):
+    log, prior = [], LinearPrior()
+
+    @contextlib.contextmanager
+    def beside_others():
+        log.append("begin")
+        yield
+        log.append("end")
+
+    class Spy(FixedGradient):
+        def gradient(self, *asked):
+            log.append("gradient")
+            return super().gradient(*asked)
+
+    monkeypatch.setattr(prior, "beside_others", beside_others)
+    subject = LatentImage(torch.rand(3, 16, 16), prior)
+    monkeypatch.setattr(subject, "observe", lambda *a: log.append("observe"))
+    Editor(subject, prior, Spy(), PROMPTS, edit_config(1, 0.1, "sgd")).step()
+    assert log == ["begin", "gradient", "end", "observe"]

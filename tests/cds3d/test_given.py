@@ -172,13 +172,13 @@ def test_nothing_changes_outside_of_a_given_region(field, cameras):
 def test_a_given_region_is_where_the_gradient_counts(field, cameras):
     region = half(field)
     alone = views(field, cameras, region, find=False)
-    made = alone._source_view(0)
+    made = alone.views[0]
     torch.testing.assert_close(alone._weight(0, made), seen_share(field, made.view, region))
 
 
 def test_both_is_what_is_given_and_found(field, cameras, monkeypatch):
     subject = views(field, cameras, half(field), find=True)
-    made = subject._source_view(0)
+    made = subject.views[0]
     given = seen_share(field, made.view, half(field))
     found = torch.rand(24, 32)
     monkeypatch.setattr(subject.region, "weight", lambda camera, picture: found)
@@ -194,7 +194,7 @@ def test_gradients_outside_of_the_given_region_teach_nothing(field, cameras, mon
     monkeypatch.setattr(subject.region, "add", lambda camera, gradient, picture: learnt.append(gradient))
     gradient = torch.rand(24, 32, 3) + 0.5
     subject.observe(pair, gradient)
-    share = subject._given_share(pair.camera, subject._source_view(pair.camera))
+    share = subject._given_share(pair.camera, subject.views[pair.camera])
     torch.testing.assert_close(learnt[0], gradient * share[..., None])
     assert share.min() < 0.1 and share.max() > 0.9
 

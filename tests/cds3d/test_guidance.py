@@ -305,8 +305,14 @@ some = load()
 thread = some._thread
 assert thread.submit(torch.get_num_threads).result() == 1 and torch.get_num_threads() == 3
 assert some._thread is thread
+with some.beside_others():
+    assert torch.get_num_threads() == 2
+assert torch.get_num_threads() == 3
 torch.set_num_threads(1)
-assert load()._thread is None
+other = load()
+assert other._thread is None
+with other.beside_others():
+    assert torch.get_num_threads() == 1
 torch.set_num_threads(3)
 module.SMALL = 10
 assert load()._thread is None

@@ -12,7 +12,7 @@ from fakes import PROMPTS, FixedGradient, LinearPrior
 import cds3d.subjects.local as local_module
 from cds3d.editor import Editor
 from cds3d.options import build, load_config
-from cds3d.subjects.field import FieldRates, turn_of
+from cds3d.subjects.field import FieldRates
 from cds3d.subjects.given import seen_share
 from cds3d.subjects.local import LocalPair, LocalViews, LookPair
 from cds3d.subjects.region import EditedRegion
@@ -103,7 +103,7 @@ def test_only_looks_at_a_given_region_count(field, cameras):
     subject.given = given
     looked(subject)
     for camera, (mean, _, _) in subject.region.state().items():
-        share = seen_share(field, subject._source(camera).view, given)
+        share = seen_share(field, subject.sources[camera].view, given)
         full = torch.full((24, 32, 3), 2 / 64) * share[..., None]
         torch.testing.assert_close(mean.mean(), full.mean(), rtol=1e-4, atol=1e-6)
         assert 0 < share.mean() < 1
@@ -207,7 +207,7 @@ def test_unvisited_cameras_have_no_say(field, cameras, monkeypatch):
     subject._open()
     ((known, picture),) = asked
     assert [known] == [camera] == subject.region.visited
-    assert torch.equal(picture, subject._source(camera).image)
+    assert torch.equal(picture, subject.sources[camera].image)
 
 
 # --- the edit
@@ -238,7 +238,7 @@ def test_the_editing_picture_is_the_sources_but_where_the_region_is(field, camer
             p.mul_(2)
     pair = subject.pair(3)
     pair.target()
-    source = subject._source(pair.camera).image
+    source = subject.sources[pair.camera].image
     changed = (pair._image - source).abs().amax(-1).flatten() > 0
     rays = torch.zeros(24 * 32, dtype=torch.bool)
     rays[pair._view.index] = True
@@ -276,7 +276,7 @@ def test_a_camera_that_looks_past_the_region_changes_nothing_and_the_edit_goes_o
     close = replace(cameras[0], fx=6 * cameras[0].fx, fy=6 * cameras[0].fy)
     subject = local_views(field, [close, *cameras[1:]], looks=0, clear_from=0)
     subject.given, before = corner, clones(subject.target)
-    at = next(step for step in range(3) if turn_of(step, 3, subject.seed) == 0)
+    at = next(step for step in range(3) if subject.sources.turn(step) == 0)
     pair = subject.pair(at)
     assert len(pair._view.index) == 0
     pair.target()

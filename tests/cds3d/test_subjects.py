@@ -1,6 +1,7 @@
 """Subjects: what is encoded how often, and that a latent's gradient reaches the parameters as through one graph."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -9,10 +10,12 @@ from defaults import edit_config, field_views, region_config, run
 from fakes import PROMPTS, FixedGradient, LinearPrior
 
 from cds3d.editor import Editor
-from cds3d.subjects.field import FieldRates, Preservation, turn_of
+from cds3d.subjects import sources
+from cds3d.subjects.field import FieldRates, Preservation
 from cds3d.subjects.given import seen_share
 from cds3d.subjects.image import LatentImage, PixelImage
 from cds3d.subjects.region import EditedRegion
+from cds3d.subjects.sources import source_view, turn_of
 from tensorf.captures import load_capture
 from tensorf.renderable import load_field
 from tensorf.visibility import View
@@ -151,6 +154,59 @@ def test_every_camera_comes_once_a_turn_in_a_reproducible_order(field, cameras):
     assert turns[0] != [turn_of(i, 9, seed=5) for i in range(9)]
     subject = field_views(field, cameras * 3, LinearPrior(), seed=4)
     assert [subject.pair(step).camera for step in (18, 19, 3)] == [turns[2][0], turns[2][1], turns[0][3]]
+
+
+def place_of(camera, cameras):
+    return next(i for i, other in enumerate(cameras) if other is camera)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_views_of_the_next_steps_are_made_in_threads(field, cameras, prior, monkeypatch, threads):
+    torch.set_num_threads(threads)
+    made, main = [], threading.current_thread()
+
+    def record(source, camera, prior):
+        made.append((place_of(camera, cameras), torch.get_num_threads(), threading.current_thread() is main))
+        return source_view(source, camera, prior)
+
+    monkeypatch.setattr(sources, "source_view", record)
+    views = sources.SourceViews(field, cameras, prior, seed=0)
+    order = [views.of(step)[0] for step in range(3)]
+    assert torch.get_num_threads() == threads and order == [turn_of(step, 3, 0) for step in range(3)]
+    if threads == 1:
+        assert made == [(camera, 1, True) for camera in order]
+    else:  # in what order two threads begin is not certain
+        assert sorted(made) == [(camera, 2, False) for camera in range(3)]
+    assert list(views.made) == order
+    direct = source_view(field, cameras[order[2]], prior)
+    torch.testing.assert_close(views[order[2]].latent, direct.latent)
+    assert torch.equal(views[order[2]].view.x, direct.view.x)
+
+
+def test_views_are_begun_before_their_step(field, cameras, prior, monkeypatch):
+    torch.set_num_threads(2)
+    begun = [threading.Event() for _ in cameras]
+
+    def record(source, camera, prior):
+        begun[place_of(camera, cameras)].set()
+        return source_view(source, camera, prior)
+
+    monkeypatch.setattr(sources, "source_view", record)
+    views = sources.SourceViews(field, cameras, prior, seed=0)
+    views.of(0)
+    assert all(event.wait(60) for event in begun)
+    assert list(views.made) == [turn_of(0, 3, 0)]
+
+
+def test_a_view_that_fails_in_a_thread_is_told(field, cameras, prior, monkeypatch):
+    torch.set_num_threads(2)
+
+    def fail(*asked):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(sources, "source_view", fail)
+    with pytest.raises(MemoryError, match="no room"):
+        sources.SourceViews(field, cameras, prior, seed=0).of(0)
 
 
 def test_latent_gradient_reaches_the_field_as_through_one_graph(field, cameras, prior):

@@ -1,0 +1,92 @@
+"""The frozen source of a field's edit, as its cameras see it: made once a camera, and the next one meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from cds3d.guidance.prior import Prior
+from cds3d.threads import beside
+from tensorf.cameras import Camera
+from tensorf.renderable import FastView, Renderable
+
+_AHEAD = 2  # steps whose views are made ahead, each in a thread of its own
+
+
+@dataclass(frozen=True)
+class SourceView:
+    """What is made once a camera: the prepared view, the source's image (H, W, 3), its latent (1, C, h, w)."""
+
+    view: FastView
+    image: Tensor
+    latent: Tensor
+
+
+@torch.no_grad()
+def source_view(source: Renderable, camera: Camera, prior: Prior) -> SourceView:
+    view = source.view(camera)
+    return SourceView(view, view.full, prior.encode_image(as_batch(view.full)))
+
+
+def as_batch(image: Tensor) -> Tensor:
+    """(H, W, 3) -> (1, 3, H, W)."""
+    return image.permute(2, 0, 1)[None]
+
+
+def turn_of(step: int, cameras: int, seed: int) -> int:
+    """The camera of a step: every one once in random order, then all again in another order."""
+    turn, place = divmod(step, cameras)
+    return int(torch.randperm(cameras, generator=torch.Generator().manual_seed(seed * 7919 + turn))[place])
+
+
+class SourceViews:
+    """The source's view of each camera, in the order of an edit's steps.
+
+    seed: of the order in which cameras come. made: the views that were asked for, by camera, the first one first.
+    """
+
+    def __init__(self, source: Renderable, cameras: Sequence[Camera], prior: Prior, seed: int):
+        self.source, self.cameras, self.prior, self.seed = source, cameras, prior, seed
+        self.made: dict[int, SourceView] = {}
+        self._coming: dict[int, Future[SourceView]] = {}
+
+    def turn(self, step: int) -> int:
+        return turn_of(step, len(self.cameras), self.seed)
+
+    def of(self, step: int) -> tuple[int, SourceView]:
+        """The step's camera and its view. On a CPU of several cores the next steps' are begun in threads.
+
+        They fill the cores that a step's small operators leave idle. Every view is made in such a thread, so that a
+        view has the same bits wherever an edit was resumed.
+        """
+        if self._threads:
+            for ahead in range(_AHEAD + 1):
+                self._begin(self.turn(step + ahead))
+        camera = self.turn(step)
+        return camera, self[camera]
+
+    def __getitem__(self, camera: int) -> SourceView:
+        if camera not in self.made:
+            if self._threads:
+                self._begin(camera)
+                self.made[camera] = self._coming.pop(camera).result()
+            else:
+                self.made[camera] = self._make(camera)
+        return self.made[camera]
+
+    def _begin(self, camera: int) -> None:
+        if camera not in self.made and camera not in self._coming:
+            self._coming[camera] = self._threads.submit(self._make, camera)
+
+    def _make(self, camera: int) -> SourceView:
+        return source_view(self.source, self.cameras[camera], self.prior)
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor | None:
+        threads = torch.get_num_threads()
+        return beside("source", threads // 2, _AHEAD) if self.source.device.type == "cpu" and threads > 1 else None
