@@ -1,4 +1,4 @@
-"""Memory in use, and its peak: of the GPU where one was used, else of this process."""
+"""Memory in use, its peak, and its lack: of the GPU where one was used, else of this process."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from pathlib import Path
 import torch
 
 from tensorf.runtime import give_back_free_memory
+
+# What messages of torch, of CUDA's libraries, of numpy and of Python say where memory is missing.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "_ALLOC_FAILED", "_ALLOCATION_FAILED")
+OUT_OF_MEMORY += ("Unable to allocate", "MemoryError")
 
 
 def peak_memory_mb(device: torch.device | None = None) -> float:
@@ -54,6 +58,19 @@ def memory_mb(device: torch.device | None = None) -> float:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
     except OSError:
         return peak_memory_mb(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was missing, of a GPU or of the machine; CUDA's libraries raise plain RuntimeErrors then."""
+    told = isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+    return told or isinstance(error, MemoryError)
+
+
+def free_memory() -> None:
+    """Free what nobody uses: objects that refer to each other, and what torch holds back of a GPU."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _on_gpu(device: torch.device | None) -> bool:

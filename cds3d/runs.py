@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 import threading
@@ -30,7 +31,8 @@ _NOT_IN_OLDER_RUNS = (".view_noise", ".exposure", ".lr_exposure", "guidance.name
 _SILENT_KEYS = ("resume", "overwrite", "output", "save_every", "video_frames", "video_width", "preview_every")
 _SILENT_KEYS += ("scene.outside", "guidance.image_scale_end")  # objective.scale_end counts
 _TOLD_KEYS = ("device", "threads", "edit.lr", "field.lr_grid", "field.lr_network", "guidance.scale", "guidance.dtype")
-_TOLD_KEYS += ("objective.scale", "objective.weight", "baseline.scale", "edit.fit.lr", "edit.region.mask_threshold")
+_TOLD_KEYS += ("guidance.pds_scale", "objective.scale", "objective.weight", "baseline.scale", "edit.fit.lr")
+_TOLD_KEYS += ("edit.region.mask_threshold",)
 _TOLD_KEYS += ("edit.fit.agreement", "edit.fit.grow", "edit.volume.agreement", "edit.volume.grow")  # of regions to find
 
 _GROUPS = ("scene", "field", "guidance", "objective", "edit", "refit", "baseline")
@@ -238,11 +240,11 @@ class RunFolder:
         told = {"iteration": iteration, "iterations": iterations, "seconds": round(self.seconds, 1), **figures}
         write_text(self.path / "state" / "progress.json", json.dumps(told) + "\n")
 
-    def logger(self):
-        """A TensorBoard writer into logs/."""
+    def logger(self, iteration: int):
+        """A TensorBoard writer into logs/. Steps after `iteration`, of a part that broke off, are hidden."""
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(self.path / "logs"))
+        return SummaryWriter(str(self.path / "logs"), purge_step=iteration + 1)
 
     def finish(self, metrics: dict) -> None:
         """Write metrics.json: rounded figures, and what every run reports. A state that no run can use is deleted."""
@@ -256,7 +258,9 @@ class RunFolder:
         }
         if self._changes:
             metrics = {**metrics, "changed_on_resume": self._changes}
-        rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in {**metrics, **common}.items()}
+        # JSON knows no infinity, such as the PSNR of equal pictures: a figure that is not finite is left out.
+        told = {k: v for k, v in {**metrics, **common}.items() if not isinstance(v, float) or math.isfinite(v)}
+        rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in told.items()}
         write_text(self.path / "metrics.json", json.dumps(rounded, indent=2) + "\n")
         if not self._has_iterations:  # nothing can go on from it
             self.state_path.unlink(missing_ok=True)

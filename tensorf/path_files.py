@@ -1,12 +1,13 @@
 """Camera paths from files: a `transforms.json`, or the camera path that nerfstudio's viewer saves.
 
 Poses are in the capture's own coordinates. nerfstudio normalises its world: where a `dataparser_transforms.json`, which
-nerfstudio writes next to its checkpoints, lies next to the path, it is undone. What nerfstudio writes there also holds
-the `applied_transform` of the capture's transforms.json, which the poses in that file have already.
+nerfstudio writes next to its checkpoints, lies next to the path, it is undone; otherwise there is a warning. What
+it writes there also holds the `applied_transform` of the capture's transforms.json, which its poses have already.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from tensorf.captures.transforms import opencv_from_opengl, read_json
 from tensorf.captures.views import checked_pose
 from tensorf.errors import UserError
 from tensorf.untrusted import MOST_PIXELS
+
+log = logging.getLogger("tensorf")
 
 _MOST_FPS = 240
 _BEFORE_IT_WAS_WRITTEN = np.array([[0.0, 1, 0, 0], [1, 0, 0, 0], [0, 0, -1, 0], [0, 0, 0, 1]])  # by nerfstudio
@@ -99,6 +102,10 @@ def _normalisation(file: Path, root: Path | None) -> tuple[np.ndarray, float]:
     """((4, 4) that undoes nerfstudio's rotation and shift, its scale)."""
     beside = file.with_name("dataparser_transforms.json")
     if not beside.is_file():
+        log.warning(
+            "%s is rendered as it is, from wrong places if nerfstudio normalised its world: copy %s of that training "
+            "next to it", file, beside.name,
+        )  # fmt: skip
         return np.eye(4), 1.0
     table = read_json(beside)
     matrix = _matrix(beside, table.get("transform"), 0)

@@ -46,7 +46,7 @@ def drive(
             message = f"{run.state_path} is damaged ({reason(error)}): start again with overwrite=true"
             raise UserError(message) from error
         log.info("resumed at iteration %d", work.iteration)
-    writer, whole = run.logger(), True
+    writer, whole = run.logger(work.iteration), True
     try:
         with (
             tqdm(total=iterations, initial=work.iteration, desc=label, unit="step") as bar,

@@ -72,7 +72,10 @@ def drive_editor(editor: Editor, run: RunFolder, image: Tensor) -> float:
 
 
 def configured_image(config: DictConfig) -> Tensor:
-    """(3, H, W) in [0, 1]: the picture `config.image` at the guidance's width. UserError if it cannot be read."""
+    """(3, H, W) in [0, 1]: the picture `config.image`, its longer side `guidance.image_width` pixels.
+
+    So portraits and landscapes are as large as the model's training pictures. UserError if it cannot be read.
+    """
     if config.guidance.image_width is not None:
         whole(config, "guidance.image_width", least=16)
     image = read_image(Path(config.image), config.guidance.image_width)
@@ -110,8 +113,8 @@ def pasted(whole: Tensor, before: Tensor, after: Tensor) -> Tensor:
     return torch.lerp(whole, large[..., :3], large[..., 3:])
 
 
-def read_image(path: Path, width: int | None = None) -> torch.Tensor:
-    """(3, H, W) in [0, 1], upright by EXIF; transparency on white; made smaller if wider than `width` pixels."""
+def read_image(path: Path, longest: int | None = None) -> torch.Tensor:
+    """(3, H, W) in [0, 1], upright by EXIF; transparency on white; the longer side resized to `longest` pixels."""
     if not path.is_file():
         raise UserError(f"--image {path}: no such file")
     try:
@@ -120,6 +123,12 @@ def read_image(path: Path, width: int | None = None) -> torch.Tensor:
         raise UserError(f"--image {error}") from error
     if min(picture.size) < 16:
         raise UserError(f"--image {path} is {picture.width}x{picture.height}: at least 16x16 pixels are needed")
-    if width is not None and picture.width > width:
-        picture = picture.resize((width, max(16, round(picture.height * width / picture.width))), Image.LANCZOS)
+    if longest is not None and max(picture.size) != longest:
+        size = [max(16, round(side * longest / max(picture.size))) for side in picture.size]
+        if max(picture.size) < longest:
+            log.info(
+                "--image %s is %dx%d: enlarged to %dx%d, as the model was trained on such pictures "
+                "(guidance.image_width=null leaves it as it is)", path, *picture.size, *size,
+            )  # fmt: skip
+        picture = picture.resize(size, Image.LANCZOS)
     return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).float() / 255

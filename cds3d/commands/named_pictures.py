@@ -9,7 +9,7 @@ from PIL import Image
 from cds3d.commands.scenes import naming_options
 from tensorf.captures import Capture
 from tensorf.captures.images import IMAGE_SUFFIXES, is_photo
-from tensorf.captures.pictures import read_picture
+from tensorf.captures.pictures import read_mask, read_picture
 from tensorf.errors import UserError
 from tensorf.untrusted import require_inside
 
@@ -76,7 +76,15 @@ def read_as_photo(file: Path, width: int, height: int, option: str, white: bool)
 
     width, height: of the photo. white: transparency is composited on white, else on black.
     """
-    picture = Image.fromarray(read_picture(file, white=white, upright=True))
+    return _of_shape(Image.fromarray(read_picture(file, white=white, upright=True)), file, width, height, option)
+
+
+def read_as_mask(file: Path, width: int, height: int, option: str) -> Image.Image:
+    """A grey picture, white where the mask is (`read_mask`). UserError as `read_as_photo`."""
+    return _of_shape(Image.fromarray(read_mask(file, upright=True)), file, width, height, option)
+
+
+def _of_shape(picture: Image.Image, file: Path, width: int, height: int, option: str) -> Image.Image:
     if abs(picture.width / picture.height * height / width - 1) > _SAME_ASPECT:
         raise UserError(
             f"{option}: {file.name} is {picture.width}x{picture.height}, and its photo has the shape of "

@@ -99,8 +99,27 @@ def prepare(config: DictConfig, device: torch.device) -> tuple[Prior, Objective,
     check_negative_prompt(config, "objective")
     _warn_of_options_of_other_objectives(config)
     prior = configured_prior(config, device)
+    _warn_of_another_models_preset(config, prior)
     check_timesteps(objective, prior)
     return prior, objective, embedded(prior, config)
+
+
+def _warn_of_another_models_preset(config: DictConfig, prior: Prior) -> None:
+    """Warn if a model was given by guidance.path alone, with the guidance, width and so on of another one."""
+    name, sample = config.guidance.get("name"), prior.unet.config.get("sample_size")
+    if name == "pocket" and prior.is_large:
+        log.warning(
+            "guidance.path=%s is used with the settings of guidance=pocket, as its scale of %g: give the model's "
+            "preset too, as in guidance=sd15 guidance.path=%s",
+            config.guidance.path, config.guidance.scale, config.guidance.path,
+        )  # fmt: skip
+    elif config.image is not None and prior.is_large and isinstance(sample, int) and config.guidance.image_width:
+        trained = 8 * sample
+        if not 2 / 3 < config.guidance.image_width / trained < 3 / 2:
+            log.warning(
+                "guidance.image_width=%d: guidance.path=%s was trained on pictures of %d pixels",
+                config.guidance.image_width, config.guidance.path, trained,
+            )  # fmt: skip
 
 
 def embedded(prior: Prior, config: DictConfig) -> Prompts:

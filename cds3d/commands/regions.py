@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor
 
-from cds3d.commands.named_pictures import by_photo, photo_index, picture_files, read_as_photo
+from cds3d.commands.named_pictures import by_photo, photo_index, picture_files, read_as_mask
 from cds3d.commands.preparing import WAYS
 from cds3d.commands.scenes import may_lie_outside
 from cds3d.commands.videos import resized_to
@@ -223,7 +223,7 @@ def _carved(config, pointing, capture, source, views, prior) -> tuple[Tensor, st
 
 def _mask(file: Path, camera: Camera, option: str) -> Tensor:
     """(H, W) in [0, 1] at the camera's size."""
-    picture = read_as_photo(file, camera.width, camera.height, option, white=False).convert("L")
+    picture = read_as_mask(file, camera.width, camera.height, option)
     small = picture.resize((camera.width, camera.height), Image.BOX)
     return torch.from_numpy(np.asarray(small).copy()).float() / 255
 

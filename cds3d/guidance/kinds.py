@@ -125,7 +125,7 @@ def kind_of_file(path: str) -> str:
         raise refused(path, what + (", of" if "folder" in what else ""))
     if channels != 4:
         raise refused(path, _BY_CHANNELS.get(channels, f"a model whose U-Net has {channels} input channels: use"))
-    if "edm_mean" in keys:
+    if any(key.startswith(("edm_mean", "edm_vpred.")) for key in keys):  # Playground 2.5 and CosXL
         raise refused(path, "a model with a noise schedule of another kind (EDM): use")
     xl = any_key("conditioner.embedders.1.")
     if not xl and any_key("conditioner.embedders.0.model."):
@@ -136,10 +136,16 @@ def kind_of_file(path: str) -> str:
     return "xl" if xl else "sd"
 
 
-def says_v_prediction(path: str) -> bool:
-    """Whether a single file has the mark (an empty tensor) that fine-tunes of SDXL with v-prediction carry."""
+def marked_schedule(path: str) -> dict[str, str | bool]:
+    """What a single file says of its schedule, as in a scheduler_config.json; nothing if it says nothing.
+
+    Fine-tunes of SDXL with v-prediction carry marks, which are empty tensors.
+    """
     with safe_open(path, "pt") as file:
-        return "v_pred" in file.keys()  # noqa: SIM118  (the file is no mapping)
+        keys = set(file.keys())
+    if "v_pred" not in keys:
+        return {}
+    return {"prediction_type": "v_prediction"} | ({"rescale_betas_zero_snr": True} if "ztsnr" in keys else {})
 
 
 def check_complete(path: str, networks: dict[str, torch.nn.Module]) -> None:
@@ -173,11 +179,18 @@ def variant_of(path: str, part: Path) -> str | None:
         return "fp16" if "fp16" in variants else variants[0]
     if any(name.endswith((".bin", ".ckpt", ".pt")) for name in names):
         raise UserError(
-            f"guidance.path={path} has only pickled weights in {part.name}/, and pickles can run code when they are "
-            'read: use another copy, or, if you trust this one, convert it with python -c "import diffusers; '
-            f"diffusers.DiffusionPipeline.from_pretrained('{path}', use_safetensors=False).save_pretrained('NEW')\""
+            f"guidance.path={path} has only pickled weights in {part.name}/, and {converting(path)}"
         )
     raise UserError(f"guidance.path={path} has no weights in {part.name}/ (*.safetensors)")
+
+
+def converting(path: str) -> str:
+    """What to do about a model that has only pickled weights: the end of a message."""
+    return (
+        "pickles can run code when they are read: use another copy, or, if you trust this one, convert it with python "
+        f"-c \"import diffusers; diffusers.DiffusionPipeline.from_pretrained('{path}', use_safetensors=False)"
+        ".save_pretrained('NEW')\""
+    )
 
 
 def read_scheduler(path: str, folder: Path) -> dict:

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import warnings
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,18 +30,22 @@ from transformers.utils import logging as transformers_logging
 from cds3d.guidance.kinds import (
     check_complete,
     check_unet,
+    converting,
     kind_of_file,
     kind_of_folder,
     kind_of_index,
+    marked_schedule,
     read_json,
     read_scheduler,
     refused,
-    says_v_prediction,
     variant_of,
 )
 from cds3d.guidance.prior import Prior, Query
 from cds3d.guidance.text import BYTES, ClipText, XLText
+from cds3d.hub import why_not
+from cds3d.kept_models import kept
 from cds3d.pocket.weights_path import WEIGHTS
+from cds3d.process_memory import is_out_of_memory
 from tensorf.errors import UserError, reason
 
 log = logging.getLogger("cds3d")
@@ -65,8 +70,15 @@ def load_prior(
     single file goes with (diffusers guesses from the weights, and then has to fetch them, if it is None). revision: of
     the hub id, a commit, tag or branch; None is the newest on its main branch.
     Raises UserError that says what is missing and where to put it. Pickled weights are refused, and so are models that
-    bring code.
+    bring code. Where models are kept (kept_models.py), the same arguments give the same prior again.
     """
+    load = partial(_loaded, path, dtype, device, config, revision)
+    prior = kept("prior", (path, dtype, device, config, revision), load)
+    prior._prompts = {"": prior.embed("")}  # not those of an earlier edit: a benchmark has more than a GPU has room for
+    return prior
+
+
+def _loaded(path: str, dtype: str, device: torch.device, config: str | None, revision: str | None) -> Prior:
     if dtype not in DTYPES:
         raise UserError(f"guidance.dtype={dtype} is unknown; use one of {', '.join(DTYPES)}")
     if dtype == "fp16" and device.type == "cpu":
@@ -83,8 +95,12 @@ def load_prior(
     if location.endswith(".safetensors"):
         config = config and os.path.expanduser(config)
         _check_revision(revision, config)
+        if config is not None:
+            _require_folder_or_id(f"guidance.config={config}", config)
         kind, parts = _from_file(location, config, DTYPES[dtype], device, revision)
     else:
+        if config is not None:
+            raise UserError(f"guidance.config={config} is of a single file, which {path} is not: leave it out")
         _check_revision(revision, location)
         kind, parts = _from_folder(path, _folder_of(path, location, revision), DTYPES[dtype], device)
     _check(path, parts)
@@ -104,7 +120,7 @@ def load_prior(
 
 @torch.no_grad()
 def _try(path: str, prior: Prior) -> None:
-    """UserError for numbers and tokens of configuration files that no network can work with, or not with the others."""
+    """UserError for configuration files and types that no network can work with, or not with the others."""
     scaling = prior.vae.config.scaling_factor
     if not isinstance(scaling, (int, float)) or not 0 < scaling < math.inf:
         raise UserError(f"guidance.path={path}: scaling_factor={scaling} of the VAE has to be a number above 0")
@@ -112,15 +128,30 @@ def _try(path: str, prior: Prior) -> None:
     wrong = "tokenizer and text encoder do not work together"
     try:
         prompt = prior.embed("")  # every method asks for it, and it is kept
+        _require_finite("the text encoder", prompt.tokens, prior.dtype)
         wrong = "the VAE cannot encode and decode a picture"
         z = prior.encode_image(picture)
+        _require_finite("the VAE's encoder", z, prior.vae_dtype)
         again = prior.decode_image(z)
         if z.shape[2:] != (_TRIED // 8, _TRIED // 8) or again.shape != picture.shape:
             raise ValueError(f"{_TRIED}x{_TRIED} pixels become latents {list(z.shape)}, and these {list(again.shape)}")
         wrong = "the U-Net cannot work with the latents of the VAE and the text encoder's prompts"
-        prior.ask(Query(z, 0, prompt))
+        (answer,) = prior.ask(Query(z, 0, prompt))
+        _require_finite("the U-Net", answer.noise, prior.dtype)
+    except UserError as error:  # also of the decoder, which tells itself that it overflows
+        raise UserError(f"guidance.path={path}: {error}") from error
     except Exception as error:  # of networks and configurations that do not fit together: any kind
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"guidance.path={path}: {wrong} ({reason(error)})") from error
+
+
+def _require_finite(part: str, answer: torch.Tensor, dtype: torch.dtype) -> None:
+    """UserError, without the model's path, if a network overflows in its type or has damaged weights."""
+    if not torch.isfinite(answer).all():
+        others = {torch.float16: "bf16 or fp32", torch.bfloat16: "fp32"}
+        remedy = f"use guidance.dtype={others[dtype]}" if dtype in others else "its weights are damaged, get others"
+        raise UserError(f"{part} gives numbers that are not finite in {dtype}: {remedy}")
 
 
 def vae_dtype(kind: str, config: dict, dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -130,10 +161,10 @@ def vae_dtype(kind: str, config: dict, dtype: torch.dtype, device: torch.device)
     """
     if kind != "xl" or dtype != torch.float16 or not config.get("force_upcast", True):
         return dtype
-    return torch.bfloat16 if _gpu_has_bf16(device) else torch.float32
+    return torch.bfloat16 if gpu_has_bf16(device) else torch.float32
 
 
-def _gpu_has_bf16(device: torch.device) -> bool:
+def gpu_has_bf16(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
@@ -177,8 +208,7 @@ def _folder_of(path: str, location: str, revision: str | None) -> Path:
     """The local folder, or the one in the hub's cache that a hub id is fetched to. UserError if there is neither."""
     if Path(location).is_dir():
         return Path(location)
-    if location.startswith((".", "/", "~")) or location.count("/") != 1:
-        raise UserError(f"guidance.path={path}: no such folder (a hub id looks like owner/name)")
+    _require_folder_or_id(f"guidance.path={path}", location)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of the hub's client, about what diffusers asks of it
@@ -188,13 +218,26 @@ def _folder_of(path: str, location: str, revision: str | None) -> Path:
     except UserError:
         raise
     except Exception as error:  # the hub's client, and its clients, raise a dozen kinds
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        at, option = (f" at revision {revision}", f" --revision {revision}") if revision is not None else ("", "")
-        raise UserError(
-            f"cannot get {path}{at} from the hub{offline}: download it where there is a network, "
-            f"`hf download {path}{option} --local-dir FOLDER`, and pass guidance.path=FOLDER, "
-            "or pass a single .safetensors file, or use guidance=pocket, which ships with cds3d"
-        ) from error
+        if is_out_of_memory(error):
+            raise
+        at = f" at revision {revision}" if revision is not None else ""
+        instead = "guidance.path=FOLDER, or pass a single .safetensors file, or use guidance=pocket, which ships with "
+        why = why_not(path, revision, error, f"{instead}cds3d")
+        if _lacks_safetensors(error):
+            why = f": it has only pickled weights, and {converting(path)}"
+        raise UserError(f"cannot get {path}{at} from the hub{why}") from error
+
+
+def _require_folder_or_id(told: str, location: str) -> None:
+    """UserError for what is neither a folder nor looks like a hub id. told: the option, as it is typed."""
+    here = Path(location)
+    if not here.is_dir() and (here.exists() or location.startswith((".", "/", "~")) or location.count("/") != 1):
+        raise UserError(f"{told}: no such folder (a hub id looks like owner/name)")
+
+
+def _lacks_safetensors(error: Exception) -> bool:
+    """Whether diffusers says so of a repository."""
+    return "the necessary `safetensors` weights" in str(error)
 
 
 def _fetched(kind: str, location: str, revision: str | None) -> Path:
@@ -204,7 +247,7 @@ def _fetched(kind: str, location: str, revision: str | None) -> Path:
     try:
         return Path(_PIPELINES[kind].download(location, **options))
     except Exception as error:
-        if "safetensors" not in str(error):  # what diffusers says is missing
+        if not _lacks_safetensors(error):
             raise
         return Path(_PIPELINES[kind].download(location, variant="fp16", **options))
 
@@ -234,6 +277,8 @@ def _from_folder(path: str, folder: Path, dtype: torch.dtype, device: torch.devi
     except UserError:
         raise
     except Exception as error:  # diffusers, transformers, safetensors and tokenizers raise a dozen kinds
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"guidance.path={path}: cannot load the folder ({reason(error)})") from error
     return kind, parts
 
@@ -262,21 +307,39 @@ def _from_file(
         vae = AutoencoderKL.from_single_file(path, subfolder="vae", torch_dtype=of_vae, **options)
         not_needed = dict.fromkeys(_NOT_NEEDED[kind])
         pipeline = _PIPELINES[kind].from_single_file(path, vae=vae, torch_dtype=dtype, **not_needed, **options)
-        if says_v_prediction(path) and pipeline.scheduler.config.prediction_type != "v_prediction":
-            raise UserError(
-                f"guidance.path={path} was trained with v-prediction, and its configuration says "
-                f"{pipeline.scheduler.config.prediction_type}: pass guidance.config=FOLDER with a "
-                "scheduler_config.json of prediction_type v_prediction"
-            )
         check_complete(path, {"model.diffusion_model.": pipeline.unet, "first_stage_model.": vae})
     except UserError:
         raise
     except Exception as error:  # diffusers raises a dozen kinds here, some of them its dependencies'
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"cannot load {path}{_why_no_file(config, revision, error)}") from error
+    parts = SimpleNamespace(**pipeline.components, zero_empty=_zero_empty(pipeline.config))
+    parts.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)  # only its noise levels are used
+    _check_schedule(path, parts.scheduler.config)
+    return kind, parts
+
+
+def _why_no_file(config: str | None, revision: str | None, error: Exception) -> str:
+    """Why a single file cannot be loaded with such a configuration, for a message of one line."""
+    if config is not None and Path(config).is_dir():
+        return f" ({reason(error)}): guidance.config={config} has to be of the same model"
+    instead = "guidance.config=FOLDER, a folder with the model_index.json, tokenizer and configuration files of the same model"
+    if config is not None:
+        return f" with guidance.config={config}, got from the hub{why_not(config, revision, error, instead)}"
+    return f" ({reason(error)}): without a network, pass {instead}"
+
+
+def _check_schedule(path: str, scheduler: dict) -> None:
+    """UserError if the configuration of a single file's scheduler is not what the file has marks of."""
+    marked = marked_schedule(path)
+    found = {key: scheduler.get(key) for key in marked}
+    if found != marked:
+        wanted, there = (", ".join(f"{k}={v}" for k, v in said.items()) for said in (marked, found))
         raise UserError(
-            f"cannot load {path} ({reason(error)}): without a network, pass guidance.config=FOLDER, a folder with the "
-            "model_index.json, tokenizer and configuration files of the same model"
-        ) from error
-    return kind, SimpleNamespace(**pipeline.components, zero_empty=_zero_empty(pipeline.config))
+            f"guidance.path={path} was trained with {wanted}, and its configuration says {there}: pass "
+            "guidance.config=FOLDER, with that in its scheduler/scheduler_config.json"
+        )
 
 
 def _zero_empty(index: dict) -> bool:

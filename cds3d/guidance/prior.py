@@ -25,6 +25,7 @@ from cds3d.guidance.features import FeatureTap
 from cds3d.guidance.idle import drop_idle_branches
 from cds3d.guidance.text import ClipText, Prompt, XLText, words_cut
 from cds3d.threads import beside
+from tensorf.errors import UserError
 
 log = logging.getLogger("cds3d")
 
@@ -112,6 +113,11 @@ class Prior:
         digest = hashlib.sha256(torch.cat(few).cpu().numpy().tobytes()).hexdigest()[:16]
         return f"{str(self.dtype).removeprefix('torch.')}:{digest}"
 
+    @property
+    def is_large(self) -> bool:
+        """Whether the U-Net has operators that several cores are faster at, as Stable Diffusion's and not pocket's."""
+        return sum(p.numel() for p in self.unet.parameters()) > SMALL
+
     # --- text and images
 
     @torch.no_grad()
@@ -135,10 +141,15 @@ class Prior:
 
     @torch.no_grad()
     def decode_image(self, z: Tensor) -> Tensor:
-        """(1, C, h, w) scaled latent -> (1, 3, H, W) in [0, 1], clipped."""
+        """(1, C, h, w) scaled latent -> (1, 3, H, W) in [0, 1], clipped. UserError if the decoder overflows."""
         shift = self.vae.config.get("shift_factor") or 0.0
         latent = (z / self.vae.config.scaling_factor + shift).to(self.vae_dtype, memory_format=self._vae_layout)
         x = self.vae.decode(latent).sample
+        if not torch.isfinite(x).all():  # else the picture would be black
+            raise UserError(
+                f"the VAE's decoder gives numbers that are not finite in {self.vae_dtype}: use guidance.dtype=fp32 "
+                "(with bf16 it may do, too)"
+            )
         return (x.float() / 2 + 0.5).clamp(0, 1)
 
     # --- noise
@@ -240,10 +251,6 @@ class Prior:
         Two forwards side by side then use two cores better than one forward whose operators share them: an operator
         that takes microseconds leaves little to share.
         """
-        if self.device.type != "cpu" or torch.get_num_threads() == 1 or _size(self.unet) > SMALL:
+        if self.device.type != "cpu" or torch.get_num_threads() == 1 or self.is_large:
             return None
         return beside("prior", 1)
-
-
-def _size(module: torch.nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -10,6 +9,9 @@ import torch
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
+from cds3d.hub import why_not
+from cds3d.kept_models import kept
+from cds3d.process_memory import is_out_of_memory
 from tensorf.errors import UserError, reason
 
 _HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w.-]+))?")  # owner/name, or owner/name@revision

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,17 @@ from tensorf.cameras import Camera
 from tensorf.captures import matching
 from tensorf.captures.colmap import find_models, read_colmap
 from tensorf.captures.geometry import mean_pose, place, transformed
-from tensorf.captures.images import flat_background, is_cut_out, leave_out_other_orientation, load_images
+from tensorf.captures.images import (
+    flat_background,
+    is_cut_out,
+    leave_out_other_orientation,
+    load_images,
+    quarter_turns,
+)
 from tensorf.captures.llff import is_llff, read_llff
 from tensorf.captures.nsvf import is_nsvf, read_nsvf
 from tensorf.captures.transforms import is_transforms, read_transforms
-from tensorf.captures.views import Listing
+from tensorf.captures.views import Listing, View, turned_pose
 from tensorf.errors import UserError
 from tensorf.untrusted import require_inside
 
@@ -105,7 +111,11 @@ def load_capture(
     train, test = _split(listing, test_every)
     transparent = is_cut_out([listing.views[i] for i in train])
     points, seen_by = _matched_points(listing, train, check)
-    images, lenses, masks = load_images(listing.views, width, white_background, show_progress)
+    turns = quarter_turns(listing.views)
+    images, lenses, masks = load_images(listing.views, width, white_background, show_progress, turns)
+    if turns:
+        log.info("%s: photos are turned upright, as their EXIF data say, and their cameras with them", root)
+        listing = replace(listing, views=[_turned(view, turns) for view in listing.views])
     background = ("white" if white_background else "black") if transparent else flat_background(images)
     placement = place(listing, space, bound, background is not None, points)
     log.info("%s: %d views, %s", root, len(listing.views), placement.reason)
@@ -136,6 +146,13 @@ def load_capture(
     )
 
 
+def _turned(view: View, turns: int) -> View:
+    """The view with its pose and lens turned by so many quarter turns clockwise; its file is as it was."""
+    for _ in range(turns):
+        view = replace(view, pose=turned_pose(view.pose), lens=view.lens.turned())
+    return view
+
+
 def _sightings(
     points: np.ndarray | None, seen_by: np.ndarray | None, cameras: list[Camera], similarity: np.ndarray
 ) -> tuple[Tensor, Tensor] | None:
@@ -161,18 +178,44 @@ def _matched_points(listing: Listing, train: list[int], check: bool) -> tuple[np
     They come from matches of the training photos: what a held-out photo shows must not help the training. Where there
     are no matches, they are the listing's own points, without views. Warns if photos and poses disagree.
     """
-    fit = matching.fit([listing.views[i] for i in train]) if check and len(train) > 1 else None
+    views = [listing.views[i] for i in train]
+    fit = matching.fit(views) if check and len(train) > 1 else None
     if fit is not None and fit.unlikely:
         log.warning(
             "%s: photos and poses disagree: %d features matched between neighbouring photos lie %.1f pixels (median, "
-            "at %d wide) off where the poses put them; good poses give less than 2. Are these the photos that the "
-            "poses were estimated on, in their order? Training is of no use before that is settled",
-            listing.source, fit.matches, fit.residual, matching.LONGEST,
+            "at %d wide) off where the poses put them; good poses give less than 2. %s Training is of no use before "
+            "that is settled",
+            listing.source, fit.matches, fit.residual, matching.LONGEST, _likely_cause(listing, views),
         )  # fmt: skip
         return listing.points, None
     if fit is None or len(fit.points) == 0:
         return listing.points, None
     return fit.points, np.array(train)[fit.seen_by]
+
+
+def _likely_cause(listing: Listing, views: list[View]) -> str:
+    """A sentence: which of the usual mistakes was made, if without it the views' photos would fit their poses."""
+    flip = np.array([1.0, -1.0, -1.0, 1.0])  # from OpenCV's camera axes to OpenGL's, and back
+    opengl = listing.source.suffix == ".json"
+
+    def read(written: np.ndarray) -> np.ndarray:
+        return written * flip if opengl else written  # either is its own inverse
+
+    def inverted(pose: np.ndarray) -> np.ndarray:
+        turned = pose[:, :3].T
+        return np.concatenate([turned, -turned @ pose[:, 3:]], axis=1)
+
+    axes = "their camera axes are OpenCV's where the format has OpenGL's, or the other way round: turn y and z around"
+    inverse = "they are world-to-camera matrices where the format has camera-to-world: invert them"
+    mistakes = [
+        (axes, lambda pose: pose * flip),
+        (inverse, lambda pose: read(inverted(read(pose)))),
+        (f"{inverse}, and then {axes}", lambda pose: read(inverted(read(pose)) * flip)),
+    ]
+    for mistake, mended in mistakes:
+        if matching.fit([replace(view, pose=mended(view.pose)) for view in views]).likely:
+            return f"The poses would fit if mended: {mistake}."
+    return "Are these the photos that the poses were estimated on, in their order, and the intrinsics for their size?"
 
 
 def _check_options(width: int | None, space: str, bound: float | None, order: str, test_every: int) -> None:
@@ -206,7 +249,7 @@ def _read(root: Path, width: int | None, order: str, check: bool, outside: bool)
         return read_nsvf(root)
     raise UserError(
         f"{root} is no capture: found neither poses_bounds.npy, transforms.json, transforms_train.json, intrinsics.txt "
-        "nor cameras.bin or cameras.txt in sparse/0, sparse or colmap/sparse/0"
+        "nor cameras.bin or cameras.txt in it or in its sparse/0, sparse or colmap/sparse/0"
     )
 
 

@@ -23,23 +23,34 @@ log = logging.getLogger("tensorf")
 _DEPTH_PERCENTILES = (0.5, 99.5)  # leaves out stray points
 _MINIMUM_POINTS = 16  # observed depths, below which percentiles mean nothing
 
-# model -> (fx, fy, cx, cy, k1, k2, p1, p2) as indices into COLMAP's parameters; None where it has none
+# model -> (fx, fy, cx, cy, distortion...) as indices into COLMAP's parameters. The distortion is in OpenCV's order:
+# k1, k2, p1, p2, k3, k4, k5, k6, and k1, k2, k3, k4 of fisheyes; the rest is zero.
 _LAYOUTS = {
     "SIMPLE_PINHOLE": (0, 0, 1, 2),
     "PINHOLE": (0, 1, 2, 3),
     "SIMPLE_RADIAL": (0, 0, 1, 2, 3),
     "RADIAL": (0, 0, 1, 2, 3, 4),
     "OPENCV": (0, 1, 2, 3, 4, 5, 6, 7),
+    "FULL_OPENCV": (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11),
+    "SIMPLE_FISHEYE": (0, 0, 1, 2),
+    "FISHEYE": (0, 1, 2, 3),
+    "SIMPLE_RADIAL_FISHEYE": (0, 0, 1, 2, 3),
+    "RADIAL_FISHEYE": (0, 0, 1, 2, 3, 4),
     "OPENCV_FISHEYE": (0, 1, 2, 3, 4, 5, 6, 7),
 }
 
 
 def find_models(root: Path) -> list[Path]:
-    """The folders of `root` that hold a COLMAP model, in natural order."""
+    """The folders of `root` that hold a COLMAP model, in natural order.
+
+    They are `sparse/0`, `sparse`, `colmap/sparse/0` and `colmap/sparse`, and where COLMAP was told to write into the
+    capture itself `0` and `root`. In place of 0 it may be any folder in `sparse`, and any number in `root`.
+    """
     folders = []
-    for sparse in (root / "sparse", root / "colmap" / "sparse"):
+    for sparse in (root / "sparse", root / "colmap" / "sparse", root):
         if sparse.is_dir():
-            folders += sorted((p for p in sparse.iterdir() if p.is_dir()), key=lambda p: natural_key(p.name))
+            inner = (p for p in sparse.iterdir() if p.is_dir() and (sparse != root or p.name.isdecimal()))
+            folders += sorted(inner, key=lambda p: natural_key(p.name))
             folders.append(sparse)
     return [f for f in folders if any((f / f"cameras{s}").is_file() for s in (".bin", ".txt"))]
 
@@ -132,17 +143,19 @@ def _lens(image: Registered, model: Model) -> Lens:
         raise UserError(f"{source} lacks camera {image.camera_id} of {image.name}; export the whole model again")
     camera = model.cameras[image.camera_id]
     if camera.model not in _LAYOUTS:
+        remedy = "run colmap image_undistorter"
+        if camera.model == "EQUIRECTANGULAR":  # which that cannot undistort
+            remedy = "cut perspective photos out of the panoramas and estimate their poses"
         raise UserError(
-            f"{source}: camera model {camera.model} is not read; run colmap image_undistorter, or use one of "
-            + ", ".join(_LAYOUTS)
+            f"{source}: camera model {camera.model} is not read; {remedy}, or use one of {', '.join(_LAYOUTS)}"
         )
     indices = _LAYOUTS[camera.model]
     if len(camera.parameters) <= max(indices):
         raise UserError(f"{source}: camera {image.camera_id} has too few parameters; export the model again")
     fx, fy, cx, cy, *distortion = (camera.parameters[i] for i in indices)
-    fisheye = camera.model == "OPENCV_FISHEYE"
-    if not fisheye and distortion:
-        distortion = (distortion + [0.0, 0.0, 0.0, 0.0])[:4] + [0.0]  # k1, k2, p1, p2, k3
+    fisheye = camera.model.endswith("FISHEYE")
+    if fisheye or distortion:
+        distortion += [0.0] * ((4 if fisheye else 5) - len(distortion))  # as many as OpenCV takes at least
     lens = Lens(fx, fy, cx, cy, camera.width, camera.height, tuple(distortion), fisheye)
     return checked_lens(lens, source, image.name)
 

@@ -12,8 +12,9 @@ from tensorf.errors import UserError, reason
 from tensorf.untrusted import read_bytes
 
 _MOST_BYTES = 2**31  # of a file; 10,000 photos with 10,000 observations each
+_UNDECODABLE = "surrogateescape"  # photo names that are no UTF-8 become what Python makes of such file names
 
-# model id -> (name, number of parameters)
+# model id -> (name, number of parameters), of COLMAP 4.2
 _MODELS = {
     0: ("SIMPLE_PINHOLE", 3),
     1: ("PINHOLE", 4),
@@ -26,6 +27,13 @@ _MODELS = {
     8: ("SIMPLE_RADIAL_FISHEYE", 4),
     9: ("RADIAL_FISHEYE", 5),
     10: ("THIN_PRISM_FISHEYE", 12),
+    11: ("RAD_TAN_THIN_PRISM_FISHEYE", 16),
+    12: ("SIMPLE_DIVISION", 4),
+    13: ("DIVISION", 5),
+    14: ("SIMPLE_FISHEYE", 3),
+    15: ("FISHEYE", 4),
+    16: ("EUCM", 6),
+    17: ("EQUIRECTANGULAR", 2),
 }
 
 
@@ -93,7 +101,7 @@ def _parse(path, parse_bin, parse_txt):
     try:
         if path.suffix == ".bin":
             return parse_bin(_Bytes(read_bytes(path, _MOST_BYTES)))
-        return parse_txt(read_bytes(path, _MOST_BYTES).decode("utf-8-sig").splitlines())
+        return parse_txt(read_bytes(path, _MOST_BYTES).decode("utf-8-sig", _UNDECODABLE).splitlines())
     except (struct.error, ValueError, IndexError, OverflowError, OSError) as error:
         raise UserError(
             f"{path} is damaged, cut off or too large ({reason(error)}); export the COLMAP model again"
@@ -113,7 +121,7 @@ class _Bytes:
 
     def text(self) -> str:
         end = self.data.index(b"\0", self.at)
-        value, self.at = self.data[self.at : end].decode("utf-8"), end + 1
+        value, self.at = self.data[self.at : end].decode("utf-8", _UNDECODABLE), end + 1
         return value
 
     def array(self, dtype: np.dtype, count: int) -> np.ndarray:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from tensorf.captures.frames import choose_frames
 from tensorf.captures.masks import FOLDER
 from tensorf.captures.photos import by_lens, copy_photos
-from tensorf.captures.sources import Source, folder_of, write_record
+from tensorf.captures.sources import Source, folder_of, tell, write_record
 from tensorf.captures.views import MINIMUM_VIEWS
 from tensorf.errors import UserError, reason
 
@@ -59,6 +59,7 @@ def estimate_capture(source: Source, folder: Path, threads: int | None = None, s
     are found. A process that is killed leaves a hidden folder `.<name>.<process>.part`, which nobody reads.
     """
     colmap = require_pycolmap(source)
+    tell(source)
     start = time.monotonic()
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")  # another process may be at the same source
     shutil.rmtree(partial, ignore_errors=True)  # of a killed process with the same number, as in containers

@@ -4,6 +4,8 @@ Poses and intrinsics are mostly estimated on the pixels as stored, as COLMAP and
 alone where these pixels have the aspect of the intrinsics. Where only the turned photo has it (intrinsics for
 3000x4000, a photo stored as 4000x3000 that EXIF turns by 90 degrees), the turned photo is meant and taken. Where both
 have it, as with square photos and half turns, the photo is taken as stored; where neither has it, that is an error.
+If EXIF says of most photos that are taken as stored that they lie on their side, all are turned upright once they are
+loaded, with their cameras (`quarter_turns`).
 
 Photos may differ in size, each having intrinsics of its own: all are brought to the size that most have. Of a photo
 with another aspect the middle is taken. Portraits among landscapes, and landscapes among portraits, are left out.
@@ -27,7 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tensorf.cameras import size_for_width
-from tensorf.captures.pictures import hidden_share, orientation, read_picture, stored_size
+from tensorf.captures.pictures import hidden_share, hides_all, orientation, read_mask, read_picture, stored_size
 from tensorf.captures.views import MINIMUM_VIEWS, Lens, Listing, View
 from tensorf.errors import UserError
 
@@ -38,8 +40,9 @@ _RIM_SHARE, _PURE, _FLAT_SHARE = 0.03, 5, 0.95  # of the shorter side; of 255 le
 _CUT_OUT = 0.05  # of a photo's pixels
 _RIM_WARNING = 0.1  # of an image; phones stay under 5%
 _LARGE = 2_000_000  # pixels of a photo; smaller ones are decoded at once
+_QUARTERS = {6: 1, 3: 2, 8: 3}  # EXIF orientation -> clockwise quarter turns that make a picture upright
 _FEW = 20  # photos, which are loaded within a second or two
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def is_photo(path: Path) -> bool:
@@ -57,8 +60,8 @@ def find_by_stem(folder: Path, stem: str) -> Path | None:
 
 
 def image_folders(root: Path) -> list[Path]:
-    """The folders `images`, `images_2`, `images_4`, ... of `root`."""
-    return sorted(p for p in root.iterdir() if re.fullmatch(r"images(_\d+)?", p.name) and p.is_dir())
+    """The folders `images`, `images_2`, `images_4`, `images_1008x756`, ... of `root`."""
+    return sorted(p for p in root.iterdir() if re.fullmatch(r"images(_\d+(x\d+)?)?", p.name) and p.is_dir())
 
 
 def choose_image_folder(
@@ -97,6 +100,18 @@ def _is_turned(path: Path, calibrated: tuple[float, float] | None) -> bool:
     if calibrated is None or same_aspect((width, height), calibrated):
         return False
     return same_aspect((height, width), calibrated) and orientation(path) >= 5  # 5 to 8 swap the sides
+
+
+def quarter_turns(views: Sequence[View]) -> int:
+    """By how many quarter turns, clockwise, most of the photos have to be turned to be upright, by their EXIF data.
+
+    Those that are turned anyway, as their intrinsics are for that, count as upright.
+    """
+    turns = Counter(
+        0 if _is_turned(view.path, view.lens.size) else _QUARTERS.get(orientation(view.path), 0) for view in views
+    )
+    most, count = turns.most_common(1)[0]
+    return most if count > len(views) / 2 else 0
 
 
 def same_aspect(size: tuple[int, int], other: tuple[float, float]) -> bool:
@@ -140,10 +155,11 @@ def leave_out_other_orientation(listing: Listing) -> Listing:
 
 
 def load_images(
-    views: list[View], width: int | None, white: bool, show_progress: bool = False
+    views: list[View], width: int | None, white: bool, show_progress: bool = False, turns: int = 0
 ) -> tuple[Tensor, list[Lens], Tensor | None]:
     """All photos as pinhole images at `width` pixels (None: as they are), with their intrinsics at that size.
 
+    turns: by how many quarter turns all are turned clockwise, once they are loaded; `width` is that of the turned ones.
     Returns images (n, height, width, 3) uint8 RGB, n lenses without distortion, and masks (n, height, width) bool, True
     where a photo counts, or None where no view has a mask. Transparency is composited on white or black. Memory holds
     the resized images and a single photo. show_progress: a bar on stderr, where there are many. Raises UserError for
@@ -152,9 +168,11 @@ def load_images(
     """
     sizes = [image_size(view.path, view.lens.size) for view in views]
     native = common_size(sizes)
-    if width is not None and width > native[0]:
-        log.info("photos are %d pixels wide: keeping that, %d was asked", native[0], width)
-    size = native if width is None or width >= native[0] else size_for_width(*native, width)
+    order = -1 if turns % 2 else 1  # of width and height
+    across, down = native[::order]
+    if width is not None and width > across:
+        log.info("photos are %d pixels wide: keeping that, %d was asked", across, width)
+    size = native if width is None or width >= across else size_for_width(across, down, width)[::order]
     images = np.empty((len(views), size[1], size[0], 3), dtype=np.uint8)
     masks = None if all(view.mask is None for view in views) else np.ones(images.shape[:3], dtype=bool)
     _warn_of_rims(view.lens for view in views if view.lens.distorted)
@@ -165,7 +183,13 @@ def load_images(
         lenses.append(lens)
         if view.mask is not None:
             masks[i] = _pinhole_mask(view, native, size)
-    return torch.from_numpy(images), lenses, None if masks is None else torch.from_numpy(masks)
+    for _ in range(turns):
+        lenses = [lens.turned() for lens in lenses]
+    images, masks = (
+        None if pixels is None else torch.from_numpy(pixels).rot90(-turns, (1, 2)).contiguous()
+        for pixels in (images, masks)
+    )
+    return images, lenses, masks
 
 
 def _pinhole_image(
@@ -188,10 +212,10 @@ def _pinhole_mask(view: View, native: tuple[int, int], size: tuple[int, int]) ->
     """(height, width) bool of the (width, height) `size`: where the view's mask, laid over its photo, is white."""
     stored = image_size(view.mask, view.lens.size)
     lens = _lens_at(view.mask, stored, view.lens)
-    pixels = read_picture(view.mask, white=False, upright=_is_turned(view.mask, view.lens.size))
-    counts = _as_pinhole(pixels, lens, stored, native, size)[0].mean(2) > 127.5
+    pixels = read_mask(view.mask, upright=_is_turned(view.mask, view.lens.size))
+    counts = _as_pinhole(pixels, lens, stored, native, size)[0] > 127
     if not counts.any():
-        raise UserError(f"{view.mask} hides all of its photo: white is what counts; invert it, or leave the photo out")
+        raise UserError(hides_all(view.mask))
     return counts
 
 
@@ -200,7 +224,7 @@ def _as_pinhole(
 ) -> tuple[np.ndarray, Lens]:
     """What a lens saw, undistorted, cut to the aspect of `native`, and resized to the (width, height) `size`.
 
-    stored: the size of the file, whose `pixels` may be fewer.
+    pixels: (height, width) or (height, width, 3). stored: the size of the file, whose `pixels` may be fewer.
     """
     pixels = undistort(pixels, lens)
     lens = lens.resized(pixels.shape[1], pixels.shape[0])
@@ -213,7 +237,7 @@ def _as_pinhole(
 
 
 def _middle(pixels: np.ndarray, lens: Lens, aspect: tuple[int, int]) -> tuple[np.ndarray, Lens]:
-    """The largest part of an image (height, width, 3) that has the (width, height) `aspect` and the image's centre."""
+    """The largest part of an image (height, width, ...) that has the (width, height) `aspect` and the same centre."""
     height, width = pixels.shape[:2]
     scale = min(width / aspect[0], height / aspect[1])
     w, h = round(scale * aspect[0]), round(scale * aspect[1])
@@ -251,7 +275,7 @@ def _is_level(pixels: Tensor, level: int) -> Tensor:
 
 
 def undistort(pixels: np.ndarray, lens: Lens) -> np.ndarray:
-    """`pixels` (height, width, 3) as a pinhole camera with the same fx, fy, cx, cy would have seen them.
+    """`pixels` (height, width, ...) as a pinhole camera with the same fx, fy, cx, cy would have seen them.
 
     Where the pinhole sees past the photo's rim, the rim repeats: black wedges would be learnt as geometry.
     """

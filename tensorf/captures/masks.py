@@ -18,16 +18,19 @@ log = logging.getLogger("tensorf")
 FOLDER = "masks"
 
 
-def masks_of(root: Path, names: list[str]) -> list[Path | None]:
+def masks_of(root: Path, names: list[str], tell: bool = True) -> list[Path | None]:
     """The mask in `root/masks` of each photo, by its name in the folder of photos; None where it has none.
 
-    Tells in one line how many photos have one; warns if there are pictures in `masks` and none belongs to a photo.
+    tell: say in one line how many photos have one, and warn if none of the pictures in `masks` is
+    of a photo.
     """
     folder = root / FOLDER
     if not folder.is_dir():
         return [None] * len(names)
     found = [_mask_of(folder, name) for name in names]
     count = len(found) - found.count(None)
+    if not tell:
+        return found
     if count:
         log.info("%s: %d of %d photos have a mask: what is black there does not count", folder, count, len(names))
     elif names and any(folder.iterdir()):

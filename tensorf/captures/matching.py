@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from tensorf.captures.images import image_size
-from tensorf.captures.pictures import read_picture, stored_size
+from tensorf.captures.pictures import read_mask, stored_size
 from tensorf.captures.views import Lens, View
 
 LONGEST = 640  # pixels of the small copies' longer side; residuals are counted in them
@@ -62,6 +62,11 @@ class Fit:
     def unlikely(self) -> bool:
         """Whether the photos cannot be the poses': enough matches, and most of them off by pixels."""
         return self.matches >= _ENOUGH and self.residual > _WRONG
+
+    @property
+    def likely(self) -> bool:
+        """Whether they are: enough matches, and most of them where the poses put them."""
+        return self.matches >= _ENOUGH and self.residual < _FITS
 
 
 def fit(views: Sequence[View]) -> Fit:
@@ -143,7 +148,9 @@ def _features(photo: tuple[Path, bool], mask: tuple[Path, bool] | None = None) -
     path, upright = photo
     nothing = np.empty((0, 2)), np.empty((0, 128), dtype=np.float32)
     flags = cv2.IMREAD_REDUCED_GRAYSCALE_2 if max(stored_size(path)) >= 2 * LONGEST else cv2.IMREAD_GRAYSCALE
-    picture = cv2.imread(str(path), flags if upright else flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    flags = flags if upright else flags | cv2.IMREAD_IGNORE_ORIENTATION
+    encoded = np.fromfile(path, np.uint8)  # OpenCV itself cannot open names that are not UTF-8
+    picture = cv2.imdecode(encoded, flags) if len(encoded) else None
     if picture is None:
         return nothing
     scale = LONGEST / max(picture.shape)
@@ -162,7 +169,7 @@ def _features(photo: tuple[Path, bool], mask: tuple[Path, bool] | None = None) -
 
 def _counts(mask: Path, upright: bool, size: tuple[int, int]) -> np.ndarray:
     """(height, width) uint8 of the (width, height) `size`: 255 where the mask is white."""
-    pixels = read_picture(mask, white=False, upright=upright).mean(2).astype(np.uint8)
+    pixels = read_mask(mask, upright=upright)
     return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) // 128 * 255
 
 

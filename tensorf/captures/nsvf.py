@@ -1,6 +1,7 @@
 """Captures as NSVF has them, Tanks and Temples among them -> Listing.
 
 `intrinsics.txt`, a pose file (4x4, OpenCV axes) for each photo in `pose/`, and the photos in `rgb/`, of the same names.
+The intrinsics are for the size in the last line of `intrinsics.txt`, and for the photos' own where there is none.
 Names begin with 0_ (to train on), 1_ (validation) or 2_ (test).
 """
 
@@ -30,7 +31,7 @@ def read_nsvf(root: Path) -> Listing:
     Raises UserError for malformed files, unusable poses or intrinsics, and fewer than 3 photos.
     """
     source = root / FILE_NAME
-    focals, center = _intrinsics(source)
+    focals, center, size = _intrinsics(source)
     poses = [p for p in (root / "pose").glob("*.txt") if p.name[0] not in ".@"]  # as `images.is_photo`
     names = sorted((p.stem for p in poses), key=natural_key)
     tests = "2_" if any(name.startswith("2_") for name in names) else "1_"
@@ -39,7 +40,7 @@ def read_nsvf(root: Path) -> Listing:
     missing = [name for name in used if paths[name] is None]
     found = {name: path for name, path in paths.items() if path is not None}
     report_missing(source, missing, len(used))
-    size = common_size(map(image_size, found.values()))
+    size = size or common_size(map(image_size, found.values()))
     views = []
     for name, path in found.items():
         file = root / "pose" / f"{name}.txt"
@@ -49,21 +50,30 @@ def read_nsvf(root: Path) -> Listing:
     return Listing(source, views)
 
 
-def _intrinsics(source: Path) -> tuple[tuple[float, float], tuple[float, float]]:
-    """(focal lengths, principal point), pixels: of a matrix, or of NSVF's first line: focal length, point."""
+def _intrinsics(source: Path) -> tuple[tuple[float, float], tuple[float, float], tuple[float, float] | None]:
+    """(focal lengths, principal point, (width, height) or None), pixels.
+
+    They are of a matrix, or of NSVF's first line (focal length, point) and last one (height, width).
+    """
     text = _text(source)
-    first = text.split("\n")[0].split()
+    first, *more = (line.split() for line in text.strip().split("\n"))
     try:
         matrix = np.loadtxt(io.StringIO(text))
         if matrix.ndim == 2 and min(matrix.shape) >= 3:
-            return (float(matrix[0, 0]), float(matrix[1, 1])), (float(matrix[0, 2]), float(matrix[1, 2]))
+            return (float(matrix[0, 0]), float(matrix[1, 1])), (float(matrix[0, 2]), float(matrix[1, 2])), None
     except ValueError:
         pass  # lines of different lengths
     try:
         focal, *center = (float(word) for word in first[:3])
-        return (focal, focal), (center[0], center[1])
+        size = None
+        if more and len(more[-1]) == 2:
+            height, width = map(float, more[-1])
+            size = width, height
+        return (focal, focal), (center[0], center[1]), size
     except (ValueError, IndexError) as error:
-        raise UserError(f"{source} has to hold a matrix, or a focal length and a principal point") from error
+        raise UserError(
+            f"{source} has to hold a matrix, or a focal length and a principal point, and at its end height and width"
+        ) from error
 
 
 def _text(file: Path) -> str:

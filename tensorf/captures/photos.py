@@ -16,7 +16,15 @@ from tqdm import tqdm
 
 from tensorf.captures.images import common_size, is_photo, same_aspect
 from tensorf.captures.masks import FOLDER
-from tensorf.captures.pictures import UnreadablePicture, focal_length, orientation, read_picture, stored_size
+from tensorf.captures.pictures import (
+    UnreadablePicture,
+    focal_length,
+    hides_all,
+    orientation,
+    read_mask,
+    read_picture,
+    stored_size,
+)
 from tensorf.captures.views import natural_key
 from tensorf.errors import UserError
 
@@ -26,7 +34,10 @@ LONGEST_SIDE = 1600  # pixels of a copy: more than training uses
 JPEG_QUALITY = 95
 _close = partial(math.isclose, rel_tol=0.02)  # focal lengths that are one
 # Of phones and cameras: pictures that are not read.
-_UNREAD_SUFFIXES = (".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2")
+UNREAD_SUFFIXES = (
+    ".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw",
+)  # fmt: skip
+_SHARE, _SHRINKS = 0.25, 2  # `_size_of_copies`
 
 
 def find_photos(folder: Path) -> list[Path]:
@@ -47,30 +58,31 @@ def copy_photos(
     masks: of some of the photos; copies are `masks/<name of the photo's copy>.png` beside `folder`, white where a photo
     has none.
 
-    Copies need one size, because photos of one lens get one camera: the most common size is kept, photos of the same
-    aspect are resized to it, and those of another are counted and left out. Transparency becomes white. Photos of kinds
-    that are not read, which lie beside them, are counted in a warning.
+    Copies need one size, because photos of one lens get one camera (`_size_of_copies`). Photos of the same aspect are
+    resized to it; those of another, and those of less than half of it, are counted and left out. Transparency becomes
+    white. Photos of kinds that are not read, which lie beside them, are counted in a warning.
     Raises UserError that names the unreadable photos, the first that has too many pixels, or a mask whose sides do not
     have its photo's ratio.
     """
     _tell_unread(photos)
     masks = masks or {}
-    unreadable, sizes = [], {}
+    unreadable, sizes = {}, {}
     for photo in photos:
         try:
             sizes[photo] = _upright_size(photo)
-        except UnreadablePicture:
-            unreadable.append(photo)
+        except UnreadablePicture as error:
+            unreadable[photo] = error
     _refuse(unreadable)
-    common = common_size(map(_copy_size, sizes.values()))
-    kept = [photo for photo in photos if same_aspect(sizes[photo], common)]
+    common = _size_of_copies([_copy_size(size) for size in sizes.values()])
+    alike = [photo for photo in photos if same_aspect(sizes[photo], common)]
+    kept = [photo for photo in alike if sizes[photo][0] * _SHRINKS >= common[0]]
     names = _names(kept)
     for photo, name in zip(tqdm(kept, desc="photos", unit="photo", disable=not show_progress), names):
         reduction = min(sizes[photo][0] // common[0], sizes[photo][1] // common[1])
         try:
             pixels = read_picture(photo, white=True, upright=True, reduction=reduction)
-        except UnreadablePicture:  # a file that is cut off has a good header
-            unreadable.append(photo)
+        except UnreadablePicture as error:  # a file that is cut off has a good header
+            unreadable[photo] = error
             continue
         copy = Image.fromarray(pixels)
         if copy.size != common:
@@ -79,13 +91,18 @@ def copy_photos(
         if masks:
             _copy_mask(masks.get(photo), sizes[photo], common, folder.parent / FOLDER / f"{name}.png")
     _refuse(unreadable)
-    if len(kept) < len(photos):
-        odd = next(photo for photo in photos if not same_aspect(sizes[photo], common))
+    if small := [photo for photo in alike if photo not in kept]:
+        log.warning(
+            "%d of %d photos are left out, as they are small beside the others, as depth maps and previews are (the "
+            "first is %s, %dx%d)", len(small), len(photos), small[0], *sizes[small[0]],
+        )  # fmt: skip
+    if len(alike) < len(photos):
+        odd = next(photo for photo in photos if photo not in alike)
         usual = sizes[kept[0]]
         log.warning(
             "%d of %d photos are left out, as their sides have another ratio than those of the others, such as %dx%d "
             "pixels (the first is %s, %dx%d)",
-            len(photos) - len(kept), len(photos), *usual, odd, *sizes[odd],
+            len(photos) - len(alike), len(photos), *usual, odd, *sizes[odd],
         )  # fmt: skip
     return dict(zip(names, kept, strict=True))
 
@@ -124,10 +141,9 @@ def _copy_mask(mask: Path | None, photo: tuple[int, int], size: tuple[int, int],
 
     None becomes a white mask: COLMAP leaves out photos without one, once there is a folder of masks.
     """
-    if mask is None:
-        copy = Image.new("L", photo, 255)
-    else:
-        copy = Image.fromarray(read_picture(mask, white=False, upright=True)).convert("L")
+    copy = Image.new("L", photo, 255) if mask is None else Image.fromarray(read_mask(mask, upright=True))
+    if copy.getextrema()[1] <= 127:
+        raise UserError(hides_all(mask))
     if not same_aspect(copy.size, photo):
         raise UserError(
             f"{mask} is {copy.width}x{copy.height}, its photo {photo[0]}x{photo[1]} when it is upright: a mask has to "
@@ -141,7 +157,7 @@ def _tell_unread(photos: list[Path]) -> None:
     """One warning for pictures beside `photos` that cannot be read, unless the same shot is there as a photo."""
     shots = {photo.stem for photo in photos}
     beside = (p for folder in {photo.parent for photo in photos} for p in folder.iterdir())
-    unread = sorted(p for p in beside if p.suffix.lower() in _UNREAD_SUFFIXES and p.name[0] not in ".@")
+    unread = sorted(p for p in beside if p.suffix.lower() in UNREAD_SUFFIXES and p.name[0] not in ".@")
     unread = [p for p in unread if p.stem not in shots]
     if unread:
         kinds = ", ".join(sorted({p.suffix.lower() for p in unread}))
@@ -163,6 +179,16 @@ def _copy_size(size: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
+def _size_of_copies(sizes: list[tuple[int, int]]) -> tuple[int, int]:
+    """The most common (width, height); a larger one of the same aspect if a quarter have it.
+
+    Scanners' apps write depth and confidence maps beside the photos, as many as photos or more.
+    """
+    common = common_size(sizes)
+    enough = (size for size in set(sizes) if sizes.count(size) >= _SHARE * len(sizes) and same_aspect(size, common))
+    return max(enough, default=common)
+
+
 def _names(photos: list[Path]) -> list[str]:
     """A name for each copy: the photo's, as .jpg, with _ for all but letters, digits, . and -.
 
@@ -177,8 +203,12 @@ def _names(photos: list[Path]) -> list[str]:
     return names
 
 
-def _refuse(unreadable: list[Path]) -> None:
+def _refuse(unreadable: dict[Path, UnreadablePicture]) -> None:
+    if len(unreadable) == 1:
+        raise next(iter(unreadable.values()))
     if unreadable:
-        named = ", ".join(str(p) for p in unreadable[:5]) + (" and others" if len(unreadable) > 5 else "")
-        count = "1 photo" if len(unreadable) == 1 else f"{len(unreadable)} photos"
-        raise UserError(f"{count} cannot be read: {named}; replace or remove what is named")
+        named = ", ".join(map(str, list(unreadable)[:5])) + (" and others" if len(unreadable) > 5 else "")
+        raise UserError(
+            f"{len(unreadable)} photos cannot be read: {named}; replace or remove what is named. Of the first: "
+            f"{next(iter(unreadable.values()))}"
+        )

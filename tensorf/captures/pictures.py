@@ -132,16 +132,59 @@ def read_picture(path: Path, *, white: bool, upright: bool, reduction: int = 1) 
     return np.asarray(image)
 
 
+def read_mask(path: Path, *, upright: bool) -> np.ndarray:
+    """(height, width) uint8, 255 where a mask is white. Raises UserError where the file cannot be read.
+
+    Many tools write masks that are not black and white: 0 and 1, numbers of objects, or a palette's colours. So in a
+    picture with colours, or with nothing brighter than a middle grey, all that is not black counts. A JPEG's noise
+    does not: it is read by its brightness. upright: as in `read_picture`.
+    """
+    pixels = read_picture(path, white=False, upright=upright)
+    brightest, grey = pixels.max(-1), pixels.mean(-1)
+    labels = grey.max() <= 127.5 or (brightest != pixels.min(-1)).any()
+    if labels and not _is_lossy(path):
+        return np.where(brightest > 0, np.uint8(255), np.uint8(0))
+    return grey.astype(np.uint8)
+
+
+def hides_all(mask: Path) -> str:
+    """What to tell of a mask without any white."""
+    return f"{mask} hides all of its photo: white is what counts; invert it, or leave the photo out"
+
+
+def _is_lossy(path: Path) -> bool:
+    with _reading(path):
+        try:
+            with open_picture(path) as image:
+                return image.format in ("JPEG", "WEBP")
+        except UnidentifiedImageError:  # a TIFF that OpenCV reads
+            return False
+
+
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Turns what decoders raise into one line that names the file and the remedy."""
     try:
         yield
     except _DAMAGE as error:
-        why = "" if isinstance(error, UnidentifiedImageError) else f" ({reason(error)})"
+        why = _kind_of(path) if isinstance(error, UnidentifiedImageError) else reason(error)
+        why = f" ({why})" if why else ""
         raise UnreadablePicture(
             f"{path} cannot be read as an image{why}; save it again as an 8-bit PNG or JPEG, or remove it"
         ) from error
+
+
+def _kind_of(path: Path) -> str:
+    """What a file is that is no picture of the kinds that are read, if its first bytes tell; "" otherwise."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"heim", b"hevc"):
+        return "it is a HEIC picture, whatever its name says"
+    if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"):
+        return "it is an AVIF picture, whatever its name says"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS: get the picture itself with git lfs pull"
+    return "" if head else "it is empty"
 
 
 def _decoded(path: Path, reduction: int = 1) -> tuple[Image.Image, int]:

@@ -14,6 +14,7 @@ name, the next free name is taken.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,16 +22,20 @@ from pathlib import Path
 
 from tensorf.captures.colmap import find_models
 from tensorf.captures.frames import VIDEO_SUFFIXES
+from tensorf.captures.images import is_photo
 from tensorf.captures.llff import is_llff
 from tensorf.captures.masks import masks_of
 from tensorf.captures.nsvf import is_nsvf
-from tensorf.captures.photos import find_photos
+from tensorf.captures.photos import UNREAD_SUFFIXES, find_photos
 from tensorf.captures.transforms import is_transforms
 from tensorf.captures.views import MINIMUM_VIEWS
 from tensorf.errors import UserError
 from tensorf.untrusted import load_json, require_inside
 
+log = logging.getLogger("tensorf")
+
 RECORD = "source.json"
+_MOST_FOLDERS = 200  # a level, that are looked into for a hint
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar")
 
 
@@ -93,10 +98,11 @@ def find_source(path: Path, frames: int, outside: bool = False) -> Source | None
     if not photos:
         raise UserError(
             f"{path} is no capture: found neither poses_bounds.npy, transforms.json, transforms_train.json, "
-            "intrinsics.txt nor cameras.bin or cameras.txt in sparse/0, sparse or colmap/sparse/0, nor photos to "
-            "estimate poses from, in it or in its images folder; convert photos of other kinds, such as HEIC, to JPEG"
+            "intrinsics.txt nor cameras.bin or cameras.txt in it or in its sparse/0, sparse or colmap/sparse/0, nor "
+            f"photos to estimate poses from, in it or in its images folder; {_what_else(path)}"
         )
-    masks = {photo: mask for photo, mask in zip(photos, masks_of(path, [p.name for p in photos])) if mask is not None}
+    found = zip(photos, masks_of(path, [p.name for p in photos], tell=False))
+    masks = {photo: mask for photo, mask in found if mask is not None}
     if not outside:
         require_inside([*photos, *masks.values()], path)
     if len(photos) < MINIMUM_VIEWS:
@@ -105,6 +111,55 @@ def find_source(path: Path, frames: int, outside: bool = False) -> Source | None
             "better 30 that overlap"
         )
     return Source(path, tuple(photos), None, masks)
+
+
+def _what_else(path: Path) -> str:
+    """What is in a folder without poses and photos, and what to do with it."""
+    folders = _folders_below(path)
+    files = [p for folder in [path, *folders] for p in _inside(folder) if p.is_file()]
+    videos = [p for p in files if p.parent == path and p.suffix.lower() in VIDEO_SUFFIXES]
+    if videos:
+        return f"it holds a video: give {videos[0]}"
+    for folder in folders:
+        if has_poses(folder) or sum(map(is_photo, _inside(folder))) >= MINIMUM_VIEWS:
+            what = "poses" if has_poses(folder) else "photos"
+            return f"there are {what} in a folder below: give {folder}"
+    unread = [p for p in files if p.suffix.lower() in UNREAD_SUFFIXES]
+    if unread:
+        return f"it holds {len(unread)} {unread[0].suffix} files, which are not read: convert them to JPEG"
+    return "convert photos of other kinds, such as HEIC, to JPEG"
+
+
+def _folders_below(path: Path, deep: int = 2) -> list[Path]:
+    """The folders in `path` and in those, nearest first; a few hundred at most, and no hidden ones."""
+    level, found = [path], []
+    for _ in range(deep):
+        inside = (p for folder in level for p in _inside(folder))
+        level = [p for p in inside if p.is_dir() and not p.is_symlink() and p.name[0] != "."][:_MOST_FOLDERS]
+        found += level
+    return found
+
+
+def _inside(folder: Path) -> list[Path]:
+    """What is in a folder, sorted; nothing of one that may not be read."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def tell(source: Source) -> None:
+    """What to know before poses are estimated: which photos have masks, and poses nearby that are not used."""
+    if source.is_video:
+        return
+    masks_of(source.path, [photo.name for photo in source.photos])
+    near = [source.path.parent] if source.path.name.startswith("images") else []
+    known = next((folder for folder in [*near, *_folders_below(source.path)] if has_poses(folder)), None)
+    if known is not None:
+        log.warning(
+            "%s: there are poses in %s, which are not used: to use them, interrupt this and give that folder",
+            source.path, known,
+        )  # fmt: skip
 
 
 def has_poses(folder: Path) -> bool:

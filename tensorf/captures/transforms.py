@@ -23,6 +23,7 @@ from tensorf.untrusted import load_json, require_inside
 
 log = logging.getLogger("tensorf")
 
+_FAR_CORNER = 0.8  # of width and height: no principal point is there
 _MODELS = {  # camera_model -> fisheye
     "PINHOLE": False,
     "SIMPLE_PINHOLE": False,
@@ -91,16 +92,24 @@ def _read_file(root: Path, source: Path, role: bool | None, outside: bool) -> tu
         if not isinstance(frame, dict):
             raise UserError(f"{source}: frame {i} is not an object with file_path and transform_matrix")
         paths.append(_normal(_require(frame, "file_path", source, str, f"frame {i}"), root))
-    found, missing = [], []
+    if named and paths and not named.keys() & set(paths):
+        raise UserError(
+            f"{source}: train_filenames and test_filenames name no frame ({next(iter(named))}, where a file_path is "
+            f"{paths[0]}): write names alike, or take the lists out"
+        )
+    found, missing, left_out = [], [], 0
     for name, frame in sorted(zip(paths, frames, strict=True), key=lambda pair: natural_key(pair[0])):
         held_out = role if named is None else named.get(name)
         if named is not None and held_out is None:
-            continue  # a view that the capture's split leaves out
+            left_out += 1
+            continue
         path = _find_photo(root, name)
         if path is None:
             missing.append(name)
             continue
         found.append((name, frame, path, held_out))
+    if left_out:
+        log.info("%s: %d of %d frames are in none of its lists, and not used", source, left_out, len(frames))
     if not outside:
         require_inside((path for _, _, path, _ in found), root)  # before they are opened for their sizes
     masks = _masks(root, [frame for _, frame, _, _ in found], source)
@@ -210,15 +219,31 @@ def _lens(keys: dict, size: tuple[int, int] | None, path: Path, source: Path) ->
     if not _MODELS[model] and number("k4", 0.0) != 0:
         raise UserError(f"{source}: k4 of camera_model {model} cannot be undone; undistort the photos first")
     distortion = tuple(number(name, 0.0) for name in names)
-    return Lens(fx, fy, number("cx", width / 2), number("cy", height / 2), width, height, distortion, _MODELS[model])
+    cx, cy = number("cx", width / 2), number("cy", height / 2)
+    if not {"w", "h"} <= keys.keys() and min(cx / width, cy / height) > _FAR_CORNER:
+        raise UserError(
+            f"{source}: cx={cx:g} and cy={cy:g} are not near the middle of {path.name}, which is {width}x{height}: "
+            f"they seem to be for photos of about {2 * cx:.0f}x{2 * cy:.0f}; add w and h, the size that they are for"
+        )
+    return Lens(fx, fy, cx, cy, width, height, distortion, _MODELS[model])
 
 
 def _find_photo(root: Path, name: str) -> Path | None:
-    """The photo's path; Blender leaves the suffix out."""
+    """The photo's path, which may have another suffix, or be in `images_2`, ... where there is no folder `images`.
+
+    Blender leaves the suffix out.
+    """
     path = root / name
     if not Path(name).name:  # such as "/", which is a place but no file
         return None
-    return path if path.is_file() else find_by_stem(path.parent, path.name)
+    if path.is_file():
+        return path
+    if Path(name).parts[0] == "images" and not (root / "images").is_dir():  # only smaller copies were brought along
+        places = [folder / Path(*Path(name).parts[1:]) for folder in image_folders(root)]
+    else:
+        places = [path]
+    found = (find_by_stem(place.parent, stem) for place in places for stem in (place.name, place.stem))
+    return next((file for file in found if file), None)
 
 
 def _normal(name: str, root: Path) -> str:

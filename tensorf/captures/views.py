@@ -26,7 +26,8 @@ _ROTATION_TOLERANCE = 1e-2
 class Lens:
     """Intrinsics in pixels of a `width` x `height` image, pixel centres at (u + 0.5, v + 0.5).
 
-    distortion: OpenCV's (k1, k2, p1, p2, k3), or (k1, k2, k3, k4) of the fisheye model; empty for a pinhole.
+    distortion: OpenCV's (k1, k2, p1, p2, k3), with (k4, k5, k6) after them in its rational model, or (k1, k2, k3, k4)
+    of the fisheye model; empty for a pinhole.
     """
 
     fx: float
@@ -57,6 +58,16 @@ class Lens:
     def cropped(self, left: int, top: int, width: int, height: int) -> Lens:
         """The lens of a part of the image, whose top left corner lies at (left, top)."""
         return replace(self, cx=self.cx - left, cy=self.cy - top, width=width, height=height)
+
+    def turned(self) -> Lens:
+        """The pinhole lens of the image turned by 90 degrees clockwise: what was its left edge is its top."""
+        return Lens(self.fy, self.fx, self.height - self.cy, self.cx, self.height, self.width)
+
+
+def turned_pose(pose: np.ndarray) -> np.ndarray:
+    """The (3, 4) pose of a camera whose image is turned by 90 degrees clockwise."""
+    right, down, forward, position = pose.T
+    return np.stack([-down, right, forward, position], axis=1)
 
 
 @dataclass(frozen=True)

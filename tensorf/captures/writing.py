@@ -111,7 +111,7 @@ def write_colmap(folder: Path, names: list[str], cameras: list[Camera], poses: n
         for i, (name, pose, rows) in enumerate(zip(names, poses, of_view, strict=True), 1):
             rotation = pose[:, :3].T
             file.write(struct.pack("<i7di", i, *_quaternion(rotation), *(-rotation @ pose[:, 3]), i))
-            file.write(name.encode() + b"\0" + struct.pack("<Q", len(rows)))
+            file.write(name.encode("utf-8", "surrogateescape") + b"\0" + struct.pack("<Q", len(rows)))
             for row in rows:
                 file.write(struct.pack("<2dq", *points.pixels[row], row + 1))
     with atomic(folder / "points3D.bin") as partial, partial.open("wb") as file:

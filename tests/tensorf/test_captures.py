@@ -121,7 +121,7 @@ def write_turned_photo(path, turn, size=(12, 8)):
 
 def where_red_is(images):
     """Which half of all `images` (n, h, w, 3) is red."""
-    halves = {"left": images[:, :, 0], "top": images[:, 0], "bottom": images[:, -1]}
+    halves = {"left": images[:, :, 0], "top": images[:, 0], "bottom": images[:, -1], "right": images[:, :, -1]}
     halves = {name: half for name, half in halves.items() if (half[..., 0] == 255).all()}
     assert len(halves) == 1
     return next(iter(halves))
@@ -133,22 +133,58 @@ def where_red_is(images):
         (6, (12, 8), (8, 12), "top"),
         (8, (12, 8), (8, 12), "bottom"),
         (6, (12, 8), (16, 24), "top"),  # calibrated at another size
-        (6, (12, 8), (12, 8), "left"),
-        (6, (8, 8), (8, 8), "left"),
-        (2, (12, 8), (12, 8), "left"),
-        (3, (12, 8), (12, 8), "left"),
+        (6, (12, 8), (12, 8), "top"),  # once they are loaded, with their cameras
+        (6, (8, 8), (8, 8), "top"),
+        (8, (12, 8), (12, 8), "bottom"),
+        (3, (12, 8), (12, 8), "right"),
+        (2, (12, 8), (12, 8), "left"),  # a mirror image
     ],
 )
-def test_photos_are_turned_where_only_that_fits_the_intrinsics(tmp_path, turn, stored, calibrated, red):
+def test_photos_are_turned_upright(tmp_path, turn, stored, calibrated, red):
     write_llff(tmp_path, row_of_cameras(), hwf=(calibrated[1], calibrated[0], 10))
     for i in range(4):
         write_turned_photo(tmp_path / "images" / f"image{i + 1}.png", turn, stored)
     capture = load_capture(tmp_path)
-    width, height = stored if red == "left" else stored[::-1]
+    width, height = stored if red in ("left", "right") else stored[::-1]
     assert capture.images.shape == (4, height, width, 3) and where_red_is(capture.images) == red
     camera = capture.cameras[0]
     assert (camera.width, camera.height, camera.cx, camera.cy) == (width, height, width / 2, height / 2)
-    assert camera.fx == pytest.approx(10 * width / calibrated[0])
+    scale = max(stored) / max(calibrated)
+    assert camera.fx == pytest.approx(10 * scale) and camera.fy == pytest.approx(10 * scale)
+
+
+@pytest.mark.parametrize(
+    ("turn", "place"), [(6, lambda u, v: (8 - v, u)), (8, lambda u, v: (v, 12 - u)), (3, lambda u, v: (12 - u, 8 - v))]
+)
+def test_cameras_turn_with_their_photos(tmp_path, turn, place):
+    captures = []
+    for name, stored in (("stored", 1), ("turned", turn)):
+        root = tmp_path / name
+        write_transforms(root, ring(), fl_x=10.0, fl_y=11.0, cx=5.0, cy=4.5, w=12.0, h=8.0)
+        for i in range(4):
+            write_turned_photo(root / "images" / f"{i}.png", stored)
+        mask = np.full((8, 12), 255, np.uint8)
+        mask[:2] = 0
+        Image.fromarray(mask).save(root / "mask.png")
+        edit_json(root / "transforms.json", lambda table: table["frames"][1].update(mask_path="mask.png"))
+        captures.append(load_capture(root, space="unbounded"))
+    stored, turned = captures
+    for point in ([0.2, -0.3, 0.4], [-0.5, 0.1, 0.0]):
+        for i in range(4):
+            u, v = project(stored.cameras[i], moved(stored, point))
+            assert project(turned.cameras[i], moved(turned, point)) == pytest.approx(place(u, v), abs=1e-3)
+    quarters = {6: 3, 3: 2, 8: 1}[turn]  # of torch's, which are counter-clockwise
+    assert torch.equal(turned.images, stored.images.rot90(quarters, (1, 2)))
+    assert torch.equal(turned.masks, stored.masks.rot90(quarters, (1, 2)))
+    assert (turned.cameras[0].width, turned.cameras[0].height) == tuple(turned.images.shape[2:0:-1])
+    assert load_capture(tmp_path / "turned", width=6).images.shape[2] == 6
+
+
+def test_a_few_photos_on_their_side_turn_nothing(tmp_path):
+    write_llff(tmp_path, row_of_cameras(), hwf=(8, 12, 10))
+    for i, turn in enumerate([6, 6, 1, 1]):
+        write_turned_photo(tmp_path / "images" / f"image{i + 1}.png", turn)
+    assert load_capture(tmp_path).images.shape == (4, 8, 12, 3)
 
 
 @pytest.mark.parametrize(("turn", "calibrated"), [(1, "8x12"), (3, "8x12"), (6, "8x8")])
@@ -195,8 +231,9 @@ def test_transforms_may_be_for_the_turned_photos(tmp_path):
         write_turned_photo(tmp_path / "images" / f"{i}.png", 6)
     assert where_red_is(load_capture(tmp_path).images) == "top"
     edit_json(tmp_path / "transforms.json", lambda table: [table.pop(key) for key in ("w", "h")])
-    capture = load_capture(tmp_path)  # no size: the intrinsics are for what is stored
-    assert where_red_is(capture.images) == "left" and capture.cameras[0].cx == 6
+    capture = load_capture(tmp_path)  # no size: the intrinsics are for what is stored, which is then turned
+    camera = capture.cameras[0]
+    assert where_red_is(capture.images) == "top" and (camera.width, camera.cx, camera.cy) == (8, 4, 6)
 
 
 def test_sixteen_bit_grey_photos(tmp_path):
@@ -417,10 +454,10 @@ def test_llff_file_errors(tmp_path):
 
 def test_colmap_errors(tmp_path):
     folder = tmp_path / "sparse" / "0"
-    write_colmap(folder, ".bin", model=("FULL_OPENCV", 6), parameters=(10,) * 12)
+    write_colmap(folder, ".bin", model=("FOV", 7), parameters=(10,) * 5)
     for i in range(3):
         write_image(tmp_path / "images" / f"view{i + 1}.png")
-    expect_error(tmp_path, "cameras.bin", "FULL_OPENCV", "image_undistorter")
+    expect_error(tmp_path, "cameras.bin", "camera model FOV", "image_undistorter")
     data = (folder / "images.bin").read_bytes()
     (folder / "images.bin").write_bytes(data[: len(data) // 2])
     expect_error(tmp_path, "images.bin", "cut off")

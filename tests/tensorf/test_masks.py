@@ -24,6 +24,7 @@ from tiny_captures import (
 from tensorf.captures import load_capture
 from tensorf.captures.masks import masks_of
 from tensorf.captures.matching import fit
+from tensorf.captures.pictures import read_mask
 from tensorf.captures.transforms import read_transforms
 from tensorf.space import space_of
 from tensorf.train import PixelBatches, _true_places
@@ -212,3 +213,30 @@ def test_masks_that_are_links_to_elsewhere_are_refused(tmp_path):
     (tmp_path / "capture" / "masks" / f"{photo}.png").symlink_to(tmp_path / "other" / "mask.png")
     expect_error(tmp_path / "capture", f"masks/{photo}.png", "leads out of")
     assert load_capture(tmp_path / "capture", outside=True).masks is not None
+
+
+@pytest.mark.parametrize("kind", ["0 and 1", "numbers", "palette", "16 bits"])
+def test_masks_that_are_not_black_and_white(tmp_path, kind):
+    root = with_masks(tmp_path)
+    pixels = np.zeros((8, 12), np.uint8)
+    pixels[:, 6:] = 1
+    if kind == "numbers":
+        pixels[:4, 6:] = 7
+    mask = Image.fromarray(pixels)
+    if kind == "palette":  # as DAVIS's and video segmenters': objects have dark colours
+        mask.putpalette([0, 0, 0, 128, 0, 0])
+    if kind == "16 bits":
+        mask = Image.fromarray(pixels.astype(np.uint16) * 65535)
+    mask.save(root / "masks" / "1.png")
+    capture = load_capture(root)
+    assert not capture.mask(1)[:, :6].any() and capture.mask(1)[:, 6:].all()
+
+
+def test_a_bright_mask_is_cut_at_its_middle_and_noise_is_black(tmp_path):
+    grey = np.tile(np.linspace(0, 255, 12, dtype=np.uint8), (8, 1))
+    Image.fromarray(grey).save(tmp_path / "soft.png")
+    assert read_mask(tmp_path / "soft.png", upright=False)[0].tolist() == grey[0].tolist()
+    Image.fromarray(np.full((8, 12), 3, np.uint8)).save(tmp_path / "noise.jpg", quality=95)
+    assert read_mask(tmp_path / "noise.jpg", upright=False).max() < 10
+    Image.fromarray(np.full((8, 12, 3), (200, 0, 0), np.uint8)).save(tmp_path / "red.png")
+    assert (read_mask(tmp_path / "red.png", upright=False) == 255).all()

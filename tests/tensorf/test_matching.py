@@ -1,15 +1,18 @@
 """The photos against the poses: a textured wall and a floor, photographed by cameras that are known."""
 
+import json
 import logging
+import shutil
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from tiny_captures import frame
 
 from tensorf.captures import load_capture
 from tensorf.captures.llff import read_llff
-from tensorf.captures.matching import Matches, fit, sampson_distance, triangulate
+from tensorf.captures.matching import Matches, _features_of, fit, sampson_distance, triangulate
 from tensorf.captures.views import Lens, View
 from tensorf.errors import UserError
 
@@ -171,3 +174,39 @@ def test_photos_without_features_are_no_evidence(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "tensorf"):
         assert load_capture(tmp_path).sightings is None
     assert "too few of their features match" in caplog.text and "disagree" not in caplog.text
+
+
+def inverted(pose):
+    return np.concatenate([pose[:, :3].T, -pose[:, :3].T @ pose[:, 3:]], 1)
+
+
+FLIP = np.array([1.0, -1.0, -1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        # a file of OpenGL's camera-to-world has pose * FLIP; `frame` of the captures below flips what it is given
+        (lambda pose: pose * FLIP, ["OpenCV's where the format has OpenGL's"]),
+        (lambda pose: inverted(pose * FLIP) * FLIP, ["world-to-camera"]),
+        (inverted, ["world-to-camera", "OpenCV's"]),
+        (lambda pose: pose[:, [1, 0, 2, 3]] * [1, -1, 1, 1], ["in their order"]),
+    ],
+)
+def test_the_usual_mistakes_are_named(numbered, tmp_path, caplog, written, told):
+    shutil.copytree(numbered / "images", tmp_path / "images")
+    frames = [frame(f"images/{name}", written(pose)) for name, pose in zip(NAMES, poses(), strict=True)]
+    keys = {"fl_x": FOCAL, "w": SIZE[0], "h": SIZE[1]}
+    (tmp_path / "transforms.json").write_text(json.dumps({**keys, "frames": frames}))
+    load_capture(tmp_path)
+    line = next(r.getMessage() for r in caplog.records if "disagree" in r.getMessage())
+    assert all(words in line for words in told), line
+    assert ("if mended" in line) == (told != ["in their order"])
+
+
+def test_photos_whose_names_are_not_utf8_are_matched(tmp_path):
+    name = "view\udcfc.png"
+    write(tmp_path, poses()[:1], ["a.png"])
+    (tmp_path / "images" / "a.png").rename(tmp_path / "images" / name)
+    places, words = _features_of(views(poses()[:1], tmp_path, [name])[0])
+    assert len(places) == len(words) > 100

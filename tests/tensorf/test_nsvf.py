@@ -5,11 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
+from tensorf.captures import load_capture
 from tensorf.captures.nsvf import is_nsvf, read_nsvf
 from tensorf.captures.sources import find_source
 from tensorf.errors import UserError
 
-FIRST_LINE = "100. 8. 6. 0.\n0. 0. 0.\n0.\n1.\n16 12\n"  # NSVF's own
+FIRST_LINE = "100. 8. 6. 0.\n0. 0. 0.\n0.\n1.\n12 16\n"  # NSVF's own
 MATRIX = "100 0 9 0\n0 90 5 0\n0 0 1 0\n0 0 0 1\n"  # of Tanks and Temples
 
 
@@ -38,6 +39,23 @@ def test_poses_are_taken_as_they_are_and_both_kinds_of_intrinsics(text, lens, tm
 
 
 @pytest.mark.parametrize(
+    "text, lens, size",
+    [
+        ("100. 8. 6. 0.\n0. 0. 0.\n0.\n1.\n24 32\n\n", (50, 50, 4, 3), (32, 24)),
+        ("100. 8. 6. 0.\n24 32", (50, 50, 4, 3), (32, 24)),
+        ("100. 8. 6. 0.\n0. 0. 0.\n0.\n1.\n", (100, 100, 8, 6), (16, 12)),  # without a size
+        ("100. 8. 6. 0.", (100, 100, 8, 6), (16, 12)),
+    ],
+)
+def test_intrinsics_are_for_the_size_in_their_last_line(text, lens, size, tmp_path):
+    """Height and width; the photos are 16x12."""
+    folder = write(tmp_path, ["0_a", "0_b", "0_c"], text)
+    assert read_nsvf(folder).views[0].lens.size == size
+    camera = load_capture(folder).cameras[0]
+    assert (camera.fx, camera.fy, camera.cx, camera.cy, camera.width, camera.height) == (*lens, 16, 12)
+
+
+@pytest.mark.parametrize(
     "names, held_out",
     [
         (["0_00", "0_01", "1_00", "2_00", "2_01"], {"0_00": False, "0_01": False, "2_00": True, "2_01": True}),
@@ -58,6 +76,12 @@ def test_what_is_wrong_is_told(tmp_path):
         read_nsvf(folder)
     (folder / "intrinsics.txt").write_text("wide\n")
     with pytest.raises(UserError, match="intrinsics.txt has to hold a matrix, or a focal length"):
+        read_nsvf(folder)
+    (folder / "intrinsics.txt").write_text("100. 8. 6. 0.\n12 wide\n")
+    with pytest.raises(UserError, match="intrinsics.txt has to hold .* at its end height and width"):
+        read_nsvf(folder)
+    (folder / "intrinsics.txt").write_text("100. 8. 6. 0.\n0 16\n")
+    with pytest.raises(UserError, match="0_a are unusable .*image 16x0"):
         read_nsvf(folder)
 
 

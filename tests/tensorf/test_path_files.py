@@ -52,7 +52,7 @@ def test_focal_lengths_of_pictures_of_unknown_size_are_left_out(tmp_path):
     assert (camera.fx, camera.cx) == (pytest.approx(32 / math.tan(0.5)), 32)
 
 
-def test_a_path_of_nerfstudios_viewer(tmp_path):
+def test_a_path_of_nerfstudios_viewer(tmp_path, caplog):
     frame = {"camera_to_world": POSE.flatten().tolist(), "fov": 60, "aspect": 1.0}
     table = {"render_height": 90, "render_width": 120, "camera_path": [frame]}
     (camera,) = read_camera_path(write(tmp_path, table), torch.eye(4), LIKE)
@@ -65,8 +65,20 @@ def test_a_path_of_nerfstudios_viewer(tmp_path):
     normalised[:3, 3] = 0.1 * (turn[:, :3] @ POSE[:3, 3] + turn[:, 3])
     table["camera_path"][0]["camera_to_world"] = normalised.tolist()
     write(tmp_path, {"transform": turn.tolist(), "scale": 0.1}, "dataparser_transforms.json")
+    caplog.clear()
     (again,) = read_camera_path(write(tmp_path, table), torch.eye(4), LIKE)
     torch.testing.assert_close(again.pose, camera.pose)
+    assert not caplog.records
+
+
+def test_without_what_nerfstudio_tells_of_its_world_there_is_a_warning(tmp_path, caplog):
+    frame = {"camera_to_world": POSE.flatten().tolist()}
+    read_camera_path(write(tmp_path, {"camera_path": [frame]}), torch.eye(4), LIKE)
+    (line,) = caplog.messages
+    assert all(word in line for word in ("path.json", "nerfstudio", "copy dataparser_transforms.json"))
+    caplog.clear()
+    read_camera_path(write(tmp_path, {"frames": [{"transform_matrix": POSE.tolist()}]}), torch.eye(4), LIKE)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("where", ["in the file", "assumed by nerfstudio", "nowhere"])

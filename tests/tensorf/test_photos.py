@@ -157,7 +157,7 @@ def test_large_jpegs_are_decoded_smaller(tmp_path, folder, turn, monkeypatch):
 
 
 def test_photos_of_nearly_the_same_aspect_are_resized(tmp_path, folder, caplog):
-    for i, size in enumerate([(40, 30), (40, 30), (40, 31), (80, 60), (20, 15)]):
+    for i, size in enumerate([(40, 30), (40, 30), (40, 31), (80, 60), (20, 15)]):  # half is enough
         picture(*size).save(folder / f"{i}.png")
     assert {copy.size for copy in copied(tmp_path, folder).values()} == {(40, 30)}
     assert len(list(folder.iterdir())) == 5 and not caplog.records
@@ -245,6 +245,10 @@ def write_video(path, pictures, size=(64, 48), **options):
     writer.close()
 
 
+def run_ffmpeg(*arguments):
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", *map(str, arguments)], check=True)
+
+
 def moving(count, blurred=lambda i: False, size=(64, 48)):
     """A window that slides over noise, out of focus where `blurred(i)`."""
     width, height = size
@@ -292,8 +296,7 @@ def test_videos_of_phones_are_upright(tmp_path, folder, caplog):
     left_white = [np.pad(view[:, 32:], ((0, 0), (32, 0), (0, 0)), constant_values=255) for view in moving(6)]
     write_video(tmp_path / "stored.mp4", left_white)
     turned = tmp_path / "turned.mp4"
-    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-display_rotation", "90"]
-    subprocess.run([*ffmpeg, "-i", str(tmp_path / "stored.mp4"), "-c", "copy", str(turned)], check=True)
+    run_ffmpeg("-display_rotation", "90", "-i", tmp_path / "stored.mp4", "-c", "copy", turned)
     with caplog.at_level(logging.WARNING):
         name = choose_frames(turned, 3, folder)[0]
     pixels = read(folder, name)
@@ -325,16 +328,146 @@ def test_videos_without_motion(tmp_path, folder):
         choose_frames(tmp_path / "tripod.mp4", 4, folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"no video" * 100, "torn", "audio"])
-def test_unreadable_videos(tmp_path, folder, content):
-    path = tmp_path / "bad.mp4"
-    if content == "torn":
-        write_video(path, moving(20))
-        path.write_bytes(path.read_bytes()[:1500])
-    elif content == "audio":
-        ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error"]
-        subprocess.run([*ffmpeg, "-f", "lavfi", "-i", "sine=duration=1", str(path)], check=True)
+@pytest.mark.parametrize("count, told", [(1, "has 1 frame, "), (2, "has 2 frames, ")])
+def test_videos_of_too_few_frames(tmp_path, folder, count, told):
+    write_video(tmp_path / "live.mp4", moving(count))
+    with pytest.raises(UserError, match=rf"live\.mp4 {told}.* longer video"):
+        choose_frames(tmp_path / "live.mp4", 4, folder)
+
+
+def no_video(path):
+    path.write_bytes(b"no video" * 100)
+
+
+def without_table(path):
+    write_video(path, moving(20))
+    path.write_bytes(path.read_bytes()[:1500])
+
+
+def without_end_of_table(path):
+    write_video(path, moving(20), output_params=["-movflags", "faststart"])
+    path.write_bytes(path.read_bytes()[:500])
+
+
+def without_frames(path):
+    write_video(path, moving(20), output_params=["-movflags", "faststart"])
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"mdat") + 4])
+
+
+def audio(path):
+    run_ffmpeg("-f", "lavfi", "-i", "sine=duration=1", path)
+
+
+@pytest.mark.parametrize(
+    "write, told",
+    [
+        (lambda path: path.touch(), "convert it to an MP4 file"),
+        (no_video, "convert it to an MP4 file"),
+        (without_table, "it is cut off or damaged; copy it"),
+        (without_end_of_table, "it is cut off or damaged; copy it"),
+        (without_frames, "it is cut off or damaged; copy it"),
+        (audio, "it has no picture, only sound; give"),
+    ],
+)
+def test_unreadable_videos(tmp_path, folder, write, told):
+    write(tmp_path / "bad.mp4")
+    with pytest.raises(UserError, match=rf"bad\.mp4 cannot be read as a video.*{told}") as error:
+        choose_frames(tmp_path / "bad.mp4", 4, folder)
+    assert "\n" not in str(error.value)
+
+
+def hdr_signal(pixels, transfer):
+    """uint16 RGB in BT.2020, HLG or PQ (ITU-R BT.2100), of `pixels` on a screen with a white of 203 nits."""
+    to_bt2020 = [[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]]
+    nits = 203 * (pixels / 255.0) ** 2.4 @ np.transpose(to_bt2020)
+    if transfer == "smpte2084":
+        powers = (nits / 10000) ** 0.1593017578125
+        signal = ((0.8359375 + 18.8515625 * powers) / (1 + 18.6875 * powers)) ** 78.84375
     else:
-        path.write_bytes(content)
-    with pytest.raises(UserError, match=r"bad\.mp4 cannot be read as a video"):
-        choose_frames(path, 4, folder)
+        luminance = nits @ [[0.2627], [0.6780], [0.0593]] / 1000
+        scene = nits / 1000 * luminance.clip(1e-9) ** (-0.2 / 1.2)
+        bright = 0.17883277 * np.log((12 * scene - 0.28466892).clip(1e-9)) + 0.55991073
+        signal = np.where(scene <= 1 / 12, np.sqrt(3 * scene), bright)
+    return (signal * 65535).round().astype(np.uint16)
+
+
+def write_hdr_video(path, pictures, transfer, primaries="bt2020", matrix="bt2020nc"):
+    tags = f"setparams=color_trc={transfer}:color_primaries={primaries}:colorspace={matrix}"
+    write_video(
+        path,
+        [hdr_signal(pixels, transfer) for pixels in pictures],
+        pix_fmt_in="rgb48le",
+        pix_fmt_out="yuv420p10le",
+        output_params=["-vf", f"scale=out_color_matrix=bt2020:out_range=tv,format=yuv420p10le,{tags}"],
+    )
+
+
+@pytest.mark.parametrize(
+    "transfer, tags", [("arib-std-b67", ()), ("smpte2084", ()), ("arib-std-b67", ("unknown", "unknown"))]
+)
+def test_hdr_videos_keep_their_colours(tmp_path, folder, caplog, transfer, tags):
+    pictures = list(moving(4, blurred=lambda i: True))
+    write_hdr_video(tmp_path / "iphone.mov", pictures, transfer, *tags)
+    with caplog.at_level(logging.INFO, "tensorf"):
+        names = choose_frames(tmp_path / "iphone.mov", 4, folder)
+    for name, pixels in zip(names, pictures, strict=True):
+        assert np.abs(read(folder, name) - pixels.astype(float)).mean() < 4
+    (line,) = caplog.messages
+    assert "iphone.mov is an HDR video" in line and caplog.records[0].levelno == logging.INFO
+
+
+def test_hdr_videos_without_zscale_are_pale(tmp_path, folder, caplog, monkeypatch):
+    write_hdr_video(tmp_path / "iphone.mov", moving(4), "arib-std-b67")
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: "true")  # names no filters
+    assert len(choose_frames(tmp_path / "iphone.mov", 4, folder)) == 4
+    (line,) = caplog.messages
+    assert all(word in line for word in ("iphone.mov", "pale", "zscale", "IMAGEIO_FFMPEG_EXE"))
+
+
+def test_depth_maps_beside_the_photos_are_left_out(tmp_path, folder, caplog):
+    for i in range(3):
+        picture(160, 120).save(folder / f"frame{i}.jpg")
+        picture(32, 24).save(folder / f"depth{i}.png")
+        picture(32, 24).save(folder / f"sure{i}.png")
+    copies = copied(tmp_path, folder)
+    assert sorted(copies) == ["frame0.jpg", "frame1.jpg", "frame2.jpg"]
+    assert {copy.size for copy in copies.values()} == {(160, 120)}
+    assert "6 of 9 photos are left out" in caplog.text and "depth maps" in caplog.text and "32x24" in caplog.text
+
+
+def test_a_mask_of_nothing_and_one_of_zeros_and_ones(tmp_path, folder):
+    picture().save(folder / "a.jpg")
+    (tmp_path / "work" / "copies").mkdir(parents=True)
+    masks = {folder / "a.jpg": tmp_path / "mask.png"}
+    pixels = np.zeros((30, 40), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
+    with pytest.raises(UserError, match=r"mask\.png hides all of its photo"):
+        copy_photos(find_photos(folder), tmp_path / "work" / "copies", masks=masks)
+    pixels[:, 20:] = 1
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
+    copy_photos(find_photos(folder), tmp_path / "work" / "copies", masks=masks)
+    copy = np.asarray(Image.open(tmp_path / "work" / "masks" / "a.jpg.png"))
+    assert not copy[:, :20].any() and (copy[:, 20:] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"\0\0\0\x18ftypheic" + bytes(40), "HEIC"),
+        (b"\0\0\0\x18ftypavif" + bytes(40), "AVIF"),
+        (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        (b"", "it is empty"),
+    ],
+)
+def test_what_a_file_is_that_is_no_photo(tmp_path, folder, content, told):
+    picture().save(folder / "a.jpg")
+    (folder / "b.jpg").write_bytes(content)
+    with pytest.raises(UserError, match=rf"b\.jpg cannot be read as an image \(.*{told}"):
+        copied(tmp_path, folder)
+
+
+def test_jpegs_of_other_suffixes_are_photos(folder):
+    for name in ("a.jfif", "b.JPE"):
+        picture().save(folder / name, format="JPEG")
+    assert [p.name for p in find_photos(folder)] == ["a.jfif", "b.JPE"]

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from tensorf.captures.sources import find_source, folder_of, other_estimate, write_record
+from tensorf.captures.sources import find_source, folder_of, other_estimate, tell, write_record
 from tensorf.errors import UserError
 
 
@@ -53,7 +53,15 @@ def test_names_are_as_the_user_sees_them(photos, monkeypatch):
 
 @pytest.mark.parametrize(
     "file",
-    ["poses_bounds.npy", "transforms.json", "transforms_train.json", "sparse/0/cameras.bin", "sparse/cameras.txt"],
+    [
+        "poses_bounds.npy",
+        "transforms.json",
+        "transforms_train.json",
+        "sparse/0/cameras.bin",
+        "sparse/cameras.txt",
+        "cameras.bin",
+        "0/cameras.txt",
+    ],
 )
 def test_folders_with_poses_are_no_sources(photos, file):
     (photos / file).parent.mkdir(parents=True, exist_ok=True)
@@ -177,3 +185,51 @@ def test_folders_that_are_no_estimates_are_left_alone(photos, kept, record):
     if record is not None:
         (kept / "my photos" / "source.json").write_text(record)
     assert folder_of(find_source(photos, 60), kept) == (kept / "my photos-2", False)
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        (["walk.mp4"], r"it holds a video: give \S*walk\.mp4"),
+        (["input/1.jpg", "input/2.jpg", "input/3.jpg"], r"there are photos in a folder below: give \S*input$"),
+        (["day/one/1.jpg", "day/one/2.jpg", "day/one/3.jpg"], r"give \S*day/one$"),
+        (["scan/transforms.json"], r"there are poses in a folder below: give \S*scan$"),
+        (["a/1.heic", "a/2.heic"], r"it holds 2 \.heic files, which are not read: convert them to JPEG"),
+    ],
+)
+def test_what_else_is_there_is_told(tmp_path, files, told):
+    for file in files:
+        (tmp_path / "folder" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / file).write_bytes(b"whatever")
+    with pytest.raises(UserError, match=told):
+        find_source(tmp_path / "folder", 60)
+
+
+@pytest.mark.parametrize("place", ["colmap.out/sparse/0", "scans/today"])
+def test_poses_that_are_not_used_are_told(photos, caplog, place):
+    (photos / place).mkdir(parents=True)
+    (photos / place / ("cameras.bin" if "sparse" in place else "transforms.json")).touch()
+    tell(find_source(photos, 60))
+    folder = photos / place.removesuffix("/sparse/0")
+    assert f"there are poses in {folder}, which are not used" in caplog.text
+    caplog.clear()
+    shutil.rmtree(photos / place)
+    tell(find_source(photos, 60))
+    assert not caplog.records
+
+
+def test_poses_beside_a_folder_of_images_are_told(tmp_path, photos, caplog):
+    images = photos.rename(tmp_path / "images")
+    (tmp_path / "transforms.json").touch()
+    tell(find_source(images, 60))
+    assert f"there are poses in {tmp_path}, which are not used" in caplog.text
+
+
+def test_masks_are_told_once_and_not_by_the_search(photos, caplog):
+    (photos / "masks").mkdir()
+    (photos / "masks" / "1.jpg.png").touch()
+    caplog.set_level("INFO", "tensorf")
+    source = find_source(photos, 60)
+    assert not caplog.records
+    tell(source)
+    assert len(caplog.records) == 1 and "1 of 4 photos have a mask" in caplog.text

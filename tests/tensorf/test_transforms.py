@@ -226,3 +226,38 @@ def test_malformed_json(tmp_path):
     expect_error(tmp_path, "transforms.json", "not valid JSON")
     (tmp_path / "transforms.json").write_text("[]")
     expect_error(tmp_path, "transforms.json", "object")
+
+
+def test_lists_that_name_no_frame_are_told(tmp_path):
+    write_transforms(tmp_path, ring(10))
+    names = {"train_filenames": ["0.png", "1.png"], "test_filenames": ["2.png"]}
+    edit_json(tmp_path / "transforms.json", lambda table: table.update(names))
+    expect_error(tmp_path, "train_filenames and test_filenames name no frame", "0.png", "images/0.png")
+
+
+def test_frames_in_no_list_are_counted(tmp_path, caplog):
+    write_transforms(tmp_path, ring(10))
+    names = [f"images/{i}.png" for i in range(6)]
+    lists = {"train_filenames": names[:4], "test_filenames": names[4:]}
+    edit_json(tmp_path / "transforms.json", lambda table: table.update(lists))
+    caplog.set_level("INFO", "tensorf")
+    assert len(load_capture(tmp_path).cameras) == 6
+    assert "4 of 10 frames are in none of its lists" in caplog.text
+
+
+def test_photos_of_another_suffix_or_only_smaller_ones(tmp_path):
+    write_transforms(tmp_path / "a", ring())
+    for path in sorted((tmp_path / "a" / "images").iterdir()):
+        path.rename(path.with_suffix(".JPG"))
+    assert load_capture(tmp_path / "a").image_names[0] == "images/0.JPG"
+    write_transforms(tmp_path / "b", ring(), fl_x=40.0, w=48.0, h=32.0)  # its photos are 12x8
+    (tmp_path / "b" / "images").rename(tmp_path / "b" / "images_4")
+    capture = load_capture(tmp_path / "b")
+    assert capture.images.shape == (4, 8, 12, 3) and capture.cameras[0].fx == pytest.approx(10)
+
+
+def test_a_principal_point_of_larger_photos_is_told(tmp_path):
+    write_transforms(tmp_path, ring(), fl_x=40.0, cx=24.0, cy=16.0)
+    expect_error(tmp_path, "cx=24", "12x8", "about 48x32", "add w and h")
+    write_transforms(tmp_path, ring(), fl_x=10.0, cx=8.0, cy=5.0)
+    assert load_capture(tmp_path).cameras[0].cx == 8

@@ -294,7 +294,7 @@ def test_no_program_is_started_for_a_picture(tmp_path, monkeypatch):
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
     )
     assert "save it again as an 8-bit PNG" in refused(read_picture, tmp_path / "photo.png", white=True, upright=True)
-    assert "1 photo cannot be read" in refused(copy_photos, [tmp_path / "photo.png"], tmp_path)
+    assert "photo.png cannot be read" in refused(copy_photos, [tmp_path / "photo.png"], tmp_path)
 
 
 def test_a_video_that_is_a_list_of_files(tmp_path):

@@ -57,7 +57,8 @@ def image_file(tmp_path):
 @pytest.fixture()
 def image_options(image_file, tiny_folder):
     prompts = ["--image", str(image_file), "--src", "a yellow flower", "--tgt", "a red flower"]
-    return [*prompts, f"guidance.path={tiny_folder}", "edit.iterations=2", "threads=1"]
+    tiny = ["edit.iterations=2", "threads=1", "guidance.image_width=null"]
+    return [*prompts, f"guidance.path={tiny_folder}", *tiny]
 
 
 @pytest.fixture()
