@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -172,7 +173,7 @@ def test_resume_with_other_options_names_the_key(tmp_path):
 @pytest.mark.parametrize(
     "key",
     ["edit.lr", "field.lr_grid", "field.lr_network", "guidance.scale", "guidance.dtype"]
-    + ["objective.scale", "objective.weight", "baseline.scale"],
+    + ["guidance.pds_scale", "objective.scale", "objective.weight", "baseline.scale"],
 )
 def test_resume_may_change_what_the_message_of_a_gradient_that_is_not_finite_asks_for(tmp_path, key):
     group, name = key.split(".")
@@ -432,3 +433,24 @@ def test_failed_metrics_leave_the_run_unfinished(tmp_path, monkeypatch):
 def test_metrics_are_json(tmp_path):
     begun(tmp_path / "run").finish({"psnr_db": 1.0})
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["psnr_db"] == 1
+
+
+def test_what_json_cannot_hold_is_left_out(tmp_path):
+    begun(tmp_path / "run").finish({"psnr_db": math.inf, "ssim": math.nan, "iterations": 3})
+    text = (tmp_path / "run" / "metrics.json").read_text()
+    metrics = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert metrics["iterations"] == 3 and not {"psnr_db", "ssim"} & metrics.keys()
+
+
+def test_steps_that_a_crash_undid_are_shown_once(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = begun(tmp_path / "run")
+    for steps in ([1, 2, 3, 4, 5], [4, 5, 6]):  # the state was of step 3
+        writer = run.logger(steps[0] - 1)
+        for step in steps:
+            writer.add_scalar("t", step, step)
+        writer.close()
+    events = EventAccumulator(str(tmp_path / "run" / "logs"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("t")] == [1, 2, 3, 4, 5, 6]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from checks import fails, files
+from diffusers import AutoencoderKL
 from PIL import Image
 
 from cds3d.cli import run_command
@@ -31,7 +32,7 @@ def test_a_picture_is_turned_upright(tmp_path):
     assert image.shape == (3, 32, 24)
     assert image[:, :16].flatten(1).unique(dim=1).flatten().tolist() == [1, 0, 0]
     assert image[:, 16:].flatten(1).unique(dim=1).flatten().tolist() == [0, 0, 1]
-    assert read_image(tmp_path / "a.png", width=18).shape == (3, 24, 18)
+    assert read_image(tmp_path / "a.png", 16).shape == (3, 16, 16)  # 12, but 16 at least
 
 
 def test_transparency_is_white(tmp_path):
@@ -94,3 +95,48 @@ def test_prompts_that_differ_only_in_what_is_cut_are_refused(capsys, image_optio
     long = " ".join(["very"] * 90)
     given = [f"{long} {o}" if o.endswith("flower") else o for o in image_options]
     assert "--src and --tgt are the same for the text encoder" in fails(capsys, "edit", *given)
+
+
+@pytest.mark.parametrize(
+    ("size", "longest", "expected"),
+    [
+        ((320, 200), 128, (128, 80)),
+        ((200, 320), 128, (80, 128)),
+        ((64, 40), 128, (128, 80)),
+        ((64, 40), None, (64, 40)),
+    ],
+)
+def test_the_longer_side_is_the_models(tmp_path, caplog, size, longest, expected):
+    Image.new("RGB", size, "red").save(tmp_path / "a.png")
+    caplog.set_level("INFO", "cds3d")
+    assert read_image(tmp_path / "a.png", longest).shape == (3, *expected[::-1])
+    assert ("a.png is 64x40: enlarged to 128x80" in caplog.text) == (expected[0] > size[0])
+
+
+def test_a_decoder_that_overflows_is_told(tmp_path, capsys, image_options, monkeypatch):
+    decode = AutoencoderKL.decode
+
+    def overflowing(self, *asked, **options):
+        made = decode(self, *asked, **options)
+        made.sample[..., 0] = float("nan")
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cds3d.guidance.loading._try", lambda *_: None)
+        patch.setattr(AutoencoderKL, "decode", overflowing)
+        text = fails(capsys, "edit", *image_options, "output=run")
+    assert "decoder gives numbers that are not finite" in text and "guidance.dtype=fp32" in text
+    assert "edited.png" not in files(tmp_path / "run")
+    assert run_command("edit", [*image_options, "output=run", "resume=true"]) == 0  # the state is kept
+
+
+def test_a_model_without_its_preset_is_told(image_options, caplog, monkeypatch):
+    monkeypatch.setattr("cds3d.guidance.prior.SMALL", 10)
+    assert run_command("edit", [*image_options, "output=run"]) == 0
+    assert "is used with the settings of guidance=pocket, as its scale of 4" in caplog.text
+    caplog.clear()
+    options = [o for o in image_options if "image_width" not in o]
+    assert run_command("edit", [*options, "output=other", "guidance=sd15", "guidance.image_width=128"]) == 0
+    assert "settings of guidance=pocket" not in caplog.text and "was trained on pictures of" not in caplog.text
+    assert run_command("edit", [*options, "output=third", "guidance=sd15", "guidance.image_width=320"]) == 0
+    assert "guidance.image_width=320: " in caplog.text and "was trained on pictures of 128 pixels" in caplog.text
