@@ -4,6 +4,8 @@
   machine that is not idle. Passive waiting costs nothing measurable on an idle one.
 - glibc gives large buffers back to the system at once and faults them in again at the next step. Keeping them makes
   the backward pass of a field up to 1.8 times as fast.
+- glibc gives each thread an arena of its own, and what one has freed the others cannot use: one is as fast here, and
+  saves a tenth of the memory of a field's edit.
 Settings that the user has made in the environment are left alone.
 """
 
@@ -18,7 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # from glibc's malloc.h
 
 
 def _keep_large_buffers() -> None:
@@ -26,6 +28,7 @@ def _keep_large_buffers() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_ARENA_MAX, 1)
     except (OSError, AttributeError):
         pass  # musl or an unusual libc: only slower
 
