@@ -26,12 +26,12 @@ class Job:
         package = str(Path(__file__).resolve().parents[1])
         environment["PYTHONPATH"] = os.pathsep.join(p for p in (package, environment.get("PYTHONPATH")) if p)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "cds3d", command, *options],
+            ["nice", "-n", str(NICE), sys.executable, "-m", "cds3d", command, *options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env=environment,
-            preexec_fn=_apart,
+            start_new_session=True,  # Ctrl-C in the terminal is for who started it to pass on
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -114,12 +114,6 @@ def _changed(path: Path | None) -> int | None:
         return None if path is None else path.stat().st_mtime_ns
     except OSError:
         return None
-
-
-def _apart() -> None:
-    """A group of its own: Ctrl-C in the terminal is for who started it to pass on."""
-    os.setpgrp()
-    os.nice(NICE)
 
 
 def usable_cores() -> int:

@@ -166,14 +166,27 @@ def unknown_option(command: str, key: str) -> str:
     default = OmegaConf.to_container(load_config(command, []), resolve=False)
     owners = [n for n in groups().get(group, []) if name and name in _keys_of(group, n)]
     if owners and group in default:
-        return f"{key} is an option of {' and '.join(f'{group}={n}' for n in owners)}, which this is not"
+        return f"{key} is an option of {' and '.join(f'{group}={n}' for n in owners)} only"
     known = dotted_keys(default)
+    theirs = [c for c in ("edit", "train") if c != command and key in _every_key(c)]
+    if theirs and group not in default:
+        return f"{key} is an option of cds3d {theirs[0]}, not of cds3d {command}"
     if command == "edit" and key in ("prompt", "tgt", "target", "src", "source"):
         return f"unknown option {key}: did you mean --{'src' if key in ('src', 'source') else 'tgt'}?"
-    known += [f"{group}.{k}" for n in groups().get(group, []) for k in _keys_of(group, n)]
+    if group in default:
+        known += [f"{group}.{k}" for n in groups().get(group, []) for k in _keys_of(group, n)]
     alike = difflib.get_close_matches(key, [k for k in known if k != key], n=1)
     hint = f"did you mean {alike[0]}? " if alike else ""
     return f"unknown option {key}: {hint}cds3d {command} --help lists all"
+
+
+def _every_key(command: str) -> set[str]:
+    """Dotted keys of a command, with those of all presets of its groups."""
+    default = OmegaConf.to_container(load_config(command, []), resolve=False)
+    keys = set(dotted_keys(default))
+    for group in groups().keys() & default.keys():
+        keys |= {f"{group}.{key}" for name in groups()[group] for key in _keys_of(group, name)}
+    return keys
 
 
 def _keys_of(group: str, name: str) -> list[str]:

@@ -15,13 +15,11 @@ import imageio.v3 as iio
 import torch
 from tqdm import tqdm
 
+from cds3d import OBJECTIVES, EditConfig, Editor, LatentImage, Prompts, load_config, load_prior
 from cds3d.commands.images import read_image
-from cds3d.editor import EditConfig, Editor
-from cds3d.guidance import load_prior
-from cds3d.objectives import OBJECTIVES
-from cds3d.objectives.objective import Draw, Prompts
+from cds3d.objectives.objective import Draw
+from cds3d.options import build
 from cds3d.pictures import to_uint8
-from cds3d.subjects.image import LatentImage
 
 
 @dataclass(frozen=True)
@@ -34,14 +32,14 @@ class Descending(OBJECTIVES["dds"]):
 
 
 def main(image="scenes/cat/images/view000.jpg", src="a cat", tgt="a pig", iterations="200", width="256"):
-    prior = load_prior("pocket", dtype="fp32", device=torch.device("cpu"))
-    objective = Descending(
-        scale=4.0, scale_end=None, score_scale=2000 / 4096, t_min=50, t_max=949, t_order="random", source_share=1.0
-    )
+    prior = load_prior("pocket", device=torch.device("cpu"))
+    options = load_config("edit", ["edit=latent", "objective=dds", f"edit.iterations={iterations}"])
+    objective = build(Descending, options.objective)
     subject = LatentImage(read_image(Path(image), int(width)), prior)
-    config = EditConfig(int(iterations), 0.1, "sgd", lr_decay=1.0, warmup=0.0, adam_floor=0.0, seed=0)
-    editor = Editor(subject, prior, objective, Prompts.of(prior, src, tgt), config)
-    for _ in tqdm(range(config.iterations)):
+    editor = Editor(
+        subject, prior, objective, Prompts.of(prior, src, tgt), build(EditConfig, options.edit, seed=options.seed)
+    )
+    for _ in tqdm(range(editor.config.iterations)):
         editor.step()
     iio.imwrite("descending.png", to_uint8(subject.image().permute(1, 2, 0)))
     print("descending.png")

@@ -64,7 +64,7 @@ def is_partial(path: Path) -> bool:
 
 def write_text(path: Path, text: str) -> None:
     with atomic(path) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
 
 
 def _synchronise(path: Path) -> None:

@@ -45,9 +45,14 @@ def look_at(eye: Tensor, target: Tensor, down: Tensor) -> Tensor:
 
 
 def mean_pose(poses: Tensor) -> Tensor:
-    """(n, 3, 4) -> (3, 4): mean position, mean optical axis and mean down."""
-    eye = poses[:, :, 3].mean(0)
-    return look_at(eye, eye + poses[:, :, 2].mean(0), poses[:, :, 1].mean(0))
+    """(n, 3, 4) -> (3, 4): mean position, mean optical axis and mean down.
+
+    Where the axes cancel out (cameras all around), the first camera's rotation.
+    """
+    eye, forward, down = poses[:, :, 3].mean(0), poses[:, :, 2].mean(0), poses[:, :, 1].mean(0)
+    if forward.norm() < 1e-3 or torch.linalg.cross(down, forward).norm() < 1e-3 * forward.norm():
+        return torch.cat([poses[0, :, :3], eye[:, None]], 1)
+    return look_at(eye, eye + forward, down)
 
 
 def _spiral(poses: Tensor, frames: int, focus: float) -> list[Tensor]:

@@ -89,8 +89,8 @@ def shade(
 ) -> tuple[Tensor, Tensor]:
     """(color (rays, 3), opacity (rays,)): the weighted sum of colours over the background.
 
-    Colours are asked for about COLORS samples a ray, at most twice as many, which stand for the others (`quadrature`),
-    unless the space has a `least_weight`.
+    About COLORS samples per ray, at most twice as many, get a colour and stand for the others (`quadrature`). In a
+    space with a `least_weight` all samples of more weight get one.
     """
     if field.space.least_weight is not None:
         return composite(field, samples, weights, viewdirs, field.space.least_weight)
@@ -101,7 +101,7 @@ def shade(
 def composite(
     field: Field, samples: Samples, weights: Tensor, viewdirs: Tensor, least: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """(color (rays, 3), opacity (rays,)), with a colour for every sample of more weight than `least`, black others."""
+    """(color (rays, 3), opacity (rays,)). Samples of no more weight than `least` contribute black."""
     seen = (weights.detach() > least).nonzero()[:, 0]
     ray = samples.ray[seen]
     color = field.color(samples.x[seen], viewdirs[ray])

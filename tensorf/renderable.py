@@ -72,8 +72,9 @@ class LocallyEditable(Renderable, Protocol):
 KINDS = {"tensorf": load_checkpoint, "local": load_checkpoint, "official": load_checkpoint}
 
 
-def load_field(path: Path, device: torch.device | str = "cpu") -> Renderable:
+def load_field(path: str | Path, device: torch.device | str = "cpu") -> Renderable:
     """Read a field of any kind. UserError if the file is missing, damaged, or no field."""
+    path = Path(path)
     kind = read_kind(path)
     if kind not in KINDS:
         raise UserError(f"{path} holds a field of kind {kind!r}, which this version does not know: {', '.join(KINDS)}")

@@ -148,7 +148,7 @@ class Trainer:
         return [i for i, share in enumerate(shares) if round(share * self.config.iterations) == self.iteration]
 
     def step(self) -> float:
-        """One optimisation step; returns the batch's PSNR in dB, of what the field gives without exposures.
+        """One optimisation step; returns the batch's PSNR in dB, without the correction of exposures.
 
         UserError if the loss is no longer finite.
         """

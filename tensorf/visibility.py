@@ -1,4 +1,4 @@
-"""Sample caches: the few samples a ray that represent all of them, found once a camera and rendered many times.
+"""Sample caches: the few samples per ray that represent all of them, found once per camera, rendered often.
 
 During an edit the same cameras come back every few steps, and surfaces stay close to where they are. So a full march
 through the source field is made once, and only representative samples of it are kept (`quadrature`). Both fields are

@@ -153,7 +153,7 @@ def check_fields(device: torch.device, setting: Setting) -> Iterator[Check]:
 
 
 def _view_gradient(field: Field, camera) -> Tensor:
-    """Of all parameters, one after the other, for a fixed gradient of the colours."""
+    """The gradient of all parameters, concatenated, for a fixed gradient of the colours."""
     field.zero_grad()
     view = field.view(camera)
     towards = torch.randn(len(view), 3, generator=torch.Generator().manual_seed(5))

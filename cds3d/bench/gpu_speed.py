@@ -50,7 +50,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Budget:
-    """Of the parts that train and edit: seconds, options, iterations. pictures: of steps, pixels; repeats: of each.
+    """Seconds, options and iterations of the parts that train and edit. pictures: of steps, pixels; repeats: of each.
 
     share: of the random model, `random_sd`'s. dtype: of its networks.
     """

@@ -332,7 +332,7 @@ def _held_out(run: Run) -> tuple[Case, Path]:
 
 
 def _field_config(run: Run, options: list[str]) -> DictConfig:
-    """Of the edit of a shipped capture, or of one that is made here of a held-out scene."""
+    """The configuration of an edit: of a shipped capture, or of one that is made here of a held-out scene."""
     name = run.task.removeprefix("field-")
     if name in SHIPPED_FIELDS:
         config = load_config("edit", [*options, f"scene={name}"])

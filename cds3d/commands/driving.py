@@ -30,12 +30,12 @@ class Work(Protocol):
 def drive(
     work: Work, iterations: int, run: RunFolder, *, save_every: int, label: str, each: Callable[[Any, tqdm, Any], None]
 ) -> float:
-    """Run `work` to its last iteration, from the run's state if there is one; returns the seconds an iteration.
+    """Run `work` to its last iteration, from the run's state if there is one; returns the seconds per iteration.
 
-    Those of all parts of a resumed run count. each: called after every step with what it returned, the progress bar and
-    the TensorBoard writer. The state is kept every `save_every` iterations, at the end, and on Ctrl-C. When a step
-    raises UserError the state stays the one that was kept before: numbers may have gone wrong since. UserError for a
-    state that the work cannot take.
+    The seconds of the earlier parts of a resumed run are included. each: called after every step with what it returned,
+    the progress bar and the TensorBoard writer. The state is kept every `save_every` iterations, at the end, and on
+    Ctrl-C. When a step raises UserError the state stays the one that was kept before: numbers may have gone wrong
+    since. UserError for a state that the work cannot take.
     """
     if (state := run.load_state()) is not None:
         try:

@@ -111,10 +111,10 @@ def _warn_of_unused_options(config: DictConfig, pointing: Pointing) -> None:
     if way is None:
         tell(("zoom", "carve"), "without a region: give one with where, mask, box, ball or at")
     elif way not in ("where", "mask"):
-        tell(("carve",), f"with {way}=: it is of masks and --where")
+        tell(("carve",), f"with {way}=: it applies only to mask= and --where")
     if way is not None and not pointing.find:
         found = ("edit.volume.look", "edit.volume.agreement", "edit.fit.agreement")
-        tell(found, "where a region is given: it is of one that gradients find, as with region=both")
+        tell(found, "with a given region: it applies only to one that gradients find, as with region=both")
         if way not in ("where", "mask"):
             tell(("edit.volume.grow", "edit.fit.grow"), f"with {way}=, which says how large the region is")
     tell(("guidance.image_width",), "here: the views of a scene have edit.width")
@@ -281,8 +281,8 @@ def _refit_scene(config: DictConfig) -> Path:
     check_scene(config)
     like = load_config("edit", ["edit=field", f"edit.width={config.edit.width}"])  # the width is that of the figures
     if config.edit != like.edit:
-        raise UserError("edit= has no say in --views, where the pictures say what changes: use refit.OPTION=VALUE")
-    require_unset(config, "edit", _NOT_OF_REFITS, "has no say in --views, where the pictures say what changes")
+        raise UserError("edit= is not used with --views, where the pictures say what changes: use refit.OPTION=VALUE")
+    require_unset(config, "edit", _NOT_OF_REFITS, "is not used with --views, where the pictures say what changes")
     if config.clip is not None and (config.tgt is None or (config.src or config.scene.prompt) is None):
         raise UserError("clip= compares pictures with prompts: give --src and --tgt too")
     whole(config, "save_every", least=1)

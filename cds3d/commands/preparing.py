@@ -153,7 +153,7 @@ def _warn_of_options_of_other_objectives(config: DictConfig) -> None:
         usual = config.guidance.image_scale_end if isinstance(usual, str) else usual  # a reference to it
         if config.edit[key] != usual:
             log.warning(
-                "edit.%s=%s changes nothing: it is of DDS, CDS and IDS, not of objective=%s",
+                "edit.%s=%s is ignored by objective=%s: only dds, cds and ids use it",
                 key, config.edit[key], config.objective.kind,
             )  # fmt: skip
 

@@ -70,7 +70,7 @@ def read_pointing(config: DictConfig) -> Pointing:
     if config.radius is not None:
         positive(config, "radius")
         if config.at is None:
-            raise UserError("radius= is of the ball around a click: give at=u,v,view too")
+            raise UserError("radius= works only with a click: give at=u,v,view too")
     build(CarveConfig, config.carve, group="carve")
     if config.zoom != 0:
         positive(config, "zoom")
@@ -216,7 +216,8 @@ def _carved(config, pointing, capture, source, views, prior) -> tuple[Tensor, st
     region = edited_volume(source, seen, carve.agreement, grow, one_subject=pointing.way == "where")
     if not region.any():
         raise UserError(
-            f"{what}: the views agree on nothing: lower carve.agreement, or check that masks fit the photos"
+            f"{what}: the masks of the views do not overlap in space: lower carve.agreement, or check that masks "
+            "fit the photos"
         )
     return region, what
 

@@ -29,7 +29,7 @@ class FeatureTap:
 
     @contextmanager
     def caught(self, kind: str | None) -> Iterator[list[Tensor]]:
-        """kind: "self" or "cross": one (batch, C, h, w) map a layer of that kind, in order; None: nothing."""
+        """kind: "self" or "cross": one (batch, C, h, w) map per layer of that kind, in order; None: nothing."""
         maps = []
         self._now.kind, self._now.maps = kind, maps
         try:

@@ -50,7 +50,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Prediction:
-    """noise (1, C, h, w) float32; features: one (C_l, h_l, w_l) map a layer, empty if none was asked for."""
+    """noise (1, C, h, w) float32; features: one (C_l, h_l, w_l) map per layer, empty if none was asked for."""
 
     noise: Tensor
     features: tuple[Tensor, ...] = ()
@@ -182,7 +182,7 @@ class Prior:
         """The answers, a list for each `Pending`.
 
         Waiting queries without gradients share one forward. Those with gradients share one where z_t is the same
-        tensor: a gradient asks for all of them or for none.
+        tensor: the graph of such a forward is that of all its queries.
         """
         waiting = [q for p in pending if p.future is None for q in p.queries if not q.grad]
         answers = dict(zip(map(id, waiting), self._without_gradients(waiting) if waiting else (), strict=True))
@@ -201,7 +201,7 @@ class Prior:
         """While queries may run in a thread of their own, operators of this thread leave it a core."""
         threads = torch.get_num_threads()
         if self._thread:
-            torch.set_num_threads(threads - 1)
+            torch.set_num_threads(max(1, threads - 1))
         try:
             yield
         finally:

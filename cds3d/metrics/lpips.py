@@ -63,7 +63,7 @@ class Lpips:
 
     @torch.no_grad()
     def _differences(self, image: Tensor, reference: Tensor) -> list[Tensor]:
-        """One map (h, w) a layer: weighted squared differences of the channels, which have unit length."""
+        """One map (h, w) per layer: weighted squared differences of the channels, which have unit length."""
         if image.shape != reference.shape:
             raise ValueError(f"pictures of one size are needed, not {tuple(image.shape)} and {tuple(reference.shape)}")
         if min(image.shape[:2]) < _LEAST:
@@ -108,7 +108,7 @@ def _kind(weights: dict[str, Tensor], path: str | Path, option: str) -> str:
 
 
 def _heads(net: str) -> list[Tensor]:
-    """(C, 1, 1) a layer: the trained weights of the channels, from torchmetrics' files."""
+    """(C, 1, 1) per layer: the trained weights of the channels, from torchmetrics' files."""
     # torchmetrics' own module is not imported: it wants torchvision.
     package = Path(find_spec("torchmetrics").origin).parent
     path = package / "functional" / "image" / "lpips_models" / f"{net}.pth"

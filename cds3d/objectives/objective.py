@@ -58,7 +58,7 @@ class Objective:
 
     scale: float  # classifier-free guidance, at the start
     scale_end: float | None  # the same at the end, with a straight line between; None keeps `scale`
-    score_scale: float | None  # factor of the noise difference, a latent element; None is the authors' 2000 / (h w)
+    score_scale: float | None  # factor of the noise difference, per latent element; None is the authors' 2000 / (h w)
     t_min: int  # range of t, inclusive
     t_max: int
     t_order: str  # "random": t is uniform; "falling": from t_max down to t_min in the course of the edit

@@ -45,7 +45,7 @@ def contrastive_loss(
 ) -> Tensor:
     """Scalar: the mean over positions of `patch_nce`, summed over patch sizes and layers.
 
-    pairs: (reference, target) features (C, h, w), one pair a layer. A patch of size p is the mean of p x p positions
+    pairs: (reference, target) features (C, h, w), one pair per layer. A patch of size p is the mean of p x p positions
     (average pooling); layers smaller than p are left out for that size. center: subtract the reference's mean over
     positions from both first. In a small model what all positions have in common is most of a feature: every cosine is
     then near 1, the loss near the logarithm of the number of patches, and its gradient near nothing. Raises UserError

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cds3d.guidance.prior import Prior
 
-_CELL = 8  # pixels a latent element, along each side
+_CELL = 8  # pixels per latent element, along each side
 
 
 class LatentPair:

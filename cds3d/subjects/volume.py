@@ -160,11 +160,14 @@ def agreed_region(
     region = edited_volume(field, views, agreement, grow)
     if not region.any():
         raise UserError(
-            "the views agree on nothing that the prompts tell apart, so there is no region to edit: "
-            f"lower {group}.agreement or edit.region.mask_threshold, or give prompts that differ in what is seen"
+            "there is no region to edit: the masks of the views do not overlap in space. "
+            f"Lower {group}.agreement or edit.region.mask_threshold, or give prompts that differ in what is seen"
         )
     if given is not None:
         region &= given
         if not region.any():
-            raise UserError("the given region and the one that the prompts show have nothing in common: region=given")
+            raise UserError(
+                "the given region and the one found from the prompts do not overlap: "
+                "use region=given to edit the given one"
+            )
     return region

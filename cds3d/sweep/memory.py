@@ -58,9 +58,10 @@ def questions(tasks: Sequence[Task], fixed: Sequence[str]) -> list[Question]:
 
 
 def forecast(asked: Sequence[Question]) -> Forecast:
-    """Of the largest edit. Edits that cannot be made are left out; if none can, the last one's exception is raised.
+    """The forecast of the largest edit.
 
-    asked: one question at least.
+    Edits that cannot be made are left out; if none can, the last one's exception is raised. asked: one question at
+    least.
     """
     needed, failure = [], None
     for question in asked:

@@ -103,14 +103,14 @@ def state_kept(url: str, folder: Path, name: str, every: float = _EVERY) -> Iter
     path = folder / "state" / "state.pt"
 
     def keep() -> None:
-        storage, before, last = Storage(url), None, False
+        before, last = None, False
         while not last:
             last = stop.wait(every)
             now = path.stat().st_mtime_ns if path.exists() else None
             if now == before or (last and (folder / _LAST).exists()):
                 continue
             try:
-                storage.push(folder, name, STATE)
+                Storage(url).push(folder, name, STATE)
                 before = now
             except Exception as error:  # of whichever store it is
                 log.warning("%s: the state could not be kept in %s: %s", folder, url, reason(error))

@@ -38,7 +38,7 @@ class Place:
             self._draw()
 
     def option(self) -> list[str]:
-        """Of `edit.py`."""
+        """The option of `edit.py` for this place."""
         with self._lock:
             if self.kind == "ball":
                 numbers = [*self.middle, self.radius]

@@ -138,18 +138,19 @@ def run_command(command: str, options: list[str]) -> int:
 
 
 class ForkedCommand:
-    """In the place of `subprocess.Popen` in cds3d/jobs.py: a fork where it starts `python -m cds3d COMMAND`."""
+    """In the place of `subprocess.Popen` in cds3d/jobs.py: a fork where it starts `nice ... python -m cds3d COMMAND`."""
 
-    def __init__(self, arguments, *, stdin, stdout, stderr, env, preexec_fn):
-        assert arguments[1:3] == ["-m", "cds3d"] and stderr == subprocess.PIPE
+    def __init__(self, arguments, *, stdin, stdout, stderr, env, start_new_session):
+        place = arguments.index("-m")
+        assert arguments[place + 1] == "cds3d" and stderr == subprocess.PIPE
         read, write = os.pipe()
         self.returncode = None
         self.pid = os.fork()
         if self.pid == 0:
             os.close(read)
-            if preexec_fn is not None:
-                preexec_fn()
-            _become(lambda: run_command(arguments[3], arguments[4:]), Path.cwd(), write)
+            if start_new_session:
+                os.setsid()
+            _become(lambda: run_command(arguments[place + 2], arguments[place + 3 :]), Path.cwd(), write)
         os.close(write)
         self.stderr = os.fdopen(read, "rb")
         self._ended = os.pidfd_open(self.pid)

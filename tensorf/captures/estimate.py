@@ -199,7 +199,8 @@ class _Reconstruction:
         colmap = self.colmap
         pairing = colmap.ImportedPairingOptions()
         pairing.match_list_path = self.work / "pairs.txt"
-        Path(pairing.match_list_path).write_text("".join(f"{self.names[i]} {self.names[j]}\n" for i, j in pairs))
+        listed = "".join(f"{self.names[i]} {self.names[j]}\n" for i, j in pairs)
+        Path(pairing.match_list_path).write_text(listed, encoding="utf-8")
         options = colmap.FeatureMatchingOptions()
         options.num_threads, options.use_gpu = self.threads, False
         verification = colmap.TwoViewGeometryOptions()

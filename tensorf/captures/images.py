@@ -171,7 +171,7 @@ def load_images(
     order = -1 if turns % 2 else 1  # of width and height
     across, down = native[::order]
     if width is not None and width > across:
-        log.info("photos are %d pixels wide: keeping that, %d was asked", across, width)
+        log.info("photos are only %d pixels wide: this is kept (%d was asked)", across, width)
     size = native if width is None or width >= across else size_for_width(across, down, width)[::order]
     images = np.empty((len(views), size[1], size[0], 3), dtype=np.uint8)
     masks = None if all(view.mask is None for view in views) else np.ones(images.shape[:3], dtype=bool)

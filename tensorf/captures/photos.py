@@ -32,7 +32,7 @@ log = logging.getLogger("tensorf")
 
 LONGEST_SIDE = 1600  # pixels of a copy: more than training uses
 JPEG_QUALITY = 95
-_close = partial(math.isclose, rel_tol=0.02)  # focal lengths that are one
+_close = partial(math.isclose, rel_tol=0.02)  # focal lengths that are taken as equal
 # Of phones and cameras: pictures that are not read.
 UNREAD_SUFFIXES = (
     ".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw",

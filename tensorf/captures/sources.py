@@ -198,7 +198,7 @@ def other_estimate(source: Source, parent: Path) -> tuple[Path, int] | None:
 def write_record(source: Source, folder: Path, **figures) -> None:
     """source.json: the record, and for the reader where the files were, and figures of the estimate."""
     told = {"source": str(source.path), **figures, **source.record()}
-    (folder / RECORD).write_text(json.dumps(told, indent=1) + "\n")
+    (folder / RECORD).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
 def _recorded(folder: Path) -> dict | None:

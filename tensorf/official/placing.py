@@ -64,7 +64,7 @@ def unseen_by(field: OfficialField, capture: Capture) -> list[int]:
 
 
 def _told(error: Exception) -> str:
-    """Of torch's list of mismatches the first, which stands in the second line."""
+    """The first mismatch of torch's list, which is its second line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[1] if len(lines) > 1 else reason(error)
 

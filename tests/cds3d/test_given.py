@@ -223,7 +223,7 @@ def test_both_is_what_a_look_finds_in_the_given_region(field, cameras, monkeypat
     monkeypatch.setattr("cds3d.subjects.volume.edited_volume", lambda *_: ~half(field))
     subject = local(field, cameras, half(field), looks=1)
     subject.observe(pair, torch.ones(24, 32, 3))
-    with pytest.raises(UserError, match="nothing in common"):
+    with pytest.raises(UserError, match="do not overlap"):
         subject.pair(1)
 
 

@@ -151,7 +151,7 @@ def test_wrong_pictures_are_told_before_anything_is_written(tmp_path, trained, t
         assert option.split("=")[0] in text and "image" in text
     for option in ("objective=sds", "guidance.scale=3", "edit=shape", "edit.iterations=9", "zoom=2", "carve.grow=0.1"):
         text = fails(capsys, "edit", *train_options, "--views", "square", option)
-        assert f"{option.split('=')[0].split('.')[0]}= has no say in --views" in text
+        assert f"{option.split('=')[0].split('.')[0]}= is not used with --views" in text
     assert "give --src and --tgt too" in fails(capsys, "edit", *train_options, "--views", "square", "clip=model")
     wrong = ["--views", "square", "refit.grow=2", "output=run"]
     assert "refit.grow=2" in fails(capsys, "edit", *train_options, *wrong)

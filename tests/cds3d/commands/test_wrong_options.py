@@ -208,7 +208,9 @@ def test_an_edit_that_changes_nothing(tmp_path, capsys, edit_options, trained):
         ("field.hidden=0", ["hidden=0", "at least 1"]),
         ("output=true", ["output=True", "text"]),
         ("field=big", ["field=big", "cp, default"]),
-        ("edit.lr=1", ["unknown option edit.lr", "train"]),
+        ("edit.lr=1", ["edit.lr is an option of cds3d edit, not of cds3d train"]),
+        ("guidance.dtype=bf16", ["guidance.dtype is an option of cds3d edit, not of cds3d train"]),
+        ("edit.volume.grow=1", ["edit.volume.grow is an option of cds3d edit"]),
     ],
 )
 def test_wrong_option_of_a_training(tmp_path, capsys, train_options, option, said):
