@@ -41,6 +41,9 @@ _TEXT = (
 )  # or null
 _TEXT += ("guidance.path", "guidance.config", "guidance.revision", "clip", "where", "mask", "path", "format", "file")
 _TEXT += ("model", "address", "storage")
+# Options of edit.py that say what is edited and where results lie: what starts edits by itself sets them itself.
+RESERVED = ("src", "tgt", "image", "capture", "run", "views", "baseline", "scene", "scene.name")
+RESERVED += ("output", "resume", "overwrite")
 _PATHS = ("image", "views", "capture", "output", "run", "scene.root", "mask", "path", "file", "model", "storage")
 
 

@@ -32,7 +32,7 @@ from cds3d.commands.preparing import build_objective
 from cds3d.editor import EditConfig
 from cds3d.guidance import Prior, load_prior
 from cds3d.jobs import usable_cores
-from cds3d.options import boolean, build, dotted_keys, groups, load_config, pick_device, whole
+from cds3d.options import RESERVED, boolean, build, dotted_keys, groups, load_config, pick_device, whole
 from cds3d.pictures import write_image
 from cds3d.pocket.model.judge import FILE as JUDGE
 from cds3d.pocket.model.judge import Judge, load_judge
@@ -57,8 +57,7 @@ _SIZES = {
 _SHEET_ROWS = 6
 _RETRIES = 2  # of a run whose process was killed, or that found no memory or disk
 # Keys of edit.py that `options` may not set: they would falsify a run's label, or its place.
-_OURS = ("objective", "scene", "scene.name", "seed", "device", "output", "resume", "overwrite", "tgt", "src", "image")
-_OURS += ("capture", "baseline", "run", "views")
+_OURS = (*RESERVED, "objective", "seed", "device")
 
 
 @dataclass(frozen=True)

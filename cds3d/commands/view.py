@@ -16,15 +16,14 @@ from cds3d.commands.history import take_over
 from cds3d.commands.scenes import capture_root, load_scene, require_capture_of
 from cds3d.commands.sources import take_over_source
 from cds3d.commands.train import source_folder
-from cds3d.options import load_config, pick_device, whole
+from cds3d.options import RESERVED, load_config, pick_device, whole
 from cds3d.runs import read_config
 from tensorf.errors import UserError, reason
 
 log = logging.getLogger("cds3d")
 
 # Options of `edit.py` that the page sets, or that come with the scene.
-_OF_THE_PAGE = ("src", "tgt", "objective", "edit", "edit.iterations", "ball", "box", "where", "device", "output", "run")
-_OF_THE_PAGE += ("scene", "scene.name", "scene.root", "capture", "resume", "overwrite")
+_OF_THE_PAGE = (*RESERVED, "scene.root", "objective", "edit", "edit.iterations", "ball", "box", "where", "device")
 _SHORTEST = 8  # of a token that somebody chooses
 
 

@@ -14,13 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from cds3d import yaml_files
 from cds3d.commands.train import source_folder
-from cds3d.options import data_folder, groups, load_config
+from cds3d.options import RESERVED, data_folder, groups, load_config
 from cds3d.slugs import slug
 from tensorf.errors import UserError, reason
 
 _LISTS = ("scenes", "edits", "objectives", "options", "seeds")
-_OURS = ("output", "resume", "overwrite", "seed", "objective", "scene", "device", "threads", "video_frames")
-_OURS += ("tgt", "src", "capture", "run", "image", "views")
+_OURS = (*RESERVED, "objective", "seed", "device", "threads", "video_frames")  # options that a sweep sets itself
 _MOST = 10_000  # edits
 _LONGEST = 60  # characters of a prompt in a folder's name
 
