@@ -21,7 +21,7 @@ setup(
     },
     install_requires=[
         "torch>=2.6",
-        "diffusers>=0.33",
+        "diffusers>=0.39",  # earlier ones fail with transformers>=5.6, and pip cannot be told of pairs
         "transformers>=4.48",
         "safetensors>=0.4",
         "hydra-core>=1.3,<2",

@@ -19,7 +19,7 @@ from pathlib import Path
 import cds3d  # noqa: F401  (thread policy before torch)
 from cds3d.jobs import usable_cores
 from tensorf import locks
-from tensorf.errors import UserError
+from tensorf.errors import UserError, is_out_of_memory
 
 COMMANDS = ("train", "import", "edit", "render", "view", "export", "sweep", "bench", "list")
 
@@ -98,7 +98,7 @@ def run_command(command: str, argv: list[str]) -> int:
     """Parse and run, turning exceptions into messages."""
     tell()
     parser = _parser(command, argv)
-    args = parser.parse_intermixed_args(argv)  # flags and key=value in any order
+    args, config = parser.parse_intermixed_args(argv), None  # flags and key=value in any order
     try:
         config = _configuration(command, args)
         set_threads(config)
@@ -124,16 +124,10 @@ def run_command(command: str, argv: list[str]) -> int:
             print(f"error: {_one_line(error)}", file=sys.stderr)
         return 1
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
-            print(
-                "error: out of memory: lower edit.width, scene.width or field.resolution, of images "
-                "guidance.image_width, or use guidance.dtype=bf16, "
-                f"with {'another output=' if command == 'bench' else 'overwrite=true'}; or free memory elsewhere and "
-                f"{_onward(command)}",
-                file=sys.stderr,
-            )
-            return 1
-        raise
+        if not is_out_of_memory(error):
+            raise
+        print(f"error: out of memory: {_less_memory(command, config)}", file=sys.stderr)
+        return 1
     finally:
         locks.release_all()
 
@@ -142,6 +136,38 @@ def _one_line(error: Exception) -> str:
     """Its message: values that it tells may hold line breaks, and what a terminal would obey."""
     text = " ".join(part.strip() for part in str(error).splitlines())
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+# What takes less memory, of each command's own options.
+_SMALLER = {
+    "train": "lower scene.width or field.resolution, with overwrite=true",
+    "edit": "lower edit.width, scene.width or field.resolution, of images guidance.image_width, with overwrite=true",
+    "render": "lower width=",
+    "view": "lower width=",
+    "export": "lower width= or points=",
+    "sweep": "lower jobs=",
+    "bench": "lower jobs=",
+}
+
+
+def _less_memory(command: str, config) -> str:
+    """What to do when a command has run out of memory."""
+    # The type may change on the way; sizes may not.
+    dtype = f"use guidance.dtype={_half_precision(config)}, or " if command == "edit" else ""
+    smaller = f"; or {_SMALLER[command]}" if command in _SMALLER else ""
+    return f"{dtype}free memory elsewhere, and {_onward(command)}{smaller}"
+
+
+def _half_precision(config) -> str:
+    """fp16 for a GPU without bf16, else bf16. config: of the command; None before it is known."""
+    import torch
+
+    name = "auto" if config is None else config.get("device", "auto")
+    if name == "cpu" or not torch.cuda.is_available():
+        return "bf16"
+    from cds3d.guidance.loading import gpu_has_bf16
+
+    return "bf16" if gpu_has_bf16(torch.device("cuda" if name == "auto" else name)) else "fp16"
 
 
 def _onward(command: str) -> str:

@@ -30,16 +30,17 @@ def drop_models() -> None:
     free_memory()
 
 
-def kept(kind: str, key: Hashable, load: Callable[[], T]) -> T:
+def kept(kind: str, key: Hashable, load: Callable[[], T], again: Callable[[T], None] = lambda model: None) -> T:
     """The model that `load` gives, or gave last for this kind and key.
 
-    One of another key is let go before, as there may be no room for two.
+    One of another key is let go before, as there may be no room for two. again: called with one that is given again.
     """
     if not _keeping:
         return load()
-    if kind in _models and _models[kind][0] != key:
-        del _models[kind]
+    if kind in _models and _models[kind][0] == key:
+        again(_models[kind][1])
+    else:
+        _models.pop(kind, None)
         free_memory()
-    if kind not in _models:
         _models[kind] = key, load()
     return _models[kind][1]

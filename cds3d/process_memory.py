@@ -1,4 +1,4 @@
-"""Memory in use, its peak, and its lack: of the GPU where one was used, else of this process."""
+"""Memory in use, and its peak: of the GPU where one was used, else of this process."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ import torch
 
 from tensorf.runtime import give_back_free_memory
 
-# What messages of torch, of CUDA's libraries, of numpy and of Python say where memory is missing.
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "_ALLOC_FAILED", "_ALLOCATION_FAILED")
-OUT_OF_MEMORY += ("Unable to allocate", "MemoryError")
-
 
 def peak_memory_mb(device: torch.device | None = None) -> float:
-    """Of the GPU where one was used, else of this process; since `reset_peak_memory` where the system can do that.
+    """Peak memory in MiB (2^20 bytes): of the GPU if one was used, else of this process.
+
+    It is that since `reset_peak_memory`, if the system can do that.
 
     device: whose memory is asked for; None is the current GPU where there is one.
     """
@@ -48,7 +46,9 @@ def reset_peak_memory(device: torch.device | None = None) -> None:
 
 
 def memory_mb(device: torch.device | None = None) -> float:
-    """In use now, of the GPU where one was used, else of this process (of its peak where that cannot be asked).
+    """Memory in use now, in MiB: of the GPU if one was used, else of this process.
+
+    Where the system cannot tell, it is the process's peak.
 
     device: as of `peak_memory_mb`.
     """
@@ -58,12 +58,6 @@ def memory_mb(device: torch.device | None = None) -> float:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
     except OSError:
         return peak_memory_mb(device)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was missing, of a GPU or of the machine; CUDA's libraries raise plain RuntimeErrors then."""
-    told = isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
-    return told or isinstance(error, MemoryError)
 
 
 def free_memory() -> None:

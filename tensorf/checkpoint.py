@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from tensorf.errors import UserError, reason
+from tensorf.errors import UserError, is_out_of_memory, reason
 from tensorf.field import Field, FieldConfig
 from tensorf.files import atomic
 from tensorf.local import LocalField
@@ -90,8 +90,15 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Field | L
         tensors = {k: v.bool() if v.dtype == torch.uint8 else v for k, v in tensors.items()}
         field = _build(header, tensors)
         field.load_state_dict(tensors)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, OverflowError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged or no field ({reason(error)}): delete it and train again") from error
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is not there: train the field first") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({reason(error)})") from error
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        message = f"{path} is damaged, or no field ({reason(error)}): make it again with overwrite=true"
+        raise UserError(message) from error
     return field.to(device)
 
 

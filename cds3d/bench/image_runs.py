@@ -19,7 +19,7 @@ from cds3d.commands.baselines import build_baseline
 from cds3d.commands.edit import edit_command, refuse_options_of_scenes
 from cds3d.commands.preparing import build_objective
 from cds3d.editor import EditConfig
-from cds3d.options import build, dotted_keys, groups, load_config, pick_device, set_text
+from cds3d.options import RESERVED, build, dotted_keys, groups, load_config, pick_device, set_text
 from cds3d.process_memory import reset_peak_memory
 from cds3d.sweep.calls import Calling, callers
 from cds3d.sweep.pool import run_pool
@@ -31,7 +31,7 @@ from tensorf.files import write_text
 log = logging.getLogger("cds3d")
 
 # Keys of edit.py that the benchmark sets itself.
-_OURS = ("objective", "baseline", "scene", "output", "resume", "overwrite", "src", "tgt", "image", "capture", "run")
+_OURS = (*RESERVED, "objective")
 _RETRIES = 2  # of an edit whose process was killed, or that found no memory or disk
 # Keys that change no picture: a benchmark may go on with others.
 _FREE = ("device", "threads", "save_every", "video_frames")

@@ -30,12 +30,13 @@ from cds3d.bench.tasks import IMAGE_TASKS, SHIPPED_FIELDS, Case, cases
 from cds3d.commands.baselines import build_baseline
 from cds3d.commands.preparing import build_objective
 from cds3d.editor import EditConfig
-from cds3d.guidance import Prior, load_prior
+from cds3d.guidance import load_prior
 from cds3d.jobs import usable_cores
+from cds3d.kept_models import kept
 from cds3d.options import RESERVED, boolean, build, dotted_keys, groups, load_config, pick_device, whole
 from cds3d.pictures import write_image
 from cds3d.pocket.model.judge import FILE as JUDGE
-from cds3d.pocket.model.judge import Judge, load_judge
+from cds3d.pocket.model.judge import load_judge
 from cds3d.pocket.weights_path import WEIGHTS
 from cds3d.sweep.calls import Calling, callers
 from cds3d.sweep.pool import run_pool
@@ -279,12 +280,6 @@ def _first(run: Run, runs: list[Run]) -> Path | None:
     return None if first == run.path else first
 
 
-@lru_cache(maxsize=1)
-def _models(path: str, dtype: str, config: str | None, revision: str | None, device: str) -> tuple[Prior, Judge]:
-    prior = load_prior(path, dtype=dtype, device=pick_device(device), config=config, revision=revision)
-    return prior, load_judge()
-
-
 def _one(run: Run) -> None:
     """Do one run and write its figures, last, and its pictures."""
     objective = "cds" if run.objective == "bounds" else run.objective
@@ -311,7 +306,8 @@ def _one(run: Run) -> None:
         case = cases(run.task, run.case + 1, tuning=run.tuning)[run.case]
         config = load_config("edit", options)
         guidance = config.guidance
-        prior, judge = _models(guidance.path, guidance.dtype, guidance.config, guidance.revision, run.device)
+        named = {key: guidance[key] for key in ("path", "dtype", "config", "revision")}
+        prior, judge = load_prior(**named, device=pick_device(run.device)), kept("judge", (), load_judge)
         result["prompts"] = [case.src, case.tgt]
         if run.objective == "bounds":
             result["figures"], pictures = bounds(case, prior, judge), {}

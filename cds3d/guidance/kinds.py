@@ -82,9 +82,14 @@ def kind_of_folder(path: str, folder: Path) -> str:
         if part.startswith(("unet", "vae", "text")) and not (folder / part / "config.json").is_file():
             raise UserError(f"guidance.path={path} is incomplete: it has no {part}/config.json")
     check_unet(path, read_json(path, folder / "unet" / "config.json"))
-    if re.match("FlowMatch|EDM", str(read_scheduler(path, folder).get("_class_name"))):
-        raise refused(path, "a model with a noise schedule of another kind (flow matching or EDM): use")
+    check_schedule(path, str(read_scheduler(path, folder).get("_class_name")))
     return kind
+
+
+def check_schedule(path: str, scheduler: str) -> None:
+    """UserError if the class of a scheduler is of another kind of schedule than CDS's equation 3."""
+    if re.match("FlowMatch|EDM", scheduler):
+        raise refused(path, "a model with a noise schedule of another kind (flow matching or EDM): use")
 
 
 def check_unet(path: str, config: dict) -> None:
@@ -178,9 +183,7 @@ def variant_of(path: str, part: Path) -> str | None:
     if variants:
         return "fp16" if "fp16" in variants else variants[0]
     if any(name.endswith((".bin", ".ckpt", ".pt")) for name in names):
-        raise UserError(
-            f"guidance.path={path} has only pickled weights in {part.name}/, and {converting(path)}"
-        )
+        raise UserError(f"guidance.path={path} has only pickled weights in {part.name}/, and {converting(path)}")
     raise UserError(f"guidance.path={path} has no weights in {part.name}/ (*.safetensors)")
 
 

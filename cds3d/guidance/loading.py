@@ -29,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 
 from cds3d.guidance.kinds import (
     check_complete,
+    check_schedule,
     check_unet,
     converting,
     kind_of_file,
@@ -45,14 +46,15 @@ from cds3d.guidance.text import BYTES, ClipText, XLText
 from cds3d.hub import why_not
 from cds3d.kept_models import kept
 from cds3d.pocket.weights_path import WEIGHTS
-from cds3d.process_memory import is_out_of_memory
-from tensorf.errors import UserError, reason
+from tensorf.errors import UserError, is_out_of_memory, reason
 
 log = logging.getLogger("cds3d")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _TRIED = 64  # pixels, each side, of the picture that a model is tried on once it is loaded
 _PIPELINES = {"sd": StableDiffusionPipeline, "xl": StableDiffusionXLPipeline}
+_WITHOUT_A_NETWORK = "or pass a single .safetensors file, or use guidance=pocket, which ships with cds3d"
+_CONFIG = "guidance.config=FOLDER, with the model_index.json, tokenizer and configuration files of the same model"
 _NOT_NEEDED = {"sd": ("safety_checker", "feature_extractor"), "xl": ("feature_extractor",)}
 
 
@@ -60,22 +62,23 @@ def load_prior(
     path: str,
     *,
     dtype: str = "fp32",
-    device: torch.device,
+    device: torch.device | str = "auto",
     config: str | None = None,
     revision: str | None = None,
 ) -> Prior:
     """path: "pocket", a hub id such as "CompVis/stable-diffusion-v1-4", a diffusers folder, or a .safetensors file.
 
-    dtype: "fp32", "bf16" or "fp16" of the networks' insides. config: hub id or folder whose configuration files a
-    single file goes with (diffusers guesses from the weights, and then has to fetch them, if it is None). revision: of
-    the hub id, a commit, tag or branch; None is the newest on its main branch.
+    dtype: "fp32", "bf16" or "fp16" of the networks' insides. device: "auto" is the GPU if there is one. config: hub id
+    or folder whose configuration files a single file goes with (diffusers guesses from the weights, and then has to
+    fetch them, if it is None). revision: of the hub id, a commit, tag or branch; None is the newest on its main branch.
     Raises UserError that says what is missing and where to put it. Pickled weights are refused, and so are models that
     bring code. Where models are kept (kept_models.py), the same arguments give the same prior again.
     """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
     load = partial(_loaded, path, dtype, device, config, revision)
-    prior = kept("prior", (path, dtype, device, config, revision), load)
-    prior._prompts = {"": prior.embed("")}  # not those of an earlier edit: a benchmark has more than a GPU has room for
-    return prior
+    return kept("prior", (path, dtype, device, config, revision), load, again=Prior.forget_prompts)
 
 
 def _loaded(path: str, dtype: str, device: torch.device, config: str | None, revision: str | None) -> Prior:
@@ -221,10 +224,10 @@ def _folder_of(path: str, location: str, revision: str | None) -> Path:
         if is_out_of_memory(error):
             raise
         at = f" at revision {revision}" if revision is not None else ""
-        instead = "guidance.path=FOLDER, or pass a single .safetensors file, or use guidance=pocket, which ships with "
-        why = why_not(path, revision, error, f"{instead}cds3d")
         if _lacks_safetensors(error):
             why = f": it has only pickled weights, and {converting(path)}"
+        else:
+            why = why_not(path, revision, error, f"guidance.path=FOLDER, {_WITHOUT_A_NETWORK}")
         raise UserError(f"cannot get {path}{at} from the hub{why}") from error
 
 
@@ -315,8 +318,9 @@ def _from_file(
             raise
         raise UserError(f"cannot load {path}{_why_no_file(config, revision, error)}") from error
     parts = SimpleNamespace(**pipeline.components, zero_empty=_zero_empty(pipeline.config))
+    check_schedule(config or path, type(parts.scheduler).__name__)
     parts.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)  # only its noise levels are used
-    _check_schedule(path, parts.scheduler.config)
+    _check_marks(path, parts.scheduler.config)
     return kind, parts
 
 
@@ -324,14 +328,13 @@ def _why_no_file(config: str | None, revision: str | None, error: Exception) -> 
     """Why a single file cannot be loaded with such a configuration, for a message of one line."""
     if config is not None and Path(config).is_dir():
         return f" ({reason(error)}): guidance.config={config} has to be of the same model"
-    instead = "guidance.config=FOLDER, a folder with the model_index.json, tokenizer and configuration files of the same model"
     if config is not None:
-        return f" with guidance.config={config}, got from the hub{why_not(config, revision, error, instead)}"
-    return f" ({reason(error)}): without a network, pass {instead}"
+        return f" with guidance.config={config} of the hub{why_not(config, revision, error, _CONFIG)}"
+    return f" ({reason(error)}): without a network, pass {_CONFIG}"
 
 
-def _check_schedule(path: str, scheduler: dict) -> None:
-    """UserError if the configuration of a single file's scheduler is not what the file has marks of."""
+def _check_marks(path: str, scheduler: dict) -> None:
+    """UserError if a single file is marked as trained in another way than its scheduler's configuration says."""
     marked = marked_schedule(path)
     found = {key: scheduler.get(key) for key in marked}
     if found != marked:

@@ -129,6 +129,10 @@ class Prior:
             self._prompts[text] = self.text.embed(text)
         return self._prompts[text]
 
+    def forget_prompts(self) -> None:
+        """Drop the embeddings that `embed` has kept: a benchmark has more prompts than a GPU has room for."""
+        self._prompts.clear()
+
     def encode_image(self, image: Tensor) -> Tensor:
         """(1, 3, H, W) in [0, 1] -> (1, C, h, w) scaled latent, the mean of the VAE's posterior; differentiable.
 
@@ -147,8 +151,8 @@ class Prior:
         x = self.vae.decode(latent).sample
         if not torch.isfinite(x).all():  # else the picture would be black
             raise UserError(
-                f"the VAE's decoder gives numbers that are not finite in {self.vae_dtype}: use guidance.dtype=fp32 "
-                "(with bf16 it may do, too)"
+                f"the VAE's decoder gives numbers that are not finite in {str(self.vae_dtype).removeprefix('torch.')}: "
+                + ("its weights are damaged" if self.vae_dtype == torch.float32 else "use guidance.dtype=fp32")
             )
         return (x.float() / 2 + 0.5).clamp(0, 1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,8 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from cds3d.hub import why_not
 from cds3d.kept_models import kept
-from cds3d.process_memory import is_out_of_memory
-from tensorf.errors import UserError, reason
+from tensorf.errors import UserError, is_out_of_memory, reason
 
 _HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w.-]+))?")  # owner/name, or owner/name@revision
 
@@ -47,14 +47,22 @@ def load_network(kind: type, path: str, *, option: str, example: str, device: to
     kind: a class with `from_pretrained`. path: a hub id, one with @REVISION, or a local folder. option, example: for
     messages, the option that the user set and a model that fits it. Raises UserError if the weights are not there,
     cannot be read, or are those of another model: transformers itself would fill what is missing with random numbers.
-    Pickled weights are read as tensors alone (`weights_only`), and no model's own code is run.
+    Pickled weights are read as tensors alone (`weights_only`), and no model's own code is run. Where models are kept
+    (kept_models.py), the same arguments give the same network again.
     """
+    load = partial(_loaded, kind, path, option, example, device, more)
+    return kept(kind.__name__, (path, device, tuple(more.items())), load)
+
+
+def _loaded(kind: type, path: str, option: str, example: str, device: torch.device, more: dict) -> nn.Module:
     check_location(option, path)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         model, found = kind.from_pretrained(**located(path), output_loading_info=True, weights_only=True, **more)
     except Exception as error:  # torn files, foreign pickles, no network: a dozen kinds, some of them dependencies'
+        if is_out_of_memory(error):
+            raise
         raise UserError(_unavailable(path, option, example, error)) from error
     wrong = [*found["missing_keys"], *found["mismatched_keys"]]
     if wrong:
@@ -74,13 +82,9 @@ def _unavailable(path: str, option: str, example: str, error: Exception) -> str:
     if Path(path).is_dir():
         what = f"{told(option, path)} cannot be loaded ({reason(error)})"
         return f"{what}: it has to be a folder of a model such as {example}"
-    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
     name, _, revision = path.partition("@")
-    at = f" --revision {revision}" if revision else ""
-    return (
-        f"{told(option, path)}: cannot get it from the hub{offline}: download it where there is a network, "
-        f"`hf download {name}{at} --local-dir FOLDER`, and pass {told(option, 'FOLDER')}"
-    )
+    why = why_not(name, revision or None, error, told(option, "FOLDER"))
+    return f"{told(option, path)}: cannot get it from the hub{why}"
 
 
 def pixels(image: torch.Tensor, device: torch.device) -> torch.Tensor:

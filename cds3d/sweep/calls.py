@@ -1,7 +1,7 @@
 """Functions elsewhere: the runs of the benchmarks, by the same pool as a sweep's (pool.py).
 
-Here, in this process, one after the other; in processes of this machine that are kept from one call to the next, so
-that each loads its models once; or on a cluster (cluster.py).
+Here, in this process, one after the other; in processes of this machine that are kept from one call to the next; or on
+a cluster (cluster.py). In this process and in those that are kept, models are too: each process loads them once.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 
 from cds3d.jobs import outcome_of
+from cds3d.kept_models import drop_models, keep_models
+from cds3d.process_memory import free_memory
 from cds3d.sweep.pool import Work
 from tensorf.errors import reason
 
@@ -76,13 +78,33 @@ class Call:
         wait([self._future], seconds)
 
 
+def _called(function: Callable, *arguments) -> object:
+    """function(*arguments). What it raises comes as its one line alone.
+
+    An exception holds the frames that it came through, and these the models of a failed edit: trying again would need
+    memory for two.
+    """
+    try:
+        return function(*arguments)
+    except Exception as error:
+        told = reason(error)
+    free_memory()
+    raise RuntimeError(told)
+
+
+def _begin(threads: int) -> None:
+    """In a process that is kept, before its first call."""
+    torch.set_num_threads(threads)
+    keep_models()
+
+
 class Here:
     """This process: a call has ended when it returns."""
 
     def call(self, function: Callable, *arguments) -> Call:
         future: Future = Future()
         try:
-            future.set_result(function(*arguments))
+            future.set_result(_called(function, *arguments))
         except Exception as error:  # of one call: the others are worth having whatever it is
             future.set_exception(error)
         return Call(future, lambda: None, (), _done)
@@ -99,14 +121,14 @@ class Kept:
             ProcessPoolExecutor,
             1,
             mp_context=multiprocessing.get_context("spawn"),
-            initializer=torch.set_num_threads,
+            initializer=_begin,
             initargs=(threads,),
         )
         self._idle: list[ProcessPoolExecutor] = []
 
     def call(self, function: Callable, *arguments) -> Call:
         process = self._idle.pop() if self._idle else self._make()
-        future = process.submit(function, *arguments)
+        future = process.submit(_called, function, *arguments)
         future.add_done_callback(partial(self._ended, process))
         return Call(future, partial(process.shutdown, wait=False, cancel_futures=True), (BrokenExecutor,), _done)
 
@@ -125,7 +147,10 @@ def _done(_result) -> str:
 
 @contextmanager
 def callers(engine: str, jobs: int, address: str | None, device: str, threads: int = 1) -> Iterator[Callable]:
-    """Gives what starts a `Calling`, as `run_pool` wants it. engine: pool or ray. threads: of each call elsewhere."""
+    """Gives what starts a `Calling`, as `run_pool` wants it. engine: pool or ray. threads: of each call elsewhere.
+
+    Models are kept from one call to the next in this process, until the end, and in those of this machine.
+    """
     if engine == "ray":
         from cds3d.sweep.cluster import Cluster
 
@@ -135,6 +160,9 @@ def callers(engine: str, jobs: int, address: str | None, device: str, threads: i
     try:
         if engine == "ray":
             caller.reserve([], device)
+        elif jobs == 1:
+            keep_models()
         yield lambda work: caller.call(work.function, *work.arguments)
     finally:
         caller.close()
+        drop_models()

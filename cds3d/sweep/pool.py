@@ -17,13 +17,14 @@ from typing import Protocol
 
 from cds3d.jobs import Job
 from cds3d.sweep.plan import Task
+from tensorf.errors import OUT_OF_MEMORY
 from tensorf.untrusted import load_json
 
 log = logging.getLogger("cds3d")
 
 _POLL = 0.2  # seconds
 _BUSY = "in use by another process"
-_AGAIN = ("the disk is full", "out of memory", _BUSY, "the storage failed")
+_AGAIN = ("the disk is full", *OUT_OF_MEMORY, _BUSY, "the storage failed")
 
 
 class Handle(Protocol):
@@ -76,22 +77,22 @@ def _figures(path: Path) -> dict | None:
 
 
 def works(tasks: Sequence[Task], fixed: Sequence[str], train_fixed: Sequence[str]) -> list[Work]:
-    """The runs of a sweep: trainings of sources that are not there, then edits.
+    """The runs of a sweep: trainings of sources that edits wait for, then edits.
 
-    fixed, train_fixed: options that every edit and every training gets.
+    fixed, train_fixed: options that every edit and every training gets. An edit that is done needs no source.
     """
+    edits = [
+        Work("edit", [*task.flags, *task.options, *fixed, f"output={task.folder}"], task.folder, task.source)
+        for task in tasks
+    ]
     trainings: dict[Path, Work] = {}
-    for task in tasks:
-        if task.source not in trainings:
+    for task, edit in zip(tasks, edits):
+        if task.source not in trainings and not edit.done:
             scene = [f for f in task.flags if f.startswith("--capture")] or [
                 o for o in task.options if o.startswith("scene=")
             ]
             own = [o for o in task.extra if o.startswith(("scene.", "field.", "field="))]
             trainings[task.source] = Work("train", [*scene, *own, *train_fixed], task.source)
-    edits = [
-        Work("edit", [*task.flags, *task.options, *fixed, f"output={task.folder}"], task.folder, task.source)
-        for task in tasks
-    ]
     return [*trainings.values(), *edits]
 
 
@@ -101,9 +102,9 @@ def start_job(work: Work) -> Job:
 
 
 def onward(folder: Path) -> list[str]:
-    """The option that goes on with a run's folder, or begins again where no state was kept. Never overwrite=true.
+    """The option that goes on with a run's folder, or begins again where no state was kept.
 
-    The run may be done by now: by an edit that a killed sweep has left.
+    Never overwrite=true: an edit that a killed sweep has left may have finished the run meanwhile.
     """
     return ["resume=true"] if folder.exists() else []
 

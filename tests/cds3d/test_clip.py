@@ -1,8 +1,12 @@
 """CLIP figures on a small random CLIP, against the model called directly and against values by hand."""
 
+import errno
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import errors
 from judges import CLIP_SIZE, CLIP_WORDS, save_clip, save_dino
 from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
@@ -162,12 +166,49 @@ def test_a_hub_id_without_a_network(monkeypatch):
     def no_network(*_args, **_kwargs):
         raise OSError("We couldn't connect\nto 'https://huggingface.co'")
 
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr(CLIPModel, "from_pretrained", no_network)
     with pytest.raises(UserError, match="hf download openai/clip --local-dir FOLDER") as error:
         Clip("openai/clip", CPU)
     assert "\n" not in str(error.value)
+    assert "from the hub (We couldn't connect): download it" in str(error.value)
     with pytest.raises(UserError, match="and pass clip=FOLDER"):
         Clip("openai/clip", CPU, option="clip")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("GatedRepoError", "it is gated: ask for access at https://huggingface.co/openai/clip"),
+        ("RepositoryNotFoundError", "there is no such model, or it is private"),
+        ("RevisionNotFoundError", "it has no revision v9"),
+    ],
+)
+def test_a_hub_id_that_a_network_alone_does_not_help(monkeypatch, name, told):
+    """As transformers tells it, which wraps what the hub's client raises."""
+    response = SimpleNamespace(headers={}, request=None, status_code=403)
+    error = getattr(errors, name)("told by the hub", response=response)
+
+    def download(*_args, **_kwargs):
+        raise error
+
+    monkeypatch.setattr("transformers.utils.hub.hf_hub_download", download)
+    with pytest.raises(UserError) as caught:
+        Clip("openai/clip@v9", CPU)
+    assert f"--clip openai/clip@v9: cannot get it from the hub: {told}" in str(caught.value)
+
+
+def test_a_full_disk_and_full_memory_are_told_as_such(monkeypatch):
+    def download(*_args, **_kwargs):
+        raise error
+
+    monkeypatch.setattr(CLIPModel, "from_pretrained", download)
+    error = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(UserError, match="--clip openai/clip: cannot get it from the hub: the disk is full"):
+        Clip("openai/clip", CPU)
+    error = MemoryError()
+    with pytest.raises(MemoryError):
+        Clip("openai/clip", CPU)
 
 
 def test_another_models_folder_is_refused_and_not_filled_with_random_numbers(tmp_path):

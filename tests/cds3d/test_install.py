@@ -71,6 +71,13 @@ def test_the_wheel_has_all_files_of_the_package_and_no_others(wheel):
     assert {"METADATA", "entry_points.txt"} <= metadata and any(name.endswith("LICENSE") for name in metadata)
 
 
+def test_the_lowest_diffusers_works_with_all_transformers_that_are_allowed(wheel):
+    """Earlier ones fail with transformers 5.6 and later: at import, or with every single file."""
+    with zipfile.ZipFile(wheel) as file:
+        (name,) = (name for name in file.namelist() if name.endswith("METADATA"))
+        assert "Requires-Dist: diffusers>=0.39\n" in file.read(name).decode()
+
+
 def test_the_wheels_commands_run_from_anywhere(bare, tmp_path):
     where = run(
         [str(bare / "python"), "-c", "import cds3d, tensorf; print(cds3d.__file__, tensorf.__file__)"], tmp_path

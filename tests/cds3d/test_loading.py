@@ -1,16 +1,20 @@
 """What loads as a prior and what is refused, on tiny folders and files of random weights."""
 
+import errno
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DiffusionPipeline, EDMEulerScheduler, StableDiffusionPipeline
+from huggingface_hub import errors
 from ldm_layout import original_layout
 from safetensors.torch import load_file, save_file
 from tiny_models import build_xl, copy_of, only_bin, only_fp16, set_json
 
-from cds3d.guidance import Query, load_prior
+from cds3d.guidance import Prior, Query, load_prior
+from cds3d.guidance.loading import _try
 from tensorf.errors import UserError
 
 CPU = torch.device("cpu")
@@ -66,8 +70,6 @@ def test_networks_are_frozen(prior):
 
 
 def test_a_folder_gives_what_its_pipeline_gives(tiny_folder, prior):
-    from diffusers import StableDiffusionPipeline
-
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
     z = torch.randn(1, 4, 6, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -96,8 +98,6 @@ def test_one_network_alone_has_a_variant(folder, prior):
 
 @pytest.mark.parametrize("variant", ["fp16", "bf16"])
 def test_half_precision_in_several_files(tiny_folder, tmp_path, prior, variant):
-    from diffusers import StableDiffusionPipeline
-
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None, torch_dtype=torch.float16)
     pipeline.save_pretrained(tmp_path / "shards", variant=variant, max_shard_size="100KB")
     assert len(list((tmp_path / "shards" / "unet").glob(f"*.{variant}-*.safetensors"))) > 1
@@ -117,8 +117,6 @@ def test_a_tokenizer_without_its_vocabulary_is_refused(folder, files):
 @pytest.mark.parametrize("there", ["fp16", "none"])
 def test_a_repository_of_half_precision_alone_is_fetched(tiny_folder, monkeypatch, prior, there):
     """As diffusers answers for one that has no plain weights."""
-    from diffusers import DiffusionPipeline, StableDiffusionPipeline
-
     asked = []
 
     def download(name, variant=None, **options):
@@ -132,7 +130,9 @@ def test_a_repository_of_half_precision_alone_is_fetched(tiny_folder, monkeypatc
     if there == "fp16":
         assert_same(load_prior("somebody/half", device=CPU), prior)
     else:
-        assert "cannot get somebody/half from the hub" in message_of("somebody/half")
+        text = message_of("somebody/half")
+        assert "cannot get somebody/half from the hub: it has only pickled weights" in text
+        assert "from_pretrained('somebody/half', use_safetensors=False)" in text and "hf download" not in text
     assert asked == [None, "fp16"]
 
 
@@ -189,6 +189,52 @@ def test_hub_id_without_a_network(monkeypatch, tmp_path):
     assert "guidance.path=FOLDER" in text and "guidance=pocket" in text and "HF_HUB_OFFLINE" in text
 
 
+def of_the_hub(name, status):
+    """As the hub's client raises it."""
+    kind = getattr(errors, name, errors.EntryNotFoundError)  # which is it in earlier clients
+    return kind("told by the hub\nin two lines", response=SimpleNamespace(headers={}, request=None, status_code=status))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (of_the_hub("GatedRepoError", 403), "it is gated: ask for access at https://huggingface.co/somebody/model"),
+        (of_the_hub("RepositoryNotFoundError", 404), "there is no such model, or it is private: mind the spelling"),
+        (of_the_hub("RevisionNotFoundError", 404), "it has no revision None"),
+        (of_the_hub("RemoteEntryNotFoundError", 404), "it lacks what belongs to such a model (somebody/model does not"),
+        (of_the_hub("HfHubHTTPError", 403), "the hub refuses it (told by the hub): log in with `hf auth login`"),
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full: make room in "),
+    ],
+)
+def test_what_a_network_alone_does_not_help(monkeypatch, error, told):
+    """As diffusers tells it, which wraps what the hub's client raises."""
+
+    def download(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("diffusers.configuration_utils.hf_hub_download", download)
+    text = message_of("somebody/model")
+    assert f"cannot get somebody/model from the hub: {told}" in text and "where there is a network" not in text
+
+
+def test_the_reason_is_told_where_a_network_may_help(monkeypatch):
+    def load_config(*args, **kwargs):
+        raise OSError("the server is on fire\nand more")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(DiffusionPipeline, "load_config", load_config)
+    assert "from the hub (the server is on fire): download it where there is a network" in message_of("somebody/model")
+
+
+def test_a_full_disk_in_the_midst_of_a_download(monkeypatch):
+    def download(*args, **kwargs):
+        raise RuntimeError("Data processing error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(DiffusionPipeline, "load_config", lambda *a, **k: {"_class_name": "StableDiffusionPipeline"})
+    monkeypatch.setattr(StableDiffusionPipeline, "download", download)
+    assert "the disk is full" in message_of("somebody/model")  # which a sweep tries again
+
+
 def _offline(monkeypatch, cache):
     import huggingface_hub.constants as constants
 
@@ -202,8 +248,6 @@ def _offline(monkeypatch, cache):
 
 
 def test_single_file_loads_as_the_folder_it_came_from(tiny_folder, prior, tmp_path):
-    from diffusers import StableDiffusionPipeline
-
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
     save_file(original_layout(pipeline), tmp_path / "model.safetensors")
     single = load_prior(str(tmp_path / "model.safetensors"), device=CPU, config=str(tiny_folder))
@@ -211,8 +255,6 @@ def test_single_file_loads_as_the_folder_it_came_from(tiny_folder, prior, tmp_pa
 
 
 def test_single_file_takes_prediction_from_the_configuration(tiny_folder, tiny_v_folder, tmp_path):
-    from diffusers import StableDiffusionPipeline
-
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
     save_file(original_layout(pipeline), tmp_path / "model.safetensors")
     single = load_prior(str(tmp_path / "model.safetensors"), device=CPU, config=str(tiny_v_folder))
@@ -220,14 +262,38 @@ def test_single_file_takes_prediction_from_the_configuration(tiny_folder, tiny_v
 
 
 def test_a_single_file_that_says_v_prediction_needs_a_configuration_that_does(tiny_folder, tiny_v_folder, tmp_path):
-    from diffusers import StableDiffusionPipeline
-
     weights = original_layout(StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None))
     save_file(weights | {"v_pred": torch.zeros(0)}, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match="was trained with v-prediction, and its configuration says epsilon"):
+    told = "was trained with prediction_type=v_prediction, and its configuration says prediction_type=epsilon"
+    with pytest.raises(UserError, match=told):
         load_prior(str(tmp_path / "model.safetensors"), device=CPU, config=str(tiny_folder))
     single = load_prior(str(tmp_path / "model.safetensors"), device=CPU, config=str(tiny_v_folder))
     assert single.prediction == "v_prediction"
+
+
+@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "EulerDiscreteScheduler", "PNDMScheduler"])
+def test_a_single_file_that_says_zero_snr_needs_a_configuration_that_does(tiny_v_folder, tmp_path, scheduler):
+    weights = original_layout(StableDiffusionPipeline.from_pretrained(tiny_v_folder, safety_checker=None))
+    save_file(weights | {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, tmp_path / "model.safetensors")
+    config = copy_of(tiny_v_folder, tmp_path / "config")
+    set_json(config / "model_index.json", scheduler=["diffusers", scheduler])
+    set_json(config / "scheduler" / "scheduler_config.json", _class_name=scheduler)
+    text = message_of(tmp_path / "model.safetensors", config=str(config))
+    assert "was trained with prediction_type=v_prediction, rescale_betas_zero_snr=True, and its configuration" in text
+    set_json(config / "scheduler" / "scheduler_config.json", rescale_betas_zero_snr=True)
+    single = load_prior(str(tmp_path / "model.safetensors"), device=CPU, config=str(config))
+    assert single.alphas[999] < 1e-6 < 1e-3 < single.alphas[900]
+    assert torch.equal(single.alphas, load_prior(str(config), device=CPU).alphas)
+
+
+def test_schedules_of_other_kinds_in_a_configuration_from_the_hub(tiny_folder, tmp_path, monkeypatch):
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
+    save_file(original_layout(pipeline), tmp_path / "model.safetensors")
+    pipeline.scheduler = EDMEulerScheduler()
+    monkeypatch.setattr(AutoencoderKL, "from_single_file", lambda *args, **more: pipeline.vae)
+    monkeypatch.setattr(StableDiffusionPipeline, "from_single_file", lambda *args, **more: pipeline)
+    text = message_of(tmp_path / "model.safetensors", config="somebody/model")
+    assert "somebody/model is a model with a noise schedule of another kind" in text
 
 
 def test_single_xl_file_loads_as_the_folder_it_came_from(xl_folder, tmp_path):
@@ -242,8 +308,6 @@ def test_single_xl_file_loads_as_the_folder_it_came_from(xl_folder, tmp_path):
 
 
 def test_single_file_with_the_configuration_of_another_kind(tiny_folder, xl_folder, prior, tmp_path):
-    from diffusers import StableDiffusionPipeline
-
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
     save_file(original_layout(pipeline), tmp_path / "model.safetensors")
     text = message_of(tmp_path / "model.safetensors", config=str(xl_folder))
@@ -264,6 +328,7 @@ TEXT = "cond_stage_model.transformer.text_model.embeddings.position_embedding.we
         ({STEM: 4, "conditioner.embedders.0.model.text_projection": 4}, "refiner"),
         ({STEM: 4, "conditioner.embedders.1.model.text_projection": 4}, "VAE"),
         ({STEM: 4, "edm_mean": 4}, "EDM"),
+        ({STEM: 4, "edm_vpred.sigma_max": 4}, "EDM"),
         ({STEM: 4, "first_stage_model.decoder.conv_in.weight": 4}, "text encoder"),
         ({"model.diffusion_model.joint_blocks.0.x_block.mlp.fc1.weight": 4}, "Stable Diffusion 3"),
         ({"double_blocks.0.img_attn.norm.key_norm.scale": 4}, "Flux"),
@@ -284,9 +349,31 @@ def test_corrupt_single_file(tiny_folder, tmp_path):
     assert str(path) in message_of(path, config=str(tiny_folder))
 
 
-def test_single_file_that_lacks_weights(tiny_folder, tmp_path):
-    from diffusers import StableDiffusionPipeline
+def test_a_configuration_that_is_not_there(tiny_folder, tmp_path, monkeypatch):
+    _offline(monkeypatch, tmp_path)
+    path = tmp_path / "model.safetensors"
+    save_file(original_layout(StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)), path)
+    for config in (str(tmp_path / "nowhere"), "./nowhere", "nowhere", str(path)):
+        assert f"guidance.config={config}: no such folder" in message_of(path, config=config)
+    text = message_of(path, config="some/where")
+    assert "with guidance.config=some/where of the hub (HF_HUB_OFFLINE is set)" in text
+    assert "`hf download some/where --local-dir FOLDER`, and pass guidance.config=FOLDER" in text
 
+
+def test_a_folder_takes_no_configuration_of_another(tiny_folder):
+    for path in (tiny_folder, "pocket", "somebody/model"):
+        assert "guidance.config=elsewhere is of a single file, which" in message_of(path, config="elsewhere")
+
+
+def test_a_configuration_of_another_size(tiny_folder, tmp_path):
+    path, config = tmp_path / "model.safetensors", copy_of(tiny_folder, tmp_path / "config")
+    save_file(original_layout(StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)), path)
+    set_json(config / "unet" / "config.json", block_out_channels=[32, 128])
+    text = message_of(path, config=str(config))
+    assert f"guidance.config={config} has to be of the same model" in text and "network" not in text
+
+
+def test_single_file_that_lacks_weights(tiny_folder, tmp_path):
     tensors = original_layout(StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None))
     kept = {k: v for k, v in tensors.items() if "middle_block" not in k}
     save_file(kept, tmp_path / "model.safetensors")
@@ -475,3 +562,83 @@ def test_a_vae_of_another_scale(folder):
     shutil.rmtree(folder / "vae")
     vae.save_pretrained(folder / "vae")
     assert "64x64 pixels become latents [1, 4, 16, 16]" in message_of(folder)
+
+
+# --- networks that overflow, and too little memory
+
+
+def scaled(folder, part, name, factor):
+    """The folder, with one weight of a network multiplied."""
+    (file,) = (folder / part).glob("*.safetensors")
+    weights = load_file(file)
+    weights[name] *= factor
+    save_file(weights, file, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "told"),
+    [
+        ("text_encoder", "embeddings.position_embedding.weight", "the text encoder"),
+        ("vae", "encoder.conv_in.weight", "the VAE's encoder"),
+        ("vae", "decoder.conv_in.weight", "the VAE's decoder"),
+        ("unet", "conv_in.weight", "the U-Net"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_networks_whose_answers_are_not_finite(folder, part, name, told, dtype):
+    (file,) = (folder / part).glob("*.safetensors")
+    name = next(key for key in load_file(file) if key.endswith(name))
+    text = message_of(scaled(folder, part, name, float("inf")), dtype=dtype)
+    assert f"guidance.path={folder}: {told} gives numbers that are not finite" in text
+    if "decoder" not in told:  # which has words of its own
+        assert ("use guidance.dtype=fp32" if dtype == "bf16" else "weights are damaged") in text
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "told"),
+    [
+        ("vae", "encoder.conv_in.weight", "the VAE's encoder gives .*: use guidance.dtype=bf16 or fp32"),
+        ("vae", "decoder.conv_in.weight", "the VAE's decoder gives .*: use guidance.dtype="),
+        ("unet", "conv_out.weight", "the U-Net gives .*: use guidance.dtype=bf16 or fp32"),
+    ],
+)
+def test_networks_that_overflow_in_half_precision(folder, part, name, told):
+    prior = load_prior(str(scaled(folder, part, name, 1e6)), device=CPU)
+    parts = {"unet": prior.unet, "vae": prior.vae, "text": prior.text, "alphas": prior.alphas}
+    half = Prior(**parts, prediction=prior.prediction, device=CPU, dtype=torch.float16)
+    with pytest.raises(UserError, match=told):
+        _try("here", half)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        MemoryError(),
+    ],
+)
+@pytest.mark.parametrize("place", ["embed", "encode_image", "decode_image", "ask"])
+def test_a_model_without_room_is_not_called_wrong(tiny_folder, monkeypatch, error, place):
+    def full(*args):
+        raise error
+
+    monkeypatch.setattr(Prior, place, full)
+    with pytest.raises(type(error)) as caught:
+        load_prior(str(tiny_folder), device=CPU)
+    assert caught.value is error
+
+
+def test_weights_without_room_are_not_called_wrong(tiny_folder, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise MemoryError
+
+    path = tmp_path / "model.safetensors"
+    save_file(original_layout(StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)), path)
+    monkeypatch.setattr(AutoencoderKL, "from_pretrained", full)
+    monkeypatch.setattr(AutoencoderKL, "from_single_file", full)
+    for given, config in ((tiny_folder, None), (path, str(tiny_folder))):
+        with pytest.raises(MemoryError):
+            load_prior(str(given), device=CPU, config=config)

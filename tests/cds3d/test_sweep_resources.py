@@ -1,17 +1,24 @@
 """What a sweep takes of a machine: how much runs at a time, processes for calls, the table's time, ports."""
 
+import gc
 import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import wait
+from functools import partial
 
 import pytest
+import torch
 from fakes import TINY_FIELD
+from judges import save_clip
 
 from cds3d.cli import main
+from cds3d.guidance import Prior, load_prior, loading
+from cds3d.metrics.clip import Clip
 from cds3d.options import load_config
 from cds3d.sweep import memory
-from cds3d.sweep.calls import Calling, Here, Kept
+from cds3d.sweep.calls import Calling, Here, Kept, callers
 from cds3d.sweep.cluster import open_to_others, resources
 from cds3d.sweep.memory import Forecast, default_jobs, questions
 from cds3d.sweep.plan import plan
@@ -134,6 +141,89 @@ def test_calls_in_this_process():
     call = Here().call(int, "no number")
     assert not call.running and not call.killed and "'no number'" in call.outcome()
     assert Here().call(int, "1").outcome() == "done"
+
+
+FAILS = """
+import pathlib
+class Model: pass
+def edit():
+    model = Model()
+    model.itself = model
+    raise KeyError("inside")
+try:
+    edit()
+except KeyError as error:
+    raise RuntimeError("CUDA out of memory.\\nMore of it") from error
+"""
+COUNTS = """
+import gc, pathlib
+pathlib.Path({path!r}).write_text(str(sum(type(o).__name__ == "Model" for o in gc.get_objects())))
+"""
+
+
+@pytest.mark.parametrize("make", [Here, lambda: Kept(1)], ids=["here", "kept"])
+def test_a_call_that_failed_holds_no_model(make, tmp_path):
+    """Of an exception, and of those that it came from: trying again would need memory for two."""
+    caller = make()
+    try:
+        failed = caller.call(exec, FAILS, {})
+        wait([failed._future])
+        wait([caller.call(exec, COUNTS.format(path=str(tmp_path / "models")), {})._future])
+        assert failed.outcome() == "CUDA out of memory." and not failed.killed
+        assert (tmp_path / "models").read_text() == "0"
+    finally:
+        caller.close()
+
+
+def alive():
+    gc.collect()
+    return sum(isinstance(o, Prior) for o in gc.get_objects())
+
+
+def test_models_are_kept_from_call_to_call_one_at_a_time(tiny_folder, prior, monkeypatch):
+    before, seen, real = alive(), [], loading._from_folder
+
+    def from_folder(*args):
+        seen.append(alive() - before)
+        return real(*args)
+
+    monkeypatch.setattr(loading, "_from_folder", from_folder)
+
+    def load(dtype):
+        return load_prior(str(tiny_folder), dtype=dtype, device=torch.device("cpu"))
+
+    with callers("pool", 1, None, "cpu"):
+        first = load("fp32")
+        first.embed("a cat")
+        assert load("fp32") is first and not first._prompts  # those of a benchmark would fill a GPU
+        del first
+        load("bf16"), load("bf16")
+        assert seen == [0, 0] and alive() - before == 1
+    assert alive() == before
+    assert load("fp32") is not load("fp32")  # elsewhere nothing is kept
+
+
+def test_clip_is_kept_too(tmp_path):
+    save_clip(tmp_path / "clip")
+    load = partial(Clip, str(tmp_path / "clip"), torch.device("cpu"))
+    with callers("pool", 1, None, "cpu"):
+        assert load()._model is load()._model
+    assert load()._model is not load()._model
+
+
+def test_processes_that_are_kept_load_a_model_once(tiny_folder, tmp_path):
+    load = f"""
+import pathlib, torch
+from cds3d.guidance import load_prior
+priors = [load_prior({str(tiny_folder)!r}, device=torch.device("cpu")) for _ in range(2)]
+pathlib.Path({str(tmp_path / "same")!r}).write_text(str(priors[0] is priors[1]))
+"""
+    kept = Kept(1)
+    try:
+        wait([kept.call(exec, load, {})._future])
+    finally:
+        kept.close()
+    assert (tmp_path / "same").read_text() == "True"
 
 
 # --- the table, ports

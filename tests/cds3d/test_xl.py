@@ -103,7 +103,15 @@ def test_edit_of_an_image(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     picture = np.random.default_rng(0).integers(0, 255, (17, 23, 3), dtype=np.uint8)
     Image.fromarray(picture).save("flower.png")
-    options = ["--image", "flower.png", "edit=latent", f"guidance.path={folder}", "output=run", *EDIT]
+    options = [
+        "--image",
+        "flower.png",
+        "edit=latent",
+        f"guidance.path={folder}",
+        "output=run",
+        *EDIT,
+        "guidance.image_width=null",
+    ]
     assert run_command("edit", options) == 0
     assert iio.imread("run/edited.png").shape == (17, 23, 3)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())

@@ -327,7 +327,7 @@ def test_a_field_whose_header_asks_for_more_memory_than_its_file_holds(make_fiel
     field, path = make_field(), tmp_path / "field.safetensors"
     altered(field, path, lambda header: header.update(resolution=resolution))
     monkeypatch.setattr("tensorf.field.grid_points_first", _small)
-    assert "is damaged or no field" in refused(load_checkpoint, path)
+    assert "is damaged, or no field" in refused(load_checkpoint, path)
 
 
 def _small(tensor):

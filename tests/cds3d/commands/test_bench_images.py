@@ -1,5 +1,6 @@
 """scripts/bench_images.py and scripts/count_study.py from end to end, with pocket and two iterations."""
 
+import gc
 import json
 import shutil
 import subprocess
@@ -8,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from checks import load_script, stops_at
 from judges import save_clip, save_dino, save_trunk
 from PIL import Image
 
+from cds3d.cli import run_command
 from cds3d.editor import Editor
+from cds3d.guidance import Prior, loading
 from tensorf.errors import UserError
 
 SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
@@ -88,6 +92,32 @@ def test_finished_runs_are_kept_and_half_done_ones_go_on(cats, bench, monkeypatc
     (cats / "b.png").write_bytes((cats / "a.png").read_bytes())  # another picture of the same name
     with pytest.raises(UserError, match="was begun with .* for b"):
         bench.main(given)
+
+
+def test_the_model_is_loaded_once_and_held_once(cats, bench, monkeypatch):
+    """Also after an edit that found no memory; and each edit is what it is alone."""
+    loads, held, load, step = [], [], loading._from_folder, Editor.step
+    monkeypatch.setattr(loading, "_from_folder", lambda *args: (loads.append(args[0]), load(*args))[1])
+
+    def failing(self):
+        held.append(_priors() - before)
+        if len(held) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB")
+        return step(self)
+
+    monkeypatch.setattr(Editor, "step", failing)
+    before = _priors()
+    assert bench.main([str(cats), *PROMPTS, "--methods", "dds", "--output", "out", *QUICK]) == 0
+    assert len(loads) == 1 and max(held) == 1 and _priors() == before
+    options = ["--image", str(cats / "b.png"), *PROMPTS, "objective=dds", *QUICK, "output=alone"]
+    assert run_command("edit", options) == 0
+    alone, benched = (np.asarray(Image.open(Path(p) / "edited.png")) for p in ("alone", "out/dds/b"))
+    assert np.array_equal(alone, benched)
+
+
+def _priors():
+    gc.collect()
+    return sum(isinstance(o, Prior) for o in gc.get_objects())
 
 
 def test_missing_weights_leave_columns_out(cats, bench, capsys):

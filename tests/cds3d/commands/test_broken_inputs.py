@@ -12,9 +12,11 @@ from fakes import TINY_FIELD, TINY_SCENE, FixedGradient
 from PIL import Image
 from safetensors.torch import save_file
 
-from cds3d.cli import run_command
+from cds3d.cli import _half_precision, run_command
 from cds3d.editor import Editor
+from cds3d.guidance import Prior
 from cds3d.objectives.cds import CDS
+from tensorf.renderable import load_field
 
 # --- captures and images that are wrong
 
@@ -198,17 +200,51 @@ def test_disk_full_at_the_start(tmp_path, capsys, edit_options, trained, monkeyp
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
         MemoryError(),
     ],
 )
 def test_out_of_memory(tmp_path, capsys, edit_options, trained, monkeypatch, error):
     monkeypatch.setattr(Editor, "step", raises(error))
     text = fails(capsys, "edit", *edit_options, "output=run")
-    assert "out of memory" in text and "edit.width" in text and "guidance.dtype=bf16" in text
+    assert "out of memory" in text and "edit.width" in text
+    resumed, anew = text.split("; or ")
+    assert "guidance.dtype=bf16" in resumed and "resume=true" in resumed  # runs.py lets a type change
+    assert "guidance.dtype" not in anew and anew.endswith("with overwrite=true")
     assert_unfinished(tmp_path / "run")
+
+
+def test_a_model_that_finds_no_memory_is_not_called_wrong(tmp_path, capsys, edit_options, trained, monkeypatch):
+    monkeypatch.setattr(
+        Prior, "ask", raises(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."))
+    )
+    assert "error: out of memory" in fails(capsys, "edit", *edit_options, "output=run")
+
+
+@pytest.mark.parametrize("capability, dtype", [((7, 5), "fp16"), ((8, 0), "bf16")])
+def test_a_gpu_without_bf16_is_not_told_to_use_it(monkeypatch, capability, dtype):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    for device in ("auto", "cuda:1"):
+        assert _half_precision({"device": device}) == dtype
+    assert _half_precision({"device": "cpu"}) == "bf16"
 
 
 def test_bugs_are_not_hidden(edit_options, trained, monkeypatch):
     monkeypatch.setattr(Editor, "step", raises(RuntimeError("shapes do not match")))
     with pytest.raises(RuntimeError, match="shapes"):
         run_command("edit", edit_options)
+
+
+def test_each_command_names_its_own_options_where_memory_is_missing(trained, capsys, monkeypatch):
+    monkeypatch.setattr("cds3d.commands.render.render_command", raises(MemoryError()))
+    text = fails(capsys, "render", trained)
+    assert text.endswith("give the same command again; or lower width=") and "edit.width" not in text
+    assert "guidance.dtype" not in text and "overwrite" not in text
+
+
+def test_missing_memory_is_no_damaged_field(trained, monkeypatch):
+    monkeypatch.setattr("tensorf.checkpoint._build", raises(RuntimeError("DefaultCPUAllocator: can't allocate memory")))
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        load_field(trained / "field.safetensors")
