@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 import signal
@@ -24,6 +25,8 @@ from tensorf import locks
 from tensorf.errors import UserError, reason
 from tensorf.files import atomic, is_partial, write_text
 
+log = logging.getLogger("cds3d")
+
 # Options whose absence says that an earlier version began the run: it goes on with today's.
 _NOT_IN_OLDER_RUNS = (".view_noise", ".exposure", ".lr_exposure", "guidance.name")
 # A resume may change: options that change no result; device and threads; and options that an error message tells the
@@ -38,6 +41,7 @@ _TOLD_KEYS += ("edit.fit.agreement", "edit.fit.grow", "edit.volume.agreement", "
 _GROUPS = ("scene", "field", "guidance", "objective", "edit", "refit", "baseline")
 _ANY_SCENE = "scene/capture.yaml"
 _PATHS = ("capture", "run", "scene.root")  # of a run's configuration
+_PATH_KEYS = (*_PATHS, "image", "mask", "views")  # options that may be spelled in several ways
 _REPORT_EVERY = 1.0  # seconds
 
 
@@ -74,7 +78,7 @@ class RunFolder:
             self._refuse_another_edit()
             raise UserError(
                 f"{path} holds a finished run{self._difference()}: pass overwrite=true to do it again, or output=FOLDER"
-                + ("; resume=true with more edit.iterations goes on with it" if self._has_iterations else "")
+                + ("; resume=true with more edit.iterations goes on with it" if self._could_go_on() else "")
             )
         if self.state_path.exists():
             if not config.get("resume", False):
@@ -122,6 +126,8 @@ class RunFolder:
         for name, now in (("prior", prior), ("source", source), ("region", region)):
             if now and self._before(name) is None:
                 write_text(self.state_path.with_name(f"{name}.txt"), now + "\n")
+        if self.config.get("resume", False) and not self.resumed:
+            log.info("%s has no state to go on from: it begins anew", self.path)
         self._start = time.monotonic()
         self._peak_before = peak_memory_mb(pick_device(self.config.device))
 
@@ -149,7 +155,8 @@ class RunFolder:
         """How a finished run's options differ from those of this one, in words: the first of them."""
         before = _flat(OmegaConf.to_container(_written_config(self.path)))
         now = _flat(OmegaConf.to_container(self.config, resolve=True))
-        own = [k for k in now if k in before and before[k] != now[k] and k not in (*_SILENT_KEYS, "device", "threads")]
+        own = [k for k in now if k in before and not _same_path(k, before[k], now[k])]
+        own = [k for k in own if before[k] != now[k] and k not in (*_SILENT_KEYS, "device", "threads")]
         # What is chosen tells more than what comes with it, as a model does than its guidance.
         own.sort(key=lambda key: key not in ("guidance.name", "guidance.path", "objective.kind", "edit.name"))
         return f" with {own[0]}={before[own[0]]}, not {now[own[0]]}" if own else ""
@@ -162,6 +169,14 @@ class RunFolder:
             of = f" of {before['image']}" if before.get("image") else ""
             to = f' to "{before["tgt"]}"' if before.get("tgt") else ""
             raise UserError(f"{self.path} holds another edit{of}{to}: give output=FOLDER")
+
+    def _could_go_on(self) -> bool:
+        """Whether a resume with more iterations, and the other options as they are, would be accepted."""
+        before = _flat(OmegaConf.to_container(_written_config(self.path)))
+        now = _flat(OmegaConf.to_container(self.config, resolve=True))
+        free = (*_SILENT_KEYS, *_TOLD_KEYS, "edit.iterations")
+        alike = (before.get(k) == now.get(k) or _same_path(k, before.get(k), now.get(k)) for k in now if k not in free)
+        return self._has_iterations and all(alike)
 
     @property
     def _has_iterations(self) -> bool:
@@ -184,11 +199,21 @@ class RunFolder:
             if key not in before and key.endswith(_NOT_IN_OLDER_RUNS):
                 continue
             old, new = before.get(key), now.get(key)
-            if old != new and key not in free:
+            if old != new and key not in free and not _same_path(key, old, new):
+                if key == "edit.iterations" and self._kept_setting(key) == new:
+                    continue  # back to a finished edit's number, after a longer one was asked for and stopped
                 raise UserError(
                     f"{self.path} was begun with {key}={old}, not {new}: resume it with the same options, "
                     "or pass overwrite=true"
                 )
+
+    def _kept_setting(self, key: str):
+        """A setting that the kept state was made with; None if that cannot be told."""
+        try:
+            state = torch.load(self.state_path, map_location="cpu", weights_only=True, mmap=True)
+            return state["settings"].get(key)
+        except Exception:  # a damaged state: `load_state` says so
+            return None
 
     @property
     def seconds(self) -> float:
@@ -343,6 +368,12 @@ def _on_cpu(tree):
     if isinstance(tree, dict):
         return {key: _on_cpu(value) for key, value in tree.items()}
     return type(tree)(_on_cpu(value) for value in tree) if isinstance(tree, (list, tuple)) else tree
+
+
+def _same_path(key: str, old, new) -> bool:
+    """Whether two spellings of a path option lead to the same place, as `scans/desk` and `./scans/desk/`."""
+    both = isinstance(old, str) and isinstance(new, str)
+    return key in _PATH_KEYS and both and Path(old).resolve() == Path(new).resolve()
 
 
 def _flat(tree, prefix: str = "") -> dict:

@@ -68,7 +68,7 @@ def read_kind(path: Path) -> str:
     UserError if there is no file.
     """
     if not path.is_file():
-        raise UserError(f"{path} does not exist: train the field first")
+        raise UserError(f"{path} does not exist: train the field, or finish its run, first")
     try:
         with safe_open(path, "pt", device="cpu") as file:
             return (file.metadata() or {}).get("kind", KIND)

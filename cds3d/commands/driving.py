@@ -65,9 +65,10 @@ def drive(
                 check()
     except KeyboardInterrupt:
         if not whole:  # pressed twice: parameters may have moved and the rest of the step not
-            raise KeyboardInterrupt(
-                f"within iteration {work.iteration + 1}; resume=true goes on from the state that was kept before it"
-            ) from None
+            onward = "resume=true goes on from the state that was kept before it"
+            if not run.state_path.exists():
+                onward = "no state was kept yet: give the same command again"
+            raise KeyboardInterrupt(f"within iteration {work.iteration + 1}; {onward}") from None
         run.save_state(work.state_dict())
         raise KeyboardInterrupt(
             f"at iteration {work.iteration}; the state is kept: the same command with resume=true goes on"

@@ -29,7 +29,7 @@ log = logging.getLogger("cds3d")
 
 _EDGE, _OUTSIDE = 0.02, 0.05  # of a view's width; the share of a region in a pixel
 # Figures that say how far an edit is from what it started from.
-_AGAINST_SOURCE = ("psnr_to_source_db", "edit_gain_db", "kept_psnr_db", "structure")
+_AGAINST_SOURCE = ("psnr_to_source_db", "edit_gain_db", "kept_psnr_db")
 
 
 def evaluate_edit(

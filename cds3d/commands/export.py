@@ -25,6 +25,9 @@ log = logging.getLogger("cds3d")
 FORMATS = ("dataset", "splats", "points")
 
 
+_DATASET = ("images", "sparse", "points.ply", "transforms.json", ".DS_Store")  # what a dataset consists of
+
+
 def export_command(config: DictConfig) -> Path:
     """Export what `config` (configs/export.yaml) says and return the folder or file."""
     if config.run is None or config.format is None:
@@ -91,4 +94,10 @@ def _output(config: DictConfig, run: Path) -> Path:
         ours = ("transforms.json", "points.ply", "sparse/0/cameras.bin")  # a capture has the first one, too
         if output.is_dir() != dataset or (dataset and not all((output / name).exists() for name in ours)):
             raise UserError(f"{output} is no export of this format: give another output=")
+        others = sorted(p.name for p in output.iterdir() if p.name not in _DATASET) if dataset else []
+        if others:  # such as runs of a field that was trained on it
+            raise UserError(
+                f"{output} holds more than an export ({', '.join(others[:3])}), which overwrite=true would delete: "
+                "give another output="
+            )
     return output

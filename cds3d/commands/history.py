@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from cds3d.commands.scenes import require_capture_of
-from cds3d.commands.sources import take_over_source
+from cds3d.commands.sources import fingerprint, take_over_source
 from cds3d.commands.train import source_folder
 from cds3d.runs import read_config
 from tensorf.errors import UserError
+from tensorf.untrusted import load_json
+
+log = logging.getLogger("cds3d")
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,40 @@ def take_over(config: DictConfig) -> Past:
         seen.add(folder.resolve())  # folders that were moved by hand may lead in a circle
         edits.append((str(folder), *(str(of_run.get(key) or "") for key in ("src", "tgt"))))  # "": refitted without
         if of_run.get("run") is None:
-            return Past(run, tuple(reversed(edits)), source_folder(of_run))
-        folder = Path(of_run.run)
-        of_run = read_config(folder)
+            return Past(run, tuple(reversed(edits)), source_of(folder, of_run))
+        before = Path(of_run.run)
+        if not (before / "config.yaml").exists():
+            edits += reversed(_told_before(folder))
+            log.warning("%s is gone, which %s starts from: its prompts are those that were noted", before, folder)
+            return Past(run, tuple(reversed(edits)), source_of(folder, of_run))
+        folder, of_run = before, read_config(before)
     return Past(run, tuple(reversed(edits)), folder)
+
+
+def source_of(run: Path, of_run: DictConfig) -> Path:
+    """The folder of the source that an edit started from: `source` beside it, else the scene's in `outputs`.
+
+    Where the run has noted which field it was, that one of them. There need not be any.
+    """
+    beside, usual = run.parent / "source", source_folder(of_run)
+    there = [folder for folder in (beside, usual) if (folder / "field.safetensors").exists()]
+    noted = run / "state" / "source.txt"
+    if noted.is_file() and of_run.get("run") is None:
+        field = noted.read_text(errors="replace").strip()
+        if same := [folder for folder in there if fingerprint(folder) == field]:
+            return same[0]
+        if there:
+            log.warning("%s is another field than %s was edited from: figures compare it with this one", there[0], run)
+    return there[0] if there else usual
+
+
+def _told_before(run: Path) -> list[tuple[str, str, str]]:
+    """The edits before a run, as its metrics.json has them, the first one first."""
+    try:
+        history = load_json(run / "metrics.json").get("history", [])
+        return [(str(step["run"]), str(step["src"]), str(step["tgt"])) for step in history]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def _finished(run: Path) -> DictConfig:

@@ -454,3 +454,42 @@ def test_steps_that_a_crash_undid_are_shown_once(tmp_path):
     events = EventAccumulator(str(tmp_path / "run" / "logs"))
     events.Reload()
     assert [event.step for event in events.Scalars("t")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_path_may_be_spelled_in_another_way(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scan").mkdir()
+    begun(tmp_path / "run", capture="scan").save_state({"iteration": 2})
+    for spelling in ("scan/", "./scan", str(tmp_path / "scan"), f"{tmp_path}/run/../scan"):
+        assert begun(tmp_path / "run", capture=spelling, resume=True).resumed
+    with pytest.raises(UserError, match="was begun with capture="):
+        RunFolder(tmp_path / "run", options(capture="other", resume=True))
+
+
+def test_a_finished_edit_takes_its_own_number_again(tmp_path):
+    """After a longer one was asked for by mistake, and stopped."""
+    run = begun(tmp_path / "run", edit={"iterations": 4})
+    run.save_state({"iteration": 4})
+    run.finish({})
+    begun(tmp_path / "run", edit={"iterations": 400}, resume=True)
+    run = begun(tmp_path / "run", edit={"iterations": 4}, resume=True)
+    assert run.resumed and run.load_state()["iteration"] == 4
+    with pytest.raises(UserError, match=r"was begun with edit\.iterations=4, not 3"):
+        RunFolder(tmp_path / "run", options(edit={"iterations": 3}, resume=True))
+
+
+def test_more_iterations_are_offered_only_where_they_would_be_accepted(tmp_path):
+    run = begun(tmp_path / "run", edit={"iterations": 4}, at="0.3,0.4,5")
+    run.save_state({"iteration": 4})
+    run.finish({})
+    with pytest.raises(UserError, match="resume=true with more edit.iterations goes on"):
+        RunFolder(tmp_path / "run", options(edit={"iterations": 4}, at="0.3,0.4,5"))
+    with pytest.raises(UserError, match="holds a finished run") as told:
+        RunFolder(tmp_path / "run", options(edit={"iterations": 4}, at="0.6,0.4,5"))
+    assert "resume=true" not in str(told.value)
+
+
+def test_a_resume_of_nothing_is_told(tmp_path, caplog):
+    caplog.set_level("INFO", "cds3d")
+    begun(tmp_path / "run", resume=True)
+    assert "has no state to go on from: it begins anew" in caplog.text

@@ -79,7 +79,7 @@ def refused(path, match):
 
 
 def test_missing_file(path):
-    refused(path, "train the field first")
+    refused(path, "train the field, or finish its run, first")
 
 
 def test_a_folder_is_no_file(path):

@@ -338,3 +338,15 @@ def test_a_path_that_leaves_the_scene_is_told_before_work_is_done(opaque, tmp_pa
     assert render(opaque, "path=back.json") == 1
     error = capsys.readouterr().err
     assert "camera 0 looks aside or back" in error and "render:" not in error
+
+
+def test_an_export_that_holds_more_is_not_replaced(opaque, tmp_path, capsys):
+    """The runs of a field that is trained on a dataset lie in it, if it lies in outputs/."""
+    assert export(opaque, "dataset", "output=red") == 0
+    assert export(opaque, "dataset", "output=red", "overwrite=true") == 0
+    (tmp_path / "red" / "source").mkdir()
+    (tmp_path / "red" / "source" / "field.safetensors").write_bytes(b"hours of work")
+    capsys.readouterr()
+    assert export(opaque, "dataset", "output=red", "overwrite=true") == 1
+    assert "red holds more than an export (source), which overwrite=true would delete" in capsys.readouterr().err
+    assert (tmp_path / "red" / "source" / "field.safetensors").read_bytes() == b"hours of work"

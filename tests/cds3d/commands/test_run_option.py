@@ -1,7 +1,9 @@
 """`edit.py --run`: edits in sequence."""
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import imageio.v3 as iio
 import pytest
@@ -9,7 +11,7 @@ import torch
 
 from cds3d.cli import run_command
 from cds3d.commands.evaluation import edit_figures, held_out_views, known_truth
-from cds3d.commands.history import take_over
+from cds3d.commands.history import source_of, take_over
 from cds3d.options import load_config
 from tensorf.captures import load_capture
 from tensorf.errors import UserError
@@ -142,3 +144,32 @@ def test_a_source_can_be_edited_on_too(tmp_path, chain, trained):
     with pytest.raises(UserError, match="no run folder"):
         config.run = "nowhere"
         take_over(config)
+
+
+def test_a_run_finds_the_source_beside_it(tmp_path, chain, monkeypatch, caplog):
+    """From another folder too, and not another field that has the scene's name there."""
+    scene = tmp_path / "outputs" / "daisies"
+    assert run_command("edit", ["--run", str(scene / "a-red-flower"), "--tgt", "a red tulip", *chain]) == 0
+    there = metrics(scene / "a-red-flower-then-a-red-tulip")
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "outputs" / "daisies").mkdir(parents=True)
+    shutil.copytree(scene / "a-red-flower", elsewhere / "outputs" / "daisies" / "source")  # another field
+    monkeypatch.chdir(elsewhere)
+    options = ["--run", str(scene / "a-red-flower"), "--tgt", "a red tulip", "output=again", *chain]
+    assert run_command("edit", options) == 0
+    again = metrics(elsewhere / "again")
+    assert again["first_psnr_to_source_db"] == there["first_psnr_to_source_db"]
+    assert "another field" not in caplog.text
+    (scene / "source" / "field.safetensors").rename(scene / "gone")
+    assert source_of(scene / "a-red-flower", load_config_of(scene / "a-red-flower")) == Path("outputs/daisies/source")
+    assert "outputs/daisies/source is another field than" in caplog.text
+
+
+def test_an_edit_whose_last_but_one_is_gone_is_edited_on(tmp_path, chain, caplog):
+    scene = tmp_path / "outputs" / "daisies"
+    first, second = scene / "a-red-flower", scene / "a-red-flower-then-a-red-tulip"
+    assert run_command("edit", ["--run", str(first), "--tgt", "a red tulip", *chain]) == 0
+    first.rename(scene / "renamed")
+    assert run_command("edit", ["--run", str(second), "--tgt", "a red rose", "output=third", *chain]) == 0
+    assert [step["tgt"] for step in metrics(tmp_path / "third")["history"]] == ["a red flower", "a red tulip"]
+    assert f"{first} is gone" in caplog.text
