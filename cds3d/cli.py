@@ -250,8 +250,11 @@ class _Help(argparse.Action):
     def __init__(self, *args, command: str, argv: list[str], **kwargs):
         super().__init__(*args, nargs=0, help="show this and stop", **kwargs)
         self.command, self.chosen = command, dict(a.split("=", 1) for a in argv if "=" in a and a[0] != "-")
-        if any(a.split("=")[0] in ("--image", "image") for a in argv):
+        given = {a.split("=")[0].removeprefix("--") for a in argv}
+        if "image" in given:
             self.chosen.setdefault("edit", "latent")
+        if "capture" in given:
+            self.chosen.setdefault("scene", "capture")
 
     def __call__(self, parser, namespace, values, option_string=None):
         from cds3d.options import data_folder, groups
@@ -289,7 +292,20 @@ def _inlined(path) -> str:
     text = "".join(_inlined(path.with_name(f"{b}.yaml")) for b in bases if b != "_self_")
     for key in re.findall(r"^(\w+):", own, re.MULTILINE):
         text = re.sub(rf"^{key}: +[^#\s].*\n( +#.*\n)*", "", text, flags=re.MULTILINE)
+    for block in re.finditer(r"^(\w+): *(#.*)?\n(  .*\n?)+", own, re.MULTILINE):
+        if base := re.search(rf"^{block[1]}: *(#.*)?\n(  .*\n)+", text, re.MULTILINE):
+            text = text.replace(base[0], _with_lines(base[0], block[0].splitlines()[1:]))
+            own = own.replace(block[0], "")
     return head + text + own
+
+
+def _with_lines(block: str, lines: list[str]) -> str:
+    """A block of a configuration file with these lines in place of those that have the same keys."""
+    for line in lines:
+        key = line.split(":")[0]
+        block, found = re.subn(rf"^{key}:.*$", lambda _: line, block, flags=re.MULTILINE)  # noqa: B023
+        block += "" if found else f"{line}\n"
+    return block
 
 
 def _unquoted(text: str) -> str:

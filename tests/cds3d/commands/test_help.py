@@ -122,7 +122,7 @@ def test_what_is_meant_is_what_the_command_has(capsys):
     "option, told",
     [
         ("edit.iteration=3", "did you mean edit.iterations?"),
-        ("edit.parameter=latent", "edit.parameter is an option of edit=latent and edit=pixels, which this is not"),
+        ("edit.parameter=latent", "edit.parameter is an option of edit=latent and edit=pixels only"),
         ("objective.stride=2", "objective.stride is an option of objective=pds"),
         ("seed=1,2", "has to be a whole number of at least 0; cds3d sweep makes an edit for each"),
         ("objective=cds,dds", "objective=cds,dds is unknown; use one of"),
@@ -205,3 +205,19 @@ def test_main(capsys):
 def test_main_hands_on_to_the_commands(capsys):
     assert main(["render"]) == 1
     assert "which run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "edit"])
+def test_help_of_a_capture_shows_its_options(command, capsys):
+    with pytest.raises(SystemExit):
+        run_command(command, ["--capture", "walk.mp4", "--help"])
+    text = capsys.readouterr().out
+    assert "scene.KEY=VALUE, as in scene=capture" in text and "  frames: " in text
+
+
+def test_help_shows_each_block_once_with_the_presets_own_values(capsys):
+    with pytest.raises(SystemExit):
+        run_command("edit", ["edit=pictures", "--help"])
+    shown = capsys.readouterr().out.partition("edit.KEY=VALUE")[2].partition("field.KEY=VALUE")[0]
+    assert shown.count("  region:") == 1 and shown.count("    mask_threshold: ") == 1
+    assert "    mask_threshold: 0.6 " in shown and "    visits: 3" in shown and "    agreement: 0.5" in shown
