@@ -13,13 +13,14 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from cds3d import yaml_files
-from cds3d.options import boolean, data_folder, pick_device
+from cds3d.options import boolean, load_config, pick_device
 from cds3d.process_memory import peak_memory_mb
 from tensorf import locks
 from tensorf.errors import UserError, reason
@@ -39,7 +40,6 @@ _TOLD_KEYS += ("edit.region.mask_threshold",)
 _TOLD_KEYS += ("edit.fit.agreement", "edit.fit.grow", "edit.volume.agreement", "edit.volume.grow")  # of regions to find
 
 _GROUPS = ("scene", "field", "guidance", "objective", "edit", "refit", "baseline")
-_ANY_SCENE = "scene/capture.yaml"
 _PATHS = ("capture", "run", "scene.root")  # of a run's configuration
 _PATH_KEYS = (*_PATHS, "image", "mask", "views")  # options that may be spelled in several ways
 _REPORT_EVERY = 1.0  # seconds
@@ -324,7 +324,7 @@ def read_config(folder: Path) -> DictConfig:
     was started in: where they lead nowhere from here, they are tried from the folders around the run.
     """
     config = _written_config(folder)
-    config = OmegaConf.merge({"capture": None, "scene": OmegaConf.load(data_folder("configs") / _ANY_SCENE)}, config)
+    config = OmegaConf.merge({"capture": None, "scene": _any_scene()}, config)
     for key in _PATHS:
         value = OmegaConf.select(config, key)
         if isinstance(value, str) and not Path(value).exists():
@@ -333,6 +333,12 @@ def read_config(folder: Path) -> DictConfig:
             found = (str(path) for path in around if path.exists() and path not in parents)  # outputs/<name> is ours
             OmegaConf.update(config, key, next(found, value))
     return config
+
+
+@cache
+def _any_scene() -> dict:
+    """The options of any scene, with their defaults."""
+    return OmegaConf.to_container(load_config("train", ["scene=capture"]).scene)
 
 
 def _written_config(folder: Path) -> DictConfig:

@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from cds3d.commands.scenes import capture_root
-from cds3d.options import data_folder
+from cds3d.options import data_folder, groups, load_config
 from cds3d.runs import read_config
 from tensorf.errors import UserError
 
@@ -60,9 +60,8 @@ def _take(config: DictConfig, source: Path, key: str, trained, default) -> None:
 
 
 def _scene_defaults(config: DictConfig) -> DictConfig:
-    folder = data_folder("configs") / "scene"
-    own = folder / f"{config.scene.name}.yaml"
-    return OmegaConf.load(own if own.is_file() else folder / "capture.yaml")
+    name = config.scene.name if config.scene.name in groups()["scene"] else "capture"
+    return load_config("train", [f"scene={name}"]).scene
 
 
 def _require_same_capture(config: DictConfig, of_source: DictConfig, source: Path) -> None:

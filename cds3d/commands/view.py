@@ -47,6 +47,30 @@ def open_viewer(config: DictConfig):
         if error.name not in ("viser", "websockets"):
             raise
         raise UserError('the viewer needs viser: pip install "cds3d[viewer]", in a checkout ".[viewer]"') from None
+    _check(config)
+    device = pick_device(config.device)
+    run = _chosen_run(config)
+    of_run = None if run is None else _take_scene(config, run)
+    capture_root(config)
+    own = source_folder(config)
+    edited = of_run is not None and "tgt" in of_run
+    source = _started_from(run, of_run) if edited else run or own
+    run = run if edited else None
+    is_own = source.resolve() == own.resolve()
+    take_over_source(config, source, field=False)
+    if not (source / "metrics.json").exists():
+        if not is_own:
+            raise UserError(f"{run} started from {source}, which is not there, or did not finish")
+        train_source(_as_edit(config), source)
+    capture = load_scene(config)
+    prompt = (of_run.get("src") if of_run is not None else None) or config.scene.prompt or ""
+    token = None if config.host in LOOPBACK else _token(config)
+    folder = (run or source).parent
+    return Viewer(Shown(_naming(config), folder, str(prompt), source, run, is_own), capture, config, device, token)
+
+
+def _check(config: DictConfig) -> None:
+    """UserError for options that cannot be served with."""
     whole(config, "width", "moving_width", least=16)
     whole(config, "port", most=65535)
     _check_host(config.host)
@@ -60,45 +84,25 @@ def open_viewer(config: DictConfig):
     if ours := [o for o in config.options if o.split("=")[0] in _OF_THE_PAGE]:
         raise UserError(f"options: {ours[0].split('=')[0]}= is set in the page, or by what is shown")
     load_config("edit", list(config.options))  # wrong ones are told now
-    device = pick_device(config.device)
-    run = _chosen_run(config)
-    past, of_run = None, None
-    if run is not None:
-        of_run = read_config(run)
-        if of_run.get("image") is not None:
-            raise UserError(f"{run} is the edit of an image: open its comparison.png instead")
-        if not (run / "metrics.json").exists():
-            raise UserError(f"{run} did not finish: go on with it first (resume=true)")
-        require_capture_of(run, of_run)
-        config.scene, config.capture = of_run.scene, of_run.get("capture")
-    capture_root(config)
-    source = source_folder(config)
-    if of_run is not None and "tgt" in of_run:
-        past = load_config("edit", [])
-        past.scene, past.capture, past.run = config.scene, config.capture, of_run.get("run")
-        source = take_over(past).folder
-    elif run is not None:
-        source, run = run, None
-    if of_run is None:
-        take_over_source(config, source, field=False)
-    if not (source / "metrics.json").exists():
-        train_source(_as_edit(config), source)
-    capture = load_scene(config)
+
+
+def _naming(config: DictConfig) -> list[str]:
+    """The options of `edit.py` that name the scene."""
     options = [f"--capture={config.capture}"] if config.capture is not None else [f"scene={config.scene.name}"]
     if config.capture is None and config.scene.root is not None:
         options.append(f"scene.root={config.scene.root}")
     if config.scene.get("outside"):
         options.append("scene.outside=true")
-    prompt = (of_run.get("src") if of_run is not None else None) or config.scene.prompt or ""
-    token = None
-    if config.host not in LOOPBACK:
-        token = str(config.token).strip() if config.token is not None else secrets.token_urlsafe(16)
-        log.warning(
-            "host=%s: whoever reaches this address, and knows the token in it, can start edits here, and nothing that "
-            "they send or see is encrypted", config.host,
-        )  # fmt: skip
-    folder = (run or source).parent
-    return Viewer(Shown(options, folder, str(prompt), source, run), capture, config, device, token)
+    return options
+
+
+def _token(config: DictConfig) -> str:
+    """What browsers have to know at an address that others reach. Warns of them."""
+    log.warning(
+        "host=%s: whoever reaches this address, and knows the token in it, can start edits here, and nothing that "
+        "they send or see is encrypted", config.host,
+    )  # fmt: skip
+    return str(config.token).strip() if config.token is not None else secrets.token_urlsafe(16)
 
 
 def _check_host(host: object) -> None:
@@ -125,6 +129,27 @@ def _chosen_run(config: DictConfig) -> Path | None:
     if not (run / "config.yaml").is_file() and (run / "source" / "config.yaml").is_file():
         return run / "source"  # outputs/flower
     return run
+
+
+def _take_scene(config: DictConfig, run: Path) -> DictConfig:
+    """The configuration of a finished run, whose scene `config` takes over."""
+    of_run = read_config(run)
+    if of_run.get("image") is not None:
+        raise UserError(f"{run} is the edit of an image: open its comparison.png instead")
+    if not (run / "metrics.json").exists():
+        raise UserError(f"{run} did not finish: go on with it first (resume=true)")
+    require_capture_of(run, of_run)
+    config.scene, config.capture = of_run.scene, of_run.get("capture")
+    return of_run
+
+
+def _started_from(run: Path, of_run: DictConfig) -> Path:
+    """The run whose field the edit `run` started from: a source, or another edit."""
+    if of_run.get("run") is not None:
+        return Path(of_run.run)
+    onward = load_config("edit", [])
+    onward.run = str(run)
+    return take_over(onward).first
 
 
 def _as_edit(config: DictConfig) -> DictConfig:

@@ -78,7 +78,7 @@ def load_prior(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
     load = partial(_loaded, path, dtype, device, config, revision)
-    return kept("prior", (path, dtype, device, config, revision), load, again=Prior.forget_prompts)
+    return kept("prior", (path, dtype, device, config, revision), load, again=lambda prior: prior.forget_prompts())
 
 
 def _loaded(path: str, dtype: str, device: torch.device, config: str | None, revision: str | None) -> Prior:

@@ -14,6 +14,7 @@ import viser
 from omegaconf import DictConfig
 
 from cds3d.commands.preparing import output_folder
+from cds3d.commands.scenes import scene_name
 from cds3d.commands.videos import path_kind
 from cds3d.jobs import Job
 from cds3d.options import groups, load_config, set_text
@@ -42,7 +43,8 @@ _CAMERA_SIZE = 0.12  # of their frames, as a share of the cameras' distance from
 class Shown:
     """A scene to view. options: of `edit.py`, that name it; folder: that its runs lie in; prompt: what it shows.
 
-    run: of the edit to begin with, or None. source: of the field that is edited.
+    run: of the edit to begin with, or None. source: of the field that is edited. own: whether `edit.py` finds that
+    source by itself, from the scene; edits of another field need --run.
     """
 
     options: list[str]
@@ -50,6 +52,7 @@ class Shown:
     prompt: str
     source: Path
     run: Path | None
+    own: bool
 
 
 class Viewer:
@@ -63,7 +66,7 @@ class Viewer:
         self.source = load_field(shown.source / "field.safetensors", device)
         self.edited: Renderable | None = None
         self.run = shown.run
-        self._scene = _scene_of(shown.source)
+        self._scene = scene_name(config)
         if shown.run is not None:
             self.edited = load_field(shown.run / "field.safetensors", device)
         self.lock, self.windows = threading.Lock(), {}
@@ -89,16 +92,41 @@ class Viewer:
         return self.source, self.edited
 
     def names(self) -> list[str]:
-        """Of the finished runs of the scene, the source first. The folder of a sweep has runs of other scenes, too."""
-        runs = [p for p in finished_runs(self.shown.folder) if p != self.shown.source]
-        runs = [p.name for p in runs if _scene_of(p) in (None, self._scene)]
-        return ["(source)", *runs]
+        """Of the finished runs of the scene, the source first."""
+        return list(self._runs())
+
+    def name(self) -> str:
+        """Of the run that is shown; of the source, if there is none, or if it is not there any more."""
+        runs = self._runs()
+        return next((name for name, run in runs.items() if run == self.run), next(iter(runs)))
+
+    def _runs(self) -> dict[str, Path | None]:
+        """The finished runs of the scene by name; the source is first, with None: nothing is shown beside it.
+
+        The folder of a sweep has runs of other scenes, too.
+        """
+        runs: dict[str, Path | None] = {self._name_of_source(): None}
+        source = self.shown.source.resolve()
+        for run in finished_runs(self.shown.folder):
+            if run.resolve() != source and (run == self.run or _scene_of(run) in (None, self._scene)):
+                runs[run.name] = run
+        return runs
+
+    def _name_of_source(self) -> str:
+        if self.shown.own:
+            return "(source)"
+        source = self.shown.source.resolve()
+        # With its folder if that is another one, which may have a run of the same name.
+        return source.name if source.parent == self.shown.folder.resolve() else f"{source.parent.name}/{source.name}"
 
     def show(self, name: str) -> None:
         """Show a finished run beside the source. UserError if it cannot be read."""
-        if name not in self.names():  # whatever a browser sends
+        runs = self._runs()
+        if name not in runs:  # whatever a browser sends
             raise UserError("there is no such run")
-        run = None if name == "(source)" else self.shown.folder / name
+        self._show(runs[name])
+
+    def _show(self, run: Path | None) -> None:
         edited = None if run is None else load_field(run / "field.safetensors", self.device)
         self.run, self.edited = run, edited
         self._refresh()
@@ -189,12 +217,12 @@ class Viewer:
             *self.place.option(),
             *self.config.options,
         ]
-        onward = values["onward"] and self.run is not None
+        start = self._start_of_edits(values["onward"])
         config = load_config("edit", [o for o in [*pairs, *self.shown.options] if not o.startswith("--")])
         words = values["where"] if values["where"] and not self.place.option() else None
         for name, label in (("src", "From"), ("tgt", "To")):
             set_text(config, name, values[name], label)
-        config.run, config.where = str(self.run) if onward else None, None
+        config.run, config.where = None if start is None else str(start), None
         if words:
             set_text(config, "where", words, "Where")
         for name, label, what in (("src", "From", "it shows now"), ("tgt", "To", "it should become")):
@@ -203,9 +231,15 @@ class Viewer:
         folder = output_folder(config, self.shown.folder)
         flags = [f"--src={values['src']}", f"--tgt={values['tgt']}"]
         flags += [f"--where={words}"] if words else []
-        flags += [f"--run={self.run}"] if onward else self.shown.options
+        flags += self.shown.options if start is None else [f"--run={start}"]
         fixed = [f"output={folder}", f"preview_every={_PREVIEW_EVERY}", "video_frames=0"]
         return [*flags, *pairs, *fixed], folder
+
+    def _start_of_edits(self, onward: bool) -> Path | None:
+        """What `edit.py --run` is given; None for the source that it finds by itself."""
+        if onward and self.run is not None:
+            return self.run
+        return None if self.shown.own else self.shown.source
 
     def start_edit(self, extra: list[str]) -> None:
         """extra: such as resume=true. UserError if one is running."""
@@ -237,13 +271,10 @@ class Viewer:
         outcome = job.outcome() + ("; the state is kept: Resume goes on" if job.resumable else "")
         try:
             if outcome == "done":
-                self.show(job.folder.name)
-                self.controls.list_runs(self.names(), job.folder.name)
+                self._show(job.folder)
             else:
-                # No preview of the failed edit, and no run that it has begun to overwrite.
-                now = self.run.name if self.run is not None and self.run.name in self.names() else "(source)"
-                self.show(now)
-                self.controls.list_runs(self.names(), now)
+                self.show(self.name())  # no preview of the failed edit, and no run that it has begun to overwrite
+            self.controls.list_runs(self.names(), self.name())
         finally:  # last: what the page says is done can be seen
             self.controls.say(outcome)
 
@@ -308,14 +339,19 @@ class Viewer:
         self.server.stop()
 
 
-def _scene_of(run: Path) -> tuple[str | None, Path | None] | None:
-    """What tells a run's scene from others: its name, or its capture; None if its configuration cannot be read."""
+def _scene_of(run: Path) -> str | None:
+    """The name of a run's scene; None if its configuration cannot be read.
+
+    Not the path of its capture, which may have been moved since.
+    """
     try:
         config = read_config(run)
     except UserError:
         return None
-    capture = config.get("capture")
-    return (config.scene.get("name"), None) if capture is None else (None, Path(capture).resolve())
+    try:
+        return scene_name(config)
+    except UserError:  # its capture is not there any more
+        return Path(config.capture).name
 
 
 def _preview_of(run: Path) -> Path:

@@ -27,9 +27,7 @@ class Controls:
     def __init__(self, viewer, objectives: list[str]):
         self._viewer, gui = viewer, viewer.server.gui
         with gui.add_folder("Runs", order=1):
-            names = viewer.names()
-            now = viewer.run.name if viewer.run is not None and viewer.run.name in names else names[0]
-            self._runs = gui.add_dropdown("Shown", names, initial_value=now)
+            self._runs = gui.add_dropdown("Shown", viewer.names(), initial_value=viewer.name())
             self._figures = gui.add_markdown("")
             photos = gui.add_checkbox("Photos", False, hint="The capture's photos at their cameras; a click goes there")
         with gui.add_folder("Edit", order=2):
@@ -99,7 +97,8 @@ class Controls:
         run = self._viewer.run
         if self._onward.value and run is not None:
             try:
-                self._src.value = str(read_config(run).get("tgt") or "")
+                of_run = read_config(run)
+                self._src.value = str(of_run.get("tgt", of_run.scene.prompt) or "")  # sources have no prompts
             except UserError as error:
                 self.say(str(error))
         else:

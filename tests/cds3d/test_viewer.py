@@ -545,11 +545,139 @@ def test_runs_of_other_scenes_in_the_folder_are_not_listed(viewer):
     OmegaConf.save(config, other / "config.yaml")
     try:
         assert other.name not in viewer.names()
-        config.capture = viewer.config.capture
-        OmegaConf.save(config, other / "config.yaml")
-        assert other.name in viewer.names()
+        config.scene.name = "daisies"
+        for capture in (viewer.config.capture, "moved/since/daisies", None):  # None: one of the scenes that ship
+            config.capture = capture
+            OmegaConf.save(config, other / "config.yaml")
+            assert other.name in viewer.names()
     finally:
         shutil.rmtree(other)
+
+
+def test_an_edit_that_ends_is_shown_and_listed_whatever_its_scene_is_called(python, viewer, monkeypatch):
+    run, said = viewer.shown.folder / "a-white-flower", []
+    shutil.copytree(viewer.shown.source, run)
+    configure(run, capture="renamed")
+    monkeypatch.setattr(viewer.controls, "say", said.append)
+    try:
+        viewer.job = python("pass", run)
+        deadline = time.monotonic() + 20
+        while "done" not in said:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert viewer.run == run and viewer.name() == viewer.controls._runs.value == run.name
+    finally:
+        viewer.show("(source)")
+        viewer.controls._runs.value = "(source)"
+        shutil.rmtree(run)
+
+
+# --- which source new edits start from
+
+
+def configure(folder, **options):
+    OmegaConf.save(OmegaConf.merge(OmegaConf.load(folder / "config.yaml"), options), folder / "config.yaml")
+
+
+@pytest.fixture
+def daisies(tmp_path, monkeypatch, source_run):
+    """The folder of the scene's runs: its source, another source, an edit, and an edit of that edit."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("outputs", "daisies")
+    for name in ("source", "hires", "a-red-daisy", "a-red-daisy-then-a-blue-daisy"):
+        shutil.copytree(source_run, folder / name)
+    configure(folder / "a-red-daisy", src="a daisy", tgt="a red daisy", run=None)
+    again = {"src": "a red daisy", "tgt": "a blue daisy", "run": str(folder / "a-red-daisy")}
+    configure(folder / "a-red-daisy-then-a-blue-daisy", **again)
+    return folder
+
+
+@contextlib.contextmanager
+def opened(*options):
+    viewer = open_viewer(load_config("view", [*options, "port=0", "width=48", "moving_width=24"]))
+    try:
+        viewer.controls._tgt.value = "a white daisy"
+        yield viewer
+    finally:
+        viewer.close()
+
+
+def test_beside_an_edit_of_an_edit_new_edits_start_from_the_field_that_is_shown(daisies):
+    with opened(f"run={daisies / 'a-red-daisy-then-a-blue-daisy'}") as viewer:
+        assert viewer.shown.source == daisies / "a-red-daisy" and viewer.controls._src.value == "a red daisy"
+        options, folder = viewer.edit_options()
+        assert f"--run={daisies / 'a-red-daisy'}" in options and not any(o.startswith("--capture") for o in options)
+        assert folder == daisies / "a-red-daisy-then-a-white-daisy"
+        assert viewer.names() == ["a-red-daisy", "a-red-daisy-then-a-blue-daisy", "hires", "source"]  # each once
+        assert viewer.controls._runs.value == "a-red-daisy-then-a-blue-daisy"
+        viewer.show("source")
+        assert viewer.run == daisies / "source"
+        viewer.show("a-red-daisy")
+        assert viewer.run is None and viewer.edited is None
+
+
+def test_an_edited_field_of_another_folder_is_named_with_that_folder(daisies):
+    shutil.copytree(daisies / "a-red-daisy-then-a-blue-daisy", "outputs/here/a-blue-daisy")
+    shutil.copytree(daisies / "a-red-daisy", "outputs/here/a-red-daisy")  # of the same name
+    with opened("run=outputs/here/a-blue-daisy") as viewer:
+        assert viewer.names() == ["daisies/a-red-daisy", "a-blue-daisy", "a-red-daisy"]
+        viewer.show("a-red-daisy")
+        assert viewer.run == Path("outputs/here/a-red-daisy")
+
+
+def test_beside_the_scenes_own_source_new_edits_name_the_scene(daisies, capture_folder):
+    for run in (daisies / "a-red-daisy", daisies / "source", daisies.resolve() / "source"):
+        with opened(f"run={run}") as viewer:
+            options, folder = viewer.edit_options() if run.name != "source" else with_source_prompt(viewer)
+            assert f"--capture={capture_folder}" in options and not any(o.startswith("--run") for o in options)
+            assert folder.name == "a-white-daisy"
+            others = ["a-red-daisy", "a-red-daisy-then-a-blue-daisy", "hires"]
+            assert viewer.names() == ["(source)", *others]
+
+
+def with_source_prompt(viewer):
+    viewer.controls._src.value = "a daisy"  # a source of a capture has none
+    return viewer.edit_options()
+
+
+def test_edits_of_a_source_that_lies_elsewhere_start_from_that_one(daisies, tiny_folder):
+    with opened(f"run={daisies / 'hires'}") as viewer:
+        options, folder = with_source_prompt(viewer)
+        assert f"--run={daisies / 'hires'}" in options and folder == daisies / "hires-then-a-white-daisy"
+        tiny = [*TINY_SCENE[1:], "video_frames=0", f"guidance.path={tiny_folder}", "edit.iterations=2", "edit.width=48"]
+        assert run_command("edit", [*options, *tiny]) == 0
+        assert viewer.names()[0] == "hires" and folder.name in viewer.names()
+    with opened(f"run={folder}") as viewer:
+        assert viewer.shown.source == daisies / "hires" and viewer.name() == folder.name
+
+
+def test_what_an_edit_started_from_is_not_trained_in_its_place(daisies):
+    (daisies / "a-red-daisy" / "metrics.json").unlink()
+    with pytest.raises(UserError, match="started from outputs/daisies/a-red-daisy, which is not there, or did not"):
+        open_viewer(load_config("view", [f"run={daisies / 'a-red-daisy-then-a-blue-daisy'}", "port=0"]))
+
+
+def test_runs_of_before_and_after_a_move_of_the_capture_are_listed(daisies, capture_folder):
+    shutil.copytree(capture_folder, "moved/daisies")
+    for name in ("source", "hires", "a-red-daisy-then-a-blue-daisy"):
+        configure(daisies / name, capture="before/daisies")
+    configure(daisies / "a-red-daisy", capture="moved/daisies")
+    with opened(f"run={daisies / 'a-red-daisy'}") as viewer:
+        assert viewer.names() == ["(source)", "a-red-daisy", "a-red-daisy-then-a-blue-daisy", "hires"]
+        assert viewer.controls._runs.value == "a-red-daisy"
+        assert "--capture=moved/daisies" in viewer.edit_options()[0]
+
+
+def test_from_is_the_prompt_of_the_scene_where_a_source_is_edited_on(daisies):
+    configure(daisies / "source", scene={"prompt": "a daisy"})
+    with opened(f"run={daisies / 'a-red-daisy-then-a-blue-daisy'}") as viewer:
+        viewer.show("source")
+        viewer.controls._onward.value = True
+        deadline = time.monotonic() + 10
+        while viewer.controls._src.value != "a daisy":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert f"--run={daisies / 'source'}" in viewer.edit_options()[0]
 
 
 def test_what_is_said_to_be_done_is_already_shown(python, viewer, monkeypatch):

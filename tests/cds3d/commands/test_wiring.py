@@ -68,7 +68,7 @@ def test_an_edit_is_what_its_options_say(trained, edit_options, capture_folder, 
     expected = {"color": 0.3, "network": 0.5, "density": 0.7, "color_lines": 0.3 * 0.25, "density_lines": 0.7 * 0.25}
     assert {n: rates[id(groups[n][0])] for n in groups} == pytest.approx({n: 0.02 * s for n, s in expected.items()})
     assert (subject.region.config.mask_threshold, subject.region.config.visits) == (0.6, 5)
-    assert (subject.preservation.preservation, subject.preservation.ray_share, subject.seed) == (13.0, 0.5, 3)
+    assert (subject.preservation.preservation, subject.preservation.ray_share, subject.views.seed) == (13.0, 0.5, 3)
     capture = load_capture(capture_folder, width=64, test_every=8)
     own = [capture.cameras[i].resized(48, 36) for i in capture.train]
     assert len(subject.cameras) == len(own) < len(capture.cameras)  # the held-out view is not edited through
