@@ -17,7 +17,6 @@ from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 import cds3d  # noqa: F401  (thread policy before torch)
-from cds3d.jobs import usable_cores
 from tensorf import locks
 from tensorf.errors import UserError, is_out_of_memory
 
@@ -101,6 +100,8 @@ def run_command(command: str, argv: list[str]) -> int:
     args, config = parser.parse_intermixed_args(argv), None  # flags and key=value in any order
     try:
         config = _configuration(command, args)
+        from cds3d.threads import set_threads  # torch comes with it
+
         set_threads(config)
         _import_command(command)(config)
         sys.stdout.flush()
@@ -365,17 +366,6 @@ def _import_command(command: str) -> Callable:
     apart = {"bench": "bench.run", "list": "commands.listing", "import": "commands.importing"}
     module = f"cds3d.{apart.get(command, f'commands.{command}')}"
     return getattr(importlib.import_module(module), f"{command}_command")
-
-
-def set_threads(config) -> None:
-    """As many CPU threads as `config.threads` says, or OMP_NUM_THREADS, or as there are cores."""
-    import torch
-
-    threads = config.get("threads")  # cds3d list has none
-    if threads is not None and (type(threads) is not int or threads < 1):
-        raise UserError(f"threads={threads} has to be a whole number above 0")
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    torch.set_num_threads(threads or (int(told) if told.isdecimal() else 0) or usable_cores())
 
 
 if __name__ == "__main__":

@@ -24,11 +24,12 @@ import cds3d  # noqa: E402, F401  before torch
 
 import torch  # noqa: E402
 
-from cds3d.cli import set_threads, tell  # noqa: E402
+from cds3d.cli import tell  # noqa: E402
 from cds3d.commands.scenes import load_scene  # noqa: E402
 from cds3d.commands.train import train_command  # noqa: E402
 from cds3d.options import load_config  # noqa: E402
 from cds3d.pictures import colored_depth, depth_range, seen_depth, write_image  # noqa: E402
+from cds3d.threads import set_threads  # noqa: E402
 from tensorf.errors import UserError  # noqa: E402
 from tensorf.files import write_text  # noqa: E402
 from tensorf.renderable import load_field  # noqa: E402

@@ -27,7 +27,7 @@ import torch  # noqa: E402
 
 from cds3d.bench.fields import check_held_out_capture, held_out_capture, make_held_out_capture  # noqa: E402
 from cds3d.bench.report import interval  # noqa: E402
-from cds3d.cli import set_threads, tell  # noqa: E402
+from cds3d.cli import tell  # noqa: E402
 from cds3d.commands.edit import edit_command  # noqa: E402
 from cds3d.commands.scenes import load_scene  # noqa: E402
 from cds3d.commands.train import source_folder, train_command  # noqa: E402
@@ -38,6 +38,7 @@ from cds3d.options import load_config  # noqa: E402
 from cds3d.pocket.world.capture import WorldCapture  # noqa: E402
 from cds3d.pocket.world.scenes import COLORS, FLOWERS, Attributes, Jitter, article  # noqa: E402
 from cds3d.subjects.given import point_at  # noqa: E402
+from cds3d.threads import set_threads  # noqa: E402
 from tensorf.errors import UserError  # noqa: E402
 from tensorf.files import write_text  # noqa: E402
 from tensorf.renderable import load_field  # noqa: E402

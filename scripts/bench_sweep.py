@@ -112,7 +112,7 @@ def measure(way: str, edits: int, output: Path) -> dict:
     seconds = time.perf_counter() - before
     after = resource.getrusage(resource.RUSAGE_SELF)
     cpu = processes.cpu_seconds + after.ru_utime + after.ru_stime - own.ru_utime - own.ru_stime
-    table = json.loads((folder / "sweep.json").read_text())
+    table = [row | {"run": str(folder / row["run"])} for row in json.loads((folder / "sweep.json").read_text())]
     right = [row for row in table if row["state"] == "done" and _iterations(row) == 3]
     return {
         "exit_code": code,

@@ -19,11 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch  # noqa: E402
 
-from cds3d.cli import set_threads, tell  # noqa: E402
+from cds3d.cli import tell  # noqa: E402
 from cds3d.commands.scenes import load_scene  # noqa: E402
 from cds3d.commands.train import source_folder  # noqa: E402
 from cds3d.options import load_config  # noqa: E402
 from cds3d.runs import read_config  # noqa: E402
+from cds3d.threads import set_threads  # noqa: E402
 from cds3d.viewer.sight import Sight, picture  # noqa: E402
 from tensorf.errors import UserError  # noqa: E402
 from tensorf.files import write_text  # noqa: E402

@@ -33,6 +33,8 @@ def main(argv=None) -> int:
     parser.add_argument("--output", type=Path, default=Path("outputs/bench/mutants.json"))
     args = parser.parse_args(argv)
     chosen = [m for m in yaml.safe_load(LIST.read_text()) if args.only in m["file"]]
+    if not chosen:
+        raise SystemExit(f"error: --only {args.only}: {LIST.relative_to(ROOT)} has no file with this in its name")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         copy_of(args.against, folder)

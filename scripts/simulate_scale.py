@@ -30,6 +30,7 @@ import torch  # noqa: E402
 from cds3d.guidance import load_prior  # noqa: E402
 from cds3d.options import data_folder  # noqa: E402
 from tensorf.files import write_text  # noqa: E402
+from tensorf.untrusted import load_json  # noqa: E402
 
 _GB, _MB = 1e9, 1e6
 _PER_MACHINE = 8
@@ -151,8 +152,20 @@ def simulate(scale: Scale) -> dict:
     }
 
 
+def edit_seconds(run: Path) -> float:
+    """Those of a finished edit of a field. SystemExit for any other folder."""
+    try:
+        seconds = load_json(run / "metrics.json")["edit_seconds"]
+    except (OSError, ValueError, TypeError, KeyError):
+        seconds = None
+    if seconds is None or not (run / "field.safetensors").exists():
+        raise SystemExit(f"error: --run {run} has to be the folder of a finished edit of a scene")
+    return seconds
+
+
 def measured(run: Path) -> dict[str, float]:
     """CPU seconds, which other work on the machine does not change, and sizes of a finished run in 10^6 bytes."""
+    edited = edit_seconds(run)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", "import cds3d.commands.edit"], check=True, cwd=Path(__file__).parents[1])
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -164,7 +177,6 @@ def measured(run: Path) -> dict[str, float]:
     captures = [
         sum(p.stat().st_size for p in scene.rglob("*") if p.is_file()) for scene in data_folder("scenes").iterdir()
     ]
-    metrics = json.loads((run / "metrics.json").read_text())
     return {
         "process_start_cpu_seconds": round(start, 1),
         "pocket_weights_cpu_seconds": round(pocket, 2),
@@ -173,7 +185,7 @@ def measured(run: Path) -> dict[str, float]:
         "state_mb": round(sizes.get("state/state.pt", 0) / _MB, 2),
         "result_mb": round(sum(size for name, size in sizes.items() if not name.startswith("state/")) / _MB, 2),
         "light_mb": round(sum(sizes.get(name, 0) for name in _LIGHT) / _MB, 3),
-        "edit_seconds_here": metrics["edit_seconds"],
+        "edit_seconds_here": edited,
     }
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from cds3d.bench.items import Failure, Item
-from cds3d.cli import set_threads
 from cds3d.commands.baselines import build_baseline
 from cds3d.commands.edit import edit_command, refuse_options_of_scenes
 from cds3d.commands.preparing import build_objective
@@ -23,6 +22,7 @@ from cds3d.options import RESERVED, build, dotted_keys, groups, load_config, pic
 from cds3d.process_memory import reset_peak_memory
 from cds3d.sweep.calls import Calling, callers
 from cds3d.sweep.pool import run_pool
+from cds3d.threads import set_threads
 from tensorf import locks
 from tensorf.captures.images import IMAGE_SUFFIXES, is_photo
 from tensorf.errors import UserError, reason

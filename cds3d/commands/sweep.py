@@ -52,7 +52,7 @@ def sweep_command(config: DictConfig) -> Path:
     report.write()
     log.info(
         "%d edits of %d source fields: %d of these %d runs are done; the table is %s",
-        len(tasks), len(todo) - len(tasks), len(done), len(todo), report.page,
+        len(tasks), len({task.source for task in tasks}), len(done), len(todo), report.page,
     )  # fmt: skip
     try:
         if len(done) < len(todo):

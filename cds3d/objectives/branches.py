@@ -62,3 +62,9 @@ def branches(prior: Prior, pair: Pair, prompts: Prompts, draw: Draw, features: s
         features_source=cond_source.features,
         features_target=cond_target.features,
     )
+
+
+def check_source_share(share: float) -> None:
+    """ValueError if `source_share` is no share."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"source_share={share} has to be between 0 and 1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cds3d.objectives.branches import branches
+from cds3d.objectives.branches import branches, check_source_share
 from cds3d.objectives.objective import Objective, Step
 
 
@@ -26,9 +26,3 @@ class DDS(Objective):
     def gradient(self, prior, pair, prompts, draw) -> Step:
         delta = branches(prior, pair, prompts, draw).delta(self.scale, self.source_share)
         return self.step(draw, self.scaled(delta))
-
-
-def check_source_share(share: float) -> None:
-    """ValueError if `source_share` is no share."""
-    if not 0 <= share <= 1:
-        raise ValueError(f"source_share={share} has to be between 0 and 1")

@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass
 
 from cds3d.guidance.prior import Query
-from cds3d.objectives.cds import Contrastive
+from cds3d.objectives.contrastive import Contrastive
 from cds3d.objectives.objective import Step
 
 

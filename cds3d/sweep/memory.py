@@ -114,6 +114,8 @@ def free_mb(device: torch.device) -> float:
 def default_jobs(tasks: Sequence[Task], fixed: Sequence[str], threads_each: int) -> int:
     """As many edits as there are cores, and memory for. Asked in a process of its own, so that nothing of it stays."""
     cores = max(1, usable_cores() // threads_each)
+    if not tasks:  # a source may be left to train
+        return cores
     spawn = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(1, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)) as other:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shlex
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -64,7 +65,7 @@ def _require_one_source(tasks: list[Task]) -> None:
     for task in tasks:
         own = tuple(o for o in task.extra if o.startswith(("scene.", "field.", "field=")))
         if trained.setdefault(task.source, own) != own:
-            first, second = (" ".join(o) or "none" for o in (trained[task.source], own))
+            first, second = (shlex.join(o) or "none" for o in (trained[task.source], own))
             raise UserError(
                 f"options: {task.source} would be trained with {first}, and with {second}: a sweep trains a scene's "
                 "field once; sweep the other options in another sweep"
@@ -103,9 +104,7 @@ def _task(scene: str, edit: str, objective: str, extra: str, seed: int, output: 
     src, arrow, tgt = (part.strip() for part in edit.rpartition("->"))
     if not tgt or (arrow and not src):
         raise UserError(f'edits: "{edit}" has to be a target prompt, or "source -> target"')
-    more = tuple(extra.split())
-    if wrong := [o for o in more if "=" not in o or o.split("=")[0] in _OURS]:
-        raise UserError(f"options: {wrong[0]} has to be an option of edit.py that a sweep does not set itself")
+    more = _variant(extra)
     ships, capture, source = places(scene, objective, more)
     if not ships and not src:
         raise UserError(f'edits: "{edit}" has to be "source -> target": {scene}, a capture of your own, has no prompt')
@@ -119,6 +118,19 @@ def _task(scene: str, edit: str, objective: str, extra: str, seed: int, output: 
     folder = output / "runs" / "-".join(name)
     options = (*options, *([f"scene={scene}"] if ships else []))
     return Task(scene, src or None, tgt, objective, more, seed, flags, options, folder, source)
+
+
+def _variant(extra: str) -> tuple[str, ...]:
+    """The options in one text, split as a shell would. UserError for what is none, or what a sweep sets itself."""
+    quotes = "put quotes around a value that has spaces, as in where='the yellow flower'"
+    try:
+        more = tuple(shlex.split(extra))
+    except ValueError as error:
+        raise UserError(f"options: {extra} cannot be read ({reason(error).lower()}): {quotes}") from error
+    if wrong := [o for o in more if "=" not in o or o.split("=")[0] in _OURS]:
+        hint = f"; {quotes}" if "=" not in wrong[0] else ""
+        raise UserError(f"options: {wrong[0]} has to be an option of edit.py that a sweep does not set itself{hint}")
+    return more
 
 
 def _places(scene: str, objective: str, more: tuple[str, ...]) -> tuple[bool, str, Path]:

@@ -1,4 +1,8 @@
-"""A sweep's table: JSON, CSV, and a page with pictures that sorts and filters without a server."""
+"""A sweep's table: JSON, CSV, and a page with pictures that sorts and filters without a server.
+
+A row's `run` is the folder of its run. In the files it is relative to theirs, so that a sweep's folder can be renamed,
+and be named from anywhere.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,9 @@ import html
 import io
 import json
 import os
+import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -26,17 +31,21 @@ _MEDIA = ("comparison.mp4", "views/00.png")
 _SHARE, _LEAST = 0.05, 3.0  # of the time for tables, and seconds between two of them
 
 
-def rows(tasks: Sequence[Task], works: Sequence[Work]) -> list[dict]:
-    """One for each edit: its settings, its state (done, failed, waiting), why it failed, and its figures."""
+def rows(tasks: Sequence[Task], works: Sequence[Work], attempts: Mapping[str, int] | None = None) -> list[dict]:
+    """One for each edit: its settings, its state (done, failed, waiting), why it failed, and its figures.
+
+    attempts: of earlier calls, by the name of the run's folder, for edits that this call has not tried.
+    """
     by_folder = {work.folder: work for work in works}
     table = []
     for task in tasks:
         work = by_folder[task.folder]
-        row = {name: getattr(task, name) for name in _SETTINGS[:-1]} | {"options": " ".join(task.extra)}
+        row = {name: getattr(task, name) for name in _SETTINGS[:-1]} | {"options": shlex.join(task.extra)}
         row |= {"state": "done" if work.done else "failed" if work.failure else "waiting", "failure": work.failure}
         figures = work.figures or {}
         row |= {name: figures[name] for name in _FIGURES if name in figures}
-        table.append(row | {"run": str(task.folder), "attempts": work.attempts})
+        tried = work.attempts or (attempts or {}).get(task.folder.name, 0)
+        table.append(row | {"run": str(task.folder), "attempts": tried})
     return table
 
 
@@ -48,7 +57,9 @@ class Reporter:
 
     def __init__(self, output: Path, tasks: Sequence[Task], works: Sequence[Work]):
         self._output, self._tasks, self._works = output, tasks, works
-        self._earlier = _earlier_rows(output, {str(task.folder) for task in tasks})
+        earlier, now = _earlier_rows(output), {task.folder.name for task in tasks}
+        self._attempts = {name: row.get("attempts", 0) for name, row in earlier.items()}
+        self._others = [row for name, row in earlier.items() if name not in now and _is_done(row)]
         self.page = output / "index.html"
         self._due, self._next = False, 0.0
 
@@ -61,23 +72,35 @@ class Reporter:
 
     def write(self) -> None:
         begun = time.monotonic()
-        write_report(self._output, [*rows(self._tasks, self._works), *self._earlier])
+        write_report(self._output, [*rows(self._tasks, self._works, self._attempts), *self._others])
         now = time.monotonic()
         self._due, self._next = False, now + max(_LEAST, (now - begun) / _SHARE)
 
 
-def _earlier_rows(output: Path, now: set[str]) -> list[dict]:
-    """Rows of runs that an earlier sweep has done in this folder, that are still there and that this one has not."""
+def _earlier_rows(output: Path) -> dict[str, dict]:
+    """The rows of the table that is there, by the names of the runs' folders.
+
+    All runs of a sweep lie in `runs/`: only the name counts, for older tables have paths from where the command was
+    given, and a run twice if it was given from two places.
+    """
+    found: dict[str, dict] = {}
     try:
-        table = load_json(output / "sweep.json")
-        done = [row for row in table if row["state"] == "done" and row["run"] not in now]
-        return [row for row in done if (Path(row["run"]) / "metrics.json").exists()]
+        for row in load_json(output / "sweep.json"):
+            name = Path(row["run"]).name
+            found.setdefault(name, row | {"run": str(output / "runs" / name)})
     except (OSError, ValueError, TypeError, KeyError):
-        return []
+        return {}
+    return found
+
+
+def _is_done(row: dict) -> bool:
+    """Whether an earlier sweep has done the run of this row, and the run is still there."""
+    return row.get("state") == "done" and (Path(row["run"]) / "metrics.json").exists()
 
 
 def write_report(output: Path, table: list[dict]) -> None:
     """sweep.json, sweep.csv and index.html in `output`."""
+    table = [row | {"run": _relative(row["run"], output)} for row in table]
     write_text(output / "sweep.json", json.dumps(table, indent=1) + "\n")
     columns = list(dict.fromkeys(key for row in table for key in row))
     text = io.StringIO()
@@ -88,6 +111,10 @@ def write_report(output: Path, table: list[dict]) -> None:
     write_text(output / "index.html", _page(output, table, columns))
 
 
+def _relative(run: str, output: Path) -> str:
+    return Path(os.path.relpath(run, output)).as_posix()
+
+
 def _page(output: Path, table: list[dict], columns: list[str]) -> str:
     shown = [c for c in columns if c not in ("run", "failure") and any(row.get(c) not in (None, "") for row in table)]
     head = "".join(f'<th onclick="sortBy({i + 1})">{html.escape(c)}</th>' for i, c in enumerate(shown))
@@ -96,18 +123,18 @@ def _page(output: Path, table: list[dict], columns: list[str]) -> str:
 
 
 def _row(output: Path, row: dict, shown: list[str]) -> str:
-    media = _media(output, Path(row["run"])) if row["state"] == "done" else ""
+    media = _media(output, row["run"]) if row["state"] == "done" else ""
     cells = "".join(f"<td>{html.escape(_text(row.get(c)))}</td>" for c in shown)
     failure = f'<div class="failure">{html.escape(row["failure"])}</div>' if row["failure"] else ""
     return f'<tr class="{row["state"]}"><td>{media}{failure}</td>{cells}</tr>\n'
 
 
-def _media(output: Path, run: Path) -> str:
-    """The run's video, or picture, which a browser loads once it is scrolled to."""
-    name = next((name for name in _MEDIA if (run / name).exists()), None)
+def _media(output: Path, run: str) -> str:
+    """The run's video, or picture, which a browser loads once it is scrolled to. run: its folder, from `output`."""
+    name = next((name for name in _MEDIA if (output / run / name).exists()), None)
     if name is None:
         return ""
-    source = html.escape(quote(Path(os.path.relpath(run / name, output)).as_posix()))
+    source = html.escape(quote(f"{run}/{name}"))
     if name.endswith(".png"):
         return f'<img src="{source}" width="420" loading="lazy">'
     still = source.removesuffix(name) + _MEDIA[1]

@@ -138,7 +138,7 @@ def run_command(command: str, options: list[str]) -> int:
 
 
 class ForkedCommand:
-    """In the place of `subprocess.Popen` in cds3d/jobs.py: a fork where it starts `nice ... python -m cds3d COMMAND`."""
+    """In the place of `subprocess.Popen` in cds3d/jobs.py: a fork where it starts `python -m cds3d COMMAND`."""
 
     def __init__(self, arguments, *, stdin, stdout, stderr, env, start_new_session):
         place = arguments.index("-m")

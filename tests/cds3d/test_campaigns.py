@@ -85,3 +85,10 @@ def test_the_script_starts_without_the_package_and_leaves_torch_to_prepare():
     code = f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); import campaign; print(*sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "campaigns.forks" in told and not {"torch", "cds3d"} & {*told}
+
+
+def test_a_case_that_is_not_there_is_told(tmp_path):
+    command = [sys.executable, str(SCRIPTS / "campaign.py"), "kill", "--only", "nope"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.startswith("error: --only nope: there are train, edit,")
+    assert len(done.stderr.splitlines()) == 1 and not list(tmp_path.iterdir())

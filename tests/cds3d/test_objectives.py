@@ -10,7 +10,7 @@ from defaults import changed, objective
 from fakes import PROMPTS, LinearDenoiser, TwoLatents
 
 from cds3d.commands.preparing import build_objective
-from cds3d.objectives import CDS, OBJECTIVES, cds, patchnce
+from cds3d.objectives import CDS, OBJECTIVES, contrastive, patchnce
 from cds3d.objectives.ids import fixed_point_noise
 from cds3d.objectives.objective import Draw, Prompts, Step, classifier_free
 from cds3d.objectives.patchnce import patch_nce
@@ -541,7 +541,7 @@ def test_all_options_of_the_contrastive_loss_reach_it(monkeypatch):
         told.update(options)
         return sum(current.sum() for _, current in pairs)
 
-    monkeypatch.setattr(cds, "contrastive_loss", loss)
+    monkeypatch.setattr(contrastive, "contrastive_loss", loss)
     options = dict(patch_sizes=(4,), patches=17, temperature=0.5, center=True)
     gradient_of(objective("cds", **options), *latents())
     assert told == options

@@ -1,6 +1,7 @@
 """Sweeps: which edits, how they are done, what is told of them."""
 
 import csv
+import dataclasses
 import json
 import os
 import random
@@ -78,6 +79,17 @@ def test_captures_are_given_by_their_folder(capture_folder):
     assert f"--capture={capture_folder}" in task.flags and task.source == Path("outputs/daisies/source")
 
 
+def test_a_value_with_spaces_is_quoted(tmp_path):
+    text = "options:\n- where='the yellow flower' edit.lr=0.02\n"
+    (tmp_path / "x.yaml").write_text(f"edits: [a red flower]\n{text}")
+    (task,) = planned("file=x.yaml")
+    assert task.extra == ("where=the yellow flower", "edit.lr=0.02") and "where=the yellow flower" in task.options
+    (row,) = rows([task], [Work("edit", [], task.folder)])
+    assert row["options"] == "'where=the yellow flower' edit.lr=0.02"  # as they can be given again
+    (same,) = planned("""options=["where='the yellow flower' edit.lr=0.02"]""", edits=["a red flower"])
+    assert same == task
+
+
 def test_runs_of_an_earlier_sweep_stay_in_the_table(tmp_path):
     kept, gone = tmp_path / "runs" / "kept", tmp_path / "runs" / "gone"
     kept.mkdir(parents=True)
@@ -86,7 +98,56 @@ def test_runs_of_an_earlier_sweep_stay_in_the_table(tmp_path):
     rows.append({"scene": "flower", "state": "waiting", "failure": None, "run": str(tmp_path / "runs" / "never")})
     (tmp_path / "sweep.json").write_text(json.dumps(rows))
     Reporter(tmp_path, [], []).write()
-    assert json.loads((tmp_path / "sweep.json").read_text()) == rows[:1]
+    assert table_in(tmp_path) == [rows[0] | {"run": "runs/kept"}]
+
+
+def table_in(folder):
+    return json.loads((folder / "sweep.json").read_text())
+
+
+def a_done_run(output, name):
+    folder = output / "runs" / name
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text("{}")
+    return Task("flower", None, name, "cds", (), 0, (), (), folder, Path("source"))
+
+
+def reported(output, *tasks, attempts=0):
+    Reporter(output, tasks, [Work("edit", [], t.folder, attempts=attempts) for t in tasks]).write()
+    return table_in(output)
+
+
+def test_the_table_keeps_its_rows_wherever_the_sweep_is_called_from(tmp_path, monkeypatch):
+    first, second = a_done_run(Path("out"), "first"), a_done_run(Path("out"), "second")
+    reported(Path("out"), first, attempts=2)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    second = dataclasses.replace(second, folder=tmp_path / second.folder)
+    table = reported(tmp_path / "out", second)
+    assert [(row["run"], row["attempts"]) for row in table] == [("runs/second", 0), ("runs/first", 2)]
+    assert "runs/first" in (tmp_path / "out" / "sweep.csv").read_text()
+    (tmp_path / "out").rename("renamed")
+    assert sorted(row["run"] for row in reported(Path("renamed"))) == ["runs/first", "runs/second"]
+    assert "runs/first" in (tmp_path / "other" / "renamed" / "sweep.csv").read_text()
+
+
+def test_a_run_has_one_row_and_keeps_its_attempts(tmp_path):
+    task = a_done_run(Path("out"), "a")
+    reported(Path("out"), task, attempts=3)
+    again = dataclasses.replace(task, folder=tmp_path / task.folder)
+    (row,) = reported(tmp_path / "out", again)
+    assert row["attempts"] == 3
+    (row,) = reported(tmp_path / "out", again, attempts=1)  # tried again by this call
+    assert row["attempts"] == 1
+
+
+def test_tables_with_paths_from_where_the_command_was_given_are_understood(tmp_path):
+    """Also where such a table has a run twice, and a folder was renamed since."""
+    a_done_run(Path("renamed"), "a")
+    row = {"scene": "flower", "state": "done", "failure": None, "attempts": 1}
+    old = [row | {"run": run} for run in ("outputs/out/runs/a", str(tmp_path / "outputs/out/runs/a"))]
+    (tmp_path / "renamed" / "sweep.json").write_text(json.dumps(old))
+    assert reported(Path("renamed")) == [row | {"run": "runs/a"}]
 
 
 def test_an_edit_of_ones_own_capture_says_what_is_there(capture_folder):
@@ -113,6 +174,11 @@ def test_a_file_has_the_lists_and_the_command_line_wins(tmp_path):
         ({"edits": ["a"], "seeds": [True]}, "whole numbers"),
         ({"edits": ["a"], "objectives": ["best"]}, "best is unknown"),
         ({"edits": ["a"], "options": ["edit.lr"]}, "edit.lr has to be an option"),
+        ({"edits": ["a"], "options": ["where=the yellow flower"]}, "yellow has to be an option.*; put quotes around"),
+        (
+            {"edits": ["a"], "options": ["where='the yellow flower"]},
+            "cannot be read .no closing quotation.: put",
+        ),
         ({"edits": ["a"], "options": ["seed=3"]}, "seed=3 has to be an option"),
         ({"edits": ["a"], "options": ["video_frames=60"]}, "video_frames=60 has to be an option"),
         ({"edits": ["a"], "options": ["capture=x"]}, "capture=x has to be an option"),
@@ -212,6 +278,24 @@ def test_the_killed_are_tried_again_from_their_state(fake, tmp_path):
     assert options == [["x"], ["x", "resume=true"], ["x", "resume=true"]]
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        "out of memory: lower edit.width",
+        "CUDA out of memory. Tried to allocate 20.00 MiB.",
+        "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "Unable to allocate 2.00 GiB for an array with shape (9, 9) and data type float32",
+        "MemoryError",
+    ],
+)
+def test_what_ran_out_of_memory_is_tried_again(fake, tmp_path, told):
+    fake.script = {"a": [told, "done"]}
+    (work,) = make(tmp_path, "a")
+    assert pooled([work]) == ["a", "a"] and work.done and work.failure is None
+
+
 def test_one_that_another_process_works_on_is_waited_for(fake, tmp_path):
     """A killed sweep leaves its edits running; the next one does not count that as their failures."""
     fake.script = {"a": ["runs/a is in use by another process (7): wait"] * 5 + ["killed", "done"]}
@@ -270,6 +354,16 @@ def test_each_scene_is_trained_once():
     assert todo[2].after == todo[0].folder and f"output={tasks[0].folder}" in todo[2].flags
 
 
+def test_a_source_is_trained_only_for_edits_that_are_not_done():
+    tasks = planned(scenes=["flower", "mug"], edits=["a red flower", "a blue flower"])
+    for task in tasks[:3]:
+        task.folder.mkdir(parents=True)
+        (task.folder / "metrics.json").write_text("{}")
+    todo = works(tasks, [], [])
+    assert [w.folder for w in todo if w.command == "train"] == [Path("outputs/mug/source")]
+    assert [w.folder for w in todo if w.command == "edit"] == [task.folder for task in tasks]
+
+
 # --- what is told of them
 
 
@@ -323,7 +417,7 @@ def sweep(capture_folder, tiny_folder, *more):
     return ["sweep", f"edits={edits}", f'options=["{" ".join(tiny)}"]', f"scenes=[{capture_folder}]", *more]
 
 
-def test_a_sweep_survives_kills_and_does_nothing_twice(capture_folder, tiny_folder, tmp_path, monkeypatch, capsys):
+def test_a_sweep_survives_kills_and_does_nothing_twice(capture_folder, tiny_folder, tmp_path, monkeypatch, caplog):
     """Processes are killed at random moments; all edits are there in the end, each once."""
     jobs, done = [], threading.Event()
     real = pool_module.Job
@@ -349,12 +443,16 @@ def test_a_sweep_survives_kills_and_does_nothing_twice(capture_folder, tiny_fold
     killer.join()
     table = json.loads((tmp_path / "outputs" / "sweep" / "sweep.json").read_text())
     assert [row["state"] for row in table] == ["done", "done"]
-    runs = [Path(row["run"]) for row in table]
+    runs = [tmp_path / "outputs" / "sweep" / row["run"] for row in table]
     assert all(json.loads((run / "metrics.json").read_text())["iterations"] == 6 for run in runs)
     times = [os.stat(run / "metrics.json").st_mtime_ns for run in runs]
     count = len(jobs)
     assert main(command) == 0  # all is done
     assert len(jobs) == count and times == [os.stat(run / "metrics.json").st_mtime_ns for run in runs]
+    shutil.rmtree(tmp_path / "outputs" / "daisies")
+    assert main(command) == 0  # no edit needs the source
+    assert len(jobs) == count and "could not be told" not in caplog.text
+    assert table_in(tmp_path / "outputs" / "sweep") == table
 
 
 def test_failures_are_listed_in_the_end(capture_folder, tiny_folder, tmp_path, capsys):

@@ -51,7 +51,7 @@ def test_memory_is_asked_once_for_edits_that_differ_in_prompts_and_seeds(tmp_pat
     assert len(asked) == 4 and all(q.flags[-1] == "device=cpu" for q in asked)
 
 
-def test_as_many_edits_as_memory_and_cores_allow(monkeypatch):
+def test_as_many_edits_as_memory_and_cores_allow(tmp_path, monkeypatch):
     asked = [Forecast(1000, 3500)]
 
     class Other:
@@ -70,12 +70,19 @@ def test_as_many_edits_as_memory_and_cores_allow(monkeypatch):
 
     monkeypatch.setattr(memory, "ProcessPoolExecutor", Other)
     monkeypatch.setattr(memory, "usable_cores", lambda: 16)
-    assert default_jobs([], [], 1) == 3
-    assert default_jobs([], [], 8) == 2
+    tasks = plan(load_config("sweep", ["edits=[a red flower]"]), tmp_path)
+    assert default_jobs(tasks, [], 1) == 3
+    assert default_jobs(tasks, [], 8) == 2
     asked[0] = Forecast(9000, 3500)
-    assert default_jobs([], [], 1) == 1
+    assert default_jobs(tasks, [], 1) == 1
     asked[0] = UserError("no such model")  # the edits will tell
-    assert default_jobs([], [], 4) == 4
+    assert default_jobs(tasks, [], 4) == 4
+
+
+def test_no_forecast_without_edits(monkeypatch, caplog):
+    monkeypatch.setattr(memory, "ProcessPoolExecutor", None)  # no process is started
+    monkeypatch.setattr(memory, "usable_cores", lambda: 6)
+    assert default_jobs([], [], 2) == 3 and not caplog.records
 
 
 def test_the_forecast_of_another_prior_and_a_larger_view(tiny_folder, monkeypatch):

@@ -1,4 +1,4 @@
-"""The simulation of docs/scale.md, by hand."""
+"""The simulation of docs/scale.md, by hand, and what is no run for it."""
 
 import pytest
 from checks import load_script
@@ -22,3 +22,22 @@ def test_a_simulated_sweep_by_hand():
     assert script.simulate(scale)["hours"] * 3600 == pytest.approx(39)
     each = script.simulate(scale._replace(weights_once=False, table_each=False))
     assert each["hours"] * 3600 == pytest.approx(2 * (3 + 5 + 2 + 3)) and each["store_busy"] == pytest.approx(20 / 26)
+
+
+@pytest.mark.parametrize(
+    "metrics, name",
+    [
+        (None, None),
+        ("{}", "field.safetensors"),  # a source
+        ('{"edit_seconds": 3}', "edited.png"),  # an edit of an image
+        ('{"edit_seconds"', "field.safetensors"),
+        ("[]", "field.safetensors"),
+    ],
+)
+def test_what_is_no_edit_of_a_scene_is_told(tmp_path, metrics, name):
+    if name is not None:
+        (tmp_path / "metrics.json").write_text(metrics)
+        (tmp_path / name).touch()
+    with pytest.raises(SystemExit, match=f"error: --run {tmp_path} has to be the folder of a finished edit"):
+        load_script("simulate_scale").main(["--run", str(tmp_path), "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
