@@ -247,7 +247,7 @@ def test_a_view_that_does_not_see_the_region_does_not_count(field, cameras, monk
 
 def test_pictures_that_do_not_change_are_told(field, cameras):
     edit = work(field, cameras, Recorded(0.0))
-    with pytest.raises(UserError, match="lower edit.fit.agreement"):
+    with pytest.raises(UserError, match="Lower edit.fit.agreement"):
         to_end(edit)
 
 
