@@ -7,8 +7,9 @@ from torch import Tensor
 
 from cds3d.guidance.prior import Prior, Query
 from cds3d.guidance.text import Prompt
+from cds3d.subjects.sources import views_at_a_time
 
-_PREPARE_MB = 220  # what a view's preparation, in chunks, needs for a while: measured
+_PREPARE_MB = 170  # what a view's preparation, in chunks, needs for a while: measured
 _RAY_BYTES = 9000  # a ray of the view that is rendered and back-propagated, the gaps that it leaves behind: measured
 _VIEW_BYTES = 108  # a ray of a kept view: three samples, direction, residue, colour
 _REGION_BYTES = 900  # the same of a view's samples in a region of space that fills most of the view: measured
@@ -83,6 +84,6 @@ def field_edit_mb(
     return region | {
         "optimiser": 3 * parameter_mb(field),  # gradient and Adam's two moments
         "views": views * height * width * _VIEW_BYTES / _MIB,
-        "rendering": _PREPARE_MB + height * width * _RAY_BYTES / _MIB,
+        "rendering": _PREPARE_MB * views_at_a_time(prior.device) + height * width * _RAY_BYTES / _MIB,
         "networks": step_mb(prior, prompt, height, width, unet_graphs),
     }

@@ -40,15 +40,15 @@ class View:
         self.camera = camera
         rays = field.space.rays(camera).to(field.device)
         parts = [self._kept(field, rays[i : i + chunk]) for i in range(0, len(rays), chunk)]
-        self.x, self.step, self.scale, self.count, full = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        self.x, self.step, self.scale, self.count, full, self.residue = (
+            torch.cat(tensors) for tensors in zip(*parts, strict=True)
+        )
         self.viewdirs = rays.viewdirs
-        self.residue = torch.zeros(len(self), 3, device=field.device)
         self.full = full.view(camera.height, camera.width, 3)
-        self.residue = full - self.color(field)
 
     @staticmethod
-    def _kept(field: Field, rays) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """(x, step, scale, count, full render) of some of the camera's rays."""
+    def _kept(field: Field, rays: Rays) -> tuple[Tensor, ...]:
+        """(x, step, scale, count, full render, residue) of some of the camera's rays."""
         samples = march(field, rays)
         rate = field.density(samples.x) * samples.step
         weights = weights_of(rate, samples)
@@ -59,7 +59,8 @@ class View:
         kept = (stands_for > 0).nonzero()[:, 0]
         few = samples.subset(kept)
         scale = stands_for[kept] / weights_of(rate[kept], few).clamp(min=torch.finfo(torch.float32).tiny)
-        return few.x, few.step, scale, count_by_ray(few.ray, len(rays)), full
+        residue = full - View._color(field, few, scale, rays.viewdirs)
+        return few.x, few.step, scale, count_by_ray(few.ray, len(rays)), full, residue
 
     def __len__(self) -> int:
         """The number of rays."""
@@ -84,12 +85,17 @@ class View:
         """
         samples, scale = self.samples(index)
         viewdirs, residue = (a if index is None else a[index] for a in (self.viewdirs, self.residue))
+        return self._color(field, samples, scale, viewdirs) + residue
+
+    @staticmethod
+    def _color(field: Field, samples: Samples, scale: Tensor, viewdirs: Tensor) -> Tensor:
+        """(rays, 3) colours by kept samples, without the residue."""
         weights = weights_of(field.density(samples.x) * samples.step, samples) * scale
         # Where an edit thickens fog, what stands for it may come to more than everything: cut off above MOST, which
         # rounding does not reach.
         opacity = ray_sum(weights, samples)
         weights = weights / (opacity / MOST).clamp(min=1)[samples.ray]
-        return composite(field, samples, weights, viewdirs)[0] + residue
+        return composite(field, samples, weights, viewdirs)[0]
 
     @torch.no_grad()
     def surfaces(self, field: Field) -> tuple[Tensor, Tensor, Tensor]:

@@ -44,6 +44,11 @@ def turn_of(step: int, cameras: int, seed: int) -> int:
     return int(torch.randperm(cameras, generator=torch.Generator().manual_seed(seed * 7919 + turn))[place])
 
 
+def views_at_a_time(device: torch.device) -> int:
+    """How many views are prepared at once: several on a CPU of several cores."""
+    return _AHEAD if device.type == "cpu" and torch.get_num_threads() > 1 else 1
+
+
 class SourceViews:
     """The source's view of each camera, in the order of an edit's steps.
 
@@ -88,5 +93,5 @@ class SourceViews:
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor | None:
-        threads = torch.get_num_threads()
-        return beside("source", threads // 2, _AHEAD) if self.source.device.type == "cpu" and threads > 1 else None
+        count = views_at_a_time(self.source.device)
+        return beside("source", torch.get_num_threads() // 2, count) if count > 1 else None
