@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cds3d.commands import edit
-from cds3d.forecast import _saved_mb, _working_mb, field_edit_mb, parameter_mb, step_mb
+from cds3d.forecast import _PREPARE_MB, _saved_mb, _working_mb, field_edit_mb, parameter_mb, step_mb
 
 
 def test_parameters_by_hand():
@@ -78,3 +78,12 @@ def test_expected_peak_is_what_is_in_use_and_all_parts(monkeypatch, prior):
     view = SimpleNamespace(height=24, width=32)
     prompts, objective = SimpleNamespace(target=None), SimpleNamespace(unet_graphs=1)
     assert edit._forecast(prior, prompts, None, [view], objective, local=False) == 1023.5
+
+
+@pytest.mark.parametrize(("threads", "views"), [(1, 1), (4, 2)])
+def test_views_that_are_prepared_at_once_count(prior, threads, views):
+    field, told = torch.nn.Linear(4, 4), {}
+    for count in (1, threads):
+        torch.set_num_threads(count)
+        told[count] = field_edit_mb(prior, prior.embed("a flower"), field, 10, 48, 64, 1)["rendering"]
+    assert told[threads] - told[1] == pytest.approx((views - 1) * _PREPARE_MB)

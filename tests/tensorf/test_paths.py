@@ -225,3 +225,14 @@ def test_keyframed_positions_are_catmull_roms():
     assert torch.allclose(path[3][:, 3], (-a + 9 * b + 9 * c - d) / 16)
     assert torch.allclose(path[1][:, 3], (-a + 9 * a + 9 * b - c) / 16)
     assert torch.allclose(path[5][:, 3], (-b + 9 * c + 9 * d - d) / 16)
+
+
+def test_the_mean_of_cameras_all_around_is_turned_as_the_first():
+    """Their axes cancel out: what is left of them is rounding, which is no direction."""
+    angles = [2 * math.pi * i / 8 for i in range(8)]
+    down = torch.tensor([0.0, 1.0, 0.0])
+    eyes = [torch.tensor([math.cos(a), 0.0, math.sin(a)]) for a in angles]
+    poses = torch.stack([look_at(eye, torch.zeros(3), down) for eye in eyes])
+    mean = mean_pose(poses)
+    assert torch.equal(mean[:, :3], poses[0, :, :3])
+    torch.testing.assert_close(mean[:, 3], torch.zeros(3), atol=1e-6, rtol=0)
