@@ -15,12 +15,12 @@ from cds3d.objectives.objective import classifier_free
 from tensorf.errors import UserError
 
 
-def ddim(prior: Prior, steps: int) -> DDIMScheduler:
+def ddim(prior: Prior, steps: int, option: str = "baseline.steps") -> DDIMScheduler:
     """From noise to image in `steps` steps, at Stable Diffusion's timesteps: 981, 961, ..., 1 of 1000 for 50.
 
-    Raises UserError if the schedule has no room for that many steps.
+    option: what a user calls `steps`. Raises UserError if the schedule has no room for that many.
     """
-    scheduler = _scheduler(DDIMScheduler, prior, steps, "baseline.steps")
+    scheduler = _scheduler(DDIMScheduler, prior, steps, option)
     scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
     return scheduler
 

@@ -39,6 +39,7 @@ from cds3d.objectives.objective import Objective, Prompts
 from cds3d.options import MOST_SEED, boolean, build, load_config, pick_device, positive, require_unset, whole
 from cds3d.pictures import colored_depth, depth_range, seen_depth
 from cds3d.process_memory import memory_mb, peak_memory_mb, reset_peak_memory
+from cds3d.redraw import RedrawConfig, RedrawnShape
 from cds3d.runs import RunFolder
 from cds3d.subjects.field import FieldRates, FieldViews, Preservation
 from cds3d.subjects.local import LocalViews
@@ -263,6 +264,16 @@ def work_maker(config: DictConfig, edit: EditConfig, pointing: Pointing) -> Call
             )
         steps = {"looks": looks, "clear_from": round(volume.haze_from * edit.iterations)}
         views_of = partial(LocalViews, rates=rates, region=region, volume=volume, seed=config.seed, **steps)
+        if "redraw" in config.edit:
+            redraw = build(RedrawConfig, config.edit.redraw, group="edit.redraw")
+
+            def redrawn(source, views, prior, objective, prompts, given):
+                subject = views_of(source, views, prior, given=given)
+                editor = Editor(subject, prior, objective, prompts, edit)
+                work = RedrawnShape(editor, subject, prior, prompts, redraw, rates, config.seed)
+                return work, work.iterations, work
+
+            return redrawn
     else:
         kept = build(Preservation, config.edit, group="edit")
         find = pointing.find
@@ -305,7 +316,7 @@ def check_scene(config: DictConfig) -> None:
         raise UserError(f"baseline={config.baseline.kind} edits images, not scenes: give one with --image FILE")
     if "width" not in config.edit:
         raise UserError(
-            "a scene is edited with edit=field, edit=shape, edit=pictures or edit=published; "
+            "a scene is edited with edit=field, edit=shape, edit=redraw, edit=pictures or edit=published; "
             "edit=latent and edit=pixels are for --image"
         )
     whole(config, "edit.width", least=16)

@@ -182,6 +182,10 @@ class LocalViews:
         camera, made = next(iter(self.sources.made.items()))
         return {"region": self.region.weight(camera, made.image)[..., None]}
 
+    def forget_views(self) -> None:
+        """Give back the memory of the views that were edited; they are prepared again if they are asked for."""
+        self._views.clear()
+
     def edited(self) -> LocalField:
         """The target, with what is empty now left out."""
         self.target.settle()

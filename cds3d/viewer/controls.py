@@ -10,7 +10,7 @@ from cds3d.viewer.places import PLACES
 from tensorf.errors import UserError
 from tensorf.untrusted import load_json
 
-_PRESETS = ("field", "shape", "pictures")
+_PRESETS = ("field", "shape", "redraw", "pictures")
 _MOST = 100_000  # iterations
 _FIGURES = {
     "edit_gain_db": "gain, dB",

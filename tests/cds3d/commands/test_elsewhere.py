@@ -89,6 +89,15 @@ FIELDS = {
     "default": [],
     "published": ["edit=published", "edit.width=48", "edit.iterations=2"],
     "shape": [*SHAPE, "edit.iterations=4", "edit.volume.agreement=0.01", "edit.region.mask_threshold=0.01"],
+    "redraw": [
+        "edit=redraw",
+        *SHAPE[1:],
+        "edit.iterations=4",
+        "edit.volume.agreement=0.01",
+        "edit.region.mask_threshold=0.01",
+        "edit.redraw.views=2",
+        "edit.redraw.steps=5",
+    ],
     "pictures": [
         "edit=pictures",
         "edit.width=48",

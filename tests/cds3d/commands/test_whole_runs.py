@@ -15,6 +15,7 @@ from safetensors import safe_open
 from cds3d.by_pictures import PictureEdit
 from cds3d.cli import run_command
 from cds3d.editor import Editor
+from cds3d.redraw import RedrawnShape
 from cds3d.subjects.local import LocalPair
 from tensorf.local import LocalField
 from tensorf.renderable import load_field
@@ -68,6 +69,31 @@ def test_an_edit_of_shape_leaves_a_field_that_renders(tmp_path, trained, edit_op
     assert not all(torch.equal(inside[k], v) for k, v in source.items())
     assert run_command("render", [str(run), "frames=2", "width=48"]) == 0
     assert iio.imread(run / "spiral.mp4", plugin="FFMPEG").shape == (2, 36, 48, 3)
+
+
+def test_a_redrawn_edit_is_resumed_and_renders(tmp_path, trained, edit_options, monkeypatch, caplog):
+    options = [*edit_options, "edit=redraw", "edit.iterations=4", "edit.volume.look=0.5", "edit.width=48"]
+    options += ["edit.region.mask_threshold=0.3", "edit.redraw.views=3", "edit.redraw.steps=5", "edit.redraw.fits=2"]
+    whole, broken = tmp_path / "outputs" / "daisies" / "a-red-flower-redraw", tmp_path / "broken"
+    assert run_command("edit", [*options, "save_every=1"]) == 0
+    figures = json.loads((whole / "metrics.json").read_text())
+    assert figures["iterations"] == 4 + 3 + 5 and {"edit_gain_db", "kept_psnr_db"} <= figures.keys()
+    with monkeypatch.context() as patch:
+        stops_at(patch, RedrawnShape, 6)
+        assert run_command("edit", [*options, "save_every=1", f"output={broken}"]) == 130
+    assert run_command("edit", [*options, "save_every=1", f"output={broken}", "resume=true"]) == 0
+    assert "resumed at iteration 6" in caplog.text
+    ends = [load_field(run / "field.safetensors") for run in (whole, broken)]
+    assert isinstance(ends[0], LocalField) and ends[0].region.any()
+    for name, value in ends[0].state_dict().items():
+        assert torch.equal(ends[1].state_dict()[name], value)
+    assert run_command("render", [str(broken), "frames=2", "width=48"]) == 0
+
+
+@pytest.mark.parametrize("wrong", ["edit.redraw.strength=0", "edit.redraw.views=0", "edit.redraw.steps=5000"])
+def test_a_redrawn_edit_with_a_bad_option_is_one_line(wrong, trained, edit_options, capsys, tmp_path):
+    assert wrong in fails(capsys, "edit", *edit_options, "edit=redraw", wrong)
+    assert not (tmp_path / "outputs" / "daisies" / "a-red-flower-redraw").exists()
 
 
 BY_PICTURES = ["edit=pictures", "edit.iterations=2", "edit.fit.iterations=3", "edit.region.mask_threshold=0.3"]

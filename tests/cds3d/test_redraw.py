@@ -1,0 +1,215 @@
+"""Views drawn anew after an edit of the shape, and the field fitted to them one by one."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from defaults import edit_config
+from fakes import PROMPTS, FixedGradient, LinearPrior
+from test_local_edits import cameras, clones, field, local_views, masked  # noqa: F401
+
+import cds3d.redraw as module
+from cds3d.editor import Editor
+from cds3d.options import build, load_config
+from cds3d.redraw import RedrawConfig, RedrawnShape
+from cds3d.subjects.field import FieldRates
+from tensorf.errors import UserError
+from tensorf.local import LocalField
+
+RATES = FieldRates(color_lr=1.0, network_lr=0.1, density_lr=1.0, line_lr=1.0)
+pytestmark = pytest.mark.usefixtures("masked")
+
+
+def options(**changes):
+    shipped = build(RedrawConfig, load_config("edit", ["edit=redraw"]).edit.redraw)
+    return replace(shipped, **{**dict(views=None, steps=4, fits=3, polish=2, zoom=0.0), **changes})
+
+
+def work(field, cameras, iterations=4, seed=0, **changes):  # noqa: F811
+    subject, prior = local_views(field, cameras, looks=2), LinearPrior()
+    editor = Editor(subject, prior, FixedGradient(0.01), PROMPTS, edit_config(iterations, 0.01))
+    return RedrawnShape(editor, subject, prior, PROMPTS, options(**changes), RATES, seed)
+
+
+def to_end(edit):
+    return [edit.step() for _ in range(edit.iterations - edit.iteration)]
+
+
+@pytest.fixture
+def red(monkeypatch):
+    """The prior draws every view red."""
+
+    def taken(sight, latent, change, close):
+        red = torch.tensor([1.0, 0.0, 0.0]).expand_as(sight.full)
+        return torch.where(sight._inside()[0, 0, :, :, None] > 0, red, sight.full)
+
+    monkeypatch.setattr(module._Sight, "taken", taken)
+
+
+def test_iterations_count_the_edit_the_views_and_the_polish(field, cameras):  # noqa: F811
+    edit = work(field, cameras)
+    figures = to_end(edit)
+    assert edit.iteration == edit.iterations == 4 + 3 + 2
+    assert ["redraw/psnr_db" in f for f in figures] == [False] * 4 + [True] * 5
+
+
+def test_the_field_takes_on_what_is_drawn_in_the_region_alone(field, cameras, red):  # noqa: F811
+    edit = work(field, cameras, fits=8, polish=6, lr=0.05)
+    for _ in range(5):
+        edit.step()
+    before = edit._views[0].seen(edit.target)
+    outside = clones(edit.target.source)
+    to_end(edit)
+    sight = edit._views[0]
+    after, inside = sight.seen(edit.target), sight._inside()[0, 0] > 0
+    assert 0 < inside.float().mean() < 1
+    assert torch.equal(after[~inside], before[~inside]) and torch.equal(after[~inside], sight.full[~inside])
+    goal = torch.tensor([1.0, 0.0, 0.0])
+    assert (after[inside] - goal).square().mean() < 0.5 * (sight.full[inside] - goal).square().mean()
+    assert all(torch.equal(v, outside[k]) for k, v in edit.target.source.state_dict().items())
+    assert isinstance(edit.edited(), LocalField) and torch.equal(edit.region_in_space(), edit.target.region)
+
+
+def test_a_view_shows_what_was_drawn_in_others_before(field, cameras, monkeypatch):  # noqa: F811
+    starts, latent_of = [], module._Sight.latent_of
+    monkeypatch.setattr(module._Sight, "latent_of", lambda s, p: (starts.append(p), latent_of(s, p))[1])
+    edit = work(field, cameras)
+    to_end(edit)
+    assert len(starts) == 3  # rounds that polish draw nothing
+    sights = [edit._views[i] for i in edit._pictures]
+    assert not torch.equal(starts[2], sights[2].full)
+
+
+def test_noise_becomes_less_from_view_to_view(field, cameras, monkeypatch):  # noqa: F811
+    asked, guided = [], module.guided
+    monkeypatch.setattr(module, "guided", lambda p, z, t, *rest: (asked.append(t), guided(p, z, t, *rest))[1])
+    edit = work(field, cameras, steps=10, strength=0.5, strength_end=0.1)
+    for _ in range(4):
+        edit.step()
+    firsts, counts = [], []
+    for _ in range(3):
+        asked.clear()
+        edit.step()
+        firsts.append(asked[0])
+        counts.append(len(asked))
+        assert asked == sorted(asked, reverse=True) and asked[-1] == 1
+    assert firsts == [401, 201, 1] and counts == [5, 3, 1]
+
+
+def test_the_least_strength_still_draws(field, cameras):  # noqa: F811
+    edit = work(field, cameras, steps=2, strength=1e-6, strength_end=1e-6)
+    assert len(to_end(edit)) == edit.iterations
+
+
+def test_latent_cells_outside_the_region_stay(field, cameras, monkeypatch):  # noqa: F811
+    edit = work(field, cameras)
+    for _ in range(5):
+        edit.step()
+    sight = edit._views[0]
+    latents = []
+    monkeypatch.setattr(module._Sight, "taken", lambda s, z, *rest: (latents.append(z), s.full)[1])
+    edit._redrawn(0, 0.4)
+    start = sight.latent_of(sight.seen(edit.target))
+    free = sight.free(start)
+    assert 0 < free.mean() < 1
+    kept = (free == 0).expand_as(start)
+    assert torch.equal(latents[0][kept], start[kept])
+    assert not torch.allclose(latents[0][~kept], start[~kept])
+
+
+def test_pixels_that_differ_little_are_the_sources_and_gaps_are_closed(field, cameras):  # noqa: F811
+    edit = work(field, cameras)
+    for _ in range(5):
+        edit.step()
+    sight = edit._views[0]
+    sight.local.index = torch.arange(24 * 32)
+    old, new = torch.full((24, 32, 3), 0.5), torch.full((24, 32, 3), 0.54)
+    new[4:20, 4:20] = 0.9
+    new[10:14, 10:14] = 0.54  # a hole
+    sight._decoded = lambda latent: old if latent is sight._latent.source else new
+    sight.full = torch.full((24, 32, 3), 0.2)
+    taken = sight.taken(torch.zeros(1), change=0.1, close=0.2)
+    assert torch.equal(taken[:, 24:], sight.full[:, 24:])
+    assert taken[6:18, 6:18].equal(new[6:18, 6:18])
+    assert not sight.taken(torch.zeros(1), change=0.1, close=0.0)[6:18, 6:18].equal(new[6:18, 6:18])
+
+
+@pytest.mark.parametrize("at", [3, 5, 7, 8])
+def test_resumed_it_is_bit_for_bit_the_unbroken_one(at, field, cameras, monkeypatch):  # noqa: F811
+    def settle(self):  # something is empty, which this field nowhere is
+        self.occupancy = self.occupancy & (torch.arange(self.occupancy.numel()).view(self.occupancy.shape) % 3 > 0)
+
+    monkeypatch.setattr(LocalField, "settle", settle)
+    monkeypatch.setattr(module, "_SETTLE", 2)
+    whole, broken, resumed = (work(field, cameras) for _ in range(3))
+    to_end(whole)
+    for _ in range(at):
+        broken.step()
+    resumed.load_state_dict(broken.state_dict())
+    assert resumed.iteration == at
+    to_end(resumed)
+    expected = whole.edited().state_dict()
+    assert all(torch.equal(v, expected[k]) for k, v in resumed.edited().state_dict().items())
+
+
+def test_an_edit_that_becomes_longer_is_redrawn_again(field, cameras):  # noqa: F811
+    done, longer = work(field, cameras), work(field, cameras, iterations=6)
+    to_end(done)
+    longer.load_state_dict(done.state_dict())
+    assert longer.iteration == 4 and longer.round == 0
+    assert sum("redraw/psnr_db" in f for f in to_end(longer)) == 5
+
+
+def test_crops_show_the_region_large(field, cameras):  # noqa: F811
+    edit = work(field, cameras, zoom=0.5)
+    to_end(edit)
+    assert all(v.local.index.numel() > 0 for v in edit._views)
+    whole = work(field, cameras)
+    to_end(whole)
+    shares = [sum(len(v.local.index) for v in w._views) / len(w._views) for w in (edit, whole)]
+    assert shares[0] > shares[1]
+
+
+def test_what_is_shown_on_the_way(field, cameras):  # noqa: F811
+    edit = work(field, cameras)
+    shown = []
+    for _ in range(edit.iterations):
+        edit.step()
+        shown.append(set(edit.pictures()))
+    assert shown[3] == {"source_and_edit"} and shown[4] == shown[-1] == {"picture_and_edit"}
+    assert edit.pictures()["picture_and_edit"].shape == (24, 64, 3)
+
+
+def test_a_fit_that_is_not_finite_is_told_with_its_option_and_iteration(field, cameras, monkeypatch):  # noqa: F811
+    edit = work(field, cameras)
+    for _ in range(5):
+        edit.step()
+    monkeypatch.setattr(edit, "_redrawn", lambda camera, strength: torch.full((24, 32, 3), float("nan")))
+    with pytest.raises(UserError, match=r"iteration 5: lower edit\.redraw\.lr"):
+        edit.step()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(views=0),
+        dict(strength=0.0),
+        dict(strength_end=1.1),
+        dict(steps=0),
+        dict(scale=0.0),
+        dict(zoom=-1.0),
+        dict(change=1.0),
+        dict(close=-0.1),
+        dict(fits=0),
+        dict(polish=-1),
+        dict(lr=float("nan")),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_by_name(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
+        options(**wrong)
+
+
+def test_more_steps_than_the_schedule_has_are_refused(field, cameras):  # noqa: F811
+    with pytest.raises(UserError, match="timesteps"):
+        work(field, cameras, steps=5000)
