@@ -15,7 +15,7 @@ log = logging.getLogger("cds3d")
 
 
 class Work(Protocol):
-    """What can be driven: `tensorf.train.Trainer`, `cds3d.editor.Editor`, `cds3d.by_pictures.PictureEdit`."""
+    """What can be driven: `tensorf.train.Trainer`, `Editor`, `PictureEdit`, `RedrawnShape`."""
 
     iteration: int
 

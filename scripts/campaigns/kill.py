@@ -163,9 +163,10 @@ def record_steps() -> None:
     """Have trainings and edits note the number of each step before they do it."""
     from cds3d.by_pictures import PictureEdit
     from cds3d.editor import Editor
+    from cds3d.redraw import RedrawnShape
     from tensorf.train import Trainer
 
-    for kind in (Editor, PictureEdit, Trainer):
+    for kind in (Editor, PictureEdit, RedrawnShape, Trainer):
         if not hasattr(kind.step, "noted"):
             kind.step = _noting(kind.__name__, kind.step)
 

@@ -213,3 +213,61 @@ def test_options_that_make_no_sense_are_refused_by_name(wrong):
 def test_more_steps_than_the_schedule_has_are_refused(field, cameras):  # noqa: F811
     with pytest.raises(UserError, match="timesteps"):
         work(field, cameras, steps=5000)
+
+
+def test_redrawing_opens_the_whole_region_again_and_forgets_the_edits_views(field, cameras):  # noqa: F811
+    edit = work(field, cameras)
+    for _ in range(4):
+        edit.step()
+    target = edit.target
+    target.occupancy = torch.zeros_like(target.occupancy)  # as after many steps of an edit that empties it
+    assert edit.subject._views
+    edit.step()
+    assert torch.equal(target.occupancy, target.source.occupancy | target.region)
+    assert not edit.subject._views
+
+
+def test_what_is_empty_is_left_out_every_few_rounds(field, cameras, monkeypatch):  # noqa: F811
+    edit, at = work(field, cameras), []
+    for _ in range(4):
+        edit.step()
+    monkeypatch.setattr(LocalField, "settle", lambda self: at.append(edit.round))
+    to_end(edit)
+    assert at == [3]
+
+
+def test_the_rate_falls_to_a_tenth(field, cameras, monkeypatch):  # noqa: F811
+    edit, rates = work(field, cameras, lr=0.02), []
+    step = module.Adam.step
+    for _ in range(4):
+        edit.step()
+    monkeypatch.setattr(module.Adam, "step", lambda o: (rates.append(o.param_groups[0]["lr"]), step(o))[1])
+    to_end(edit)
+    assert len(rates) == 5 * 3 and rates == sorted(rates, reverse=True)
+    assert rates[0] == pytest.approx(0.02) and rates[-1] == pytest.approx(0.02 * 0.1 ** (14 / 15))
+
+
+def test_each_view_has_noise_of_its_own_and_the_target_prompt(field, cameras, monkeypatch):  # noqa: F811
+    edit, noises, asked = work(field, cameras), [], []
+    noise_like, guided = module.noise_like, module.guided
+    monkeypatch.setattr(module, "noise_like", lambda *a: (noises.append(noise_like(*a)), noises[-1])[1])
+    monkeypatch.setattr(module, "guided", lambda *a: (asked.append(a[3:]), guided(*a))[1])
+    to_end(edit)
+    assert len(noises) == 3 and not torch.equal(noises[0], noises[1])
+    assert all(rest == (PROMPTS.null, PROMPTS.target, edit.config.scale) for rest in asked)
+
+
+def test_only_the_spread_views_are_drawn_anew(field, cameras):  # noqa: F811
+    edit = work(field, cameras, views=2)
+    assert len(to_end(edit)) == 4 + 2 + 2
+    assert len(edit._views) == len(edit._pictures) == 2
+
+
+def test_pixels_of_rays_past_the_region_are_the_sources(field, cameras):  # noqa: F811
+    edit = work(field, cameras)
+    for _ in range(5):
+        edit.step()
+    sight = edit._views[0]
+    sight._decoded = lambda latent: torch.full((24, 32, 3), 0.0 if latent is sight._latent.source else 1.0)
+    taken, inside = sight.taken(torch.zeros(1), change=0.1, close=0.05), sight._inside()[0, 0] > 0
+    assert torch.equal(taken[~inside], sight.full[~inside]) and (taken[inside] == 1).all()
