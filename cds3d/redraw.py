@@ -98,8 +98,7 @@ class RedrawnShape:
         self.config, self.rates, self.seed = config, rates, seed
         self.target, self.cameras = subject.target, subject.cameras
         self._chosen = spread(self.cameras, config.views)
-        # UserError if the prior has not so many.
-        self._timesteps = ddim(prior, config.steps, "edit.redraw.steps").timesteps.tolist()
+        self._scheduler = ddim(prior, config.steps, "edit.redraw.steps")
         self.round = 0
         self._optimizer: Adam | None = None
 
@@ -147,7 +146,7 @@ class RedrawnShape:
             cameras = zoomed(cameras, self.target.source, self.target.region, self.config.zoom)
         if not cameras:
             raise UserError("no view that is to be drawn anew shows the region: give edit.redraw.views=null")
-        self._views = [_Sight(self.target, camera, self.prior) for camera in cameras]
+        self._views = [_RegionView(self.target, camera, self.prior) for camera in cameras]
         self._pictures: dict[int, Tensor] = {}
         self._optimizer = Adam(moved_groups(self.target.target, self.rates, self.config.lr), betas=(0.9, 0.99))
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
@@ -173,27 +172,25 @@ class RedrawnShape:
     @torch.no_grad()
     def _redrawn(self, camera: int, strength: float) -> Tensor:
         """(H, W, 3): what the camera should see. Outside of the region, and where little differs, it is the source."""
-        sight, prior = self._views[camera], self.prior
-        start = sight.latent_of(sight.seen(self.target))
+        view, prior = self._views[camera], self.prior
+        start = view.latent_of(view.seen(self.target))
         noise = noise_like(start, torch.Generator().manual_seed(self.seed * 1_000_003 + self.round))
-        scheduler = ddim(prior, self.config.steps)
-        timesteps = [t for t in self._timesteps if t < strength * len(prior.alphas)] or self._timesteps[-1:]
-        free = sight.free(start)
+        every = self._scheduler.timesteps.tolist()
+        timesteps = [t for t in every if t < strength * len(prior.alphas)] or every[-1:]
+        free = view.free(start)
         z = prior.noised(start, timesteps[0], noise)
         for t, after in zip(timesteps, [*timesteps[1:], None]):
             predicted = guided(prior, z, t, self.prompts.null, self.prompts.target, self.config.scale)
-            z = scheduler.step(predicted, t, z).prev_sample
+            z = self._scheduler.step(predicted, t, z).prev_sample
             z = torch.lerp(start if after is None else prior.noised(start, after, noise), z, free)
-        return sight.taken(z, self.config.change, self.config.close)
+        return view.taken(z, self.config.change, self.config.close)
 
     @torch.no_grad()
     def pictures(self) -> dict[str, Tensor]:
         """The edit's; then of the camera of the last round: redrawn picture beside what the field shows (H, 2 W, 3)."""
-        if self._optimizer is None or not self._pictures:
+        if self.round == 0:
             return self.subject.pictures()
         camera = turn_of(self.round - 1, len(self._views), self.seed)
-        if camera not in self._pictures:  # of rounds that only polish
-            camera = min(self._pictures)
         seen = self._views[camera].seen(self.target)
         return {"picture_and_edit": torch.cat([self._pictures[camera], seen], 1)}
 
@@ -219,12 +216,14 @@ class RedrawnShape:
             self._begin()
             self.round = state["round"]
             self._optimizer.load_state_dict(state["optimizer"])
-            device = self.target.device
-            self._pictures = {int(i): picture.to(device) for i, picture in state["redrawn"].items()}
+            for camera, picture in state["redrawn"].items():
+                if picture.shape != (full := self._views[camera].full).shape:
+                    raise ValueError(f"a redrawn view is {tuple(picture.shape)}, not {tuple(full.shape)}")
+                self._pictures[camera] = picture.to(full)
             self.target.occupancy = occupancy
 
 
-class _Sight:
+class _RegionView:
     """One camera's view of the region: the rays through it, and the rest of the picture, which stays."""
 
     def __init__(self, target: LocalField, camera: Camera, prior: Prior):
@@ -239,8 +238,7 @@ class _Sight:
 
     def latent_of(self, picture: Tensor) -> Tensor:
         """(H, W, 3) -> (1, C, h, w)."""
-        self._latent.restart(as_batch(picture)[0])
-        return self._latent.parameter.detach().clone()
+        return self._latent.encoded(as_batch(picture)[0])
 
     def _inside(self) -> Tensor:
         """(1, 1, H, W), 1 where a ray passes through the region."""

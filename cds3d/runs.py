@@ -36,6 +36,7 @@ _SILENT_KEYS = ("resume", "overwrite", "output", "save_every", "video_frames", "
 _SILENT_KEYS += ("scene.outside", "guidance.image_scale_end")  # objective.scale_end counts
 _TOLD_KEYS = ("device", "threads", "edit.lr", "field.lr_grid", "field.lr_network", "guidance.scale", "guidance.dtype")
 _TOLD_KEYS += ("guidance.pds_scale", "objective.scale", "objective.weight", "baseline.scale", "edit.fit.lr")
+_TOLD_KEYS += ("edit.redraw.lr", "edit.redraw.scale")
 _TOLD_KEYS += ("edit.region.mask_threshold",)
 _TOLD_KEYS += ("edit.fit.agreement", "edit.fit.grow", "edit.volume.agreement", "edit.volume.grow")  # of regions to find
 

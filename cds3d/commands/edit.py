@@ -248,6 +248,7 @@ def work_maker(config: DictConfig, edit: EditConfig, pointing: Pointing) -> Call
     """
     rates = build(FieldRates, config.edit, group="edit")
     region = build(RegionConfig, config.edit.region, group="edit.region")
+    redraw = build(RedrawConfig, config.edit.redraw, group="edit.redraw") if "redraw" in config.edit else None
     if "fit" in config.edit:
         fit = build(FitConfig, config.edit.fit, group="edit.fit")
 
@@ -266,16 +267,6 @@ def work_maker(config: DictConfig, edit: EditConfig, pointing: Pointing) -> Call
             )
         steps = {"looks": looks, "clear_from": round(volume.haze_from * edit.iterations)}
         views_of = partial(LocalViews, rates=rates, region=region, volume=volume, seed=config.seed, **steps)
-        if "redraw" in config.edit:
-            redraw = build(RedrawConfig, config.edit.redraw, group="edit.redraw")
-
-            def redrawn(source, views, prior, objective, prompts, given):
-                subject = views_of(source, views, prior, given=given)
-                editor = Editor(subject, prior, objective, prompts, edit)
-                work = RedrawnShape(editor, subject, prior, prompts, redraw, rates, config.seed)
-                return work, work.iterations, work
-
-            return redrawn
     else:
         kept = build(Preservation, config.edit, group="edit")
         find = pointing.find
@@ -283,7 +274,11 @@ def work_maker(config: DictConfig, edit: EditConfig, pointing: Pointing) -> Call
 
     def directly(source, views, prior, objective, prompts, given):
         subject = views_of(source, views, prior, given=given)
-        return Editor(subject, prior, objective, prompts, edit), edit.iterations, subject
+        editor = Editor(subject, prior, objective, prompts, edit)
+        if redraw is None:
+            return editor, edit.iterations, subject
+        work = RedrawnShape(editor, subject, prior, prompts, redraw, rates, config.seed)
+        return work, work.iterations, work
 
     return directly
 

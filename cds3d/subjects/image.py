@@ -34,11 +34,12 @@ class LatentImage:
 
     def __init__(self, image: Tensor, prior: Prior):
         self.prior, self.size = prior, tuple(image.shape[1:])
-        self.source = self._latent(image)
+        self.source = self.encoded(image)
         self.parameter = nn.Parameter(self.source.clone())
 
     @torch.no_grad()
-    def _latent(self, image: Tensor) -> Tensor:
+    def encoded(self, image: Tensor) -> Tensor:
+        """(3, H, W) in [0, 1] of the source's size -> (1, C, h, w), its latent."""
         height, width = self.size
         padded = F.pad(image[None], (0, -width % _CELL, 0, -height % _CELL), mode="replicate")
         return self.prior.encode_image(padded)
@@ -46,7 +47,7 @@ class LatentImage:
     @torch.no_grad()
     def restart(self, image: Tensor) -> None:
         """Go on from this picture, (3, H, W) in [0, 1]; the source stays what it is."""
-        self.parameter.copy_(self._latent(image))
+        self.parameter.copy_(self.encoded(image))
 
     def parameter_groups(self, lr: float) -> list[dict]:
         return [{"params": [self.parameter], "lr": lr}]

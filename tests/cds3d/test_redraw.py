@@ -39,11 +39,11 @@ def to_end(edit):
 def red(monkeypatch):
     """The prior draws every view red."""
 
-    def taken(sight, latent, change, close):
-        red = torch.tensor([1.0, 0.0, 0.0]).expand_as(sight.full)
-        return torch.where(sight._inside()[0, 0, :, :, None] > 0, red, sight.full)
+    def taken(view, latent, change, close):
+        red = torch.tensor([1.0, 0.0, 0.0]).expand_as(view.full)
+        return torch.where(view._inside()[0, 0, :, :, None] > 0, red, view.full)
 
-    monkeypatch.setattr(module._Sight, "taken", taken)
+    monkeypatch.setattr(module._RegionView, "taken", taken)
 
 
 def test_iterations_count_the_edit_the_views_and_the_polish(field, cameras):  # noqa: F811
@@ -60,24 +60,24 @@ def test_the_field_takes_on_what_is_drawn_in_the_region_alone(field, cameras, re
     before = edit._views[0].seen(edit.target)
     outside = clones(edit.target.source)
     to_end(edit)
-    sight = edit._views[0]
-    after, inside = sight.seen(edit.target), sight._inside()[0, 0] > 0
+    view = edit._views[0]
+    after, inside = view.seen(edit.target), view._inside()[0, 0] > 0
     assert 0 < inside.float().mean() < 1
-    assert torch.equal(after[~inside], before[~inside]) and torch.equal(after[~inside], sight.full[~inside])
+    assert torch.equal(after[~inside], before[~inside]) and torch.equal(after[~inside], view.full[~inside])
     goal = torch.tensor([1.0, 0.0, 0.0])
-    assert (after[inside] - goal).square().mean() < 0.5 * (sight.full[inside] - goal).square().mean()
+    assert (after[inside] - goal).square().mean() < 0.5 * (view.full[inside] - goal).square().mean()
     assert all(torch.equal(v, outside[k]) for k, v in edit.target.source.state_dict().items())
     assert isinstance(edit.edited(), LocalField) and torch.equal(edit.region_in_space(), edit.target.region)
 
 
 def test_a_view_shows_what_was_drawn_in_others_before(field, cameras, monkeypatch):  # noqa: F811
-    starts, latent_of = [], module._Sight.latent_of
-    monkeypatch.setattr(module._Sight, "latent_of", lambda s, p: (starts.append(p), latent_of(s, p))[1])
+    starts, latent_of = [], module._RegionView.latent_of
+    monkeypatch.setattr(module._RegionView, "latent_of", lambda s, p: (starts.append(p), latent_of(s, p))[1])
     edit = work(field, cameras)
     to_end(edit)
     assert len(starts) == 3  # rounds that polish draw nothing
-    sights = [edit._views[i] for i in edit._pictures]
-    assert not torch.equal(starts[2], sights[2].full)
+    shown = [edit._views[i] for i in edit._pictures]
+    assert not torch.equal(starts[2], shown[2].full)
 
 
 def test_noise_becomes_less_from_view_to_view(field, cameras, monkeypatch):  # noqa: F811
@@ -105,12 +105,12 @@ def test_latent_cells_outside_the_region_stay(field, cameras, monkeypatch):  # n
     edit = work(field, cameras)
     for _ in range(5):
         edit.step()
-    sight = edit._views[0]
+    view = edit._views[0]
     latents = []
-    monkeypatch.setattr(module._Sight, "taken", lambda s, z, *rest: (latents.append(z), s.full)[1])
+    monkeypatch.setattr(module._RegionView, "taken", lambda s, z, *rest: (latents.append(z), s.full)[1])
     edit._redrawn(0, 0.4)
-    start = sight.latent_of(sight.seen(edit.target))
-    free = sight.free(start)
+    start = view.latent_of(view.seen(edit.target))
+    free = view.free(start)
     assert 0 < free.mean() < 1
     kept = (free == 0).expand_as(start)
     assert torch.equal(latents[0][kept], start[kept])
@@ -121,17 +121,17 @@ def test_pixels_that_differ_little_are_the_sources_and_gaps_are_closed(field, ca
     edit = work(field, cameras)
     for _ in range(5):
         edit.step()
-    sight = edit._views[0]
-    sight.local.index = torch.arange(24 * 32)
+    view = edit._views[0]
+    view.local.index = torch.arange(24 * 32)
     old, new = torch.full((24, 32, 3), 0.5), torch.full((24, 32, 3), 0.54)
     new[4:20, 4:20] = 0.9
     new[10:14, 10:14] = 0.54  # a hole
-    sight._decoded = lambda latent: old if latent is sight._latent.source else new
-    sight.full = torch.full((24, 32, 3), 0.2)
-    taken = sight.taken(torch.zeros(1), change=0.1, close=0.2)
-    assert torch.equal(taken[:, 24:], sight.full[:, 24:])
+    view._decoded = lambda latent: old if latent is view._latent.source else new
+    view.full = torch.full((24, 32, 3), 0.2)
+    taken = view.taken(torch.zeros(1), change=0.1, close=0.2)
+    assert torch.equal(taken[:, 24:], view.full[:, 24:])
     assert taken[6:18, 6:18].equal(new[6:18, 6:18])
-    assert not sight.taken(torch.zeros(1), change=0.1, close=0.0)[6:18, 6:18].equal(new[6:18, 6:18])
+    assert not view.taken(torch.zeros(1), change=0.1, close=0.0)[6:18, 6:18].equal(new[6:18, 6:18])
 
 
 @pytest.mark.parametrize("at", [3, 5, 7, 8])
@@ -267,7 +267,17 @@ def test_pixels_of_rays_past_the_region_are_the_sources(field, cameras):  # noqa
     edit = work(field, cameras)
     for _ in range(5):
         edit.step()
-    sight = edit._views[0]
-    sight._decoded = lambda latent: torch.full((24, 32, 3), 0.0 if latent is sight._latent.source else 1.0)
-    taken, inside = sight.taken(torch.zeros(1), change=0.1, close=0.05), sight._inside()[0, 0] > 0
-    assert torch.equal(taken[~inside], sight.full[~inside]) and (taken[inside] == 1).all()
+    view = edit._views[0]
+    view._decoded = lambda latent: torch.full((24, 32, 3), 0.0 if latent is view._latent.source else 1.0)
+    taken, inside = view.taken(torch.zeros(1), change=0.1, close=0.05), view._inside()[0, 0] > 0
+    assert torch.equal(taken[~inside], view.full[~inside]) and (taken[inside] == 1).all()
+
+
+def test_a_damaged_picture_in_a_state_is_refused(field, cameras):  # noqa: F811
+    edit = work(field, cameras)
+    for _ in range(6):
+        edit.step()
+    state = edit.state_dict()
+    state["redrawn"] = {camera: picture[:-1] for camera, picture in state["redrawn"].items()}
+    with pytest.raises(ValueError, match="redrawn view"):
+        work(field, cameras).load_state_dict(state)

@@ -71,6 +71,12 @@ def test_an_edit_of_shape_leaves_a_field_that_renders(tmp_path, trained, edit_op
     assert iio.imread(run / "spiral.mp4", plugin="FFMPEG").shape == (2, 36, 48, 3)
 
 
+def assert_alike(field, other):
+    """The same fields, bit for bit."""
+    values = other.state_dict()
+    assert all(torch.equal(values.pop(name), value) for name, value in field.state_dict().items()) and not values
+
+
 def test_a_redrawn_edit_is_resumed_and_renders(tmp_path, trained, edit_options, monkeypatch, caplog):
     options = [*edit_options, "edit=redraw", "edit.iterations=4", "edit.volume.look=0.5", "edit.width=48"]
     options += ["edit.region.mask_threshold=0.3", "edit.redraw.views=3", "edit.redraw.steps=5", "edit.redraw.fits=2"]
@@ -85,9 +91,21 @@ def test_a_redrawn_edit_is_resumed_and_renders(tmp_path, trained, edit_options, 
     assert "resumed at iteration 6" in caplog.text
     ends = [load_field(run / "field.safetensors") for run in (whole, broken)]
     assert isinstance(ends[0], LocalField) and ends[0].region.any()
-    for name, value in ends[0].state_dict().items():
-        assert torch.equal(ends[1].state_dict()[name], value)
+    assert_alike(*ends)
     assert run_command("render", [str(broken), "frames=2", "width=48"]) == 0
+
+
+def test_what_the_messages_of_redrawing_tell_to_lower_can_be_lowered_on_resume(
+    trained, tmp_path, edit_options, monkeypatch
+):
+    options = [*edit_options, "edit=redraw", "edit.iterations=3", "edit.width=48", "edit.region.mask_threshold=0.3"]
+    options += ["edit.redraw.views=2", "edit.redraw.steps=5", "video_frames=0", f"output={tmp_path}/run"]
+    with monkeypatch.context() as patch:
+        stops_at(patch, RedrawnShape, 4)
+        assert run_command("edit", options) == 130
+    assert run_command("edit", [*options, "resume=true", "edit.redraw.lr=0.01", "guidance.scale=3"]) == 0
+    told = json.dumps(json.loads((tmp_path / "run" / "metrics.json").read_text()))
+    assert "edit.redraw.lr" in told and "guidance.scale" in told
 
 
 @pytest.mark.parametrize("wrong", ["edit.redraw.strength=0", "edit.redraw.views=0", "edit.redraw.steps=5000"])
@@ -114,8 +132,7 @@ def test_an_edit_by_way_of_pictures_is_resumed_and_renders(tmp_path, trained, ed
     assert "resumed at iteration 20" in caplog.text
     ends = [load_field(run / "field.safetensors") for run in (whole, broken)]
     assert isinstance(ends[0], LocalField) and ends[0].region.any()
-    for name, value in ends[0].state_dict().items():
-        assert torch.equal(ends[1].state_dict()[name], value)
+    assert_alike(*ends)
     assert run_command("render", [str(broken), "frames=2", "width=48"]) == 0
 
 
