@@ -161,7 +161,7 @@ def test_a_round_begins_as_the_field_shows(field, cameras, masked):
     edit.step()
     assert edit.round == 1 and edit.fitted == 0
     for image, now, old in list(zip(edit.latents.images, seen, expected))[1:]:  # the first has been edited already
-        assert torch.equal(image.parameter, image._latent(now.permute(2, 0, 1)))
+        assert torch.equal(image.parameter, image.encoded(now.permute(2, 0, 1)))
         assert not torch.equal(image.parameter, old)
 
 

@@ -233,7 +233,7 @@ def test_only_shapes_have_less_than_the_whole_source(name):
     shares = {
         e: load_config("edit", [f"objective={name}", f"edit={e}"]).objective.source_share for e in groups()["edit"]
     }
-    assert shares == {e: 0.5 if e == "shape" else 1.0 for e in shares}
+    assert shares == {e: 0.5 if e in ("shape", "redraw") else 1.0 for e in shares}
 
 
 def test_dds_of_identical_branches_is_zero():
