@@ -1,5 +1,5 @@
 # make edit   train the flower's source field if needed, then edit it: python edit.py --tgt "a red flower"
-# make test   run the tests
+# make test   run the tests, in up to four processes
 # make docs   the documentation as pages, in site/
 # make lint   format, style, and known flaws of the packages that are installed; AUDIT=no leaves out the flaws
 # make audit  the flaws alone, which takes a network
@@ -15,7 +15,7 @@ edit: .venv/ready
 	.venv/bin/python edit.py --tgt "a red flower"
 
 test: .venv/ready
-	.venv/bin/python -m pytest -q tests
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n auto --maxprocesses 4 --dist loadscope tests
 
 test-cuda: .venv/ready
 	.venv/bin/python -m pytest -q -rs tests/cds3d/commands/test_cuda.py

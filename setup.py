@@ -38,10 +38,11 @@ setup(
     ],
     extras_require={
         "colmap": ["pycolmap>=4.2"],
+        "heic": ["pillow-heif>=0.18"],
         "ray": ["ray>=2.40", "fsspec>=2024.2"],
         "viewer": ["viser>=1.1.1,<1.2"],
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
-        "test": ["pytest>=8"],
+        "test": ["pytest>=8", "pytest-xdist>=3.5"],
     },
     entry_points={"console_scripts": ["cds3d = cds3d.cli:main"]},
 )

@@ -21,6 +21,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tensorf.captures.heic import HEIC_SUFFIXES
 from tensorf.captures.images import is_photo
 from tensorf.errors import UserError, reason
 
@@ -74,7 +75,8 @@ def load_config(command: str, options: list[str]) -> DictConfig:
 def _meant(command: str, word: str) -> str:
     """What may be meant by a word that is no option."""
     if command in ("train", "edit") and Path(word).exists():
-        return f"did you mean --{'image' if command == 'edit' and is_photo(Path(word)) else 'capture'} {word}? "
+        is_picture = is_photo(Path(word)) or Path(word).suffix.lower() in HEIC_SUFFIXES
+        return f"did you mean --{'image' if command == 'edit' and is_picture else 'capture'} {word}? "
     return f'did you mean --tgt "{word}"? ' if command == "edit" and " " in word else ""
 
 

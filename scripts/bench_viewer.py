@@ -25,7 +25,7 @@ from cds3d.commands.train import source_folder  # noqa: E402
 from cds3d.options import load_config  # noqa: E402
 from cds3d.runs import read_config  # noqa: E402
 from cds3d.threads import set_threads  # noqa: E402
-from cds3d.viewer.sight import Sight, picture  # noqa: E402
+from cds3d.viewer.looking import ViewRequest, picture  # noqa: E402
 from tensorf.errors import UserError  # noqa: E402
 from tensorf.files import write_text  # noqa: E402
 from tensorf.paths import keyframed  # noqa: E402
@@ -39,12 +39,12 @@ def measure(run: Path, frames: int) -> dict[str, float]:
     source, edited = (load_field(folder / "field.safetensors") for folder in (source_path, run))
     capture = load_scene(of_run)
     poses = keyframed(torch.stack([capture.cameras[i].pose for i in capture.train]), frames)
-    picture(Sight(poses[0], 0.7, 4 / 3, "split"), 252, source, edited)
+    picture(ViewRequest(poses[0], 0.7, 4 / 3, "split"), 252, source, edited)
     figures = {"first_frame_seconds": time.perf_counter() - began}
     for width in (96, 252):
         wall, cpu = time.perf_counter(), time.process_time()
         for pose in poses:
-            picture(Sight(pose, 0.7, 4 / 3, "split"), width, source, edited)
+            picture(ViewRequest(pose, 0.7, 4 / 3, "split"), width, source, edited)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         figures |= {f"frames_per_second_{width}": frames / wall, f"cpu_seconds_per_frame_{width}": cpu / frames}
     return figures

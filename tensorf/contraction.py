@@ -28,7 +28,7 @@ SPAN = 4.0  # of t
 
 
 @dataclass(frozen=True)
-class Course:
+class RayWarp:
     """Where rays meet the inner box. enter, leave: s, (rays,), at least 0; reach: (rays,), at least 1."""
 
     enter: Tensor
@@ -36,7 +36,7 @@ class Course:
     reach: Tensor
 
     @staticmethod
-    def of(origins: Tensor, directions: Tensor) -> Course:
+    def of(origins: Tensor, directions: Tensor) -> RayWarp:
         """origins, directions (rays, 3): in half sizes of the inner box, with max |d_k| = 1."""
         safe = torch.where(directions.abs() < 1e-9, torch.full_like(directions, 1e-9), directions)
         a, b = (-1 - origins) / safe, (1 - origins) / safe
@@ -45,10 +45,10 @@ class Course:
         closest = (-(origins * directions).sum(1) / directions.square().sum(1)).clamp(min=0)
         enter, leave = torch.where(hit, enter, closest), torch.where(hit, leave, closest)
         n = (origins + enter[:, None] * directions).abs().amax(1)
-        return Course(enter, leave, torch.where(hit, torch.ones_like(n), n.clamp(min=1)))
+        return RayWarp(enter, leave, torch.where(hit, torch.ones_like(n), n.clamp(min=1)))
 
-    def __getitem__(self, index) -> Course:
-        return Course(self.enter[index], self.leave[index], self.reach[index])
+    def __getitem__(self, index) -> RayWarp:
+        return RayWarp(self.enter[index], self.leave[index], self.reach[index])
 
     def parameter(self, s: Tensor) -> Tensor:
         """Distance s >= 0 (rays,) -> parameter t (rays,)."""

@@ -184,7 +184,7 @@ def contracted_march(
     occupancy,
     origin,
     direction,
-    course,
+    warp,
     begin,
     end,
     dt,
@@ -200,7 +200,7 @@ def contracted_march(
 ):
     """As `march`, through contracted space (`tensorf.contraction`).
 
-    origin, direction (rays, 3): u and d; course (rays, 3): enter, leave, reach. x_out is c(u) / 2; step_out the length
+    origin, direction (rays, 3): u and d; warp (rays, 3): enter, leave, reach. x_out is c(u) / 2; step_out the length
     of a step dt at each sample, in s.
     """
     depth, height, width = occupancy.shape
@@ -211,7 +211,7 @@ def contracted_march(
         hits = 0
         ox, oy, oz = origin[r, 0], origin[r, 1], origin[r, 2]
         dx, dy, dz = direction[r, 0], direction[r, 1], direction[r, 2]
-        enter, leave, reach = course[r, 0], course[r, 1], course[r, 2]
+        enter, leave, reach = warp[r, 0], warp[r, 1], warp[r, 2]
         for i in range(steps):
             t = begin[r] + np.float32(i) * dt
             if t >= end[r]:

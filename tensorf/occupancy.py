@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tensorf.contraction import Course, contract
+from tensorf.contraction import RayWarp, contract
 from tensorf.lookup import compiled_for, in_parallel, kernels, spans
 
 _RAYS = 1024  # a task
@@ -54,28 +54,28 @@ def occupied_samples(
     end: Tensor,
     dt: float,
     steps: int,
-    course: Course | None = None,
+    warp: RayWarp | None = None,
 ) -> Samples:
     """Samples at t = begin + i dt (i < steps, t < end) on each ray, in occupied cells only.
 
     occupancy (z, y, x) bool over [-1, 1]; origin, direction (rays, 3); begin, end (rays,). Outside nothing is occupied.
-    Without `course` the position at t is origin + t direction, and each step is dt long. With it, origin and direction
+    Without `warp` the position at t is origin + t direction, and each step is dt long. With it, origin and direction
     are those of `contraction`, positions are contracted and halved, and steps are lengths of s.
     """
     if compiled_for(origin):
-        return _compiled_march(occupancy, origin, direction, begin, end, dt, steps, course)
+        return _compiled_march(occupancy, origin, direction, begin, end, dt, steps, warp)
     t = begin[:, None] + torch.arange(steps, device=begin.device) * dt
-    if course is None:
+    if warp is None:
         x = origin[:, None] + t[..., None] * direction[:, None]
     else:
-        course = course[:, None]
-        u = origin[:, None] + course.distance(t)[..., None] * direction[:, None]
+        warp = warp[:, None]
+        u = origin[:, None] + warp.distance(t)[..., None] * direction[:, None]
         x = contract(u) / 2
     inside = ((x.abs() <= 1).all(-1)) & (t < end[:, None])
     keep = inside & occupancy.view(-1)[cell_index(occupancy.shape, x.view(-1, 3))].view(t.shape)
     kept = keep.flatten().nonzero()[:, 0]  # once: each mask as an index would wait for a GPU
     count = keep.sum(1)
-    step = _constant(dt, len(kept), x) if course is None else course.rate(t).view(-1)[kept] * dt
+    step = _constant(dt, len(kept), x) if warp is None else warp.rate(t).view(-1)[kept] * dt
     return Samples(x.view(-1, 3)[kept], kept // steps, t.view(-1)[kept], step, count.cumsum(0) - count, len(begin))
 
 
@@ -83,14 +83,14 @@ def _constant(value: float, count: int, like: Tensor) -> Tensor:
     return like.new_full((1,), value).expand(count)
 
 
-def _compiled_march(occupancy, origin, direction, begin, end, dt, steps, course) -> Samples:
+def _compiled_march(occupancy, origin, direction, begin, end, dt, steps, warp) -> Samples:
     rays = len(begin)
     arrays = [occupancy.contiguous().view(torch.uint8).numpy()]
     arrays += [a.detach().contiguous().numpy() for a in (origin, direction)]
-    if course is not None:
-        arrays.append(torch.stack([course.enter, course.leave, course.reach], 1).numpy())
+    if warp is not None:
+        arrays.append(torch.stack([warp.enter, warp.leave, warp.reach], 1).numpy())
     arrays += [a.detach().contiguous().numpy() for a in (begin, end)]
-    kernel = kernels().march if course is None else kernels().contracted_march
+    kernel = kernels().march if warp is None else kernels().contracted_march
     count, first = np.zeros(rays, np.int64), np.zeros(rays, np.int64)
 
     def run(ray, t, x, *step) -> None:
@@ -98,7 +98,7 @@ def _compiled_march(occupancy, origin, direction, begin, end, dt, steps, course)
         in_parallel([lambda s=span: kernel(*arrays, *settings, *s) for span in spans(rays, _RAYS)])
 
     def empty(total: int):
-        numbers = [np.empty(total, np.float32)] * (course is not None)
+        numbers = [np.empty(total, np.float32)] * (warp is not None)
         return np.empty(total, np.int64), np.empty(total, np.float32), np.empty((total, 3), np.float32), *numbers
 
     run(*empty(0))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tensorf.cameras import Camera
-from tensorf.contraction import SPAN, Course, contract, expand
+from tensorf.contraction import SPAN, RayWarp, contract, expand
 from tensorf.errors import UserError
 
 NEAR_MARGIN = 0.75  # of the nearest depth, as the LLFF code: bounds from sparse points cut into near surfaces
@@ -32,7 +32,7 @@ class Rays:
 
     origins, directions, viewdirs: (rays, 3); t_near, t_far: (rays,). Steps of equal t are what opacity is measured
     in. `viewdirs` are unit vectors in the world (box, unbounded) or the reference camera's frame (ndc). In unbounded
-    space positions are `origins + s * directions`, and t leads to s by `contraction.Course`.
+    space positions are `origins + s * directions`, and t leads to s by `contraction.RayWarp`.
     """
 
     origins: Tensor
@@ -164,9 +164,9 @@ class Space:
         o, d = (origins - center) / half, unit / half
         scale = self._unit(unit)
         d = d * scale[:, None]
-        course = Course.of(o, d)
-        t_near = course.parameter(self.near * lengths / scale)
-        return Rays(o, d, unit, t_near, course.parameter(self.far * lengths / scale))
+        warp = RayWarp.of(o, d)
+        t_near = warp.parameter(self.near * lengths / scale)
+        return Rays(o, d, unit, t_near, warp.parameter(self.far * lengths / scale))
 
     def _unit(self, viewdirs: Tensor) -> Tensor:
         """(rays,) world units in one of s, the unbounded rays' distance."""
@@ -177,11 +177,11 @@ class Space:
         """t (n,) on the rays with index `ray` (n,) -> distances along them, world units; in NDC, which has none, t."""
         if self.kind != "unbounded":
             return t
-        course, scale = Course.of(rays.origins, rays.directions), self._unit(rays.viewdirs)
-        return course[ray].distance(t) * scale[ray]
+        warp, scale = RayWarp.of(rays.origins, rays.directions), self._unit(rays.viewdirs)
+        return warp[ray].distance(t) * scale[ray]
 
     def pace(self, rays: Rays) -> Tensor | None:
-        """(rays,) optical length of one unit of t; None if it is 1, or if `Course` gives it."""
+        """(rays,) optical length of one unit of t; None if it is 1, or if `RayWarp` gives it."""
         return None
 
     def parameter(self, points: Tensor, rays: Rays) -> Tensor:
@@ -193,7 +193,7 @@ class Space:
             return (points - rays.origins).norm(dim=1)
         center, half = self.box.mean(0).to(points), (self.box[1] - self.box[0]).to(points) / 2
         s = ((points - center) / half - rays.origins).norm(dim=1) / rays.directions.norm(dim=1)
-        return Course.of(rays.origins, rays.directions).parameter(s)
+        return RayWarp.of(rays.origins, rays.directions).parameter(s)
 
     def depth(self, t: Tensor, rays: Rays) -> Tensor:
         """Ray parameter (rays,) -> depth along the reference axis (ndc) or distance along the ray."""

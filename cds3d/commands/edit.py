@@ -15,7 +15,7 @@ from torch import Tensor
 from cds3d.by_pictures import FitConfig, PictureEdit
 from cds3d.commands.driving import Work, drive
 from cds3d.commands.evaluation import evaluate_edit, load_clip
-from cds3d.commands.history import Past, take_over
+from cds3d.commands.history import EditHistory, take_over
 from cds3d.commands.images import edit_image, tensor_fingerprint
 from cds3d.commands.preparing import (
     check_prompts,
@@ -70,12 +70,12 @@ def edit_command(config: DictConfig) -> Path:
     whole(config, "save_every", least=1)
     whole(config, "video_frames", "preview_every")
     whole(config, "seed", most=MOST_SEED)
-    past = _past(config)
+    history = _history(config)
     check_prompts(config)
-    return edit_image(config) if past is None else _edit_scene(config, past)
+    return edit_image(config) if history is None else _edit_scene(config, history)
 
 
-def _past(config: DictConfig) -> Past | None:
+def _history(config: DictConfig) -> EditHistory | None:
     """What the edit of a scene starts from; None for that of an image. UserError for what only scenes have."""
     boolean(config, "paste")
     if config.image is not None and config.capture is not None:
@@ -122,7 +122,7 @@ def _warn_of_unused_options(config: DictConfig, pointing: Pointing) -> None:
     tell(("guidance.image_width",), "here: the views of a scene have edit.width")
 
 
-def _edit_scene(config: DictConfig, past: Past) -> Path:
+def _edit_scene(config: DictConfig, history: EditHistory) -> Path:
     device = pick_device(config.device)
     # Whatever can be wrong is told before anything is trained or written.
     check_scene(config)
@@ -130,9 +130,9 @@ def _edit_scene(config: DictConfig, past: Past) -> Path:
     pointing = read_pointing(config)
     _warn_of_unused_options(config, pointing)
     maker = work_maker(config, edit_config, pointing)
-    source_path = past.folder
+    source_path = history.folder
     output = output_folder(config, source_path.parent)
-    past.require_other_output(output)
+    history.require_other_output(output)
     run = RunFolder(output, config)
     prior, objective, prompts = prepare(config, device)
     clip = load_clip(config.clip, device)
@@ -155,9 +155,9 @@ def _edit_scene(config: DictConfig, past: Past) -> Path:
     edit_peak_mb = peak_memory_mb(device)
     edited = shown.edited()
     edited.save(run.path / "field.safetensors")
-    metrics = evaluate_edit(config, run.path, capture, source, edited, clip, past, shown.region_in_space())
-    if past.edits:
-        metrics["history"] = past.told
+    metrics = evaluate_edit(config, run.path, capture, source, edited, clip, history, shown.region_in_space())
+    if history.edits:
+        metrics["history"] = history.told
     metrics |= {
         "iterations": work.iteration,
         "seconds_per_iteration": seconds,
@@ -301,7 +301,7 @@ def _refit_scene(config: DictConfig) -> Path:
     source_path = source_folder(config)  # a missing scene is told first
     take_over_source(config, source_path, field=False)
     run, refit = begin_refit(config, source_path.parent)
-    Past(source_path, (), source_path).require_other_output(run.path)
+    EditHistory(source_path, (), source_path).require_other_output(run.path)
     if not (source_path / "metrics.json").exists():
         train_source(config, source_path)
     return refit_field(config, source_path, run, refit)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
-from cds3d.commands.history import Past
+from cds3d.commands.history import EditHistory
 from cds3d.commands.scenes import capture_root
 from cds3d.commands.videos import frames_of, path_cameras, resized_to
 from cds3d.metrics.consistency import view_consistency
@@ -39,21 +39,21 @@ def evaluate_edit(
     source: Renderable,
     edited: Renderable,
     clip,
-    past: Past,
+    history: EditHistory,
     region: Tensor | None = None,
 ) -> dict[str, float]:
     """Write views and videos of an edited field into its run folder; returns its figures.
 
     config: configs/edit.yaml; without both prompts there is no truth to compare with. clip: `load_clip`'s. After other
-    edits (`past`) the figures are against the last field, those that begin with first_ against the first source.
+    edits (`history`) the figures are against the last field, those that begin with first_ against the first source.
     region: (z, y, x) bool in the cells of the source's occupancy, where the edit could change something; None where
     nobody knows.
     """
     views, truth = held_out_views(source, edited, capture, config.edit.width), None
-    steps = [*past.prompts, (config.src, config.tgt)]
+    steps = [*history.prompts, (config.src, config.tgt)]
     if config.src is not None and config.tgt is not None:
-        truth = known_truth(capture_root(config), capture, edited, views, steps, len(past.edits))
-    first = _first_figures(config, folder, capture, edited, views, steps, truth, past) if past.edits else {}
+        truth = known_truth(capture_root(config), capture, edited, views, steps, len(history.edits))
+    first = _first_figures(config, folder, capture, edited, views, steps, truth, history) if history.edits else {}
     if not first:
         write_views(folder / "views", views, truth)
     frames = write_videos(config, capture, source, edited, folder)
@@ -72,10 +72,10 @@ def _first_figures(
     views: HeldOut,
     steps: list,
     truth: KnownTruth | None,
-    past: Past,
+    history: EditHistory,
 ) -> dict[str, float]:
     """Figures against the first source of a sequence of edits; views with it on the left. Empty if it is gone."""
-    path = past.first / "field.safetensors"
+    path = history.first / "field.safetensors"
     if not path.exists():
         log.warning("%s is gone: no figures against the field that the first edit started from", path)
         return {}

@@ -19,7 +19,7 @@ log = logging.getLogger("cds3d")
 
 
 @dataclass(frozen=True)
-class Past:
+class EditHistory:
     """What an edit starts from. folder: of the run whose field is edited. edits: the run, source and target prompt of
     every edit before it, the first one first. first: folder of the source that the first of them started from.
     """
@@ -45,8 +45,8 @@ class Past:
         return [dict(zip(("run", "src", "tgt"), edit, strict=True)) for edit in self.edits]
 
 
-def take_over(config: DictConfig) -> Past:
-    """The past of the edit that `config` describes; what `config.run` has decided is filled in.
+def take_over(config: DictConfig) -> EditHistory:
+    """The history of the edit that `config` describes; what `config.run` has decided is filled in.
 
     That is the scene, and the source prompt if none is given. Without a run, the source field decides how its scene is
     read (`take_over_source`). UserError for a folder without a finished run of a field.
@@ -54,7 +54,7 @@ def take_over(config: DictConfig) -> Past:
     if config.run is None:
         folder = source_folder(config)
         take_over_source(config, folder)
-        return Past(folder, (), folder)
+        return EditHistory(folder, (), folder)
     run = Path(config.run)
     edits: list[tuple[str, str, str]] = []
     of_run = _finished(run)
@@ -67,14 +67,14 @@ def take_over(config: DictConfig) -> Past:
         seen.add(folder.resolve())  # folders that were moved by hand may lead in a circle
         edits.append((str(folder), *(str(of_run.get(key) or "") for key in ("src", "tgt"))))  # "": refitted without
         if of_run.get("run") is None:
-            return Past(run, tuple(reversed(edits)), source_of(folder, of_run))
+            return EditHistory(run, tuple(reversed(edits)), source_of(folder, of_run))
         before = Path(of_run.run)
         if not (before / "config.yaml").exists():
             edits += reversed(_told_before(folder))
             log.warning("%s is gone, which %s starts from: its prompts are those that were noted", before, folder)
-            return Past(run, tuple(reversed(edits)), source_of(folder, of_run))
+            return EditHistory(run, tuple(reversed(edits)), source_of(folder, of_run))
         folder, of_run = before, read_config(before)
-    return Past(run, tuple(reversed(edits)), folder)
+    return EditHistory(run, tuple(reversed(edits)), folder)
 
 
 def source_of(run: Path, of_run: DictConfig) -> Path:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from cds3d.commands.driving import drive
 from cds3d.commands.evaluation import evaluate_edit, load_clip
-from cds3d.commands.history import Past
+from cds3d.commands.history import EditHistory
 from cds3d.commands.named_pictures import by_photo, picture_files, read_as_photo
 from cds3d.commands.scenes import load_scene, may_lie_outside, naming_options
 from cds3d.commands.sources import fingerprint
@@ -116,7 +116,7 @@ def refit_field(config: DictConfig, source_path: Path, run: RunFolder, refit: Re
     trainer.finish()
     target, peak_mb = trainer.field, peak_memory_mb(device)
     target.save(run.path / "field.safetensors")
-    metrics = evaluate_edit(config, run.path, capture, source, target, clip, Past(source_path, (), source_path))
+    metrics = evaluate_edit(config, run.path, capture, source, target, clip, EditHistory(source_path, (), source_path))
     run.finish(
         metrics
         | {

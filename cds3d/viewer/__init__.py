@@ -1,7 +1,7 @@
 """The viewer: a field in a browser, edits started and watched from there. `cds3d view`, `view.py`.
 
 guard.py     who may connect
-sight.py     from a browser's camera to a picture of the fields
+looking.py   from a browser's camera to a picture of the fields
 window.py    one browser window: its render thread and its controls
 places.py    the ball or box that an edit stays in, with handles
 controls.py  the controls beside the picture

@@ -21,8 +21,8 @@ from cds3d.options import groups, load_config, set_text
 from cds3d.runs import finished_runs, read_config
 from cds3d.viewer.controls import Controls
 from cds3d.viewer.guard import start_server
+from cds3d.viewer.looking import CameraLimits, point_seen
 from cds3d.viewer.places import Place
-from cds3d.viewer.sight import Leash, point_seen
 from cds3d.viewer.window import Window
 from tensorf.cameras import Camera
 from tensorf.captures import Capture
@@ -71,7 +71,7 @@ class Viewer:
             self.edited = load_field(shown.run / "field.safetensors", device)
         self.lock, self.windows = threading.Lock(), {}
         self._starting = threading.Lock()  # clicks are answered in many threads: two of them start one edit
-        self.leash = Leash([capture.cameras[i] for i in capture.train])
+        self.limits = CameraLimits([capture.cameras[i] for i in capture.train])
         self.start = capture.cameras[capture.train[0]]
         self.source.render(self.start.resized(32, 24))  # compiles what the first frame would wait for
         self.job: Job | None = None
@@ -140,9 +140,9 @@ class Viewer:
     def _build(self) -> None:
         scene = self.server.scene
         scene.set_up_direction(tuple((-self.start.pose[:, 1]).tolist()))
-        distance = float(np.linalg.norm(self.start.position.numpy() - self.leash.middle)) or 1.0
+        distance = float(np.linalg.norm(self.start.position.numpy() - self.limits.middle)) or 1.0
         self._photos = [self._photo(i, _CAMERA_SIZE * distance) for i in range(len(self.capture.cameras))]
-        self.place = Place(self.server, self.leash.middle, 0.25 * distance)
+        self.place = Place(self.server, self.limits.middle, 0.25 * distance)
         self.controls = Controls(self, groups()["objective"])
 
         @scene.on_click()
@@ -180,7 +180,7 @@ class Viewer:
 
     def _connected(self, client: viser.ClientHandle) -> None:
         self.windows[client.client_id] = Window(
-            client, self.fields, self.lock, self.leash, self.start, self.config.moving_width, self.config.width
+            client, self.fields, self.lock, self.limits, self.start, self.config.moving_width, self.config.width
         )
         self.windows[client.client_id].refresh()
 
@@ -194,10 +194,10 @@ class Viewer:
         if window is None or not self.controls.pointing:
             return
         u, v = event.screen_pos
-        sight = window.look()
-        of_source = self.edited is None or sight.shown == "source" or (sight.shown == "split" and u < sight.split)
+        request = window.look()
+        of_source = self.edited is None or request.shown == "source" or (request.shown == "split" and u < request.split)
         with self.lock:
-            point = point_seen(sight, u, v, self.source if of_source else self.edited)
+            point = point_seen(request, u, v, self.source if of_source else self.edited)
         if point is None:
             self.controls.say("nothing is seen there")
             return

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import viser
 
-from cds3d.viewer.sight import SHOWN, Leash, Sight, picture
+from cds3d.viewer.looking import SHOWN, CameraLimits, ViewRequest, picture
 from tensorf.cameras import Camera
 from tensorf.errors import UserError
 from tensorf.renderable import Renderable
@@ -55,15 +55,15 @@ class Window:
         client: viser.ClientHandle,
         fields: Callable[[], tuple[Renderable, Renderable | None]],
         lock: threading.Lock,
-        leash: Leash,
+        limits: CameraLimits,
         start: Camera,
         moving: int,
         full: int,
     ):
-        self.client, self._fields, self._lock, self._leash = client, fields, lock, leash
+        self.client, self._fields, self._lock, self._limits = client, fields, lock, limits
         self._moving, self._full = moving, full
         self._wanted, self._closed, self._moved_at = threading.Event(), False, 0.0
-        self.sight: Sight | None = None  # of the last picture
+        self.request: ViewRequest | None = None  # of the last picture
         self.frames = 0
         self.look_from(start)
         with client.gui.add_folder("View", order=0):
@@ -78,7 +78,7 @@ class Window:
         """Stand where a camera of the capture does."""
         handle = self.client.camera
         forward, position = camera.forward.numpy(), camera.position.numpy()
-        distance = float(np.linalg.norm(position - self._leash.middle)) or 1.0
+        distance = float(np.linalg.norm(position - self._limits.middle)) or 1.0
         with self.client.atomic():
             handle.position = position
             handle.look_at = position + forward * distance
@@ -97,14 +97,14 @@ class Window:
         self._moved_at = time.monotonic()
         self._wanted.set()
 
-    def look(self) -> Sight:
+    def look(self) -> ViewRequest:
         """What the window wants to see now, kept near the capture's cameras."""
         camera = self.client.camera
         shown = self._shown.value if self._shown.value in SHOWN else SHOWN[0]
         split = min(max(float(self._split.value), 0.0), 1.0)
         fov, aspect = min(max(camera.fov, 0.05), 2.5), min(max(camera.aspect, 0.2), 5.0)
-        pose = self._leash.held(pose_of(camera.wxyz, camera.position))
-        return Sight(pose, fov, aspect, shown, split)
+        pose = self._limits.limited(pose_of(camera.wxyz, camera.position))
+        return ViewRequest(pose, fov, aspect, shown, split)
 
     def _run(self) -> None:
         full_due = False
@@ -112,8 +112,8 @@ class Window:
             if not self._wanted.wait(timeout=_REST if full_due else None):
                 self._render(self._full)
                 full_due = False
-                if self.sight is not None and not self._closed:
-                    put_back(self.client, self.sight.pose, self._leash.middle)
+                if self.request is not None and not self._closed:
+                    put_back(self.client, self.request.pose, self._limits.middle)
                 continue
             self._wanted.clear()
             moving = time.monotonic() - self._moved_at < _REST
@@ -123,10 +123,10 @@ class Window:
 
     def _render(self, width: int) -> None:
         try:
-            sight = self.look()
+            request = self.look()
             with self._lock:
-                image = picture(sight, width, *self._fields())
-            self.sight = sight
+                image = picture(request, width, *self._fields())
+            self.request = request
             self.client.scene.set_background_image(image, format="jpeg", jpeg_quality=85 if width == self._full else 70)
             self.frames += 1
         except UserError as error:  # a camera that the field's space cannot hold

@@ -14,6 +14,7 @@ from pathlib import Path
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
+from tensorf.captures.heic import HEIC_SUFFIXES, INSTALL, heic_is_read
 from tensorf.captures.images import common_size, is_photo, same_aspect
 from tensorf.captures.masks import FOLDER
 from tensorf.captures.pictures import (
@@ -34,19 +35,46 @@ LONGEST_SIDE = 1600  # pixels of a copy: more than training uses
 JPEG_QUALITY = 95
 _close = partial(math.isclose, rel_tol=0.02)  # focal lengths that are taken as equal
 # Of phones and cameras: pictures that are not read.
-UNREAD_SUFFIXES = (
-    ".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw",
+_UNREAD_SUFFIXES = (
+    ".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw",
 )  # fmt: skip
 _SHARE, _SHRINKS = 0.25, 2  # `_size_of_copies`
 
 
 def find_photos(folder: Path) -> list[Path]:
-    """The photos in `folder`'s subfolder `images`, else those in `folder` itself, in natural order of their names."""
+    """The photos in `folder`'s subfolder `images`, else those in `folder` itself, in natural order of their names.
+
+    HEIC pictures are photos where pillow-heif is installed. One that lies beside another photo of the same name, such
+    as a JPEG made from it, is left out.
+    """
     for place in (folder / "images", folder):
-        photos = [p for p in place.iterdir() if is_photo(p)] if place.is_dir() else []
-        if photos:
+        files = list(place.iterdir()) if place.is_dir() else []
+        if photos := photos_among(files):
             return sorted(photos, key=lambda p: natural_key(p.name))
     return []
+
+
+def photos_among(files: list[Path]) -> list[Path]:
+    """Those that are photos, as `find_photos` says."""
+    photos = [p for p in files if is_photo(p)]
+    if heic_is_read():
+        shots = {photo.stem for photo in photos}
+        photos += [p for p in files if _has_suffix(p, HEIC_SUFFIXES) and p.is_file() and p.stem not in shots]
+    return photos
+
+
+def is_unread(path: Path) -> bool:
+    """Whether it is, by its name, a picture of a phone or camera of a kind that is not read."""
+    return _has_suffix(path, _UNREAD_SUFFIXES) or (_has_suffix(path, HEIC_SUFFIXES) and not heic_is_read())
+
+
+def what_reads(path: Path) -> str:
+    """What to do with pictures that are not read, such as this one."""
+    return f"{INSTALL}, or convert them to JPEG" if _has_suffix(path, HEIC_SUFFIXES) else "convert them to JPEG"
+
+
+def _has_suffix(path: Path, suffixes: tuple[str, ...]) -> bool:
+    return path.suffix.lower() in suffixes and path.name[0] not in ".@"
 
 
 def copy_photos(
@@ -157,13 +185,12 @@ def _tell_unread(photos: list[Path]) -> None:
     """One warning for pictures beside `photos` that cannot be read, unless the same shot is there as a photo."""
     shots = {photo.stem for photo in photos}
     beside = (p for folder in {photo.parent for photo in photos} for p in folder.iterdir())
-    unread = sorted(p for p in beside if p.suffix.lower() in UNREAD_SUFFIXES and p.name[0] not in ".@")
-    unread = [p for p in unread if p.stem not in shots]
+    unread = sorted(p for p in beside if is_unread(p) and p.stem not in shots)
     if unread:
         kinds = ", ".join(sorted({p.suffix.lower() for p in unread}))
         log.warning(
             "%d photos of a kind that is not read (%s) lie beside the others and are left out, the first is %s; "
-            "convert them to JPEG", len(unread), kinds, unread[0],
+            "%s", len(unread), kinds, unread[0], what_reads(unread[0]),
         )  # fmt: skip
 
 

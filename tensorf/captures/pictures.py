@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
+from tensorf.captures.heic import INSTALL, is_heic, open_heic
 from tensorf.errors import UserError, reason
 from tensorf.untrusted import check_pixels
 
@@ -45,13 +46,18 @@ class UnreadablePicture(UserError):
 def open_picture(path: Path) -> Image.Image:
     """Pillow's image with its header read, and its pixels not yet.
 
-    UserError for more than `MOST_PIXELS`; UnidentifiedImageError for other formats than PNG, JPEG, TIFF, WebP and BMP,
-    whatever the file's suffix says. Pillow hands some of the others to programs, as PostScript to Ghostscript.
+    UserError for more than `MOST_PIXELS`; UnidentifiedImageError for other formats than PNG, JPEG, TIFF, WebP, BMP and
+    (with pillow-heif) HEIC, whatever the file's suffix says. Pillow hands some of the others to programs, as PostScript
+    to Ghostscript.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # from half of what Pillow refuses
             image = Image.open(path, formats=_FORMATS)
+    except UnidentifiedImageError:
+        if not is_heic(path):
+            raise
+        image = open_heic(path)
     except Image.DecompressionBombError as error:  # its message has the count
         check_pixels(path, int(re.search(r"\d+", str(error))[0]))
         raise
@@ -178,8 +184,8 @@ def _kind_of(path: Path) -> str:
     """What a file is that is no picture of the kinds that are read, if its first bytes tell; "" otherwise."""
     with path.open("rb") as file:
         head = file.read(64)
-    if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"heim", b"hevc"):
-        return "it is a HEIC picture, whatever its name says"
+    if is_heic(path):
+        return f"it is a HEIC picture, which is read after {INSTALL}"
     if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"):
         return "it is an AVIF picture, whatever its name says"
     if head.startswith(b"version https://git-lfs"):

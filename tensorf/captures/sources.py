@@ -22,11 +22,10 @@ from pathlib import Path
 
 from tensorf.captures.colmap import find_models
 from tensorf.captures.frames import VIDEO_SUFFIXES
-from tensorf.captures.images import is_photo
 from tensorf.captures.llff import is_llff
 from tensorf.captures.masks import masks_of
 from tensorf.captures.nsvf import is_nsvf
-from tensorf.captures.photos import UNREAD_SUFFIXES, find_photos
+from tensorf.captures.photos import find_photos, is_unread, photos_among, what_reads
 from tensorf.captures.transforms import is_transforms
 from tensorf.captures.views import MINIMUM_VIEWS
 from tensorf.errors import UserError
@@ -121,13 +120,13 @@ def _what_else(path: Path) -> str:
     if videos:
         return f"it holds a video: give {videos[0]}"
     for folder in folders:
-        if has_poses(folder) or sum(map(is_photo, _inside(folder))) >= MINIMUM_VIEWS:
+        if has_poses(folder) or len(photos_among(_inside(folder))) >= MINIMUM_VIEWS:
             what = "poses" if has_poses(folder) else "photos"
             return f"there are {what} in a folder below: give {folder}"
-    unread = [p for p in files if p.suffix.lower() in UNREAD_SUFFIXES]
+    unread = [p for p in files if is_unread(p)]
     if unread:
-        return f"it holds {len(unread)} {unread[0].suffix} files, which are not read: convert them to JPEG"
-    return "convert photos of other kinds, such as HEIC, to JPEG"
+        return f"it holds {len(unread)} {unread[0].suffix} files, which are not read: {what_reads(unread[0])}"
+    return "convert photos of other kinds to JPEG"
 
 
 def _folders_below(path: Path, deep: int = 2) -> list[Path]:

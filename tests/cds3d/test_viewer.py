@@ -37,7 +37,7 @@ from cds3d.viewer import app  # noqa: E402
 from cds3d.viewer.app import _named  # noqa: E402
 from cds3d.viewer.controls import _LIVE  # noqa: E402
 from cds3d.viewer.guard import COOKIE, refusal  # noqa: E402
-from cds3d.viewer.sight import Leash, Sight, picture, point_seen  # noqa: E402
+from cds3d.viewer.looking import CameraLimits, ViewRequest, picture, point_seen  # noqa: E402
 from cds3d.viewer.window import pose_of, put_back  # noqa: E402
 from tensorf.cameras import Camera  # noqa: E402
 from tensorf.errors import UserError  # noqa: E402
@@ -337,20 +337,20 @@ def pose(eye=(0, 0, 0), forward=(0, 0, 1)):
 
 
 def test_a_view_straight_back_is_still_a_rotation():
-    leash = Leash([Camera(pose((x, 0, 0)), 50, 50, 32, 24, 64, 48) for x in (0.0, 1.0)])
-    held = leash.held(pose((0.0, 0, 0), (0, 0, -1)))
+    limits = CameraLimits([Camera(pose((x, 0, 0)), 50, 50, 32, 24, 64, 48) for x in (0.0, 1.0)])
+    held = limits.limited(pose((0.0, 0, 0), (0, 0, -1)))
     torch.testing.assert_close(held[:, :3].T @ held[:, :3], torch.eye(3))
 
 
 def test_views_stay_near_the_cameras():
     cameras = [Camera(pose((x, 0, 0)), 50, 50, 32, 24, 64, 48) for x in (0.0, 1.0, 2.0)]
-    leash = Leash(cameras)
-    assert leash.reach == 2.0
+    limits = CameraLimits(cameras)
+    assert limits.reach == 2.0
     inside = pose((1.2, 0.5, 0), (0.1, 0, 1))
-    torch.testing.assert_close(leash.held(inside), inside)
-    far = leash.held(pose((1.0, 9.0, 0)))
+    torch.testing.assert_close(limits.limited(inside), inside)
+    far = limits.limited(pose((1.0, 9.0, 0)))
     torch.testing.assert_close(far[:, 3], torch.tensor([1.0, 2.0, 0.0]))
-    back = leash.held(pose((1.0, 0, 0), (1, 0, -0.2)))
+    back = limits.limited(pose((1.0, 0, 0), (1, 0, -0.2)))
     assert float(back[:, 2] @ torch.tensor([0.0, 0, 1])) == pytest.approx(math.cos(0.6), abs=1e-5)
     assert back[0, 2] > 0  # towards where it was meant to look
     torch.testing.assert_close(back[:, :3].T @ back[:, :3], torch.eye(3))
@@ -374,27 +374,27 @@ def two_fields(source_run):
 
 def test_each_side_of_the_slider_shows_its_field(two_fields, viewer):
     source, edited = two_fields
-    sight = Sight(viewer.start.pose, 0.7, 4 / 3, "split", 0.25)
-    whole = [picture(replace(sight, shown=shown), 40, source, edited) for shown in ("source", "edit")]
-    image = picture(sight, 40, source, edited)
+    request = ViewRequest(viewer.start.pose, 0.7, 4 / 3, "split", 0.25)
+    whole = [picture(replace(request, shown=shown), 40, source, edited) for shown in ("source", "edit")]
+    image = picture(request, 40, source, edited)
     assert image.shape == (30, 40, 3) and not np.array_equal(*whole)
     assert np.array_equal(image[:, :9], whole[0][:, :9]) and np.array_equal(image[:, 11:], whole[1][:, 11:])
     assert (image[:, 9:11] == 255).all()
     for split, shown in ((0.0, whole[1]), (1.0, whole[0])):
-        assert np.array_equal(picture(replace(sight, split=split), 40, source, edited), shown)
-    assert np.array_equal(picture(sight, 40, source, None), whole[0])
-    depth = picture(replace(sight, shown="depth"), 40, source, edited)
+        assert np.array_equal(picture(replace(request, split=split), 40, source, edited), shown)
+    assert np.array_equal(picture(request, 40, source, None), whole[0])
+    depth = picture(replace(request, shown="depth"), 40, source, edited)
     assert (depth[..., 0] == depth[..., 1]).all() and not np.array_equal(depth, whole[1])
-    alone = picture(replace(sight, shown="depth"), 40, source, None)
+    alone = picture(replace(request, shown="depth"), 40, source, None)
     assert (alone[..., 0] == alone[..., 1]).all() and not np.array_equal(alone, whole[0])
 
 
 def test_a_click_is_the_point_that_its_pixel_shows(two_fields, viewer):
     source = two_fields[0]
     source.render = _opaque(source.render)
-    sight = Sight(viewer.start.pose, 0.7, 4 / 3)
-    point = point_seen(sight, 0.3, 0.6, source)
-    camera = sight.camera(252)
+    request = ViewRequest(viewer.start.pose, 0.7, 4 / 3)
+    point = point_seen(request, 0.3, 0.6, source)
+    camera = request.camera(252)
     local = (point - camera.position) @ camera.pose[:, :3]
     assert local[0] / local[2] * camera.fx + camera.cx == pytest.approx(0.3 * 252, abs=0.6)
     assert local[1] / local[2] * camera.fy + camera.cy == pytest.approx(0.6 * 189, abs=0.6)
@@ -408,9 +408,9 @@ def test_a_click_is_answered_by_the_field_that_is_seen_there(viewer, monkeypatch
     asked = []
     monkeypatch.setattr(viewer, "source", "source")
     monkeypatch.setattr(viewer, "edited", "edited")
-    monkeypatch.setattr(app, "point_seen", lambda sight, u, v, of: asked.append(of))
-    sight = Sight(viewer.start.pose, 0.7, 4 / 3, shown, split)
-    monkeypatch.setattr(viewer, "windows", {0: SimpleNamespace(look=lambda: sight)})
+    monkeypatch.setattr(app, "point_seen", lambda request, u, v, of: asked.append(of))
+    request = ViewRequest(viewer.start.pose, 0.7, 4 / 3, shown, split)
+    monkeypatch.setattr(viewer, "windows", {0: SimpleNamespace(look=lambda: request)})
     monkeypatch.setattr(viewer, "controls", SimpleNamespace(pointing=True, say=lambda text: None))
     viewer._clicked(SimpleNamespace(client=SimpleNamespace(client_id=0), screen_pos=(0.3, 0.6)))
     assert asked == [field]
@@ -421,8 +421,8 @@ def test_the_browsers_camera_goes_where_the_picture_was_taken(viewer):
     wxyz = viser.transforms.SO3.from_matrix(camera.pose[:, :3].double().numpy()).wxyz
     for moved, back in ((0.0, False), (5.0, True)):
         handle = SimpleNamespace(wxyz=wxyz, position=camera.position.numpy() + moved, look_at=None)
-        held = viewer.leash.held(pose_of(handle.wxyz, handle.position))
-        put_back(SimpleNamespace(camera=handle, atomic=contextlib.nullcontext), held, viewer.leash.middle)
+        held = viewer.limits.limited(pose_of(handle.wxyz, handle.position))
+        put_back(SimpleNamespace(camera=handle, atomic=contextlib.nullcontext), held, viewer.limits.middle)
         assert (handle.look_at is not None) == back
         np.testing.assert_allclose(handle.position, held[:, 3], atol=1e-3)
         if back:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import tensorf.occupancy as occupancy
 from tensorf.cameras import Camera
-from tensorf.contraction import SPAN, Course, contract, expand
+from tensorf.contraction import SPAN, RayWarp, contract, expand
 from tensorf.render import march, render_rays, render_view
 from tensorf.space import Space
 from tensorf.visibility import View
@@ -52,34 +52,34 @@ def test_normalise_fills_the_cube():
 
 def test_course_by_hand():
     # Along +x from x = -3: into the box after 2, out of it after 4.
-    course = Course.of(torch.tensor([[-3.0, 0.2, 0]]), torch.tensor([[1.0, 0, 0]]))
-    assert (course.enter.item(), course.leave.item(), course.reach.item()) == (2, 4, 1)
+    warp = RayWarp.of(torch.tensor([[-3.0, 0.2, 0]]), torch.tensor([[1.0, 0, 0]]))
+    assert (warp.enter.item(), warp.leave.item(), warp.reach.item()) == (2, 4, 1)
     s = torch.tensor([0.0, 1, 2, 3, 4, 5, 7, 1e8])
     t = [1 - 2 / 3, 1 - 1 / 2, 1, 2, 3, 3 + 1 / 2, 3 + 3 / 4, 4]
-    assert course.parameter(s).tolist() == pytest.approx(t, abs=1e-5)
+    assert warp.parameter(s).tolist() == pytest.approx(t, abs=1e-5)
     # Past the box at a distance of 3: closest to the centre after 2, and n is 3 there.
-    course = Course.of(torch.tensor([[-2.0, 3, 0]]), torch.tensor([[1.0, 0, 0]]))
-    assert (course.enter.item(), course.leave.item(), course.reach.item()) == (2, 2, 3)
-    assert course.parameter(torch.tensor([5.0])).item() == pytest.approx(1 + 3 / 6)
+    warp = RayWarp.of(torch.tensor([[-2.0, 3, 0]]), torch.tensor([[1.0, 0, 0]]))
+    assert (warp.enter.item(), warp.leave.item(), warp.reach.item()) == (2, 2, 3)
+    assert warp.parameter(torch.tensor([5.0])).item() == pytest.approx(1 + 3 / 6)
 
 
 def test_distance_undoes_parameter():
     rays = random_rays(unbounded())
-    course = Course.of(rays.origins, rays.directions)
+    warp = RayWarp.of(rays.origins, rays.directions)
     for s in (0.0, 0.3, 1.0, 3.0, 20.0, 300.0):
-        t = course.parameter(torch.full((300,), s))
+        t = warp.parameter(torch.full((300,), s))
         assert (t > 0).all() and (t < SPAN).all()
-        assert torch.allclose(course.distance(t), torch.full((300,), s), rtol=2e-3, atol=1e-4)
+        assert torch.allclose(warp.distance(t), torch.full((300,), s), rtol=2e-3, atol=1e-4)
 
 
 def test_rate_is_the_derivative_of_the_distance():
     rays = random_rays(unbounded())
-    course = Course.of(rays.origins, rays.directions)
-    double = Course(course.enter.double(), course.leave.double(), course.reach.double())
+    warp = RayWarp.of(rays.origins, rays.directions)
+    double = RayWarp(warp.enter.double(), warp.leave.double(), warp.reach.double())
     for t in (0.3, 0.9, 1.2, 2.2, 2.9):
         at = torch.full((300,), t, dtype=torch.float64)
         slope = (double.distance(at + 1e-6) - double.distance(at - 1e-6)) / 2e-6
-        there = at < 1.9 + course.leave - course.enter  # t ends at 2 more than the box's length
+        there = at < 1.9 + warp.leave - warp.enter  # t ends at 2 more than the box's length
         smooth = (slope - double.rate(at)).abs() < 1e-3 * slope  # all but the rays that enter or leave right here
         assert there.sum() >= 10 and smooth[there].double().mean() > 0.98
 
@@ -92,8 +92,8 @@ def test_rays_reach_points_where_they_say():
     t = space.parameter(points, rays)
     distance = (points - origins).norm(dim=1)
     assert torch.allclose(space.depth(t, rays), distance, rtol=1e-3)
-    course = Course.of(rays.origins, rays.directions)
-    u = rays.origins + course.distance(t)[:, None] * rays.directions
+    warp = RayWarp.of(rays.origins, rays.directions)
+    u = rays.origins + warp.distance(t)[:, None] * rays.directions
     assert torch.allclose(u, (points - 0.1) / 0.5, atol=2e-2)
 
 
@@ -164,7 +164,7 @@ def test_rays_that_are_no_numbers_meet_nothing():
     space = unbounded()
     origin, direction = torch.zeros(3, 3), torch.full((3, 3), float("nan"))
     direction[1], direction[2] = float("inf"), torch.tensor([0.0, 0.0, 1.0])
-    course = Course(torch.zeros(3), torch.ones(3), torch.ones(3))
+    warp = RayWarp(torch.zeros(3), torch.ones(3), torch.ones(3))
     full = torch.ones(4, 4, 4, dtype=torch.bool)
-    found = occupancy.occupied_samples(full, origin, direction, torch.zeros(3), torch.full((3,), 2.0), 0.1, 20, course)
+    found = occupancy.occupied_samples(full, origin, direction, torch.zeros(3), torch.full((3,), 2.0), 0.1, 20, warp)
     assert space.kind == "unbounded" and set(found.ray.tolist()) == {2}

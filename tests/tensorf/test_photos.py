@@ -2,6 +2,7 @@
 
 import logging
 import subprocess
+import sys
 
 import cv2
 import imageio_ffmpeg
@@ -163,14 +164,40 @@ def test_photos_of_nearly_the_same_aspect_are_resized(tmp_path, folder, caplog):
     assert len(list(folder.iterdir())) == 5 and not caplog.records
 
 
-def test_photos_of_other_kinds_are_counted(tmp_path, folder, caplog):
+def test_photos_of_an_iphone(tmp_path, folder, caplog):
+    """Quadrants of four colours, turned by EXIF as a phone held upright does it; one is there as a JPEG, too."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    shown = picture(2, 2).resize((48, 64), Image.NEAREST)
+    data = exif("iPhone 15", full_frame=26)
+    data[0x0112] = 6
+    stored = pillow_heif.from_pillow(shown.transpose(Image.Transpose.ROTATE_90))
+    for name in ("IMG_10.HEIC", "IMG_9.heic", "IMG_8.heif", "._IMG_7.heic", "IMG_2.HEIC"):
+        stored.save(folder / name, quality=95, exif=data.tobytes())
+    shown.save(folder / "IMG_2.jpg", quality=95)
+    assert [p.name for p in find_photos(folder)] == ["IMG_2.jpg", "IMG_8.heif", "IMG_9.heic", "IMG_10.HEIC"]
+    copies = copied(tmp_path, folder)
+    assert list(copies) == ["IMG_2.jpg", "IMG_8.jpg", "IMG_9.jpg", "IMG_10.jpg"] and not caplog.records
+    for copy in copies.values():
+        assert copy.size == (48, 64)
+        difference = np.asarray(copy, float) - np.asarray(shown, float)
+        assert np.abs(difference).mean() < 4
+    assert copies["IMG_9.jpg"].getexif().get_ifd(0x8769)[0xA405] == 26
+
+
+@pytest.fixture
+def no_heic(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+
+
+def test_photos_of_other_kinds_are_counted(tmp_path, folder, caplog, no_heic):
     for name in ("a.png", "b.jpg"):
         picture().save(folder / name)
     for name in ("c.HEIC", "d.heif", "e.nef", "b.CR2", "._f.dng", "@g.arw"):  # b is there as a JPEG
         (folder / name).write_bytes(b"whatever")
     copied(tmp_path, folder)
     assert len(caplog.records) == 1
-    assert all(word in caplog.text for word in ("3 photos", ".heic, .heif, .nef", "c.HEIC", "convert them to JPEG"))
+    told = ("3 photos", ".heic, .heif, .nef", "c.HEIC", "pip install pillow-heif, or convert them to JPEG")
+    assert all(word in caplog.text for word in told)
 
 
 def test_names_become_safe_and_stay_apart(tmp_path, folder):
@@ -454,13 +481,13 @@ def test_a_mask_of_nothing_and_one_of_zeros_and_ones(tmp_path, folder):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"\0\0\0\x18ftypheic" + bytes(40), "HEIC"),
+        (b"\0\0\0\x18ftypheic" + bytes(40), "HEIC picture, which is read after pip install pillow-heif"),
         (b"\0\0\0\x18ftypavif" + bytes(40), "AVIF"),
         (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
         (b"", "it is empty"),
     ],
 )
-def test_what_a_file_is_that_is_no_photo(tmp_path, folder, content, told):
+def test_what_a_file_is_that_is_no_photo(tmp_path, folder, content, told, no_heic):
     picture().save(folder / "a.jpg")
     (folder / "b.jpg").write_bytes(content)
     with pytest.raises(UserError, match=rf"b\.jpg cannot be read as an image \(.*{told}"):

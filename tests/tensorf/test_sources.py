@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 
 import pytest
 
@@ -76,7 +77,9 @@ def test_what_is_neither(tmp_path, photos, video):
     with pytest.raises(UserError, match="nowhere does not exist"):
         find_source(tmp_path / "nowhere", 60)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="empty is no capture: .*transforms.json.*HEIC"):
+    with pytest.raises(
+        UserError, match="empty is no capture: .*transforms.json.*convert photos of other kinds to JPEG"
+    ):
         find_source(tmp_path / "empty", 60)
     for i in (2, 3):
         (photos / f"{i}.jpg").unlink()
@@ -194,10 +197,12 @@ def test_folders_that_are_no_estimates_are_left_alone(photos, kept, record):
         (["input/1.jpg", "input/2.jpg", "input/3.jpg"], r"there are photos in a folder below: give \S*input$"),
         (["day/one/1.jpg", "day/one/2.jpg", "day/one/3.jpg"], r"give \S*day/one$"),
         (["scan/transforms.json"], r"there are poses in a folder below: give \S*scan$"),
-        (["a/1.heic", "a/2.heic"], r"it holds 2 \.heic files, which are not read: convert them to JPEG"),
+        (["a/1.nef", "a/2.nef"], r"it holds 2 \.nef files, which are not read: convert them to JPEG"),
+        (["a/1.heic", "a/2.heic"], r"it holds 2 \.heic files, which are not read: pip install pillow-heif, or convert"),
     ],
 )
-def test_what_else_is_there_is_told(tmp_path, files, told):
+def test_what_else_is_there_is_told(tmp_path, files, told, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
     for file in files:
         (tmp_path / "folder" / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "folder" / file).write_bytes(b"whatever")

@@ -15,7 +15,7 @@ from cds3d.export.surface import surface_points
 from cds3d.options import groups
 from cds3d.subjects.given import in_ball, in_box, point_at, seen_share, zoomed
 from cds3d.subjects.volume import edited_volume
-from cds3d.viewer.sight import Sight, picture, point_seen
+from cds3d.viewer.looking import ViewRequest, picture, point_seen
 from tensorf.captures import load_capture
 from tensorf.local import LocalField
 from tensorf.renderable import load_field
@@ -183,8 +183,8 @@ def test_places_and_views_of_a_field(there, source_run, capture_folder):
     for view in rendered_views:
         view["opacity"][:] = 1
     assert len(surface_points(edited, capture, views, rendered_views, 50)[0]) > 10
-    sight = Sight(capture.cameras[0].pose, 0.7, 4 / 3, "split")
-    assert picture(sight, 32, field, edited).shape == (24, 32, 3)
-    assert picture(replace(sight, shown="depth"), 32, field, edited).shape == (24, 32, 3)
-    point_seen(sight, 0.5, 0.5, edited)
+    request = ViewRequest(capture.cameras[0].pose, 0.7, 4 / 3, "split")
+    assert picture(request, 32, field, edited).shape == (24, 32, 3)
+    assert picture(replace(request, shown="depth"), 32, field, edited).shape == (24, 32, 3)
+    point_seen(request, 0.5, 0.5, edited)
     axial_depth(edited, views[0], rendered_views[0]["depth"])

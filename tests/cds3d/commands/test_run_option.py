@@ -139,8 +139,8 @@ def test_unfinished_runs_and_images_are_refused(tmp_path, chain, capsys):
 def test_a_source_can_be_edited_on_too(tmp_path, chain, trained):
     config = load_config("edit", [])
     config.run = str(trained)
-    past = take_over(config)
-    assert past.edits == () and past.folder == past.first == trained and config.capture is not None
+    history = take_over(config)
+    assert history.edits == () and history.folder == history.first == trained and config.capture is not None
     with pytest.raises(UserError, match="no run folder"):
         config.run = "nowhere"
         take_over(config)

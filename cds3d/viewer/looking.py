@@ -22,7 +22,7 @@ _TURN = 0.6  # radians, that a view may look past the nearest camera's axis
 
 
 @dataclass(frozen=True)
-class Sight:
+class ViewRequest:
     """What a window wants to see. pose: (3, 4) camera to world; fov: vertical, radians; aspect: width / height.
 
     shown: one of SHOWN. split: where the edit begins, as a share of the width.
@@ -41,7 +41,7 @@ class Sight:
         return Camera(self.pose, focal, focal, width / 2, height / 2, width, height)
 
 
-class Leash:
+class CameraLimits:
     """Keeps views near the capture's cameras: nobody knows what is seen from elsewhere, and NDC fields end there."""
 
     def __init__(self, cameras: list[Camera]):
@@ -52,7 +52,7 @@ class Leash:
         spread = float((self.positions - self.positions.mean(0)).norm(dim=1).mean())
         self.reach = max(_REACH * float(apart.median()), _LEAST_REACH * spread)
 
-    def held(self, pose: Tensor) -> Tensor:
+    def limited(self, pose: Tensor) -> Tensor:
         """(3, 4) the pose, moved and turned no more than is needed."""
         offsets = pose[:, 3] - self.positions
         nearest = int(offsets.norm(dim=1).argmin())
@@ -68,15 +68,15 @@ class Leash:
 
 
 @torch.no_grad()
-def picture(sight: Sight, width: int, source: Renderable, edited: Renderable | None) -> np.ndarray:
+def picture(request: ViewRequest, width: int, source: Renderable, edited: Renderable | None) -> np.ndarray:
     """(H, W, 3) uint8. Without an edit the source is shown; of two halves only what is seen is rendered."""
-    camera = sight.camera(width)
-    if sight.shown == "depth":
+    camera = request.camera(width)
+    if request.shown == "depth":
         depth = seen_depth((source if edited is None else edited).render(camera))
         return to_uint8(colored_depth(depth, *depth_range([depth])))
-    if edited is None or sight.shown == "source":
+    if edited is None or request.shown == "source":
         return to_uint8(source.render(camera)["color"])
-    at = round(sight.split * width) if sight.shown == "split" else 0
+    at = round(request.split * width) if request.shown == "split" else 0
     parts = [(source, 0, at), (edited, at, width)]
     halves = [field.render(_columns(camera, a, b))["color"].cpu() for field, a, b in parts if b > a]
     image = to_uint8(torch.cat(halves, 1))
@@ -85,9 +85,9 @@ def picture(sight: Sight, width: int, source: Renderable, edited: Renderable | N
     return image
 
 
-def point_seen(sight: Sight, u: float, v: float, field: Renderable) -> Tensor | None:
+def point_seen(request: ViewRequest, u: float, v: float, field: Renderable) -> Tensor | None:
     """(3,) the world point under a click; u, v: shares of the picture's width and height. None where nothing is."""
-    camera = sight.camera(252)
+    camera = request.camera(252)
     x, y = (min(max(share, 0.0), 1.0) * size for share, size in ((u, camera.width), (v, camera.height)))
     return point_at(field, camera, x, y)
 
