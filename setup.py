@@ -15,7 +15,8 @@ setup(
     packages=[*find_packages(include=["cds3d*", "tensorf*"]), "cds3d.configs", "cds3d.scenes"],
     package_dir={"cds3d.configs": "configs", "cds3d.scenes": "scenes"},
     package_data={
-        "cds3d": ["pocket/weights/*", "pocket/weights/*/*"],
+        "cds3d": ["py.typed", "pocket/weights/*", "pocket/weights/*/*"],
+        "tensorf": ["py.typed"],
         "cds3d.configs": ["*.yaml", "*/*.yaml"],
         "cds3d.scenes": ["*/*", "*/images/*"],
     },

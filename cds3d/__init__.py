@@ -5,6 +5,7 @@ from cds3d import Editor, Prompts, load_prior
 
 import os
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import tensorf.runtime  # noqa: F401  (thread and memory policy: has to come before torch)
 
@@ -13,21 +14,38 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 __version__ = "0.1.0"
 
-# Loaded when first asked for, so that importing the package takes no time.
+if TYPE_CHECKING:  # what type checkers and editors read
+    from cds3d.commands.edit import edit_command as edit_command
+    from cds3d.commands.train import train_command as train_command
+    from cds3d.editor import EditConfig as EditConfig
+    from cds3d.editor import Editor as Editor
+    from cds3d.guidance import Prior as Prior
+    from cds3d.guidance import load_prior as load_prior
+    from cds3d.objectives import OBJECTIVES as OBJECTIVES
+    from cds3d.objectives.objective import Prompts as Prompts
+    from cds3d.options import load_config as load_config
+    from cds3d.subjects.field import FieldViews as FieldViews
+    from cds3d.subjects.image import LatentImage as LatentImage
+    from cds3d.subjects.image import PixelImage as PixelImage
+    from cds3d.subjects.local import LocalViews as LocalViews
+    from tensorf.errors import UserError as UserError
+
+# What a program gets. Loaded when first asked for, so that importing the package takes no time.
 _MODULES = {
-    "EditConfig": "editor",
-    "Editor": "editor",
-    "FieldViews": "subjects.field",
-    "LatentImage": "subjects.image",
-    "LocalViews": "subjects.local",
-    "OBJECTIVES": "objectives",
-    "PixelImage": "subjects.image",
-    "Prior": "guidance",
-    "Prompts": "objectives.objective",
-    "edit_command": "commands.edit",
-    "load_config": "options",
-    "load_prior": "guidance",
-    "train_command": "commands.train",
+    "EditConfig": "cds3d.editor",
+    "Editor": "cds3d.editor",
+    "FieldViews": "cds3d.subjects.field",
+    "LatentImage": "cds3d.subjects.image",
+    "LocalViews": "cds3d.subjects.local",
+    "OBJECTIVES": "cds3d.objectives",
+    "PixelImage": "cds3d.subjects.image",
+    "Prior": "cds3d.guidance",
+    "Prompts": "cds3d.objectives.objective",
+    "UserError": "tensorf.errors",
+    "edit_command": "cds3d.commands.edit",
+    "load_config": "cds3d.options",
+    "load_prior": "cds3d.guidance",
+    "train_command": "cds3d.commands.train",
 }
 __all__ = sorted(_MODULES)
 
@@ -35,7 +53,7 @@ __all__ = sorted(_MODULES)
 def __getattr__(name: str):
     if name not in _MODULES:
         raise AttributeError(f"module 'cds3d' has no attribute {name!r}")
-    return getattr(import_module(f"cds3d.{_MODULES[name]}"), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

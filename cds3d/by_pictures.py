@@ -16,19 +16,20 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cds3d.editor import EditConfig, Editor
+from cds3d.editor import EditConfig, Editor, cloned
 from cds3d.guidance.prior import Prior
 from cds3d.objectives.objective import Objective, Prompts
 from cds3d.subjects.field import FieldRates, moved_groups
 from cds3d.subjects.given import seen_share
 from cds3d.subjects.image import LatentImage, LatentPair
 from cds3d.subjects.region import EditedRegion, RegionConfig, dilated
-from cds3d.subjects.sources import as_batch, turn_of
+from cds3d.subjects.sources import as_batch, check_cameras, turn_of
 from cds3d.subjects.volume import agreed_region, check_volume
 from tensorf.adam import Adam
 from tensorf.cameras import Camera
@@ -111,10 +112,11 @@ class ViewLatents:
     def parameter_groups(self, lr: float) -> list[dict]:
         return [{"params": [image.parameter for image in self.images], "lr": lr}]
 
-    def pair(self, step: int) -> LatentPair:
+    def pair(self, step: int, generator: torch.Generator) -> LatentPair:
+        """As `Subject.pair`. The generator is seeded anew: what the objective draws next is the same for all views."""
         turn, view = divmod(step, len(self.images))
-        torch.manual_seed(self.seed * 1_000_003 + self.turns + turn)  # what the objective draws next
-        return self.images[view].pair(turn)
+        generator.manual_seed(self.seed * 1_000_003 + self.turns + turn)
+        return self.images[view].pair(turn, generator)
 
     def observe(self, pair: LatentPair, image_gradient: Tensor) -> None:
         pass
@@ -135,8 +137,11 @@ class ViewLatents:
 class PictureEdit:
     """Edits pictures of some views and fits the field to them. It is driven like an `Editor`: `step`, `state_dict`.
 
-    source: the field to edit, left alone. cameras: the views, at the editing size. edit: of one picture, a round.
-    given: (z, y, x) bool in the cells of the source's occupancy. The region lies in it; without `find` it is this.
+    source: the field to edit, left alone; it has to stay as it is meanwhile. cameras: the views, at the editing size.
+    edit: of one picture, a round. given: (z, y, x) bool in the cells of the source's occupancy. The region lies in it;
+    without `find` it is this.
+
+    Raises ValueError for no cameras, cameras of less than 8 pixels a side, and where neither says the region.
     """
 
     def __init__(
@@ -153,14 +158,18 @@ class PictureEdit:
         given: Tensor | None = None,
         find: bool = True,
     ):
-        self.source, self.cameras = source.requires_grad_(False), spread(cameras, fit.views)
+        check_cameras(cameras)
+        if not find and given is None:
+            raise ValueError("find=False needs a given region")
+        self.source, self.cameras = source, spread(cameras, fit.views)
         self.fit, self.rates, self.region, self.given, self.find = fit, rates, region, given, find
         self.target = LocalField(source, torch.zeros_like(source.occupancy))
         with torch.no_grad():
             self._views: list[FastView] = [source.view(c) for c in tqdm(self.cameras, desc="views", unit="view")]
         self.latents = ViewLatents([as_batch(v.full)[0] for v in self._views], prior, edit.seed)
         steps = replace(edit, iterations=edit.iterations * len(self.cameras))
-        self._new_editor = lambda: Editor(self.latents, prior, objective, prompts, steps, len(self.cameras))
+        # Not a lambda, which would keep this object, and with it two fields, until the garbage collector comes.
+        self._new_editor = partial(Editor, self.latents, prior, objective, prompts, steps, len(self.cameras))
         self._begin(0)
 
     def _begin(self, turn: int) -> None:
@@ -182,8 +191,12 @@ class PictureEdit:
     def _a_round(self) -> int:
         return self.editor.config.iterations + self.fit.iterations
 
+    @torch.enable_grad()
     def step(self) -> dict:
-        """One iteration; returns its figures. UserError if a gradient is not finite, or if no region is found."""
+        """One iteration; returns its figures. UserError if a gradient is not finite, or if no region is found.
+
+        Beyond the last iteration another round begins.
+        """
         if self.fitted >= self.fit.iterations:
             turns = self.latents.turns + self.editor.iteration // len(self.cameras)
             self.latents.begin(turns, [as_batch(self._seen(i))[0] for i in range(len(self.cameras))])
@@ -284,20 +297,24 @@ class PictureEdit:
         return self.target.region
 
     def state_dict(self) -> dict:
+        """A snapshot: later steps leave its tensors as they are."""
         state = {"iteration": self.iteration, "round": self.round, "pictures": self.editor.state_dict()}
         if self._pictures:
             parameters = [p.detach() for group in self.optimizer.param_groups for p in group["params"]]
-            state |= {
-                "fitted": self.fitted,
-                "parameters": parameters,
-                "optimizer": self.optimizer.state_dict(),
-                "region": self.target.region,
-                "occupancy": self.target.occupancy,
-            }
+            state |= cloned(
+                {
+                    "fitted": self.fitted,
+                    "parameters": parameters,
+                    "optimizer": self.optimizer.state_dict(),
+                    "region": self.target.region,
+                    "occupancy": self.target.occupancy,
+                }
+            )
         return state
 
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
+        """Take what `state_dict` gave, which stays as it is. UserError for a state of another seed."""
         self._begin(state["round"])
         self.editor.load_state_dict(state["pictures"])
         if "parameters" in state and not self._unedited:  # which they are again if their steps have become more
@@ -306,5 +323,5 @@ class PictureEdit:
             parameters: list[nn.Parameter] = [p for group in self.optimizer.param_groups for p in group["params"]]
             for p, saved in zip(parameters, state["parameters"], strict=True):
                 p.copy_(saved)
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.optimizer.load_state_dict(cloned(state["optimizer"]))
             self.target.occupancy = state["occupancy"].to(self.source.device)

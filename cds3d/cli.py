@@ -107,18 +107,21 @@ def run_command(command: str, argv: list[str]) -> int:
         sys.stdout.flush()
         return 0
     except UserError as error:
+        _end_bars()
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         print(f"\nstopped{f': {stop}' if str(stop) else ''}", file=sys.stderr)
         return 130
     except BrokenExecutor:
+        _end_bars()
         print("error: a worker was killed, most likely for lack of memory: lower jobs", file=sys.stderr)
         return 1
     except BrokenPipeError:  # of "cds3d list | head"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
         return 141  # as a shell tells the signal
     except OSError as error:
+        _end_bars()
         if error.errno == errno.ENOSPC:
             print(f"error: the disk is full ({_one_line(error)}): make room, then {_onward(command)}", file=sys.stderr)
         else:
@@ -127,10 +130,20 @@ def run_command(command: str, argv: list[str]) -> int:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
+        _end_bars()
         print(f"error: out of memory: {_less_memory(command, config)}", file=sys.stderr)
         return 1
     finally:
         locks.release_all()
+
+
+def _end_bars() -> None:
+    """End the lines of the progress bars that an error has left open, so that its message gets its own."""
+    if "tqdm" in sys.modules:
+        from tqdm import tqdm
+
+        for bar in list(getattr(tqdm, "_instances", ())):
+            bar.close()
 
 
 def _one_line(error: Exception) -> str:

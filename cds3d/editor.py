@@ -1,7 +1,7 @@
 """The loop of an edit: pair of latents -> objective's gradient -> subject's parameters -> step of the optimiser.
 
-Knows no NeRF and no prompt's text. Each step draws its randomness from a stream of its own, so that a resumed run is,
-on a CPU, bit for bit the unbroken one.
+Knows no NeRF and no prompt's text. Each step draws its randomness from a generator of its own, so that a resumed run
+is, on a CPU, bit for bit the unbroken one. torch's global random state is neither read nor changed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cds3d.guidance.prior import Prior
-from cds3d.objectives.objective import Objective, Prompts, fetched
+from cds3d.objectives.objective import Objective, Prompts, check_timesteps, fetched
 from cds3d.subjects import Subject
 from tensorf.adam import Adam
 from tensorf.errors import UserError
@@ -68,21 +68,28 @@ class Editor:
         config: EditConfig,
         sharing: int = 1,
     ):
-        """sharing: number of consecutive steps that share one timestep under t_order=falling."""
+        """sharing: number of consecutive steps that share one timestep under t_order=falling.
+
+        UserError for an objective with timesteps that the prior does not have.
+        """
+        check_timesteps(objective, prior)
         self.sharing = sharing
         self.subject, self.prior, self.objective = subject, prior, objective
         self.prompts, self.config, self.iteration = prompts, config, 0
         self.optimizer = OPTIMIZERS[config.optimizer](subject.parameter_groups(config.lr))
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
 
+    @torch.enable_grad()
     def step(self) -> dict:
-        """One iteration; returns its figures. UserError, with the parameters untouched, if a gradient is not finite."""
-        torch.manual_seed(self.config.seed * 1_000_003 + self.iteration)
-        pair = self.subject.pair(self.iteration)
-        progress = self.iteration / max(1, self.config.iterations - 1)
-        objective = self.objective.at(progress)
+        """One iteration; returns its figures. UserError, with the parameters untouched, if a gradient is not finite.
+
+        Steps beyond the last iteration go on with the timestep and the guidance of the last one.
+        """
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.iteration)
+        pair = self.subject.pair(self.iteration, generator)
         turn, turns = self.iteration // self.sharing, self.config.iterations // self.sharing
-        draw = objective.draw(pair.source, turn / max(1, turns - 1))
+        objective = self.objective.at(_progress(self.iteration, self.config.iterations))
+        draw = objective.draw(pair.source, _progress(turn, turns), generator)
         with self.prior.beside_others():
             step = objective.gradient(self.prior, pair, self.prompts, draw)
         self.optimizer.zero_grad()
@@ -145,19 +152,43 @@ class Editor:
         group["eps"] = max(group["eps"], self.config.adam_floor * unbiased**0.5)
 
     def state_dict(self) -> dict:
+        """A snapshot: later steps leave its tensors as they are."""
         parameters = [p.detach() for group in self.optimizer.param_groups for p in group["params"]]
-        return {
-            "iteration": self.iteration,
-            "parameters": parameters,
-            "optimizer": self.optimizer.state_dict(),
-            "subject": self.subject.state(),
-        }
+        return cloned(
+            {
+                "iteration": self.iteration,
+                "seed": self.config.seed,
+                "parameters": parameters,
+                "optimizer": self.optimizer.state_dict(),
+                "subject": self.subject.state(),
+            }
+        )
 
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
+        """Take what `state_dict` gave, which stays as it is. UserError for a state of another seed."""
+        seed = state.get("seed", self.config.seed)  # earlier versions' states have none
+        if seed != self.config.seed:
+            raise UserError(f"the state is of an edit with seed={seed}, and this edit has seed={self.config.seed}")
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for p, saved in zip(parameters, state["parameters"], strict=True):
             p.copy_(saved)
-        self.optimizer.load_state_dict(state["optimizer"])  # with its rates, which the next step sets anew
-        self.subject.load_state(state["subject"])
+        self.optimizer.load_state_dict(cloned(state["optimizer"]))  # with its rates, which the next step sets anew
+        self.subject.load_state(cloned(state["subject"]))
         self.iteration = state["iteration"]
+
+
+def cloned(value):
+    """A copy of nested dicts, lists and tuples with clones of their tensors, on the same device."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: cloned(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(cloned(item) for item in value)
+    return value
+
+
+def _progress(step: int, steps: int) -> float:
+    """From 0 at the first of so many steps to 1 at the last one, and at any beyond it."""
+    return min(step / max(1, steps - 1), 1)

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -72,6 +72,15 @@ def load_config(command: str, options: list[str]) -> DictConfig:
     return config
 
 
+def check_assigned(command: str, config: DictConfig) -> None:
+    """Make what a program has assigned what an option would be: a `Path` becomes text. UserError as `load_config`'s."""
+    _check_text(command, config)
+    try:
+        OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(_explain(command, error)) from error
+
+
 def _meant(command: str, word: str) -> str:
     """What may be meant by a word that is no option."""
     if command in ("train", "edit") and Path(word).exists():
@@ -84,34 +93,51 @@ def _meant(command: str, word: str) -> str:
 def _hydra():
     """Hydra, reading from configs/. Its state is global, so one thread at a time uses it."""
     with _HYDRA:
+        theirs = GlobalHydra.instance().hydra  # of a program that uses Hydra itself
         GlobalHydra.instance().clear()
-        with initialize_config_dir(str(data_folder("configs")), version_base="1.3"):
-            yield
+        try:
+            with initialize_config_dir(str(data_folder("configs")), version_base="1.3"):
+                yield
+        finally:
+            GlobalHydra.instance().hydra = theirs
 
 
 def _check_text(command: str, config: DictConfig) -> None:
     """Make paths, names and prompts text, as numbers may be ones too; UserError for lists, mappings, true and false."""
     for key in _TEXT:
-        value = OmegaConf.select(config, key)
+        value = _text_at(config, key)
         if value is None:
             if (command, key) in (("edit", "guidance.path"), ("bench", "output")):
                 raise UserError(f"{key}=null: a path has to be given")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            OmegaConf.update(config, key, str(value))
-        elif not isinstance(value, str):
+            continue
+        if isinstance(value, (int, float, PurePath)) and not isinstance(value, bool):
+            value = str(value)
+        if not isinstance(value, str):
             raise UserError(f"{key}={value} has to be text")
-        elif (path := _at_home(key, value)) != value:
-            OmegaConf.update(config, key, path)
+        OmegaConf.update(config, key, _at_home(key, value))
+
+
+def _text_at(config: DictConfig, key: str):
+    """The value at a dotted key, None if there is none. UserError for OmegaConf's signs (`set_text`)."""
+    try:
+        return OmegaConf.select(config, key, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f'{key}= cannot be read ({reason(error)}): leave out "${{" and "???"') from error
 
 
 def _quoted(option: str) -> str:
     """Hydra's grammar wants quotes around free text such as paths with spaces; users do not."""
     key, value = option.split("=", 1)
-    plain = value and value[0] not in "'\"" and not any(c in value for c in "[]{}$")
-    if plain and re.search(r"[^\w./\-+%*@?|\\]", value, re.ASCII):
-        escaped = value.replace("'", "\\'")
-        return f"{key}='{escaped}'"
-    return option
+    if not value or value[0] in "'\"" or "${" in value:
+        return option
+    if key in _TEXT:  # brackets and numbers are text there; lists, mappings, true and false are told as wrong
+        as_it_is = re.fullmatch(r"\[.*\]|\{.*\}|null|true|false", value, re.IGNORECASE | re.DOTALL)
+    else:
+        as_it_is = any(c in value for c in "[]{}$") or not re.search(r"[^\w./\-+%*@?|\\]", value, re.ASCII)
+    if as_it_is:
+        return option
+    escaped = re.sub(r"(\\*)('|\Z)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), value)
+    return f"{key}='{escaped}'"
 
 
 def groups() -> dict[str, list[str]]:

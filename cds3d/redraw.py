@@ -20,7 +20,7 @@ from torch import Tensor
 from cds3d.baselines.baseline import noise_like
 from cds3d.baselines.sampling import ddim, guided
 from cds3d.by_pictures import spread
-from cds3d.editor import Editor
+from cds3d.editor import Editor, cloned
 from cds3d.guidance.prior import Prior
 from cds3d.objectives.objective import Prompts
 from cds3d.subjects.field import FieldRates, moved_groups
@@ -111,8 +111,12 @@ class RedrawnShape:
         """Steps of the edit and rounds of redrawing."""
         return self.editor.config.iterations + len(self._chosen) + self.config.polish
 
+    @torch.enable_grad()
     def step(self) -> dict:
-        """One iteration; returns its figures. UserError if a gradient is not finite, or if no region is found."""
+        """One iteration; returns its figures. UserError if a gradient is not finite, or if no region is found.
+
+        Beyond the last iteration the field is polished further.
+        """
         if self._unedited:
             return self.editor.step()
         if self._optimizer is None:
@@ -203,19 +207,22 @@ class RedrawnShape:
         return self.target.region
 
     def state_dict(self) -> dict:
+        """A snapshot: later steps leave its tensors as they are."""
         state = {"iteration": self.iteration, "editor": self.editor.state_dict(), "round": self.round}
         if self._optimizer is not None:  # the field's parameters are in the editor's state
-            state |= {"optimizer": self._optimizer.state_dict(), "redrawn": dict(self._pictures)}
+            state |= cloned({"optimizer": self._optimizer.state_dict(), "redrawn": self._pictures})
         return state
 
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
+        """Take what `state_dict` gave, which stays as it is. UserError for a state of another seed."""
         self.editor.load_state_dict(state["editor"])
+        self.round, self._optimizer = 0, None
         occupancy = self.target.occupancy
         if "optimizer" in state and not self._unedited:  # else the edit has become longer: redrawing begins again
             self._begin()
             self.round = state["round"]
-            self._optimizer.load_state_dict(state["optimizer"])
+            self._optimizer.load_state_dict(cloned(state["optimizer"]))
             for camera, picture in state["redrawn"].items():
                 if picture.shape != (full := self._views[camera].full).shape:
                     raise ValueError(f"a redrawn view is {tuple(picture.shape)}, not {tuple(full.shape)}")

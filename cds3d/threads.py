@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from threading import Barrier
 
 import torch
@@ -15,11 +16,30 @@ from tensorf.errors import UserError
 
 def set_threads(config: Mapping) -> None:
     """As many CPU threads as `config.threads` says, or OMP_NUM_THREADS, or as there are cores."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    torch.set_num_threads(_asked(config) or (int(told) if told.isdecimal() else 0) or usable_cores())
+
+
+@contextmanager
+def threads_of(config: Mapping) -> Iterator[None]:
+    """As many CPU threads as `config.threads` says, and then as many as before; null leaves the program's own."""
+    asked, before = _asked(config), torch.get_num_threads()
+    if asked in (None, before):  # the command line has set them
+        yield
+        return
+    torch.set_num_threads(asked)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _asked(config: Mapping) -> int | None:
+    """`config.threads`. UserError unless it is null or a whole number above 0."""
     threads = config.get("threads")  # cds3d list has none
     if threads is not None and (type(threads) is not int or threads < 1):
         raise UserError(f"threads={threads} has to be a whole number above 0")
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    torch.set_num_threads(threads or (int(told) if told.isdecimal() else 0) or usable_cores())
+    return threads
 
 
 def beside(name: str, cores: int, count: int = 1) -> ThreadPoolExecutor:

@@ -59,12 +59,13 @@ def word_masks(
     """
     prompt, null, region = prior.embed(as_caption(words)), prior.embed(""), EditedRegion(config)
     sources = [source_view(field, camera, prior) for camera in tqdm(cameras, desc="views", unit="view")]
-    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     fits, all_of_it = torch.zeros(2, device=field.device)
     for camera, source in enumerate(tqdm(sources, desc=f"looking for {words}", unit="view")):
         information = torch.zeros_like(source.latent[:, :1])
         for _ in range(_DRAWS):
-            t, noise = int(torch.randint(_T_MIN, _T_MAX + 1, (1,))), torch.randn(source.latent.shape)
+            t = int(torch.randint(_T_MIN, _T_MAX + 1, (1,), generator=generator))
+            noise = torch.randn(source.latent.shape, generator=generator)
             noise = noise.to(source.latent.device, non_blocking=True)
             z_t = prior.noised(source.latent, t, noise)
             told, untold = (answer.noise - noise for answer in prior.ask(Query(z_t, t, prompt), Query(z_t, t, null)))

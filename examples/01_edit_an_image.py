@@ -11,10 +11,12 @@ import json
 import sys
 
 from cds3d.commands.edit import edit_command
-from cds3d.options import load_config
+from cds3d.options import data_folder, load_config
+
+CAT = data_folder("scenes") / "cat/images/view000.jpg"  # which ships
 
 
-def main(image="scenes/cat/images/view000.jpg", src="a cat", tgt="a pig", *options):
+def main(image=CAT, src="a cat", tgt="a pig", *options):
     config = load_config("edit", ["edit=latent", "output=outputs/examples/01", "overwrite=true", *options])
     config.image, config.src, config.tgt = image, src, tgt
     folder = edit_command(config)

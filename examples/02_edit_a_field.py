@@ -16,19 +16,22 @@ from cds3d.commands.edit import edit_command
 from cds3d.commands.scenes import load_scene
 from cds3d.commands.train import source_folder
 from cds3d.commands.videos import cameras_along, path_kind
-from cds3d.options import load_config
+from cds3d.options import data_folder, load_config
 from cds3d.pictures import side_by_side, to_uint8
+from cds3d.runs import read_config
 from tensorf.renderable import load_field
 
+FLOWER = data_folder("scenes") / "flower"  # which ships
 
-def main(capture="scenes/flower", src="a yellow flower", tgt="a red flower", *options):
+
+def main(capture=FLOWER, src="a yellow flower", tgt="a red flower", *options):
     config = load_config("edit", ["scene=capture", "output=outputs/examples/02", "overwrite=true", *options])
     config.capture, config.src, config.tgt = capture, src, tgt
     folder = edit_command(config)  # trains the source field first, if it is not there
 
     source = load_field(source_folder(config) / "field.safetensors")
     edited = load_field(folder / "field.safetensors")
-    photos = load_scene(config)
+    photos = load_scene(read_config(folder))
     camera = cameras_along(photos, path_kind(photos, "auto"), frames=8)[3]
     with torch.no_grad():
         views = [field.render(camera)["color"] for field in (source, edited)]

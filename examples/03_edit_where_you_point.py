@@ -12,13 +12,13 @@ import sys
 import torch
 
 from cds3d.commands.edit import edit_command
-from cds3d.options import load_config
+from cds3d.options import data_folder, load_config
 from tensorf.renderable import load_field
 
+FLOWER = data_folder("scenes") / "flower"  # which ships
 
-def main(
-    capture="scenes/flower", src="a yellow flower", tgt="a red flower", at="0.5,0.4,view000", radius="0.4", *options
-):
+
+def main(capture=FLOWER, src="a yellow flower", tgt="a red flower", at="0.5,0.4,view000", radius="0.4", *options):
     place = ["output=outputs/examples/03", "overwrite=true", f"at={at}", f"radius={radius}"]
     config = load_config("edit", ["scene=capture", *place, *options])
     config.capture, config.src, config.tgt = capture, src, tgt

@@ -10,10 +10,12 @@ import json
 import sys
 
 from cds3d.commands.edit import edit_command
-from cds3d.options import load_config
+from cds3d.options import data_folder, load_config
+
+FLOWER = data_folder("scenes") / "flower"  # which ships
 
 
-def main(capture="scenes/flower", first="a yellow flower", second="a red flower", third="a red tulip", *options):
+def main(capture=FLOWER, first="a yellow flower", second="a red flower", third="a red tulip", *options):
     config = load_config("edit", ["scene=capture", "output=outputs/examples/04-first", "overwrite=true", *options])
     config.capture, config.src, config.tgt = capture, first, second
     run = edit_command(config)

@@ -3,7 +3,7 @@
     python examples/06_an_objective_of_your_own.py
     python examples/06_an_objective_of_your_own.py my.png "a cat" "a dog"
 
-It edits with pocket, which knows no photographs, and writes descending.png into the folder that you are in.
+It edits with pocket, which knows no photographs, and writes outputs/examples/06/descending.png.
 docs/extending.md shows how such a file becomes objective=NAME of every command.
 """
 
@@ -11,27 +11,29 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import imageio.v3 as iio
 import torch
 from tqdm import tqdm
 
 from cds3d import OBJECTIVES, EditConfig, Editor, LatentImage, Prompts, load_config, load_prior
 from cds3d.commands.images import read_image
 from cds3d.objectives.objective import Draw
-from cds3d.options import build
-from cds3d.pictures import to_uint8
+from cds3d.options import build, data_folder
+from cds3d.pictures import write_image
+
+CAT = data_folder("scenes") / "cat/images/view000.jpg"  # which ships
 
 
 @dataclass(frozen=True)
 class Descending(OBJECTIVES["dds"]):
     """DDS whose t falls with the edit's progress, within a window of 200 steps."""
 
-    def draw(self, latent, progress):
+    def draw(self, latent, progress, generator=None):
         low = round((self.t_max - 200) * (1 - progress) + self.t_min * progress)
-        return Draw(int(torch.randint(low, low + 201, (1,))), torch.randn(latent.shape).to(latent.device))
+        t = int(torch.randint(low, low + 201, (1,), generator=generator))
+        return Draw(t, torch.randn(latent.shape, generator=generator).to(latent.device), generator)
 
 
-def main(image="scenes/cat/images/view000.jpg", src="a cat", tgt="a pig", iterations="200", width="256"):
+def main(image=CAT, src="a cat", tgt="a pig", iterations="200", width="256"):
     prior = load_prior("pocket", device=torch.device("cpu"))
     options = load_config("edit", ["edit=latent", "objective=dds", f"edit.iterations={iterations}"])
     objective = build(Descending, options.objective)
@@ -41,8 +43,9 @@ def main(image="scenes/cat/images/view000.jpg", src="a cat", tgt="a pig", iterat
     )
     for _ in tqdm(range(editor.config.iterations)):
         editor.step()
-    iio.imwrite("descending.png", to_uint8(subject.image().permute(1, 2, 0)))
-    print("descending.png")
+    path = Path("outputs/examples/06/descending.png")
+    write_image(path, subject.image().permute(1, 2, 0))
+    print(path)
 
 
 if __name__ == "__main__":

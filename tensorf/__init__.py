@@ -4,10 +4,24 @@ from tensorf import load_capture, load_field
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import tensorf.runtime  # noqa: F401  (thread and memory policy: has to come before torch)
 
-# Loaded when first asked for, so that importing the package takes no time.
+if TYPE_CHECKING:  # what type checkers and editors read
+    from tensorf.cameras import Camera as Camera
+    from tensorf.captures import Capture as Capture
+    from tensorf.captures import load_capture as load_capture
+    from tensorf.errors import UserError as UserError
+    from tensorf.field import Field as Field
+    from tensorf.field import FieldConfig as FieldConfig
+    from tensorf.local import LocalField as LocalField
+    from tensorf.render import render_rays as render_rays
+    from tensorf.renderable import load_field as load_field
+    from tensorf.settings import TrainConfig as TrainConfig
+    from tensorf.train import Trainer as Trainer
+
+# What a program gets. Loaded when first asked for, so that importing the package takes no time.
 _MODULES = {
     "Camera": "cameras",
     "Capture": "captures",

@@ -8,16 +8,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from tensorf.precision import full_precision
 
-@dataclass(frozen=True)
+_TOLERANCE = 1e-2  # of R^T R to the identity: rotations that were rounded to two decimals pass
+
+
+@dataclass(frozen=True, eq=False)
 class Camera:
-    """A pinhole camera without distortion.
+    """A pinhole camera without distortion. Cameras are equal if they are one and the same object.
 
-    pose: (3, 4) float32, camera to world, `[R | t]`, R a rotation (right-handed, determinant +1).
-    fx, fy, cx, cy: pixels. width, height: pixels.
+    pose: (3, 4) float32 (others are converted), camera to world, `[R | t]`, R a rotation (right-handed,
+    determinant +1). fx, fy, cx, cy: pixels. width, height: pixels.
+
+    Raises ValueError for poses of another shape, and for those on the CPU whose R is no rotation: scaled, sheared,
+    mirrored or not finite. `Capture.camera_at` takes poses of a capture's own coordinates to its world.
     """
 
     pose: Tensor
@@ -27,6 +35,14 @@ class Camera:
     cy: float
     width: int
     height: int
+
+    def __post_init__(self):
+        pose = torch.as_tensor(self.pose, dtype=torch.float32)
+        if pose.shape != (3, 4):
+            raise ValueError(f"pose of shape {tuple(pose.shape)} has to be (3, 4): [R | t], camera to world")
+        object.__setattr__(self, "pose", pose)
+        if pose.device.type == "cpu":  # a GPU would be waited for
+            _check_rotation(pose[:, :3].detach().numpy())
 
     @property
     def position(self) -> Tensor:
@@ -49,6 +65,7 @@ class Camera:
         """The same intrinsics elsewhere; pose (3, 4)."""
         return replace(self, pose=pose)
 
+    @full_precision
     def pixel_rays(self) -> tuple[Tensor, Tensor]:
         """World-space rays through all pixel centres, row by row.
 
@@ -82,6 +99,17 @@ class Camera:
         pixels, depth = self.project(points)
         u, v = pixels.T
         return (depth > 0) & (u > 0) & (u < self.width) & (v > 0) & (v < self.height)
+
+
+def _check_rotation(rotation: np.ndarray) -> None:
+    """ValueError unless the (3, 3) matrix is a rotation."""
+    off = np.abs(rotation.T @ rotation - np.eye(3)).max()
+    if not (off <= _TOLERANCE and np.linalg.det(rotation) > 0):  # so written, NaN is refused
+        what = "it is a mirror image" if off <= _TOLERANCE else f"R^T R is {off:.2g} off the identity"
+        raise ValueError(
+            f"the pose's R is no rotation ({what}): Capture.camera_at takes poses of the capture's own coordinates to "
+            "its world"
+        )
 
 
 def size_for_width(width: int, height: int, target_width: int) -> tuple[int, int]:

@@ -27,12 +27,12 @@ _MOST_STEPS = 100_000  # samples along a ray; TensoRF's largest fields have abou
 FORMAT = "cds3d-field-2"  # 1 had no diffuse colour in its decoder
 
 
-def save_field(field: Field | LocalField, path: Path) -> None:
+def save_field(field: Field | LocalField, path: str | Path) -> None:
     """Write atomically: a stopped save leaves the old file or none. Parts that show nowhere are left out."""
     field = field.pruned() if isinstance(field, LocalField) else field
     tensors = {k: v.detach().cpu().contiguous() for k, v in field.state_dict().items()}
     tensors = {k: v.to(torch.uint8) if v.dtype == torch.bool else v for k, v in tensors.items()}
-    with atomic(path) as partial:
+    with atomic(Path(path)) as partial:
         metadata = {"format": FORMAT, "kind": _kind(field), "field": json.dumps(_header(field))}
         partial.write_bytes(_sorted(save(tensors, metadata)))
 
@@ -97,8 +97,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Field | L
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
-        message = f"{path} is damaged, or no field ({reason(error)}): make it again with overwrite=true"
-        raise UserError(message) from error
+        raise UserError(f"{path} is damaged, or no field ({reason(error)}): train it again") from error
     return field.to(device)
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 SPAN = 4.0  # of t
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RayWarp:
     """Where rays meet the inner box. enter, leave: s, (rays,), at least 0; reach: (rays,), at least 1."""
 

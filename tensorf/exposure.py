@@ -23,8 +23,8 @@ class Exposure(nn.Module):
 
     def __init__(self, photos: int):
         super().__init__()
-        self.gains = nn.Parameter(torch.zeros(photos, 3))  # natural logarithms
-        self.offsets = nn.Parameter(torch.zeros(photos, 3))
+        self.gains = nn.Parameter(torch.zeros(photos, 3, dtype=torch.float32))  # natural logarithms
+        self.offsets = nn.Parameter(torch.zeros(photos, 3, dtype=torch.float32))
 
     def forward(self, color: Tensor, opacity: Tensor, background: float, photo: Tensor) -> Tensor:
         """What a photo shows of a field's rays, (n, 3).
@@ -72,7 +72,7 @@ def exposure_difference(capture: Capture) -> float | None:
 def _colors_at(capture: Capture, views: Tensor, points: Tensor) -> Tensor:
     """(n, 3) in [0, 1]: what the views (n,) show around the points (n, 3), world units; means of 3x3 pixels."""
     poses = torch.stack([c.pose for c in capture.cameras])[views]
-    intrinsics = torch.tensor([[c.fx, c.fy, c.cx, c.cy] for c in capture.cameras])[views]
+    intrinsics = torch.tensor([[c.fx, c.fy, c.cx, c.cy] for c in capture.cameras], dtype=torch.float32)[views]
     local = torch.einsum("nji,nj->ni", poses[:, :, :3], points - poses[:, :, 3])
     place = local[:, :2] / local[:, 2:].clamp(min=1e-6) * intrinsics[:, :2] + intrinsics[:, 2:]
     height, width = capture.images.shape[1:3]

@@ -57,7 +57,7 @@ class VM(nn.Module):
 
     def __init__(self, components: tuple[int, ...], resolution: tuple[int, int, int], scale: float = 0.1):
         super().__init__()
-        make = lambda *shape: nn.Parameter(grid_points_first(scale * torch.randn(*shape)))  # noqa: E731
+        make = lambda *shape: nn.Parameter(grid_points_first(scale * torch.randn(*shape, dtype=torch.float32)))  # noqa: E731
         self.planes = nn.ParameterList(
             make(n, resolution[b], resolution[a]) for n, (a, b, _) in zip(components, MODES, strict=True)
         )
@@ -101,7 +101,9 @@ class CP(nn.Module):
     def __init__(self, components: tuple[int, ...], resolution: tuple[int, int, int], scale: float = 0.2):
         super().__init__()
         count = sum(components)
-        self.lines = nn.ParameterList(nn.Parameter(scale * torch.randn(count, n, 1)) for n in resolution)
+        self.lines = nn.ParameterList(
+            nn.Parameter(scale * torch.randn(count, n, 1, dtype=torch.float32)) for n in resolution
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """x (n, 3) in [-1, 1] -> (n, C)."""
@@ -149,7 +151,7 @@ class Field(nn.Module):
         self._span = None, 0.0
         self.density_grid = grid(config.density_components, self.resolution)
         self.color_grid = grid(config.color_components, self.resolution)
-        self.basis = nn.Linear(sum(config.color_components), config.feature_dim, bias=False)
+        self.basis = nn.Linear(sum(config.color_components), config.feature_dim, bias=False, dtype=torch.float32)
         self.decoder = self._build_decoder(config)
         self.register_buffer("occupancy", torch.ones(1, 1, 1, dtype=torch.bool))
 
@@ -161,6 +163,8 @@ class Field(nn.Module):
         return self.basis.weight.device
 
     def _apply(self, fn, recurse=True):
+        if (kind := fn(torch.empty(0, dtype=torch.float32)).dtype) != torch.float32:  # before anything is converted
+            raise ValueError(f"a field stays float32: it cannot compute in {str(kind).removeprefix('torch.')}")
         super()._apply(fn, recurse)
         self.space = self.space.to(self.device)
         return self
@@ -189,7 +193,7 @@ class Field(nn.Module):
 
         return View(self, camera)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the field to a safetensors file (`checkpoint.save_field`)."""
         from tensorf.checkpoint import save_field
 

@@ -17,6 +17,7 @@ from tensorf.cameras import Camera
 from tensorf.field import Field
 from tensorf.occupancy import cell_index
 from tensorf.packed import split_indices
+from tensorf.precision import full_precision
 from tensorf.space import Space
 
 _EMPTY = 1e-3  # opacity of a step below which a place counts as empty
@@ -26,7 +27,8 @@ class LocalField(nn.Module):
     """`target` inside the region, `source` outside.
 
     region: (z, y, x) bool over the source's box, in the cells of its occupancy. target: a copy of the source unless
-    given. Its parameters are trainable and the source's are frozen.
+    given. Its parameters are made trainable. Those of `source` here are frozen: it is a view of the given field, which
+    shares its numbers and leaves the given one's own parameters as trainable as they are.
 
     Raises ValueError if the region has another shape than the occupancy.
     """
@@ -35,7 +37,7 @@ class LocalField(nn.Module):
         super().__init__()
         if region.shape != source.occupancy.shape:
             raise ValueError(f"region {tuple(region.shape)} has to have the shape {tuple(source.occupancy.shape)}")
-        self.source = source.requires_grad_(False)
+        self.source = frozen(source)
         self.target = (copy.deepcopy(source) if target is None else target).requires_grad_(True)
         self.register_buffer("region", region)
         self.register_buffer("occupancy", source.occupancy | region)
@@ -60,6 +62,7 @@ class LocalField(nn.Module):
         """Take another region, of the same shape."""
         self.region, self.occupancy = region, self.source.occupancy | region
 
+    @full_precision
     @torch.no_grad()
     def settle(self, points: int = 2, chunk: int = 1 << 18) -> None:
         """Remove from the occupancy the region's cells in which the target is empty: renders are faster then.
@@ -69,10 +72,10 @@ class LocalField(nn.Module):
         shape = self.region.shape
         cell = self.region.flatten().nonzero()[:, 0]
         centers = cell_centers(shape, self.device)
-        offsets = (torch.arange(points, device=self.device) + 0.5) / points - 0.5
+        offsets = (torch.arange(points, device=self.device, dtype=torch.float32) + 0.5) / points - 0.5
         offsets = torch.cartesian_prod(offsets, offsets, offsets) * 2
         size = torch.tensor(shape[::-1], device=self.device)
-        filled = torch.zeros(shape, device=self.device)
+        filled = torch.zeros(shape, device=self.device, dtype=torch.float32)
         for part in cell.split(max(1, chunk // len(offsets))):
             x = (centers[part][:, None] + offsets / size).view(-1, 3)
             opacity = -torch.expm1(-self.target.density(x) * self.step)
@@ -136,11 +139,18 @@ class LocalField(nn.Module):
         """The source's and the target's."""
         return self.source.total_variation() + self.target.total_variation()
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write both fields and the region to one safetensors file (`checkpoint.save_field`)."""
         from tensorf.checkpoint import save_field
 
         save_field(self, path)
+
+
+def frozen(field: Field | LocalField) -> Field | LocalField:
+    """The field with parameters that are not trainable, over the same memory; the given one stays as it is."""
+    shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in field.parameters()}
+    shared |= {id(buffer): buffer for buffer in field.buffers()}
+    return copy.deepcopy(field, shared)
 
 
 def _visible(field: Field | LocalField, cells: Tensor) -> Field | LocalField:
@@ -157,6 +167,6 @@ def _visible(field: Field | LocalField, cells: Tensor) -> Field | LocalField:
 
 def cell_centers(shape: torch.Size, device: torch.device) -> Tensor:
     """(cells, 3) the centres, in [-1, 1], of the cells of a grid of `shape` (z, y, x)."""
-    axes = [(torch.arange(n, device=device) + 0.5) / n * 2 - 1 for n in shape]
+    axes = [(torch.arange(n, device=device, dtype=torch.float32) + 0.5) / n * 2 - 1 for n in shape]
     z, y, x = torch.meshgrid(*axes, indexing="ij")
     return torch.stack([x, y, z], -1).view(-1, 3)

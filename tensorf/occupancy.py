@@ -17,7 +17,7 @@ from tensorf.lookup import compiled_for, in_parallel, kernels, spans
 _RAYS = 1024  # a task
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Samples:
     """Packed samples, sorted by ray.
 

@@ -135,7 +135,7 @@ def _camera(file, i, fx, fy, cx, cy, width, height) -> Camera:
         raise UserError(f"{file}: camera {i} has no usable lens or size")
     if width * height > MOST_PIXELS:
         raise UserError(f"{file}: camera {i} is {width:g}x{height:g}, and at most {MOST_PIXELS:,} pixels are rendered")
-    return Camera(torch.eye(3, 4), fx, fy, cx, cy, round(width), round(height))
+    return Camera(torch.eye(3, 4, dtype=torch.float32), fx, fy, cx, cy, round(width), round(height))
 
 
 def _matrix(file: Path, value, i: int) -> np.ndarray:

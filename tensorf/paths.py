@@ -65,7 +65,7 @@ def _spiral(poses: Tensor, frames: int, focus: float) -> list[Tensor]:
     path = []
     for i in range(frames):
         angle = 4 * math.pi * i / frames
-        offset = torch.tensor([math.cos(angle), -math.sin(angle), -math.sin(angle / 2)]) * radii
+        offset = torch.tensor([math.cos(angle), -math.sin(angle), -math.sin(angle / 2)], dtype=torch.float32) * radii
         path.append(look_at(center[:, 3] + center[:, :3] @ offset, target, center[:, 1]))
     return path
 
@@ -117,7 +117,7 @@ def _covered_arc(angles: Tensor) -> tuple[float, float | None]:
 def nearest_point(poses: Tensor) -> Tensor:
     """(3,) the point closest to all optical axes, in least squares."""
     axes = F.normalize(poses[:, :, 2], dim=1)
-    across = torch.eye(3) - axes[:, :, None] * axes[:, None]
+    across = torch.eye(3, dtype=torch.float32) - axes[:, :, None] * axes[:, None]
     return torch.linalg.lstsq(across.sum(0), (across @ poses[:, :, 3:]).sum(0)).solution[:, 0]
 
 
@@ -162,7 +162,7 @@ def _interpolated(poses: Tensor, frames: int) -> list[Tensor]:
 def _turned(start: Tensor, end: Tensor, share: float) -> Tensor:
     """(3, 3) the rotation that lies `share` of the shortest way from `start` to `end`, both (3, 3)."""
     turn = (start.T @ end).double()
-    axis = torch.linalg.svd(turn - torch.eye(3).double())[2][2]  # which the turn leaves alone
+    axis = torch.linalg.svd(turn - torch.eye(3, dtype=torch.float64))[2][2]  # which the turn leaves alone
     x, y, z = axis
     cross = torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     sine = (cross * turn).sum() / 2

@@ -28,7 +28,7 @@ def measure(
     """
     longest = max(field.resolution)
     shape = [max(4, round(cells * n / longest)) for n in reversed(field.resolution)]
-    peak, total = torch.zeros(2, shape[0] * shape[1] * shape[2], device=field.device)
+    peak, total = torch.zeros(2, shape[0] * shape[1] * shape[2], device=field.device, dtype=torch.float32)
     for start in range(0, len(rays), chunk):
         samples = march(field, rays[start : start + chunk])
         if len(samples.x) == 0:

@@ -49,7 +49,7 @@ def representatives(weights: Tensor, samples: Samples, groups: int, place: Tenso
 
 def _compiled(weights: Tensor, samples: Samples, groups: int, place: Tensor | float) -> Tensor:
     out = torch.empty(len(weights), dtype=torch.int64)
-    places = place if isinstance(place, Tensor) else torch.full((samples.rays,), float(place))
+    places = place if isinstance(place, Tensor) else torch.full((samples.rays,), float(place), dtype=torch.float32)
     arrays = [a.contiguous().numpy() for a in (weights, samples.first, places.float())]
     run = lambda span: kernels().representatives(*arrays, groups, out.numpy(), *span)  # noqa: E731
     in_parallel([lambda s=span: run(s) for span in spans(samples.rays, _RAYS)])

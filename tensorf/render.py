@@ -16,6 +16,7 @@ from tensorf.contraction import RayWarp
 from tensorf.field import Field
 from tensorf.occupancy import Samples, occupied_samples
 from tensorf.packed import exclusive_sum, ray_sum
+from tensorf.precision import full_precision
 from tensorf.quadrature import representatives
 from tensorf.space import Rays
 
@@ -50,7 +51,7 @@ def weights_of(rate: Tensor, samples: Samples) -> Tensor:
     return torch.exp(-optical_depth) * -torch.expm1(-rate)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rendering:
     """color (rays, 3) in [0, 1]; opacity (rays,); depth (rays,) in world units (`Space.depth`).
 
@@ -64,6 +65,7 @@ class Rendering:
     samples: Samples
 
 
+@full_precision
 def render_rays(field: Field, rays: Rays, jitter: Tensor | None = None, near: float = 0.0) -> Rendering:
     """Render a batch of rays at once; jitter as in `march`.
 
@@ -105,11 +107,12 @@ def composite(
     seen = (weights.detach() > least).nonzero()[:, 0]
     ray = samples.ray[seen]
     color = field.color(samples.x[seen], viewdirs[ray])
-    total = torch.zeros(samples.rays, 3, device=weights.device).index_add(0, ray, weights[seen, None] * color)
+    total = weights.new_zeros(samples.rays, 3).index_add(0, ray, weights[seen, None] * color)
     opacity = ray_sum(weights, samples)
     return total + (1 - opacity)[:, None] * field.space.background, opacity
 
 
+@full_precision
 @torch.no_grad()
 def render_view(field: Field, camera: Camera, chunk: int = 4096) -> dict[str, Tensor]:
     """A whole view without gradients: color (H, W, 3), opacity (H, W), depth (H, W). Memory grows with `chunk` only."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tensorf.cameras import Camera
 from tensorf.checkpoint import load_checkpoint, read_kind
-from tensorf.errors import UserError
+from tensorf.errors import UserError, reason
 from tensorf.space import Space
 
 
@@ -55,7 +55,7 @@ class Renderable(Protocol):
         "color_lines" are for parameters each of which changes a whole slice of the scene. Keys may be missing.
         """
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write everything that `load` needs to a safetensors file, atomically, with its kind in the header."""
 
 
@@ -68,14 +68,33 @@ class LocallyEditable(Renderable, Protocol):
     occupancy: Tensor
 
 
+_FILE = "field.safetensors"  # a run folder's field
 # kind, as in the file's header -> loader (path, device)
 KINDS = {"tensorf": load_checkpoint, "local": load_checkpoint, "official": load_checkpoint}
 
 
 def load_field(path: str | Path, device: torch.device | str = "cpu") -> Renderable:
-    """Read a field of any kind. UserError if the file is missing, damaged, or no field."""
-    path = Path(path)
+    """Read a field of any kind.
+
+    path: its file, or the folder of a run, which has its field in field.safetensors. device: "auto" is the first GPU if
+    there is one, else the CPU. UserError if the file is missing, damaged, or no field, and if there is no such device.
+    """
+    path, device = Path(path), _found(device)
+    if path.is_dir():
+        if not (path / _FILE).is_file():
+            raise UserError(f"{path} is a folder without {_FILE}: name the field's file, or finish the run first")
+        path = path / _FILE
     kind = read_kind(path)
     if kind not in KINDS:
         raise UserError(f"{path} holds a field of kind {kind!r}, which this version does not know: {', '.join(KINDS)}")
     return KINDS[kind](path, device)
+
+
+def _found(device: torch.device | str) -> torch.device:
+    """The device, once it is known to be there. UserError if it is not."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises the latter
+        raise UserError(f"device={device} cannot be used ({reason(error)}): try cpu, or auto") from error

@@ -34,11 +34,11 @@ class MLPDecoder(nn.Module):
         self.frequencies = frequencies
         width = feature_dim * (1 + 2 * frequencies[0]) + 3 * (1 + 2 * frequencies[1])
         self.layers = nn.Sequential(
-            nn.Linear(width, hidden),
+            nn.Linear(width, hidden, dtype=torch.float32),
             nn.ReLU(inplace=True),
-            nn.Linear(hidden, hidden),
+            nn.Linear(hidden, hidden, dtype=torch.float32),
             nn.ReLU(inplace=True),
-            nn.Linear(hidden, 3),
+            nn.Linear(hidden, 3, dtype=torch.float32),
         )
         nn.init.zeros_(self.layers[-1].bias)
 

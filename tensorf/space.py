@@ -20,13 +20,14 @@ from torch import Tensor
 from tensorf.cameras import Camera
 from tensorf.contraction import SPAN, RayWarp, contract, expand
 from tensorf.errors import UserError
+from tensorf.precision import full_precision
 
 NEAR_MARGIN = 0.75  # of the nearest depth, as the LLFF code: bounds from sparse points cut into near surfaces
 
 _LEAST_FORWARD = 0.05  # cosine to the reference axis below which a ray cannot be treated in NDC
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rays:
     """Rays in the field's coordinates: points are `origins + t * directions` for t_near <= t <= t_far.
 
@@ -58,7 +59,7 @@ class Rays:
 SPACES = ("ndc", "box", "unbounded")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Space:
     """kind: "ndc", "box" or "unbounded". box: (2, 3) low and high corner in field coordinates, of unbounded space its
     inner box in the world's. near, far: depths, world units.
@@ -121,6 +122,7 @@ class Space:
         """All rays of a camera, row by row. UserError if NDC cannot hold them."""
         return self.cast(*camera.pixel_rays())
 
+    @full_precision
     def cast(self, origins: Tensor, directions: Tensor, checked: bool = False) -> Rays:
         """World-space rays (n, 3), directions of unit depth, in the field's coordinates. UserError as `rays`.
 
@@ -229,7 +231,7 @@ def space_of(capture) -> Space:
     if capture.space != "ndc":
         return Space(capture.space, capture.box.clone(), capture.near, capture.far, capture.reference, background)
     near = NEAR_MARGIN * capture.near
-    space = Space("ndc", torch.zeros(2, 3), near, capture.far, capture.reference, background)
+    space = Space("ndc", torch.zeros(2, 3, dtype=torch.float32), near, capture.far, capture.reference, background)
     return space.with_box(_ndc_box(space, capture.cameras))
 
 

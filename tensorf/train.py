@@ -22,6 +22,7 @@ from tensorf.exposure import LEARNT, UNEVEN, Exposure, exposure_difference
 from tensorf.field import Field, FieldConfig
 from tensorf.losses import away_from_points, distortion
 from tensorf.packed import ray_sum
+from tensorf.precision import full_precision
 from tensorf.pruning import measure, occupied_box
 from tensorf.render import render_rays
 from tensorf.settings import TrainConfig, finest_resolution, grid_resolution, step_count
@@ -42,7 +43,7 @@ class PixelBatches:
         self.images = capture.images[views].to(device)
         self.valid_pixels = None if capture.masks is None else _true_places(capture.masks[views]).to(device)
         self.poses = torch.stack([c.pose for c in cameras]).to(device)
-        self.intrinsics = torch.tensor([[c.fx, c.fy, c.cx, c.cy] for c in cameras], device=device)
+        self.intrinsics = torch.tensor([[c.fx, c.fy, c.cx, c.cy] for c in cameras], device=device, dtype=torch.float32)
         self.space, self.device = space, device
         height, width = self.images.shape[1:3]
         for v, u in ((0, 0), (0, width - 1), (height - 1, 0), (height - 1, width - 1)):  # all others lie in between
@@ -58,11 +59,12 @@ class PixelBatches:
         pixel = torch.randint(among, (count,), generator=generator, device=self.device)
         pixel = pixel if self.valid_pixels is None else self.valid_pixels[pixel].long()
         view, v, u = pixel // (height * width), pixel // width % height, pixel % width
-        rays = self.space.cast(self.poses[view, :, 3].contiguous(), self._directions(view, v, u), checked=True)
+        directions = self._directions(view, v.float(), u.float())
+        rays = self.space.cast(self.poses[view, :, 3].contiguous(), directions, checked=True)
         return rays, self.images[view, v, u].float() / 255, view
 
     def _directions(self, view: Tensor, v: Tensor | int, u: Tensor | int) -> Tensor:
-        """(n, 3) of unit depth, in the world, through pixels in row v and column u."""
+        """(n, 3) of unit depth, in the world, through pixels in row v and column u, float32 if they are tensors."""
         fx, fy, cx, cy = self.intrinsics[view].T
         local = torch.stack([(u + 0.5 - cx) / fx, (v + 0.5 - cy) / fy, torch.ones_like(fx)], -1)
         return torch.einsum("nij,nj->ni", self.poses[view, :, :3], local)
@@ -82,9 +84,21 @@ def seeded(device: torch.device, seed: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
-class Trainer:
-    """One training run: `step()` until `iteration == config.iterations`. `state_dict` holds all that a resume needs."""
+def _seeded_field(config: FieldConfig, space: Space, resolution: tuple[int, int, int], steps: int, seed: int) -> Field:
+    """A new field on the CPU whose numbers follow from the seed; the global random state stays as it is."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed the GPUs too
+        return Field(config, space, resolution, steps)
 
+
+class Trainer:
+    """One training run: `step()` until `iteration == config.iterations`, then `finish()`, then `field` is done.
+
+    Without `finish` the field keeps the coarse occupancy of its last pruning, and renders are slower or have holes.
+    `state_dict` is a snapshot that holds all that a resume needs. torch's global random state stays as it is.
+    """
+
+    @full_precision
     def __init__(
         self,
         capture: Capture,
@@ -96,10 +110,9 @@ class Trainer:
         """start: a field of this capture and configuration to go on from; a copy of it is trained, at its own size."""
         self.capture, self.config, self.device, self.iteration = capture, config, device, 0
         space = space_of(capture) if start is None else start.space
-        torch.manual_seed(config.seed)
         if start is None:
             self.resolution = min(config.resolution, finest_resolution(capture, space, config))
-            self.field = Field(field_config, space, *self._size(space, 0)).to(device)
+            self.field = _seeded_field(field_config, space, *self._size(space, 0), seed=config.seed).to(device)
         else:
             self.resolution = max(start.resolution)
             self.field = copy.deepcopy(start).requires_grad_(True).to(device)
@@ -147,6 +160,7 @@ class Trainer:
             return []
         return [i for i, share in enumerate(shares) if round(share * self.config.iterations) == self.iteration]
 
+    @full_precision
     def step(self) -> float:
         """One optimisation step; returns the batch's PSNR in dB, without the correction of exposures.
 
@@ -164,9 +178,11 @@ class Trainer:
         last = not config.upsample_at or progress >= config.upsample_at[-1]
         batch = config.batch if last else max(2, round(config.batch * config.early_batch))
         rays, target, photo = self.pixels.draw(batch, generator)
-        jitter = torch.rand(batch, generator=generator, device=self.device)
+        jitter = torch.rand(batch, generator=generator, device=self.device, dtype=torch.float32)
         if config.view_noise:
-            noise = config.view_noise * torch.randn(batch, 3, generator=generator, device=self.device)
+            noise = config.view_noise * torch.randn(
+                batch, 3, generator=generator, device=self.device, dtype=torch.float32
+            )
             rays = replace(rays, viewdirs=F.normalize(rays.viewdirs + noise, dim=1))
         rendering = render_rays(field, rays, jitter, near=self._near)
         error = (rendering.color - target).square().mean()
@@ -207,12 +223,12 @@ class Trainer:
         away = point - pose[:, :, 3]
         depth = (away * pose[:, :, 2]).sum(1, keepdim=True)
         rays = self.pixels.space.cast(pose[:, :, 3].contiguous(), away / depth.clamp(min=1e-3))
-        jitter = torch.rand(len(point), generator=generator, device=self.device)
+        jitter = torch.rand(len(point), generator=generator, device=self.device, dtype=torch.float32)
         return away_from_points(self.field, rays, point, jitter, self.config.sightings_margin)
 
     def _regulariser(self, rendering, progress: float) -> Tensor:
         config, field = self.config, self.field
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros((), device=self.device, dtype=torch.float32)
         if config.distortion and progress > (config.prune_at or (0.2,))[0]:
             # Weak while surfaces are still being found, full at the end.
             scattered = distortion(rendering.weights, rendering.samples, field.t_span)
@@ -267,6 +283,7 @@ class Trainer:
             if pixels is not None:
                 pixels.space = self.field.space
 
+    @full_precision
     @torch.no_grad()
     def held_out_psnr(self, rays: int = 4096) -> float | None:
         """PSNR in dB of random pixels of the held-out views; None where none is held out. Changes nothing."""
@@ -276,6 +293,7 @@ class Trainer:
         error = (render_rays(self.field, batch).color.clamp(0, 1) - target).square().mean()
         return -10 * math.log10(max(error.item(), 1e-10))
 
+    @full_precision
     @torch.no_grad()
     def share_at_near_plane(self, rays: int = 4096) -> float:
         """The share in [0, 1] of the photos' pixels that show something right behind NDC's near plane; else 0.
@@ -288,6 +306,7 @@ class Trainer:
         film = rendering.weights * (rendering.samples.t < _FILM * self.field.t_span)
         return float((ray_sum(film, rendering.samples) > _SEEN).float().mean())
 
+    @full_precision
     @torch.no_grad()
     def finish(self) -> None:
         """Leave a final occupancy, from many more rays, for whoever renders the field."""
@@ -295,8 +314,9 @@ class Trainer:
         self._measure(self.config.final_threshold, self.config.final_rays, generator)
 
     def state_dict(self) -> dict:
+        """All that a resume needs, copied: further steps leave it as it is."""
         exposure = {} if self.exposure is None else {"exposure": self.exposure.state_dict()}
-        return exposure | {
+        state = exposure | {
             "iteration": self.iteration,
             "resolution": list(self.field.resolution),
             "steps": self.field.steps,
@@ -304,6 +324,7 @@ class Trainer:
             "field": self.field.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
+        return copy.deepcopy(state)
 
     def load_state_dict(self, state: dict) -> None:
         """Undo `state_dict`, on a trainer made with the same capture and configurations."""
@@ -319,5 +340,5 @@ class Trainer:
             self.exposure = Exposure(len(self.capture.train)).to(self.device)
             self.exposure.load_state_dict(state["exposure"])
         self.optimizer = self._new_optimizer()
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # Adam would go on in `state`
         self.iteration = state["iteration"]

@@ -16,6 +16,7 @@ from tensorf.field import Field
 from tensorf.local import LocalField
 from tensorf.occupancy import Samples, cell_index, count_by_ray
 from tensorf.packed import ray_sum, split_indices
+from tensorf.precision import full_precision
 from tensorf.quadrature import representatives
 from tensorf.render import COLORS, composite, march, shade, weights_of
 from tensorf.space import Rays
@@ -35,6 +36,7 @@ class View:
     residue: (rays, 3) that less the render by the kept samples; not differentiable.
     """
 
+    @full_precision
     @torch.no_grad()
     def __init__(self, field: Field, camera: Camera, *, chunk: int = 4096):
         self.camera = camera
@@ -78,6 +80,7 @@ class View:
             x, step, scale = self.x[at], self.step[at], self.scale[at]
         return Samples(x, ray, x.new_zeros(len(x)), step, first, len(count)), scale
 
+    @full_precision
     def color(self, field: Field, index: Tensor | None = None) -> Tensor:
         """(n, 3) colours of all rays or of those in `index` (n,) int64, differentiable in the field's parameters.
 
@@ -97,6 +100,7 @@ class View:
         weights = weights / (opacity / MOST).clamp(min=1)[samples.ray]
         return composite(field, samples, weights, viewdirs)[0]
 
+    @full_precision
     @torch.no_grad()
     def surfaces(self, field: Field) -> tuple[Tensor, Tensor, Tensor]:
         """What is seen: positions (n, 3) in [-1, 1], their weights (n,) in the picture, and their rays (n,)."""
@@ -119,6 +123,7 @@ class LocalView:
     index (rays,): the pixels, row by row, whose rays pass through the region.
     """
 
+    @full_precision
     @torch.no_grad()
     def __init__(self, local: LocalField, camera: Camera, *, chunk: int = 4096):
         rays = local.space.rays(camera).to(local.device)
@@ -154,6 +159,7 @@ class LocalView:
         count = count_by_ray(samples.ray, len(rays))
         return crossing, count, samples.x[inner], samples.step[inner], inside, rate[outside], outer, full
 
+    @full_precision
     def color(self, local: LocalField) -> Tensor:
         """(rays, 3) colours, differentiable in the target's parameters.
 

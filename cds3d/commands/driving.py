@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from tqdm import tqdm
@@ -77,3 +78,13 @@ def drive(
         writer.close()
     run.save_state(work.state_dict())
     return run.seconds / max(1, work.iteration)
+
+
+@contextmanager
+def after_the_last_iteration() -> Iterator[None]:
+    """Around figures and videos, which are made once `drive` is done: what Ctrl-C says there."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        told = "after the last iteration, which is kept: the same command with resume=true makes figures and videos"
+        raise KeyboardInterrupt(str(stop) or told) from None

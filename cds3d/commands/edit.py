@@ -13,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from cds3d.by_pictures import FitConfig, PictureEdit
-from cds3d.commands.driving import Work, drive
+from cds3d.commands.command import command
+from cds3d.commands.driving import Work, after_the_last_iteration, drive
 from cds3d.commands.evaluation import evaluate_edit, load_clip
 from cds3d.commands.history import EditHistory, take_over
 from cds3d.commands.images import edit_image, tensor_fingerprint
@@ -62,6 +63,7 @@ _UNCHANGED = 60.0  # dB to the source, above which nobody sees an edit
 _DEPTH_WIDTH = 126  # pixels: enough to see surfaces move, a quarter of the time
 
 
+@command
 def edit_command(config: DictConfig) -> Path:
     """Edit what `config` says (configs/edit.yaml) and return the run folder."""
     if config.views is not None:
@@ -72,6 +74,7 @@ def edit_command(config: DictConfig) -> Path:
     whole(config, "seed", most=MOST_SEED)
     history = _history(config)
     check_prompts(config)
+    reset_peak_memory(pick_device(config.device))  # of what this process did before
     return edit_image(config) if history is None else _edit_scene(config, history)
 
 
@@ -153,9 +156,10 @@ def _edit_scene(config: DictConfig, history: EditHistory) -> Path:
         each = _previewing(each, work, shown, run.path / "state" / "preview.safetensors", config.preview_every)
     seconds = drive(work, iterations, run, save_every=config.save_every, label="edit", each=each)
     edit_peak_mb = peak_memory_mb(device)
-    edited = shown.edited()
-    edited.save(run.path / "field.safetensors")
-    metrics = evaluate_edit(config, run.path, capture, source, edited, clip, history, shown.region_in_space())
+    with after_the_last_iteration():
+        edited = shown.edited()
+        edited.save(run.path / "field.safetensors")
+        metrics = evaluate_edit(config, run.path, capture, source, edited, clip, history, shown.region_in_space())
     if history.edits:
         metrics["history"] = history.told
     metrics |= {
@@ -247,9 +251,9 @@ def work_maker(config: DictConfig, edit: EditConfig, pointing: Pointing) -> Call
     UserError for options that make no sense, before anything is loaded.
     """
     rates = build(FieldRates, config.edit, group="edit")
-    region = build(RegionConfig, config.edit.region, group="edit.region")
     redraw = build(RedrawConfig, config.edit.redraw, group="edit.redraw") if "redraw" in config.edit else None
     if "fit" in config.edit:
+        region = build(RegionConfig, config.edit.region, group="edit.region")
         fit = build(FitConfig, config.edit.fit, group="edit.fit")
 
         def by_pictures(source, views, prior, objective, prompts, given):
@@ -257,20 +261,7 @@ def work_maker(config: DictConfig, edit: EditConfig, pointing: Pointing) -> Call
             return work, work.iterations, work
 
         return by_pictures
-    if "volume" in config.edit:
-        volume = build(VolumeConfig, config.edit.volume, group="edit.volume")
-        looks = max(1, round(volume.look * edit.iterations)) if pointing.find else 0
-        if looks >= edit.iterations:
-            raise UserError(
-                f"edit.volume.look={volume.look} of edit.iterations={edit.iterations} leaves no iteration to edit in: "
-                "take more iterations"
-            )
-        steps = {"looks": looks, "clear_from": round(volume.haze_from * edit.iterations)}
-        views_of = partial(LocalViews, rates=rates, region=region, volume=volume, seed=config.seed, **steps)
-    else:
-        kept = build(Preservation, config.edit, group="edit")
-        find = pointing.find
-        views_of = partial(FieldViews, rates=rates, region=region, preservation=kept, find=find, seed=config.seed)
+    views_of = views_maker(config, pointing.find)
 
     def directly(source, views, prior, objective, prompts, given):
         subject = views_of(source, views, prior, given=given)
@@ -281,6 +272,33 @@ def work_maker(config: DictConfig, edit: EditConfig, pointing: Pointing) -> Call
         return work, work.iterations, work
 
     return directly
+
+
+def views_maker(config: DictConfig, find: bool = True) -> Callable[..., FieldViews | LocalViews]:
+    """A function (source field, cameras, prior, given=None) -> the subject of an `Editor`, as `config.edit` says.
+
+    For edit=field, shape and published. cameras: at the size to edit at. given: (z, y, x) bool in the cells of the
+    source's occupancy, the only ones in which anything changes. find: whether gradients find the region, inside the
+    given one if there is one. UserError for options that make no sense.
+    """
+    check_scene(config)
+    if "fit" in config.edit:
+        raise UserError(f"edit={config.edit.get('name')} draws pictures and fits the field to them: it has no views")
+    rates = build(FieldRates, config.edit, group="edit")
+    region = build(RegionConfig, config.edit.region, group="edit.region")
+    if "volume" not in config.edit:
+        kept = build(Preservation, config.edit, group="edit")
+        return partial(FieldViews, rates=rates, region=region, preservation=kept, find=find, seed=config.seed)
+    volume = build(VolumeConfig, config.edit.volume, group="edit.volume")
+    iterations = build(EditConfig, config.edit, group="edit", seed=config.seed).iterations
+    looks = max(1, round(volume.look * iterations)) if find else 0
+    if looks >= iterations:
+        raise UserError(
+            f"edit.volume.look={volume.look} of edit.iterations={iterations} leaves no iteration to edit in: "
+            "take more iterations"
+        )
+    steps = {"looks": looks, "clear_from": round(volume.haze_from * iterations)}
+    return partial(LocalViews, rates=rates, region=region, volume=volume, seed=config.seed, **steps)
 
 
 def _refit_scene(config: DictConfig) -> Path:
@@ -300,6 +318,7 @@ def _refit_scene(config: DictConfig) -> Path:
         config.src = config.scene.prompt
     source_path = source_folder(config)  # a missing scene is told first
     take_over_source(config, source_path, field=False)
+    reset_peak_memory(pick_device(config.device))  # of what this process did before
     run, refit = begin_refit(config, source_path.parent)
     EditHistory(source_path, (), source_path).require_other_output(run.path)
     if not (source_path / "metrics.json").exists():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from cds3d.commands.command import command
 from cds3d.commands.evaluation import rendered
 from cds3d.commands.scenes import load_scene, naming_options, require_capture_of
 from cds3d.commands.videos import cameras_along
@@ -28,6 +29,7 @@ FORMATS = ("dataset", "splats", "points")
 _DATASET = ("images", "sparse", "points.ply", "transforms.json", ".DS_Store")  # what a dataset consists of
 
 
+@command
 def export_command(config: DictConfig) -> Path:
     """Export what `config` (configs/export.yaml) says and return the folder or file."""
     if config.run is None or config.format is None:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
-from cds3d.commands.driving import drive
+from cds3d.commands.driving import after_the_last_iteration, drive
 from cds3d.commands.evaluation import clip_figures, load_clip
 from cds3d.commands.preparing import log_step, output_folder, prepare, warn_of_photographs
 from cds3d.editor import EditConfig, Editor
@@ -51,7 +51,9 @@ def edit_image(config: DictConfig) -> Path:
     run.begin(prior.fingerprint, tensor_fingerprint(image))
     seconds = drive_editor(editor, run, image)
     figures = {"iterations": editor.iteration, "seconds_per_iteration": seconds}
-    finish_image(run, image, subject.image(), figures | {"edit_seconds": seconds * editor.iteration}, clip)
+    figures["edit_seconds"] = seconds * editor.iteration
+    with after_the_last_iteration():
+        finish_image(run, image, subject.image(), figures, clip)
     return run.path
 
 
@@ -78,7 +80,10 @@ def configured_image(config: DictConfig) -> Tensor:
     """
     if config.guidance.image_width is not None:
         whole(config, "guidance.image_width", least=16)
-    image = read_image(Path(config.image), config.guidance.image_width)
+    try:
+        image = read_image(Path(config.image), config.guidance.image_width)
+    except UserError as error:
+        raise UserError(f"--image {error}") from error
     around = list(Path(config.image).absolute().parents)[:2]  # a capture's photos lie in it or in its images/
     warn_of_photographs(config, around)
     return image
@@ -114,20 +119,20 @@ def pasted(whole: Tensor, before: Tensor, after: Tensor) -> Tensor:
 
 
 def read_image(path: Path, longest: int | None = None) -> torch.Tensor:
-    """(3, H, W) in [0, 1], upright by EXIF; transparency on white; the longer side resized to `longest` pixels."""
+    """(3, H, W) in [0, 1], upright by EXIF; transparency on white; the longer side resized to `longest` pixels.
+
+    UserError if it cannot be read, or has fewer than 16x16 pixels.
+    """
     if not path.is_file():
-        raise UserError(f"--image {path}: no such file")
-    try:
-        picture = Image.fromarray(read_picture(path, white=True, upright=True))
-    except UserError as error:
-        raise UserError(f"--image {error}") from error
+        raise UserError(f"{path}: no such file")
+    picture = Image.fromarray(read_picture(path, white=True, upright=True))
     if min(picture.size) < 16:
-        raise UserError(f"--image {path} is {picture.width}x{picture.height}: at least 16x16 pixels are needed")
+        raise UserError(f"{path} is {picture.width}x{picture.height}: at least 16x16 pixels are needed")
     if longest is not None and max(picture.size) != longest:
         size = [max(16, round(side * longest / max(picture.size))) for side in picture.size]
         if max(picture.size) < longest:
             log.info(
-                "--image %s is %dx%d: enlarged to %dx%d, as the model was trained on such pictures "
+                "%s is %dx%d: enlarged to %dx%d, as the model was trained on such pictures "
                 "(guidance.image_width=null leaves it as it is)", path, *picture.size, *size,
             )  # fmt: skip
         picture = picture.resize(size, Image.LANCZOS)

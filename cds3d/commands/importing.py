@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 
+from cds3d.commands.command import command
 from cds3d.commands.diagnosis import mean_picture_psnr
 from cds3d.commands.scenes import capture_root, load_scene
 from cds3d.commands.train import evaluate, source_folder
@@ -30,6 +31,7 @@ _CLEARLY = 1.0  # dB by which the unusual has to fit better
 _VIEWS, _WIDTH = 3, 96  # training views that decide whether the world is mirrored, and their width in pixels
 
 
+@command
 def import_command(config: DictConfig) -> Path:
     """Import what `config` (configs/import.yaml) says and return the run folder."""
     if config.model is None or (config.capture is None and config.scene.name is None):

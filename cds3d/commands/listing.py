@@ -6,6 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from cds3d.commands.command import command
 from cds3d.options import data_folder, groups
 from cds3d.runs import finished_runs
 from tensorf.paths import PATHS
@@ -15,6 +16,7 @@ _FIGURES = {"psnr_db": "PSNR", "edit_gain_db": "gain", "kept_psnr_db": "kept"}
 _RUNS = Path("outputs")
 
 
+@command
 def list_command(config: DictConfig) -> None:
     """Print what there is."""
     print("scenes (scene=NAME):")

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from cds3d.commands.driving import Work
 from cds3d.guidance import Prior, load_prior
 from cds3d.objectives import OBJECTIVES
-from cds3d.objectives.objective import Objective, Prompts
-from cds3d.options import build, data_folder, groups, load_config
+from cds3d.objectives.objective import Objective, Prompts, check_timesteps
+from cds3d.options import build, groups, load_config
 from cds3d.slugs import slug
 from cds3d.where import as_caption
 from tensorf.errors import UserError
@@ -97,7 +97,7 @@ def prepare(config: DictConfig, device: torch.device) -> tuple[Prior, Objective,
     """The prior, the objective and the embedded prompts; UserError for options that do not fit together."""
     objective = build_objective(config)
     check_negative_prompt(config, "objective")
-    _warn_of_options_of_other_objectives(config)
+    warn_of_options_of_other_objectives(config)
     prior = configured_prior(config, device)
     _warn_of_another_models_preset(config, prior)
     check_timesteps(objective, prior)
@@ -124,10 +124,7 @@ def _warn_of_another_models_preset(config: DictConfig, prior: Prior) -> None:
 
 def embedded(prior: Prior, config: DictConfig) -> Prompts:
     """The prompts. UserError if the prior cannot tell them apart."""
-    prompts = Prompts.of(prior, config.src, config.tgt)
-    if torch.equal(prompts.source.tokens, prompts.target.tokens):
-        raise UserError("--src and --tgt are the same for the text encoder, which reads their beginning: shorten them")
-    return prompts
+    return Prompts.of(prior, config.src, config.tgt)
 
 
 def usual_options(config: DictConfig, *options: str) -> DictConfig:
@@ -136,22 +133,22 @@ def usual_options(config: DictConfig, *options: str) -> DictConfig:
     return load_config("edit", [f"guidance={name if name in groups()['guidance'] else 'pocket'}", *options])
 
 
-def _warn_of_options_of_other_objectives(config: DictConfig) -> None:
+def warn_of_options_of_other_objectives(config: DictConfig) -> None:
     """Warn of options that only some objectives follow, where they were set for another one."""
     if "source_share" in config.objective:
         return
     instead = {"pds": "guidance.pds_scale is", "ssd": "objective.cross, edit, text and identity are"}
-    if config.objective.kind in instead and config.guidance.scale != usual_options(config).guidance.scale:
+    changed = config.guidance.scale != usual_options(config).guidance.scale
+    if config.objective.kind in instead and changed and "redraw" not in config.edit:  # where views are drawn with it
         log.warning(
             "guidance.scale=%g changes nothing: in objective=%s, %s the weight of what the prompt says",
             config.guidance.scale, config.objective.kind, instead[config.objective.kind],
         )  # fmt: skip
     name = config.edit.get("name") or config.edit.get("parameter") or "field"
-    preset = OmegaConf.to_container(OmegaConf.load(data_folder("configs") / "edit" / f"{name}.yaml"))
+    own = [f"guidance.image_scale_end={config.guidance.image_scale_end}"]  # images refer to it
+    usual = usual_options(config, f"edit={name}", *own).edit
     for key in ("scale_end", "source_share"):
-        usual = preset.get(key, config.edit[key])
-        usual = config.guidance.image_scale_end if isinstance(usual, str) else usual  # a reference to it
-        if config.edit[key] != usual:
+        if config.edit[key] != usual[key]:
             log.warning(
                 "edit.%s=%s is ignored by objective=%s: only dds, cds and ids use it",
                 key, config.edit[key], config.objective.kind,
@@ -168,13 +165,6 @@ def configured_prior(config: DictConfig, device: torch.device) -> Prior:
         config=guidance.config,
         revision=guidance.get("revision"),  # runs of older versions have no such option
     )
-
-
-def check_timesteps(objective: Objective, prior: Prior, group: str = "objective") -> None:
-    """UserError if the objective's timesteps are not all the prior's. group: of its options."""
-    last = len(prior.alphas) - 1
-    if not 0 <= objective.t_min <= objective.t_max <= last:
-        raise UserError(f"{group}.t_min..t_max is {objective.t_min}..{objective.t_max}: it has to lie in 0..{last}")
 
 
 def is_local(config: DictConfig) -> bool:

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from cds3d.commands.driving import drive
+from cds3d.commands.driving import after_the_last_iteration, drive
 from cds3d.commands.evaluation import evaluate_edit, load_clip
 from cds3d.commands.history import EditHistory
 from cds3d.commands.named_pictures import by_photo, picture_files, read_as_photo
@@ -115,8 +115,10 @@ def refit_field(config: DictConfig, source_path: Path, run: RunFolder, refit: Re
         seconds = drive(trainer, refit.iterations, run, save_every=config.save_every, label="refit", each=each)
     trainer.finish()
     target, peak_mb = trainer.field, peak_memory_mb(device)
-    target.save(run.path / "field.safetensors")
-    metrics = evaluate_edit(config, run.path, capture, source, target, clip, EditHistory(source_path, (), source_path))
+    history = EditHistory(source_path, (), source_path)
+    with after_the_last_iteration():
+        target.save(run.path / "field.safetensors")
+        metrics = evaluate_edit(config, run.path, capture, source, target, clip, history)
     run.finish(
         metrics
         | {

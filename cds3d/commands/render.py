@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from cds3d.commands.command import command
 from cds3d.commands.scenes import load_scene, require_capture_of
 from cds3d.commands.videos import cameras_along, even_sized, path_kind
 from cds3d.options import boolean, pick_device, positive, whole
@@ -35,6 +36,7 @@ _FPS = 15
 _FAR = 2.0  # times the depth up to which nearly all pixels lie: what a 16-bit depth picture can tell apart
 
 
+@command
 def render_command(config: DictConfig) -> Path:
     """Render what `config` says (configs/render.yaml) and return the video's, or the pictures' folder's, path."""
     if config.run is None:

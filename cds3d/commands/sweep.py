@@ -11,8 +11,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from cds3d.commands.command import command
 from cds3d.jobs import usable_cores
 from cds3d.options import whole
+from cds3d.runs import hold
 from cds3d.sweep.plan import Task, plan
 from cds3d.sweep.pool import Work, run_pool, works
 from cds3d.sweep.report import Reporter
@@ -26,6 +28,7 @@ log = logging.getLogger("cds3d")
 _HANDED_OVER = 1000  # runs that Ray has at a time, to do or to let wait: each that waits takes 40 KB of this process
 
 
+@command
 def sweep_command(config: DictConfig) -> Path:
     """Do what `config` (configs/sweep.yaml) says that is not done yet, and return the folder.
 
@@ -40,7 +43,7 @@ def sweep_command(config: DictConfig) -> Path:
     fixed = [f"device={config.device}", f"threads={config.threads_each}"]
     todo = works(tasks, [*fixed, f"video_frames={config.video_frames}"], [*fixed, "video_frames=0"])
     output.mkdir(parents=True, exist_ok=True)
-    locks.hold(output)
+    hold(output)
     if config.storage is not None:
         from cds3d.sweep.mirror import mirrored
         from cds3d.sweep.storage import Storage

@@ -11,8 +11,9 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from cds3d.commands.command import command
 from cds3d.commands.diagnosis import diagnose, mean_picture_psnr
-from cds3d.commands.driving import drive
+from cds3d.commands.driving import after_the_last_iteration, drive
 from cds3d.commands.scenes import capture_root, load_scene, naming_options, scene_name
 from cds3d.commands.videos import frames_of, path_cameras
 from cds3d.metrics.psnr import psnr
@@ -26,6 +27,7 @@ from tensorf.errors import UserError
 from tensorf.field import FieldConfig
 from tensorf.renderable import Renderable
 from tensorf.settings import TrainConfig
+from tensorf.space import SPACES
 from tensorf.train import Trainer
 
 log = logging.getLogger("cds3d")
@@ -38,6 +40,7 @@ def source_folder(config: DictConfig) -> Path:
     return Path("outputs") / scene_name(config) / "source"
 
 
+@command
 def train_command(config: DictConfig) -> Path:
     """Train what `config` says (configs/train.yaml) and return the run folder."""
     whole(config, "save_every", least=1)
@@ -46,7 +49,7 @@ def train_command(config: DictConfig) -> Path:
     whole(config, "seed", most=MOST_SEED)
     device = pick_device(config.device)
     capture_root(config)  # a missing scene is told first
-    for space in ("ndc", "box", "unbounded"):  # and wrong options, before poses are estimated
+    for space in SPACES:  # and wrong options, before poses are estimated
         field_options(config, space)
     run = RunFolder(Path(config.output) if config.output else source_folder(config), config)
     capture = load_scene(config)
@@ -63,13 +66,14 @@ def train_command(config: DictConfig) -> Path:
     watch = _Watch(trainer, mean_picture_psnr(capture))
     with naming_options("field", "lr_grid"):
         drive(trainer, trainer.config.iterations, run, save_every=config.save_every, label="train", each=watch)
-    trainer.finish()
-    trainer.field.save(run.path / "field.safetensors")
-    training_seconds = run.seconds
-    metrics = evaluate(trainer.field, capture, run.path)
-    if config.video_frames:
-        cameras = path_cameras(capture, config.video_frames, config.video_width)
-        write_video(run.path / "video.mp4", frames_of(trainer.field, cameras, "video"), fps=15)
+    with after_the_last_iteration():
+        trainer.finish()
+        trainer.field.save(run.path / "field.safetensors")
+        training_seconds = run.seconds
+        metrics = evaluate(trainer.field, capture, run.path)
+        if config.video_frames:
+            cameras = path_cameras(capture, config.video_frames, config.video_width)
+            write_video(run.path / "video.mp4", frames_of(trainer.field, cameras, "video"), fps=15)
     metrics |= {
         "iterations": trainer.iteration,
         "training_seconds": training_seconds,
@@ -91,8 +95,10 @@ def train_command(config: DictConfig) -> Path:
 def field_options(config: DictConfig, space: str) -> tuple[FieldConfig, TrainConfig]:
     """What configs/field says for a capture of this space: where it says null, its `by_space` decides.
 
-    UserError for what is wrong with it.
+    space: "ndc", "box" or "unbounded", as `Capture.space` says once a capture is read. UserError for what is wrong.
     """
+    if space not in SPACES:
+        raise UserError(f"space={space} is none of {', '.join(SPACES)}: take that of the capture, Capture.space")
     options = dict(config.field)
     choices = options.pop("by_space", None) or {}
     of_space = (choices.get(space) or {}) if isinstance(choices, Mapping) else choices

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from cds3d.commands.command import command
 from cds3d.commands.edit import train_source
 from cds3d.commands.history import take_over
 from cds3d.commands.scenes import capture_root, load_scene, require_capture_of
@@ -27,6 +28,7 @@ _OF_THE_PAGE = (*RESERVED, "scene.root", "objective", "edit", "edit.iterations",
 _SHORTEST = 8  # of a token that somebody chooses
 
 
+@command
 def view_command(config: DictConfig) -> None:
     """Serve what `config` says (configs/view.yaml) until Ctrl-C."""
     viewer = open_viewer(config)

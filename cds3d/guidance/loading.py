@@ -23,9 +23,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
 from cds3d.guidance.kinds import (
     check_complete,
@@ -45,7 +43,9 @@ from cds3d.guidance.prior import Prior, Query
 from cds3d.guidance.text import BYTES, ClipText, XLText
 from cds3d.hub import why_not
 from cds3d.kept_models import kept
+from cds3d.options import pick_device
 from cds3d.pocket.weights_path import WEIGHTS
+from cds3d.quiet import quiet
 from tensorf.errors import UserError, is_out_of_memory, reason
 
 log = logging.getLogger("cds3d")
@@ -71,16 +71,16 @@ def load_prior(
     dtype: "fp32", "bf16" or "fp16" of the networks' insides. device: "auto" is the GPU if there is one. config: hub id
     or folder whose configuration files a single file goes with (diffusers guesses from the weights, and then has to
     fetch them, if it is None). revision: of the hub id, a commit, tag or branch; None is the newest on its main branch.
-    Raises UserError that says what is missing and where to put it. Pickled weights are refused, and so are models that
-    bring code. Where models are kept (kept_models.py), the same arguments give the same prior again.
+    Raises UserError that says what is missing and where to put it, also for a device that is not there. Pickled weights
+    are refused, and so are models that bring code. Where models are kept (kept_models.py), the same arguments give the
+    same prior again.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
+    device = pick_device(str(device))
     load = partial(_loaded, path, dtype, device, config, revision)
     return kept("prior", (path, dtype, device, config, revision), load, again=lambda prior: prior.forget_prompts())
 
 
+@quiet()
 def _loaded(path: str, dtype: str, device: torch.device, config: str | None, revision: str | None) -> Prior:
     if dtype not in DTYPES:
         raise UserError(f"guidance.dtype={dtype} is unknown; use one of {', '.join(DTYPES)}")
@@ -88,10 +88,6 @@ def _loaded(path: str, dtype: str, device: torch.device, config: str | None, rev
         raise UserError("guidance.dtype=fp16 needs a GPU; use fp32 or bf16 on a CPU")
     if dtype == "bf16" and device.type == "cpu" and not has_bf16_instructions():
         log.warning("guidance.dtype=bf16: this CPU has no instructions for it and will be slower than with fp32")
-    diffusers_logging.set_verbosity_error()
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     location = str(WEIGHTS) if path == "pocket" else os.path.expanduser(path)
     if location.endswith((".ckpt", ".pt", ".pth", ".bin")):
         raise UserError(f"{path} is a pickle, which can run code when read: convert it to .safetensors first")

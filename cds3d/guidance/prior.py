@@ -29,6 +29,7 @@ from tensorf.errors import UserError
 
 log = logging.getLogger("cds3d")
 
+CELL = 8  # pixels per latent element, along each side
 SMALL = 50_000_000  # parameters of a U-Net up to which one core is as fast as several
 FEATURES = ("self", "cross", "score")
 
@@ -39,6 +40,8 @@ class Query:
 
     features: "self" or "cross" also asks for the outputs of the up-sampling attention layers of that kind, "score" for
     the noise as the only feature map. grad: the answer is differentiable in z_t.
+
+    Raises ValueError for features of another kind.
     """
 
     z_t: Tensor
@@ -46,6 +49,10 @@ class Query:
     prompt: Prompt
     features: str | None = None
     grad: bool = False
+
+    def __post_init__(self):
+        if self.features is not None and self.features not in FEATURES:
+            raise ValueError(f"features={self.features!r} is unknown; use {', '.join(FEATURES)}, or None")
 
 
 @dataclass(frozen=True)
@@ -80,13 +87,14 @@ class Prior:
         text: ClipText | XLText,
         alphas: Tensor,
         prediction: str,
-        device: torch.device,
+        device: torch.device | str,
         dtype: torch.dtype = torch.float32,
         vae_dtype: torch.dtype | None = None,
         layout: torch.memory_format | None = None,
     ):
         if prediction not in ("epsilon", "v_prediction"):
             raise ValueError(f"a scheduler that predicts {prediction!r} is not supported: epsilon or v_prediction")
+        device = torch.device(device)
         self.prediction, self.device, self.dtype, self.vae_dtype = prediction, device, dtype, vae_dtype or dtype
         self.alphas = alphas.to(device, torch.float32)
         # Channels-last convolutions are faster. But a CPU's group norms lose digits in that layout as maps grow: none
@@ -102,6 +110,10 @@ class Prior:
             encoder.to(device, dtype).eval().requires_grad_(False)
         self._tap = FeatureTap(self.unet)
         self._prompts: dict[str, Prompt] = {}
+
+    def __deepcopy__(self, memo: dict) -> Prior:
+        """Itself: nothing of it changes. So copies of what holds a prior, such as an `Editor`, share it."""
+        return self
 
     @cached_property
     def fingerprint(self) -> str:
@@ -159,14 +171,23 @@ class Prior:
     # --- noise
 
     def noised(self, z: Tensor, t: int, noise: Tensor) -> Tensor:
-        """CDS, equation 3: a_t z + b_t noise, with a_t^2 + b_t^2 = 1."""
-        a = self.alphas[t]
+        """CDS, equation 3: a_t z + b_t noise, with a_t^2 + b_t^2 = 1.
+
+        ValueError for a t that the prior does not have.
+        """
+        a = self._alpha(t)
         return a.sqrt() * z + (1 - a).sqrt() * noise
 
     def denoised(self, z_t: Tensor, t: int, noise: Tensor) -> Tensor:
         """The latent that z_t is, if `noise` is the noise in it: `noised` solved for z."""
-        a = self.alphas[t]
+        a = self._alpha(t)
         return (z_t - (1 - a).sqrt() * noise) / a.sqrt()
+
+    def _alpha(self, t: int) -> Tensor:
+        """a_t^2. ValueError for a t that the prior does not have."""
+        if not 0 <= t < len(self.alphas):
+            raise ValueError(f"t={t} is no timestep of the prior: it has 0..{len(self.alphas) - 1}")
+        return self.alphas[t]
 
     def ask(self, *queries: Query) -> list[Prediction]:
         """Compute the answers now, in the calling thread, in as few forwards as `gather` does."""
@@ -216,7 +237,11 @@ class Prior:
         return self._forward(queries)
 
     def _forward(self, queries: Sequence[Query]) -> list[Prediction]:
-        """One forward of the U-Net. ValueError if its queries ask for different kinds of features."""
+        """One forward of the U-Net. ValueError if its queries ask for different kinds of features, or for a t that the
+        prior does not have.
+        """
+        for q in queries:
+            self._alpha(q.t)
         kinds = {q.features for q in queries if q.features}
         if len(kinds) > 1:
             raise ValueError(f"one batch cannot give features of several kinds: {', '.join(sorted(kinds))}")

@@ -15,6 +15,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from cds3d.guidance.text import BYTES
 from cds3d.metrics.pretrained import load_network, located, pixels, told, unreadable
+from cds3d.quiet import quiet
 from tensorf.errors import UserError
 
 EXAMPLE = "openai/clip-vit-large-patch14"
@@ -42,7 +43,8 @@ class Clip:
         self._size = self._model.config.vision_config.image_size
         self._longest = self._model.config.text_config.max_position_embeddings
         try:
-            self._tokenizer = CLIPTokenizer.from_pretrained(**located(path))
+            with quiet():
+                self._tokenizer = CLIPTokenizer.from_pretrained(**located(path))
         except Exception as error:  # the tokenizers library raises plain Exception
             raise unreadable(path, option, EXAMPLE, error) from error
         # Without its files transformers makes a tokenizer of two words and says nothing.

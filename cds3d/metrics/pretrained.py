@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers.utils import logging as transformers_logging
 
 from cds3d.hub import why_not
 from cds3d.kept_models import kept
+from cds3d.quiet import quiet
 from tensorf.errors import UserError, is_out_of_memory, reason
 
 _HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w.-]+))?")  # owner/name, or owner/name@revision
@@ -56,10 +56,9 @@ def load_network(kind: type, path: str, *, option: str, example: str, device: to
 
 def _loaded(kind: type, path: str, option: str, example: str, device: torch.device, more: dict) -> nn.Module:
     check_location(option, path)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     try:
-        model, found = kind.from_pretrained(**located(path), output_loading_info=True, weights_only=True, **more)
+        with quiet():
+            model, found = kind.from_pretrained(**located(path), output_loading_info=True, weights_only=True, **more)
     except Exception as error:  # torn files, foreign pickles, no network: a dozen kinds, some of them dependencies'
         if is_out_of_memory(error):
             raise

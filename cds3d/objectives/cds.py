@@ -22,4 +22,4 @@ class CDS(Contrastive):
     def gradient(self, prior, pair, prompts, draw) -> Step:
         found = branches(prior, pair, prompts, draw, self.contrasted)
         step = self.step(draw, self.scaled(found.delta(self.scale, self.source_share)))
-        return self.with_contrast(step, found.z, found.features_source, found.features_target)
+        return self.with_contrast(step, draw, found.z, found.features_source, found.features_target)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cds3d.guidance.prior import FEATURES
-from cds3d.objectives.objective import Objective, Step, rms
+from cds3d.objectives.objective import Draw, Objective, Step, rms
 from cds3d.objectives.patchnce import contrastive_loss
 
 
@@ -50,7 +50,9 @@ class Contrastive(Objective):
     def unet_graphs(self) -> int:
         return int(self.contrasted is not None)
 
-    def with_contrast(self, step: Step, z: Tensor, reference: tuple[Tensor, ...], current: tuple[Tensor, ...]) -> Step:
+    def with_contrast(
+        self, step: Step, draw: Draw, z: Tensor, reference: tuple[Tensor, ...], current: tuple[Tensor, ...]
+    ) -> Step:
         """The step, and the pull of PatchNCE on z if features are compared: those of the two conditional forwards."""
         if self.contrasted is None:
             return step
@@ -60,6 +62,7 @@ class Contrastive(Objective):
             patches=self.patches,
             temperature=self.temperature,
             center=self.center,
+            generator=draw.generator,
         )
         # In half precision the gradient on a feature is near the smallest number that there is.
         enlarged = 4096.0 if current[0].dtype == torch.float16 else 1.0

@@ -12,6 +12,7 @@ from torch import Tensor
 from cds3d.guidance.prior import Prior
 from cds3d.guidance.text import Prompt
 from cds3d.subjects import Pair
+from tensorf.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -24,15 +25,26 @@ class Prompts:
 
     @staticmethod
     def of(prior: Prior, source: str, target: str) -> Prompts:
-        return Prompts(prior.embed(""), prior.embed(source), prior.embed(target))
+        """UserError if the prior cannot tell source and target apart."""
+        prompts = Prompts(prior.embed(""), prior.embed(source), prior.embed(target))
+        if torch.equal(prompts.source.tokens, prompts.target.tokens):
+            raise UserError(
+                "the source prompt (--src) and the target prompt (--tgt) are the same for the text encoder, which "
+                "reads the beginning of a text: let them differ there"
+            )
+        return prompts
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What a step draws at random: timestep t, and noise (1, C, h, w), which both branches share."""
+    """What a step draws at random: timestep t, and noise (1, C, h, w), which both branches share.
+
+    generator: for what `gradient` draws itself, as patches are; None is torch's global one.
+    """
 
     t: int
     noise: Tensor
+    generator: torch.Generator | None = None
 
 
 @dataclass(frozen=True)
@@ -83,13 +95,17 @@ class Objective:
         """One step's gradient on the target latent of `pair`. It leaves the pair, and all parameters, as they are."""
         raise NotImplementedError
 
-    def draw(self, latent: Tensor, progress: float) -> Draw:
-        """t and noise for a latent (1, C, h, w), from the global generator. progress: of the edit, in [0, 1]."""
+    def draw(self, latent: Tensor, progress: float, generator: torch.Generator | None = None) -> Draw:
+        """t and noise for a latent (1, C, h, w). progress: of the edit, in [0, 1].
+
+        generator: the step's own, on the CPU, so that a GPU draws the same; None is torch's global one.
+        """
         if self.t_order == "falling":
             t = round(self.t_max + progress * (self.t_min - self.t_max))
         else:
-            t = int(torch.randint(self.t_min, self.t_max + 1, (1,)))
-        return Draw(t, torch.randn(latent.shape).to(latent.device, non_blocking=True))
+            t = int(torch.randint(self.t_min, self.t_max + 1, (1,), generator=generator))
+        noise = torch.randn(latent.shape, generator=generator).to(latent.device, non_blocking=True)
+        return Draw(t, noise, generator)
 
     def scaled(self, difference: Tensor) -> Tensor:
         """A difference of noises (1, C, h, w) as a gradient."""
@@ -104,6 +120,13 @@ class Objective:
     def unet_graphs(self) -> int:
         """How many forwards of the U-Net a step keeps at once for backward passes, which is what takes memory."""
         return 0
+
+
+def check_timesteps(objective: Objective, prior: Prior, group: str = "objective") -> None:
+    """UserError if the objective's timesteps are not all the prior's. group: of its options."""
+    last = len(prior.alphas) - 1
+    if not 0 <= objective.t_min <= objective.t_max <= last:
+        raise UserError(f"{group}.t_min..t_max is {objective.t_min}..{objective.t_max}: it has to lie in 0..{last}")
 
 
 def classifier_free(eps_null: Tensor, eps_text: Tensor, scale: float) -> Tensor:

@@ -17,15 +17,22 @@ from tensorf.errors import UserError
 _EXCLUDED = -10.0  # a patch is not its own negative; before the division by the temperature
 
 
-def patch_nce(reference: Tensor, target: Tensor, *, patches: int, temperature: float) -> Tensor:
+def patch_nce(
+    reference: Tensor,
+    target: Tensor,
+    *,
+    patches: int,
+    temperature: float,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """(n,) cross-entropy of each of n <= patches positions, unreduced.
 
     reference, target: (C, h, w) features of the same layer; the reference is detached. Positions are drawn without
-    replacement from the global generator, the same for both. The positive of a reference patch is its own target
-    patch; the negatives are the other target patches drawn.
+    replacement, the same for both. The positive of a reference patch is its own target patch; the negatives are the
+    other target patches drawn. generator: of the positions, on the CPU; None is torch's global one.
     """
     positions = reference.shape[1] * reference.shape[2]
-    chosen = torch.randperm(positions)[:patches].to(reference.device, non_blocking=True)
+    chosen = torch.randperm(positions, generator=generator)[:patches].to(reference.device, non_blocking=True)
     ref = F.normalize(reference.detach().flatten(1)[:, chosen].T.float(), dim=1)
     tgt = F.normalize(target.flatten(1)[:, chosen].T.float(), dim=1)
     similarity = ref @ tgt.T
@@ -42,14 +49,15 @@ def contrastive_loss(
     patches: int,
     temperature: float,
     center: bool,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Scalar: the mean over positions of `patch_nce`, summed over patch sizes and layers.
 
     pairs: (reference, target) features (C, h, w), one pair per layer. A patch of size p is the mean of p x p positions
     (average pooling); layers smaller than p are left out for that size. center: subtract the reference's mean over
     positions from both first. In a small model what all positions have in common is most of a feature: every cosine is
-    then near 1, the loss near the logarithm of the number of patches, and its gradient near nothing. Raises UserError
-    where every layer is smaller than every patch size.
+    then near 1, the loss near the logarithm of the number of patches, and its gradient near nothing. generator: as
+    `patch_nce`'s. Raises UserError where every layer is smaller than every patch size.
     """
     total = None
     for reference, target in pairs:
@@ -60,7 +68,7 @@ def contrastive_loss(
             if min(reference.shape[1:]) < size:
                 continue
             ref, tgt = (F.avg_pool2d(x[None].float(), size)[0] for x in (reference, target))
-            loss = patch_nce(ref, tgt, patches=patches, temperature=temperature).mean()
+            loss = patch_nce(ref, tgt, patches=patches, temperature=temperature, generator=generator).mean()
             total = loss if total is None else total + loss
     if total is None:
         raise UserError(f"objective.patch_sizes={list(patch_sizes)}: all are larger than every feature map; lower them")

@@ -49,4 +49,4 @@ class SSD(Contrastive):
             + self.identity * math.exp(t / 1000) * (z_t - z_src)
         )
         step = self.step(draw, self.scaled(difference))
-        return self.with_contrast(step, z, cond_src[0].features if cond_src else (), target.features)
+        return self.with_contrast(step, draw, z, cond_src[0].features if cond_src else (), target.features)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -31,14 +32,17 @@ class Subject(Protocol):
     def parameter_groups(self, lr: float) -> list[dict]:
         """What to optimise, as an optimiser's parameter groups."""
 
-    def pair(self, step: int) -> Pair:
-        """The pair of this step. All that a step draws at random, but t and noise, is drawn here."""
+    def pair(self, step: int, generator: torch.Generator | None = None) -> Pair:
+        """The pair of this step. All that a step draws at random, but what the objective draws, is drawn here.
+
+        generator: the step's own, on the CPU; None is torch's global one.
+        """
 
     def observe(self, pair: Pair, image_gradient: Tensor) -> None:
         """Called once the optimiser has moved the parameters."""
 
     def state(self) -> dict:
-        """What a resume needs beside the parameters: numbers and tensors."""
+        """What a resume needs beside the parameters: numbers and tensors, of which `Editor` keeps a copy."""
 
     def load_state(self, state: dict) -> None:
         """Take what `state` gave."""

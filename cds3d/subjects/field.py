@@ -92,12 +92,13 @@ class FieldPair:
         inside: float,
         stride: int,
         pull: float | Tensor,
+        generator: torch.Generator | None = None,
     ):
         self.source, self.camera = source.latent, camera
         self._prior, self._field, self._source_view = prior, target, source
         self._weight, self._reach, self._stride, self._pull = weight, reach, stride, pull
         within, outside = split_indices(reach >= inside)
-        outside = outside[int(torch.randint(stride, (1,))) :: stride]
+        outside = outside[int(torch.randint(stride, (1,), generator=generator)) :: stride]
         self._rays, self._within = torch.cat([within, outside]), len(within)
         self._encoded: Tensor | None = None
 
@@ -128,10 +129,13 @@ class FieldPair:
 
 
 class FieldViews:
-    """source: the field to edit, left alone. cameras: the views to edit through, at the editing size.
+    """source: the field to edit, left alone; it has to stay as it is meanwhile. cameras: the views to edit through, at
+    the editing size.
 
     seed: of the order in which cameras come. given: (z, y, x) bool in the cells of the source's occupancy; if there is
     one, nothing changes outside of it. find: whether gradients find the region, inside the given one if there is one.
+
+    Raises ValueError for no cameras, cameras of less than 8 pixels a side, and where neither says the region.
     """
 
     def __init__(
@@ -146,7 +150,9 @@ class FieldViews:
         given: Tensor | None = None,
         find: bool = True,
     ):
-        self.source, self.find = source.requires_grad_(False), find
+        if not find and given is None:
+            raise ValueError("find=False needs a given region")
+        self.source, self.find = source, find
         self._trainable = copy.deepcopy(source).requires_grad_(True)
         self.target = self._trainable if given is None else LocalField(source, given, self._trainable)
         self.cameras, self.prior, self.rates = list(cameras), prior, rates
@@ -157,7 +163,7 @@ class FieldViews:
     def parameter_groups(self, lr: float) -> list[dict]:
         return moved_groups(self._trainable, self.rates, lr)
 
-    def pair(self, step: int) -> FieldPair:
+    def pair(self, step: int, generator: torch.Generator | None = None) -> FieldPair:
         kept = self.preservation
         camera, source = self.views.of(step)
         weight = self._weight(camera, source)
@@ -172,6 +178,7 @@ class FieldViews:
             kept.inside,
             max(1, round(1 / kept.ray_share)),
             kept.preservation * self.region.gradient_rms,
+            generator,
         )
 
     def _weight(self, camera: int, source: SourceView) -> Tensor:

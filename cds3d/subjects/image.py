@@ -6,9 +6,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cds3d.guidance.prior import Prior
+from cds3d.guidance.prior import CELL, Prior
 
-_CELL = 8  # pixels per latent element, along each side
+_ROUNDING = 1e-3  # by which colours may leave [0, 1]
+
+
+def checked_picture(image: Tensor) -> Tensor:
+    """The picture as float32, if it is (3, H, W) in [0, 1], floating point, and at least 8 pixels high and wide.
+
+    Raises ValueError that says what is wrong. Colours may leave [0, 1] by rounding.
+    """
+    shape = tuple(image.shape)
+    if image.ndim != 3 or shape[0] != 3:
+        hint = ": use permute(2, 0, 1)" if image.ndim == 3 and shape[2] == 3 else ""
+        raise ValueError(f"a picture has the shape (3, H, W), not {shape}{hint}")
+    if min(shape[1:]) < CELL:
+        raise ValueError(f"a picture of {shape[2]}x{shape[1]} pixels is too small: at least {CELL}x{CELL} are needed")
+    if not image.is_floating_point():
+        raise ValueError(f"a picture has floating-point colours in [0, 1], not {image.dtype}: divide bytes by 255")
+    low, high = torch.stack(image.aminmax()).tolist()
+    if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # also where they are not numbers
+        raise ValueError(f"a picture has colours in [0, 1], and these go from {low:.4g} to {high:.4g}")
+    return image.float()
 
 
 class LatentPair:
@@ -29,10 +48,12 @@ class LatentPair:
 class LatentImage:
     """The parameter is the latent itself, started at the source's: the published 2D method.
 
-    image: (3, H, W) in [0, 1], any size: it is padded to whole latent cells by repeating its border.
+    image: (3, H, W) in [0, 1], any size from 8x8 on: it is padded to whole latent cells by repeating its border.
+    Raises ValueError for anything else (`checked_picture`).
     """
 
     def __init__(self, image: Tensor, prior: Prior):
+        image = checked_picture(image)
         self.prior, self.size = prior, tuple(image.shape[1:])
         self.source = self.encoded(image)
         self.parameter = nn.Parameter(self.source.clone())
@@ -41,7 +62,7 @@ class LatentImage:
     def encoded(self, image: Tensor) -> Tensor:
         """(3, H, W) in [0, 1] of the source's size -> (1, C, h, w), its latent."""
         height, width = self.size
-        padded = F.pad(image[None], (0, -width % _CELL, 0, -height % _CELL), mode="replicate")
+        padded = F.pad(image[None], (0, -width % CELL, 0, -height % CELL), mode="replicate")
         return self.prior.encode_image(padded)
 
     @torch.no_grad()
@@ -52,7 +73,7 @@ class LatentImage:
     def parameter_groups(self, lr: float) -> list[dict]:
         return [{"params": [self.parameter], "lr": lr}]
 
-    def pair(self, step: int) -> LatentPair:
+    def pair(self, step: int, generator: torch.Generator | None = None) -> LatentPair:
         return LatentPair(self.source, self.parameter)
 
     def observe(self, pair: LatentPair, image_gradient: Tensor) -> None:
@@ -96,20 +117,21 @@ class PixelPair:
 class PixelImage:
     """The parameter is the image; each step the encoder sees it through a window shifted by up to 7 pixels.
 
-    Without the shift the latent's 8-pixel grid shows in the result. Texture too fine for the encoder survives.
+    Without the shift the latent's 8-pixel grid shows in the result. Texture too fine for the encoder survives. image:
+    as `LatentImage`'s.
     """
 
     def __init__(self, image: Tensor, prior: Prior):
         self.prior = prior
-        self.source = image[None].to(prior.device)
+        self.source = checked_picture(image)[None].to(prior.device)
         self.parameter = nn.Parameter(self.source.clone())
         self._sources: dict[tuple[int, int], Tensor] = {}
 
     def parameter_groups(self, lr: float) -> list[dict]:
         return [{"params": [self.parameter], "lr": lr}]
 
-    def pair(self, step: int) -> PixelPair:
-        shift = tuple(torch.randint(0, _CELL, (2,)).tolist())
+    def pair(self, step: int, generator: torch.Generator | None = None) -> PixelPair:
+        shift = tuple(torch.randint(0, CELL, (2,), generator=generator).tolist())
         if shift not in self._sources:
             with torch.no_grad():
                 self._sources[shift] = self.prior.encode_image(shifted(self.source, *shift))
@@ -133,5 +155,5 @@ class PixelImage:
 def shifted(image: Tensor, top: int, left: int) -> Tensor:
     """(1, 3, H, W) moved by (top, left) pixels against the latent's grid, in whole cells, the border repeated."""
     height, width = image.shape[2:]
-    down, right = -(height + top) % _CELL, -(width + left) % _CELL
+    down, right = -(height + top) % CELL, -(width + left) % CELL
     return F.pad(image, (left, right, top, down), mode="replicate")

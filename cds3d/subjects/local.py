@@ -98,11 +98,14 @@ class LocalPair:
 
 
 class LocalViews:
-    """source: the field to edit, left alone. cameras: the views to edit through, at the editing size.
+    """source: the field to edit, left alone; it has to stay as it is meanwhile. cameras: the views to edit through, at
+    the editing size.
 
     looks: how many steps only look; 0 needs a given region. clear_from: the step from which haze is cleared. seed: of
     the order in which cameras come. given: (z, y, x) bool in the cells of the source's occupancy. The region lies
     in it; with looks=0 it is all of it.
+
+    Raises ValueError for no cameras, and for cameras of less than 8 pixels a side.
     """
 
     def __init__(
@@ -118,7 +121,7 @@ class LocalViews:
         seed: int = 0,
         given: Tensor | None = None,
     ):
-        self.source = source.requires_grad_(False)
+        self.source = source
         self.target = LocalField(source, torch.zeros_like(source.occupancy))
         self.cameras, self.prior, self.rates = list(cameras), prior, rates
         self.region, self.volume, self.given = EditedRegion(region), volume, given
@@ -130,7 +133,8 @@ class LocalViews:
     def parameter_groups(self, lr: float) -> list[dict]:
         return moved_groups(self.target.target, self.rates, lr)
 
-    def pair(self, step: int) -> LookPair | LocalPair:
+    def pair(self, step: int, generator: torch.Generator | None = None) -> LookPair | LocalPair:
+        """As `Subject.pair`; nothing is drawn at random."""
         camera, source = self.sources.of(step)
         if step < self.looks and not self._opened:
             return LookPair(self.prior, camera, source)

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from cds3d.guidance.prior import Prior
+from cds3d.guidance.prior import CELL, Prior
 from cds3d.threads import beside
 from tensorf.cameras import Camera
 from tensorf.renderable import FastView, Renderable
@@ -33,6 +33,16 @@ def source_view(source: Renderable, camera: Camera, prior: Prior) -> SourceView:
     return SourceView(view, view.full, prior.encode_image(as_batch(view.full)))
 
 
+def check_cameras(cameras: Sequence[Camera]) -> None:
+    """ValueError for no cameras, and for pictures of less than a latent's cell."""
+    if not cameras:
+        raise ValueError("cameras is empty: an edit needs at least one view")
+    for camera in cameras:
+        if min(camera.width, camera.height) < CELL:
+            size = f"{camera.width}x{camera.height}"
+            raise ValueError(f"a camera of {size} pixels is too small: {CELL}x{CELL} are needed")
+
+
 def as_batch(image: Tensor) -> Tensor:
     """(H, W, 3) -> (1, 3, H, W)."""
     return image.permute(2, 0, 1)[None]
@@ -53,12 +63,18 @@ class SourceViews:
     """The source's view of each camera, in the order of an edit's steps.
 
     seed: of the order in which cameras come. made: the views that were asked for, by camera, the first one first.
+    Raises ValueError for cameras that cannot be edited through.
     """
 
     def __init__(self, source: Renderable, cameras: Sequence[Camera], prior: Prior, seed: int):
+        check_cameras(cameras)
         self.source, self.cameras, self.prior, self.seed = source, cameras, prior, seed
         self.made: dict[int, SourceView] = {}
         self._coming: dict[int, Future[SourceView]] = {}
+
+    def __getstate__(self) -> dict:
+        """For `copy.deepcopy`: without the threads, and without views that are on their way in them."""
+        return {name: value for name, value in vars(self).items() if name != "_threads"} | {"_coming": {}}
 
     def turn(self, step: int) -> int:
         return turn_of(step, len(self.cameras), self.seed)

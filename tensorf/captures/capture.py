@@ -33,7 +33,7 @@ log = logging.getLogger("tensorf")
 TEST_EVERY = 8  # views, of which one is held out
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Capture:
     """Photos with poses in a normalised world (`geometry.py` says which), ready to train on.
 
@@ -49,6 +49,9 @@ class Capture:
     disagree with the poses.
     masks: (n, height, width) bool, True where a photo counts: nothing else of it is trained on, or measured; None where
     all of it does.
+
+    Raises ValueError where these do not fit together, and where there is no training view. Captures are equal if they
+    are one and the same object.
     """
 
     name: str
@@ -68,6 +71,44 @@ class Capture:
     sightings: tuple[Tensor, Tensor] | None = None
     masks: Tensor | None = None
 
+    def __post_init__(self):
+        images, masks = self.images, self.masks
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[3] != 3:
+            raise ValueError(f"images of {_described(images)} have to be uint8 of (n, height, width, 3), 0 to 255")
+        count, height, width, _ = images.shape
+        if not len(self.cameras) == len(self.image_names) == count:
+            raise ValueError(
+                f"{count} images need as many cameras and image_names, not {len(self.cameras)} and "
+                f"{len(self.image_names)}"
+            )
+        for i, camera in enumerate(self.cameras):
+            if (camera.width, camera.height) != (width, height):
+                raise ValueError(
+                    f"camera {i} is for {camera.width}x{camera.height} pixels, but the images have {width}x{height}: "
+                    "Camera.resized gives one for them"
+                )
+        if masks is not None and (masks.dtype != torch.bool or masks.shape != images.shape[:3]):
+            raise ValueError(f"masks of {_described(masks)} have to be bool of {tuple(images.shape[:3])}")
+        for name, views in (("train", self.train), ("test", self.test)):
+            if strangers := [i for i in views if not 0 <= i < count]:
+                raise ValueError(f"{name} names view {strangers[0]}, but the {count} views are 0 to {count - 1}")
+        if not self.train:
+            raise ValueError("train=[] has to name at least one view to train on")
+
+    def camera_at(self, pose: Tensor | np.ndarray, like: Camera | None = None) -> Camera:
+        """A camera in the world, where the field is, from a pose in the capture's own coordinates.
+
+        pose: (3, 4) or (4, 4), camera to world, with OpenCV's axes (x right, y down, z forward), as transforms.json or
+        COLMAP mean it once their axes are OpenCV's. like: whose intrinsics and size it has; the first view's unless
+        given. The rotation stays a rotation: `world_from_capture @ pose` would scale it. Raises ValueError for another
+        shape, and for what is no rotation.
+        """
+        pose = torch.as_tensor(pose).detach().cpu().double().numpy()
+        if pose.shape not in ((3, 4), (4, 4)):
+            raise ValueError(f"pose of shape {pose.shape} has to be (3, 4) or (4, 4), camera to world")
+        moved = transformed(pose[None, :3], self.world_from_capture.double().numpy())[0]
+        return (like or self.cameras[0]).with_pose(_tensor(moved))
+
     def mask(self, i: int) -> Tensor | None:
         """(height, width) bool: where photo `i` counts; None where all of it does."""
         return None if self.masks is None else self.masks[i]
@@ -76,6 +117,10 @@ class Capture:
     def forward_facing(self) -> bool:
         """Whether its space is NDC."""
         return self.space == "ndc"
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of {tuple(tensor.shape)}"
 
 
 def load_capture(

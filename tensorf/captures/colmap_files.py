@@ -47,7 +47,7 @@ class ModelCamera:
     parameters: tuple[float, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Registered:
     """An image with a pose. quaternion (4,) w x y z and translation (3,): world to camera. point_ids: (seen,) int64."""
 
@@ -58,7 +58,7 @@ class Registered:
     point_ids: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """point_ids (points,) ascending int64 and points (points, 3) float64 belong together."""
 

@@ -20,7 +20,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from tensorf.captures.frames import choose_frames
 from tensorf.captures.masks import FOLDER
@@ -28,6 +27,7 @@ from tensorf.captures.photos import by_lens, copy_photos
 from tensorf.captures.sources import Source, folder_of, tell, write_record
 from tensorf.captures.views import MINIMUM_VIEWS
 from tensorf.errors import UserError, reason
+from tensorf.progress import progress
 
 log = logging.getLogger("tensorf")
 
@@ -254,7 +254,7 @@ class _Reconstruction:
         token = self.colmap.CancellationToken()
         with (
             ThreadPoolExecutor(1, thread_name_prefix=stage) as pool,  # leaving it waits for the thread
-            tqdm(total=total, desc=stage, disable=not self.show_progress) as bar,
+            progress(self.show_progress, total=total, desc=stage) as bar,
         ):
             future = pool.submit(work, token)
             try:

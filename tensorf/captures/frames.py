@@ -17,11 +17,11 @@ import cv2
 import imageio_ffmpeg
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from tensorf.captures.photos import JPEG_QUALITY, LONGEST_SIDE
 from tensorf.captures.views import MINIMUM_VIEWS
 from tensorf.errors import UserError
+from tensorf.progress import progress
 from tensorf.untrusted import MOST_PIXELS, check_pixels
 
 log = logging.getLogger("tensorf")
@@ -49,7 +49,7 @@ _SDR = (
 )
 
 
-@dataclass
+@dataclass(eq=False)
 class _Frame:
     index: int
     sharpness: float
@@ -108,7 +108,7 @@ def _write_sharpest(
         moves = moves or float(np.abs(thumbnail - first).mean()) > _STILL
 
     best = None
-    with tqdm(total=total, desc="video", unit="frame", disable=not show_progress) as bar:
+    with progress(show_progress, total=total, desc="video", unit="frame") as bar:
         for index, pixels in enumerate(frames):
             frame = _Frame(index, sharpness(pixels), pixels)
             if best is not None and int(index / window) > int(best.index / window):

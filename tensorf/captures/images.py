@@ -26,12 +26,12 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from tensorf.cameras import size_for_width
 from tensorf.captures.pictures import hidden_share, hides_all, orientation, read_mask, read_picture, stored_size
 from tensorf.captures.views import MINIMUM_VIEWS, Lens, Listing, View
 from tensorf.errors import UserError
+from tensorf.progress import progress
 
 log = logging.getLogger("tensorf")
 
@@ -177,7 +177,7 @@ def load_images(
     masks = None if all(view.mask is None for view in views) else np.ones(images.shape[:3], dtype=bool)
     _warn_of_rims(view.lens for view in views if view.lens.distorted)
     lenses = []
-    bar = tqdm(views, desc="photos", unit="photo", disable=not show_progress or len(views) <= _FEW)
+    bar = progress(show_progress and len(views) > _FEW, views, desc="photos", unit="photo")
     for i, view in enumerate(bar):
         images[i], lens = _pinhole_image(view, sizes[i], native, size, white)
         lenses.append(lens)

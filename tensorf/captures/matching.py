@@ -33,7 +33,7 @@ _ENOUGH, _WRONG = 100, 3.0  # matches and pixels; of a capture as a whole
 _PARALLAX = np.radians(0.7)  # between the two rays of a triangulated point
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Matches:
     """Matches of two views `i` and `j`: first, second (n, 2) pinhole coordinates (x / z, y / z) in each camera."""
 
@@ -43,7 +43,7 @@ class Matches:
     second: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fit:
     """How well matches fit the poses.
 

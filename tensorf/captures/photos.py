@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 from PIL import ExifTags, Image
-from tqdm import tqdm
 
 from tensorf.captures.heic import HEIC_SUFFIXES, INSTALL, heic_is_read
 from tensorf.captures.images import common_size, is_photo, same_aspect
@@ -28,6 +27,7 @@ from tensorf.captures.pictures import (
 )
 from tensorf.captures.views import natural_key
 from tensorf.errors import UserError
+from tensorf.progress import progress
 
 log = logging.getLogger("tensorf")
 
@@ -105,7 +105,7 @@ def copy_photos(
     alike = [photo for photo in photos if same_aspect(sizes[photo], common)]
     kept = [photo for photo in alike if sizes[photo][0] * _SHRINKS >= common[0]]
     names = _names(kept)
-    for photo, name in zip(tqdm(kept, desc="photos", unit="photo", disable=not show_progress), names):
+    for photo, name in zip(progress(show_progress, kept, desc="photos", unit="photo"), names):
         reduction = min(sizes[photo][0] // common[0], sizes[photo][1] // common[1])
         try:
             pixels = read_picture(photo, white=True, upright=True, reduction=reduction)

@@ -70,7 +70,7 @@ def turned_pose(pose: np.ndarray) -> np.ndarray:
     return np.stack([-down, right, forward, position], axis=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class View:
     """One photo. pose: (3, 4) float64. held_out: None where the capture names no split.
 
@@ -85,7 +85,7 @@ class View:
     mask: Path | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Listing:
     """All views of a capture; every `path` exists.
 

@@ -23,7 +23,7 @@ from tensorf.files import atomic, write_text
 _PINHOLE = 1  # COLMAP's number of the camera model
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Points:
     """positions (n, 3) float64 in the capture's coordinates; colors (n, 3) uint8; view (n,), which view shows each, and
     pixels (n, 2) float64, where: column and row, 0.5 in the middle of the first pixel.

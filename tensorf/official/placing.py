@@ -85,7 +85,7 @@ def _ndc(model: Official, capture: Capture, mirrored: bool) -> dict:
         reference=capture.reference.clone(),
         background=0.0,
         unit=unit,
-        stretch=torch.tensor([-across if mirrored else across, down]),
+        stretch=torch.tensor([-across if mirrored else across, down], dtype=torch.float32),
         interval=1 / (model.samples - 1),
     )
 
@@ -99,7 +99,7 @@ def _box(model: Official, capture: Capture) -> dict:
         reference=torch.cat([similarity[:3, :3] / scale, similarity[:3, 3:]], 1),
         background=1.0,
         unit=scale,
-        stretch=torch.ones(2),
+        stretch=torch.ones(2, dtype=torch.float32),
         interval=model.step,
     )
 

@@ -36,7 +36,7 @@ _DEFAULTS = {
 _MOST_SAMPLES = 100_000  # on a ray: more is a damaged file
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Official:
     """A checkpoint. box: (2, 3) the aabb. resolution: grid points along x, y, z. near, far: in the authors' units.
 
@@ -118,7 +118,7 @@ def _read(path: Path, table: Mapping) -> Official:
         raise ValueError(f"gridSize {points} has to be three numbers above 1")
     grids, components = _grids(state, given)
     network = {k.replace("renderModule.", "decoder.", 1): v for k, v in state.items() if k.startswith("renderModule.")}
-    step = ((box[1] - box[0]) / (torch.tensor(points) - 1)).mean() * float(given["step_ratio"])
+    step = ((box[1] - box[0]) / (torch.tensor(points, dtype=torch.float32) - 1)).mean() * float(given["step_ratio"])
     samples = int((box[1] - box[0]).norm() / step) + 1 if step > 0 else 0
     near, far = (float(v) for v in given["near_far"])
     if not (2 <= samples <= _MOST_SAMPLES and math.isfinite(near) and near < far):

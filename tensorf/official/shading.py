@@ -32,8 +32,9 @@ class OfficialShading(nn.Module):
             # The authors declare MLP_PE three inputs wider than what they give it, which cannot run: only networks
             # whose width was put right can come here.
             width += {"MLP_Fea": 2 * of_features * feature_dim, "MLP_PE": 6 * of_position}.get(mode, 0)
-            layers = [nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 3)]
-            self.mlp = nn.Sequential(*layers)
+            sizes = ((width, hidden), (hidden, hidden), (hidden, 3))
+            first, second, last = (nn.Linear(*size, dtype=torch.float32) for size in sizes)
+            self.mlp = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
 
     def forward(self, features: Tensor, viewdirs: Tensor, x: Tensor) -> Tensor:
         """features (n, feature_dim), viewdirs (n, 3) unit, x (n, 3) in [-1, 1] -> (n, 3), of SH and RGB any number."""

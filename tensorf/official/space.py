@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from tensorf.precision import full_precision
 from tensorf.space import Rays, Space
 
 # Shift of all samples along their rays, as a share of the longest one. The authors' first sample lies on the box's
@@ -18,7 +19,7 @@ from tensorf.space import Rays, Space
 _INWARDS = 2e-6
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class OfficialSpace(Space):
     """kind: "ndc" or "box". box: the authors' aabb.
 
@@ -40,6 +41,7 @@ class OfficialSpace(Space):
         """Where rays begin whose first sample is at `first`: half an interval before, as `render.march` has it."""
         return first + _INWARDS * self.t_span - self.interval / 2
 
+    @full_precision
     def cast(self, origins: Tensor, directions: Tensor, checked: bool = False) -> Rays:
         """As `Space.cast`. viewdirs are unit vectors in the authors' coordinates, of NDC too."""
         if self.kind == "ndc":

@@ -46,7 +46,7 @@ def field_views(
     field, cameras, prior, *, mask_threshold=0.0, preservation=0.0, seed=0, given=None, find=True, **rates
 ) -> FieldViews:
     """Everything moves, nothing is held, unless said otherwise; the margin is two pixels."""
-    width = cameras[0].width
+    width = cameras[0].width if cameras else 32
     kept = replace(build(Preservation, _field()), preservation=preservation, margin=2 / width)
     moved = FieldRates(**{**dict(color_lr=1.0, network_lr=0.1, density_lr=1.0, line_lr=1.0), **rates})
     return FieldViews(field, cameras, prior, moved, region_config(mask_threshold, width), kept, seed, given, find)

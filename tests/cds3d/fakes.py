@@ -92,13 +92,15 @@ class LinearPrior(LinearDenoiser):
 class FixedGradient:
     """An objective that answers with one number everywhere, and with `bad` from call `bad_from` on."""
 
+    t_min = t_max = 0
+
     def __init__(self, value=1.0, bad=float("nan"), bad_from=10**9):
         self.value, self.bad, self.bad_from, self.calls = value, bad, bad_from, 0
 
     def at(self, progress):
         return self
 
-    def draw(self, latent, progress):
+    def draw(self, latent, progress, generator=None):
         return Draw(0, torch.zeros_like(latent))
 
     def gradient(self, prior, pair, prompts, draw):

@@ -1,5 +1,6 @@
 """What `import cds3d` and `import tensorf` offer to a program or a notebook."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -21,6 +22,17 @@ def test_every_name_is_there(package):
         assert isinstance(made, dict) or made.__name__ == name
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         package.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("package", [cds3d, tensorf], ids=["cds3d", "tensorf"])
+def test_type_checkers_see_the_same_names(package):
+    source = Path(package.__file__)
+    (block,) = (n for n in ast.parse(source.read_text()).body if isinstance(n, ast.If))
+    assert block.test.id == "TYPE_CHECKING" and (source.parent / "py.typed").is_file()
+    seen = {name.name: (n.module, name.asname) for n in block.body for name in n.names}
+    full = "" if package is cds3d else "tensorf."
+    modules = {name: (f"{full}{module}", name) for name, module in package._MODULES.items()}
+    assert seen == modules  # "X as X": a name that is given on
 
 
 def test_importing_the_packages_loads_nothing_large():

@@ -370,7 +370,8 @@ def gradients(prior, objective, src, tgt, t, moved):
     subject = LatentImage(torch.rand((3, 32, 48), generator=generator(5)), prior)
     subject.parameter += moved * torch.randn(subject.source.shape, generator=generator(6))
     draw = Draw(t, torch.randn(subject.source.shape, generator=generator(7)))
-    return objective.gradient(prior, subject.pair(0), Prompts.of(prior, src, tgt), draw).gradient
+    prompts = Prompts(*map(prior.embed, ("", src, tgt)))  # which may be equal here
+    return objective.gradient(prior, subject.pair(0), prompts, draw).gradient
 
 
 @pytest.mark.parametrize("prior", ["tiny", "pocket"])

@@ -1,5 +1,7 @@
 """Edits of a field by way of its pictures: all views share a turn's noise, then the region and the fit, then again."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -38,14 +40,17 @@ def cameras(capture_folder):
 class Recorded:
     """An objective whose gradient is the same everywhere; it remembers its draws."""
 
+    t_min, t_max = 50, 949
+
     def __init__(self, size=1.0):
         self.size, self.draws = size, []
 
     def at(self, progress):
         return self
 
-    def draw(self, latent, progress):
-        self.draws.append(Draw(int(torch.randint(50, 950, (1,))), torch.randn(latent.shape)))
+    def draw(self, latent, progress, generator=None):
+        t = int(torch.randint(50, 950, (1,), generator=generator))
+        self.draws.append(Draw(t, torch.randn(latent.shape, generator=generator)))
         return self.draws[-1]
 
     def gradient(self, prior, pair, prompts, draw):
@@ -98,9 +103,9 @@ def test_views_share_a_timestep_that_falls(field, cameras, masked):
     told = []
 
     class Falling(Recorded):
-        def draw(self, latent, progress):
+        def draw(self, latent, progress, generator=None):
             told.append(progress)
-            return super().draw(latent, progress)
+            return super().draw(latent, progress, generator)
 
     to_end(work(field, cameras, Falling(), iterations=3, rounds=1))
     assert told == [0] * 3 + [0.5] * 3 + [1] * 3
@@ -111,6 +116,61 @@ def test_a_step_edits_one_view(field, cameras):
     edit.step()
     moved = [not torch.equal(image.parameter, image.source) for image in edit.latents.images]
     assert moved == [True, False, False] and edit.iteration == 1
+
+
+def parameters(edit):
+    images = [image.parameter.detach().clone() for image in edit.latents.images]
+    return images + [p.detach().clone() for p in edit.target.target.parameters()]
+
+
+@pytest.mark.parametrize("steps", [1, 7, 10])  # in the first pictures, in the first fit, in the second pictures
+def test_a_state_is_a_snapshot(steps, field, cameras, masked):
+    edit = work(field, cameras, rounds=2)
+    for _ in range(steps):
+        edit.step()
+    state, before = edit.state_dict(), parameters(edit)
+    to_end(edit)
+    end = parameters(edit)
+    for _ in range(2):  # what is loaded is not changed either
+        edit.load_state_dict(state)
+        assert edit.iteration == steps
+        parts = None if steps == 7 else 3  # the field's parameters count in a fit alone, which begins with the source's
+        assert all(torch.equal(a, b) for a, b in zip(parameters(edit)[:parts], before[:parts], strict=True))
+        to_end(edit)
+        assert all(torch.equal(a, b) for a, b in zip(parameters(edit), end, strict=True))
+
+
+def test_steps_leave_the_global_random_state_alone(field, cameras, masked):
+    edit = work(field, cameras)
+    before = torch.get_rng_state()
+    with torch.no_grad():  # which a step does not mind
+        to_end(edit)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_edit_is_freed_once_nobody_has_it(field, cameras):
+    edit = work(field, cameras)
+    alive = weakref.ref(edit)
+    gc.disable()
+    try:
+        del edit
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+def test_the_callers_field_stays_trainable(field, cameras):
+    work(field, cameras)
+    assert all(p.requires_grad for p in field.parameters())
+
+
+def test_views_and_regions_that_nothing_can_be_edited_in(field, cameras):
+    with pytest.raises(ValueError, match="cameras is empty"):
+        work(field, [])
+    with pytest.raises(ValueError, match="6x27 pixels"):
+        work(field, [cameras[0].resized(6, 27)])
+    with pytest.raises(ValueError, match="find=False"):
+        work(field, cameras, find=False)
 
 
 def test_iterations_count_pictures_and_fits_of_all_rounds(field, cameras, masked):

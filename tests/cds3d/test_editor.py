@@ -69,6 +69,66 @@ def test_a_resumed_run_is_bit_for_bit_the_unbroken_one(make_editor):
     assert not all(torch.equal(a, b) for a, b in zip(parameters(second), start))
 
 
+def test_a_step_leaves_the_global_random_state_alone(make_editor):
+    editors = []
+    for seed in (1, 2):
+        editor = make_editor()
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        editor.step()
+        editor.step()
+        assert torch.equal(torch.get_rng_state(), before)
+        editors.append(editor)
+    assert all(torch.equal(a, b) for a, b in zip(*map(parameters, editors), strict=True))
+
+
+def test_a_state_is_a_snapshot(make_editor):
+    editor = make_editor()
+    editor.step()
+    state, before = editor.state_dict(), parameters(editor)
+    run(editor)
+    end = parameters(editor)
+    for _ in range(2):  # what is loaded is not changed either
+        editor.load_state_dict(state)
+        assert editor.iteration == 1
+        assert all(torch.equal(a, b) for a, b in zip(parameters(editor), before, strict=True))
+        run(editor)
+        assert all(torch.equal(a, b) for a, b in zip(parameters(editor), end, strict=True))
+
+
+def test_a_state_of_another_seed_is_refused():
+    prior, editors = LinearPrior(), []
+    for seed in (3, 4):
+        subject = LatentImage(torch.rand(3, 16, 16), prior)
+        editors.append(Editor(subject, prior, FixedGradient(), PROMPTS, edit_config(4, 0.1, "sgd", seed=seed)))
+    with pytest.raises(UserError, match="seed=3, and this edit has seed=4"):
+        editors[1].load_state_dict(editors[0].state_dict())
+    earlier = {key: value for key, value in editors[0].state_dict().items() if key != "seed"}
+    editors[1].load_state_dict(earlier)  # of a version that did not keep it
+
+
+def test_a_step_finds_its_gradient_where_gradients_are_off(make_editor):
+    plain, without = make_editor(), make_editor()
+    plain.step()
+    with torch.no_grad():
+        without.step()
+    assert all(torch.equal(a, b) for a, b in zip(parameters(plain), parameters(without), strict=True))
+
+
+@pytest.mark.parametrize("t", [dict(t_max=1000), dict(t_min=-1), dict(t_min=700, t_max=600)])
+def test_timesteps_that_the_prior_does_not_have_are_refused(t):
+    subject, prior = LatentImage(torch.rand(3, 16, 16), LinearPrior()), LinearPrior()
+    with pytest.raises(UserError, match=r"t_min\.\.t_max is .* 0\.\.999"):
+        Editor(subject, prior, objective("dds", **t), PROMPTS, edit_config(4, 0.1, "sgd"))
+
+
+def test_prompts_that_the_encoder_cannot_tell_apart_are_refused(prior):
+    long = " ".join(["word"] * 100)
+    for source, target in (("a cat", "a cat"), ("a cat", "A Cat "), (long, long + " more")):
+        with pytest.raises(UserError, match="the same for the text encoder"):
+            Prompts.of(prior, source, target)
+
+
 def test_each_gets_every_steps_figures(prior):
     prompts = Prompts.of(prior, "a cat", "a pig")
     subject = LatentImage(torch.rand(3, 16, 16), prior)
@@ -111,7 +171,7 @@ def test_a_look_whose_gradient_is_not_finite_stops_too(monkeypatch):
     subject = LatentImage(torch.rand(3, 16, 16), LinearPrior())
     pair = LatentPair(subject.source, subject.parameter)
     monkeypatch.setattr(pair, "backward", lambda gradient: gradient, raising=False)
-    monkeypatch.setattr(subject, "pair", lambda step: pair)
+    monkeypatch.setattr(subject, "pair", lambda step, generator: pair)
     editor = Editor(
         subject, LinearPrior(), FixedGradient(1.0, float("nan"), bad_from=1), PROMPTS, edit_config(9, 0.05, "sgd")
     )
@@ -160,9 +220,9 @@ def test_each_group_has_its_own_rate():
             self.other = torch.nn.Parameter(torch.zeros(3))
             return [{"params": [self.parameter], "lr": lr}, {"params": [self.other], "lr": lr / 4}]
 
-        def pair(self, step):
+        def pair(self, step, generator=None):
             self.other.grad = torch.ones(3)
-            return super().pair(step)
+            return super().pair(step, generator)
 
     subject = Two(torch.rand(3, 16, 16), LinearPrior())
     editor = Editor(subject, LinearPrior(), FixedGradient(1.0), None, edit_config(4, 0.4, "sgd"))
@@ -217,21 +277,17 @@ def test_steps_that_share_a_timestep():
     told = []
 
     class Told(FixedGradient):
-        def draw(self, latent, progress):
+        def draw(self, latent, progress, generator=None):
             told.append(progress)
-            return super().draw(latent, progress)
+            return super().draw(latent, progress, generator)
 
-    run(
-        Editor(
-            LatentImage(torch.rand(3, 16, 16), LinearPrior()),
-            LinearPrior(),
-            Told(),
-            None,
-            edit_config(6, 0.1, "sgd"),
-            2,
-        )
-    )
+    subject = LatentImage(torch.rand(3, 16, 16), LinearPrior())
+    editor = Editor(subject, LinearPrior(), Told(), None, edit_config(6, 0.1, "sgd"), sharing=2)
+    run(editor)
     assert told == [0, 0, 0.5, 0.5, 1, 1]
+    editor.step()
+    editor.step()
+    assert told[6:] == [1, 1]  # beyond the last step, as in it
 
 
 def test_each_step_has_the_objective_of_its_progress():
@@ -242,15 +298,18 @@ def test_each_step_has_the_objective_of_its_progress():
             told.append(progress)
             return Stage(value=progress)
 
-        def draw(self, latent, progress):
+        def draw(self, latent, progress, generator=None):
             told.append(progress)
-            return super().draw(latent, progress)
+            return super().draw(latent, progress, generator)
 
     subject = LatentImage(torch.rand(3, 16, 16), LinearPrior())
     start = subject.parameter.detach().clone()
-    run(Editor(subject, LinearPrior(), Stage(), None, edit_config(4, 0.1, "sgd")))
+    editor = Editor(subject, LinearPrior(), Stage(), None, edit_config(4, 0.1, "sgd"))
+    run(editor)
     assert told == pytest.approx([0, 0, 1 / 3, 1 / 3, 2 / 3, 2 / 3, 1, 1])
     torch.testing.assert_close(start - subject.parameter.detach(), torch.full_like(start, 0.1 * 2))  # 0 + 1/3 + 2/3 + 1
+    editor.step()
+    assert told[8:] == [1, 1]  # beyond the last step, as in it
 
 
 def test_objectives_leave_a_core_to_the_priors_thread(monkeypatch):

@@ -261,8 +261,9 @@ def test_cells_of_a_latent_lie_over_the_pixels_that_they_see():
 
 
 def test_words_are_where_they_tell_noise_from_picture(field, cameras, caplog):
-    prior = Left()
+    prior, before = Left(), torch.get_rng_state()
     seen = word_masks(field, cameras, prior, "the flower", region_config(0.5, 32), seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
     assert len(seen) == 3 and all(mask.shape == (24, 32) for _, mask in seen)
     assert all(mask[:, :12].mean() > 0.9 and mask[:, 20:].mean() < 0.2 for _, mask in seen)
     steps = [call[1] for call in prior.calls if call[0] == "noised"]

@@ -1,5 +1,6 @@
 """A prior on a tiny Stable Diffusion of random weights: latents, noise, features, and what a step costs."""
 
+import copy
 import gc
 import math
 import subprocess
@@ -14,11 +15,12 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 from cds3d.commands.preparing import build_objective
+from cds3d.editor import EditConfig, Editor
 from cds3d.guidance import Query, load_prior
 from cds3d.guidance.prior import Prior
 from cds3d.objectives.objective import Draw, Prompts
 from cds3d.options import load_config
-from cds3d.subjects.image import LatentPair
+from cds3d.subjects.image import LatentImage, LatentPair
 
 CPU = torch.device("cpu")
 
@@ -391,6 +393,46 @@ def test_one_batch_gives_one_kind_of_features(prior):
     z_t, prompt = torch.randn(1, 4, 4, 4), prior.embed("a cat")
     with pytest.raises(ValueError, match="cross, self"):
         prior.ask(Query(z_t, 10, prompt, "self"), Query(z_t, 10, prompt, "cross"))
+
+
+@pytest.mark.parametrize("t", [-1, 1000, 5000])
+def test_timesteps_that_the_prior_does_not_have_are_refused(prior, t):
+    z, prompt = torch.randn(1, 4, 4, 4), prior.embed("a cat")
+    asked = (
+        lambda: prior.ask(Query(z, t, prompt)),
+        lambda: prior.ask(Query(z, 10, prompt), Query(z, t, prompt)),
+        lambda: prior.gather(prior.submit(Query(z, t, prompt))),
+        lambda: prior.noised(z, t, z),
+        lambda: prior.denoised(z, t, z),
+    )
+    for ask in asked:
+        with pytest.raises(ValueError, match=f"t={t} .* 0..999"):
+            ask()
+
+
+def test_features_of_an_unknown_kind_are_refused(prior):
+    with pytest.raises(ValueError, match="features='selfie' is unknown; use self, cross, score"):
+        Query(torch.randn(1, 4, 4, 4), 10, prior.embed("a cat"), "selfie")
+
+
+def test_a_device_may_be_named(tiny_folder):
+    of = load_prior(str(tiny_folder), device="cpu")
+    named = Prior(unet=of.unet, vae=of.vae, text=of.text, alphas=of.alphas, prediction=of.prediction, device="cpu")
+    assert named.device == CPU and named.encode_image(torch.rand(1, 3, 16, 16)).shape == (1, 4, 2, 2)
+
+
+def test_copies_of_what_holds_a_prior_share_it(prior):
+    subject = LatentImage(torch.rand(3, 16, 16), prior)
+    prompts = Prompts.of(prior, "a yellow flower", "a red flower")
+    config = EditConfig(4, 0.1, "adam", lr_decay=1.0, warmup=0.0, adam_floor=0.0, seed=0)
+    editor = Editor(subject, prior, build_objective(load_config("edit", [])), prompts, config)
+    editor.step()
+    copied, before = copy.deepcopy(editor), subject.parameter.detach().clone()
+    assert copied.prior is prior and copied.subject.prior is prior
+    copied.step()
+    assert torch.equal(subject.parameter, before) and not torch.equal(copied.subject.parameter, before)
+    editor.step()
+    assert torch.equal(subject.parameter, copied.subject.parameter)
 
 
 def test_ask_is_submit_and_gather(prior):

@@ -2,22 +2,28 @@
 
 import errno
 import json
+import logging
 import shutil
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, EDMEulerScheduler, StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import errors
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from ldm_layout import original_layout
 from safetensors.torch import load_file, save_file
 from tiny_models import build_xl, copy_of, only_bin, only_fp16, set_json
+from transformers.utils import logging as transformers_logging
 
-from cds3d.guidance import Prior, Query, load_prior
+from cds3d.guidance import Prior, Query, load_prior, loading
 from cds3d.guidance.loading import _try
 from tensorf.errors import UserError
 
 CPU = torch.device("cpu")
+LIBRARIES = (diffusers_logging, transformers_logging)
 
 
 def message_of(*args, **kwargs):
@@ -392,6 +398,36 @@ def test_pickles_are_refused(tmp_path, name):
 
 
 # --- types
+
+
+def test_a_device_that_is_not_there():
+    with pytest.raises(UserError, match="device=cuda:77 cannot be used"):
+        load_prior("pocket", device="cuda:77")
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_other_libraries_are_silent_meanwhile_and_then_tell_what_they_told_before(tiny_folder, works, monkeypatch):
+    meanwhile = []
+    monkeypatch.setattr(loading, "_check", lambda *_: meanwhile.extend(lib.get_verbosity() for lib in LIBRARIES))
+    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in LIBRARIES]
+    try:
+        for library in LIBRARIES:
+            library.set_verbosity_info()
+            library.enable_progress_bar()
+        with nullcontext() if works else pytest.raises(UserError):
+            load_prior(str(tiny_folder if works else tiny_folder / "unet"), device=CPU)
+        assert meanwhile == works * [logging.ERROR] * 2
+        assert all(library.get_verbosity() == logging.INFO for library in LIBRARIES)
+        assert all(library.is_progress_bar_enabled() for library in LIBRARIES)
+        assert not are_progress_bars_disabled()
+        disable_progress_bars()
+        load_prior(str(tiny_folder), device=CPU)
+        assert are_progress_bars_disabled()
+    finally:
+        enable_progress_bars()
+        for library, (verbosity, bars) in zip(LIBRARIES, before, strict=True):
+            library.set_verbosity(verbosity)
+            (library.enable_progress_bar if bars else library.disable_progress_bar)()
 
 
 def test_unknown_dtype():

@@ -52,6 +52,17 @@ def right_half(self, camera, picture):
     return mask
 
 
+def test_the_callers_field_stays_trainable(field, cameras):
+    subject = local_views(field, cameras)
+    assert all(p.requires_grad for p in field.parameters())
+    assert not any(p.requires_grad for p in subject.target.source.parameters())
+
+
+def test_cameras_that_nothing_can_be_edited_through(field, cameras):
+    with pytest.raises(ValueError, match="32x4 pixels"):
+        local_views(field, [cameras[0].resized(32, 4)])
+
+
 @pytest.fixture
 def masked(monkeypatch):
     """The masks of all views are their right halves."""

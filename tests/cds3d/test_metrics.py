@@ -132,6 +132,23 @@ def test_ssim_is_that_of_windows_within_the_picture():
     assert ssim(image[:10], other[:10]) == pytest.approx(ssim_map(image[:10], other[:10]).mean().item())
 
 
+def test_ssim_of_small_pictures():
+    torch.manual_seed(0)
+    a, b = torch.rand(2, 6, 9, 3)
+    assert ssim(a, a) == pytest.approx(1, abs=1e-5) and ssim(a, b) == pytest.approx(ssim_map(a, b).mean().item())
+    for few in (a[:5], a[:, :4]):
+        with pytest.raises(ValueError, match="at least 6 pixels"):
+            ssim(few, few)
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim, ssim_map])
+def test_pictures_of_two_shapes_are_not_compared(metric):
+    image = torch.rand(12, 12, 3)
+    for other in (image[:1], image[..., :1], image.permute(2, 0, 1), image[None]):
+        with pytest.raises(ValueError, match="different shapes"):
+            metric(image, other)
+
+
 # --- Edges ---
 
 

@@ -98,6 +98,21 @@ def test_positions_are_the_same_for_both_branches_without_replacement_and_at_mos
         torch.testing.assert_close(losses, torch.full((n,), expected))
 
 
+def test_all_that_an_objective_draws_is_the_generators():
+    z = torch.rand(1, 3, 6, 7)
+    cds, pair = objective("cds", features="score", patch_sizes=(1,), patches=5), TwoLatents(z, z + torch.rand_like(z))
+
+    def gradient(seed):
+        draw = cds.draw(z, 0.0, torch.Generator().manual_seed(seed))
+        return cds.gradient(LinearDenoiser(), pair, PROMPTS, draw).gradient
+
+    before = torch.get_rng_state()
+    first = gradient(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(1)
+    assert torch.equal(gradient(3), first) and not torch.equal(gradient(4), first)
+
+
 def test_positions_are_drawn_afresh():
     torch.manual_seed(1)
     reference, target = torch.randn(2, 6, 9, 9).unbind()
@@ -283,7 +298,7 @@ def test_the_contrastive_gradient_survives_half_precision():
     reference, pulls = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(5)), []
     for dtype in (torch.float32, torch.float16):
         moving = z.clone().requires_grad_()
-        step = cds.with_contrast(start, moving, (reference.to(dtype),), (moving[0].to(dtype) * 2,))
+        step = cds.with_contrast(start, Draw(0, z), moving, (reference.to(dtype),), (moving[0].to(dtype) * 2,))
         pulls.append(step.gradient)
     torch.testing.assert_close(pulls[1], pulls[0], rtol=0.02, atol=0.02 * pulls[0].abs().max().item())
 
@@ -544,4 +559,4 @@ def test_all_options_of_the_contrastive_loss_reach_it(monkeypatch):
     monkeypatch.setattr(contrastive, "contrastive_loss", loss)
     options = dict(patch_sizes=(4,), patches=17, temperature=0.5, center=True)
     gradient_of(objective("cds", **options), *latents())
-    assert told == options
+    assert told == options | {"generator": None}

@@ -53,6 +53,24 @@ def test_iterations_count_the_edit_the_views_and_the_polish(field, cameras):  # 
     assert ["redraw/psnr_db" in f for f in figures] == [False] * 4 + [True] * 5
 
 
+@pytest.mark.parametrize("steps", [1, 3, 4, 6])  # while it looks, in the edit, before the first round, between rounds
+def test_a_state_is_a_snapshot(steps, field, cameras):  # noqa: F811
+    edit = work(field, cameras)
+    for _ in range(steps):
+        edit.step()
+    state, before = edit.state_dict(), clones(edit.target.target)
+    with torch.no_grad():  # which a step does not mind
+        to_end(edit)
+    end = clones(edit.target.target)
+    assert any(not torch.equal(before[k], v) for k, v in end.items())
+    for _ in range(2):  # what is loaded is not changed either
+        edit.load_state_dict(state)
+        assert edit.iteration == steps
+        assert all(torch.equal(before[k], v) for k, v in edit.target.target.state_dict().items())
+        to_end(edit)
+        assert all(torch.equal(end[k], v) for k, v in edit.target.target.state_dict().items())
+
+
 def test_the_field_takes_on_what_is_drawn_in_the_region_alone(field, cameras, red):  # noqa: F811
     edit = work(field, cameras, fits=8, polish=6, lr=0.05)
     for _ in range(5):

@@ -115,6 +115,34 @@ def test_pixel_images_pixels_stay_in_range():
     assert subject.image().shape == (3, 16, 16)
 
 
+@pytest.mark.parametrize("kind", [LatentImage, PixelImage])
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (torch.rand(16, 24, 3), "permute"),
+        (torch.rand(4, 16, 24), "shape"),
+        (torch.rand(1, 3, 16, 24), "shape"),
+        (torch.rand(16, 24), "shape"),
+        (torch.zeros(3, 16, 24, dtype=torch.uint8), "divide bytes by 255"),
+        (255 * torch.rand(3, 16, 24), "from .* to 25"),
+        (torch.rand(3, 16, 24) - 0.5, "from -0"),
+        (torch.full((3, 16, 24), float("nan")), "nan"),
+        (torch.rand(3, 7, 24), "24x7"),
+    ],
+)
+def test_what_is_no_picture_is_refused(kind, wrong, told):
+    with pytest.raises(ValueError, match=told):
+        kind(wrong, LinearPrior())
+
+
+@pytest.mark.parametrize("kind", [LatentImage, PixelImage])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_pictures_of_other_floating_point_types_are_taken(kind, dtype):
+    image = torch.linspace(-1e-4, 1 + 1e-4, 3 * 16 * 24).view(3, 16, 24)
+    subject, plain = kind(image.to(dtype), LinearPrior()), kind(image.to(dtype).float(), LinearPrior())
+    assert subject.parameter.dtype == torch.float32 and torch.equal(subject.parameter, plain.parameter)
+
+
 # --- fields
 
 
@@ -264,6 +292,37 @@ def test_source_field_never_changes_and_the_target_does(field, cameras, prior):
     assert all(p.grad is None for p in subject.source.parameters())
     after = subject.target.state_dict()
     assert not any(torch.equal(before[k], after[k]) for k in before if k != "occupancy")
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_the_callers_field_stays_trainable(field, cameras, prior, given):
+    region = torch.ones_like(field.occupancy) if given else None
+    subject = field_views(field, cameras, prior, given=region)
+    run(Editor(subject, prior, FixedGradient(), PROMPTS, edit_config(2, 0.01)))
+    assert all(p.requires_grad and p.grad is None for p in field.parameters())
+
+
+def test_an_editor_can_be_copied_while_views_come_in_threads(field, cameras, prior):
+    torch.set_num_threads(2)
+    editor = Editor(field_views(field, cameras, prior), prior, FixedGradient(), PROMPTS, edit_config(6, 0.01))
+    editor.step()
+    copied = copy.deepcopy(editor)
+    run(editor)
+    run(copied)
+    both = (e.subject.target.parameters() for e in (editor, copied))
+    assert all(torch.equal(a, b) and a is not b for a, b in zip(*both, strict=True))
+
+
+def test_cameras_that_nothing_can_be_edited_through(field, cameras):
+    with pytest.raises(ValueError, match="cameras is empty"):
+        field_views(field, [], LinearPrior(), mask_threshold=0.5)
+    with pytest.raises(ValueError, match="7x19 pixels"):
+        field_views(field, [cameras[0], cameras[1].resized(7, 19)], LinearPrior())
+
+
+def test_a_region_that_nobody_says_is_refused(field, cameras):
+    with pytest.raises(ValueError, match="find=False"):
+        field_views(field, cameras, LinearPrior(), find=False)
 
 
 def test_density_lr_zero_leaves_the_shape_alone_bit_for_bit(field, cameras, prior):

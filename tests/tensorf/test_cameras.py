@@ -1,10 +1,14 @@
 """Cameras: hand-worked rays, intrinsics that scale with the image, and projection as the rays' inverse."""
 
 import math
+from dataclasses import fields, is_dataclass
+from importlib import import_module
+from pkgutil import walk_packages
 
 import pytest
 import torch
 
+import tensorf
 from tensorf.cameras import Camera, size_for_width
 
 
@@ -98,3 +102,44 @@ def test_with_pose_moves_the_rays_only(turned):
 )
 def test_size_for_width(width, height, target, expected):
     assert size_for_width(width, height, target) == expected
+
+
+def pose_of(rotation):
+    return torch.cat([torch.as_tensor(rotation), torch.tensor([[0.5], [-2.0], [3.0]])], 1)
+
+
+@pytest.mark.parametrize(
+    "pose",
+    [
+        pose_of(1.1 * torch.eye(3)),
+        pose_of(torch.diag(torch.tensor([1.0, 1, -1]))),
+        pose_of(torch.eye(3) + 0.1 * torch.eye(3).roll(1, 1)),
+        pose_of(torch.full((3, 3), math.nan)),
+        torch.eye(4),
+    ],
+    ids=["scaled", "mirrored", "sheared", "not finite", "four rows"],
+)
+def test_poses_that_are_no_rotation_are_refused(turned, pose):
+    with pytest.raises(ValueError, match="pose"):
+        Camera(pose, 9.0, 9.0, 4.5, 3.5, 9, 7)
+    with pytest.raises(ValueError, match="pose"):
+        turned.with_pose(pose)
+
+
+def test_poses_of_other_kinds_of_numbers_become_float32(turned):
+    assert turned.with_pose(turned.pose.double()).pose.dtype == torch.float32
+    camera = turned.with_pose(turned.pose.double().numpy())
+    assert torch.equal(camera.pixel_rays()[1], turned.pixel_rays()[1])
+
+
+def test_cameras_can_be_looked_for(turned):
+    other = turned.with_pose(turned.pose.clone())
+    assert turned != other and [other, turned].index(turned) == 1 and other not in [turned]
+
+
+def test_no_class_compares_its_tensors():
+    """Comparing these would raise: the truth of several numbers is ambiguous."""
+    modules = [import_module(found.name) for found in walk_packages(tensorf.__path__, "tensorf.")]
+    kinds = {kind for module in modules for kind in vars(module).values() if is_dataclass(kind)}
+    holders = {kind for kind in kinds if any("Tensor" in str(f.type) or "ndarray" in str(f.type) for f in fields(kind))}
+    assert len(holders) > 10 and {kind for kind in holders if kind.__eq__ is not object.__eq__} == set()

@@ -3,6 +3,7 @@
 import logging
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -516,3 +517,60 @@ def test_an_array_whose_header_is_cut_off(tmp_path):
     file.write_bytes(file.read_bytes().replace(b"(4, 17)", b"(4, 17 "))
     with pytest.raises(UserError, match="poses_bounds.npy is not a plain NumPy array"):
         load_capture(tmp_path)
+
+
+# --- captures made by hand
+
+
+@pytest.fixture
+def given(tmp_path):
+    write_llff(tmp_path, row_of_cameras(5))
+    return load_capture(tmp_path, check=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: dict(images=c.images.float() / 255), "images of float32 of .* have to be uint8"),
+        (lambda c: dict(images=c.images.permute(0, 3, 1, 2)), "images of uint8 of"),
+        (lambda c: dict(images=c.images[:4]), "4 images need as many cameras"),
+        (lambda c: dict(image_names=c.image_names[:4]), "5 images need as many cameras and image_names, not 5 and 4"),
+        (lambda c: dict(images=c.images[:, :4]), "camera 0 is for 12x8 pixels, but the images have 12x4"),
+        (lambda c: dict(cameras=[*c.cameras[:4], c.cameras[4].resized(6, 4)]), "camera 4 is for 6x4 pixels"),
+        (lambda c: dict(masks=torch.ones(5, 4, 12, dtype=torch.bool)), "masks of bool of"),
+        (lambda c: dict(masks=torch.ones(5, 8, 12)), "masks of float32 of"),
+        (lambda c: dict(train=[1, 5]), "train names view 5, but the 5 views are 0 to 4"),
+        (lambda c: dict(test=[-1]), "test names view -1"),
+        (lambda c: dict(train=[]), "train=.* at least one view"),
+    ],
+)
+def test_parts_of_a_capture_that_do_not_fit_are_told(given, change, words):
+    with pytest.raises(ValueError, match=words):
+        replace(given, **change(given))
+
+
+def test_a_capture_made_by_hand_may_have_masks_and_hold_nothing_out(given):
+    made = replace(given, masks=torch.ones(5, 8, 12, dtype=torch.bool), train=list(range(5)), test=[])
+    assert made.mask(4).all() and made != given and made in [given, made]
+
+
+@pytest.mark.parametrize("space", ["ndc", "unbounded"])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, np.float64])
+def test_a_pose_of_the_captures_own_coordinates_becomes_a_camera(tmp_path, space, kind):
+    poses = row_of_cameras(5)
+    write_llff(tmp_path, poses)
+    capture = load_capture(tmp_path, space=space, check=False)
+    assert abs(torch.det(capture.world_from_capture[:3, :3]) - 1) > 0.1  # it scales
+    pose = np.array(poses[3], dtype=kind) if kind is np.float64 else torch.tensor(poses[3], dtype=kind)
+    camera = capture.camera_at(pose)
+    assert torch.allclose(camera.pose, capture.cameras[3].pose, atol=1e-6)
+    assert (camera.fx, camera.width, camera.height) == (10, 12, 8)
+    square = np.concatenate([pose, [[0, 0, 0, 1]]])  # (4, 4)
+    assert torch.equal(capture.camera_at(square, capture.cameras[0].resized(6, 4)).pose, camera.pose)
+    assert capture.camera_at(pose, capture.cameras[0].resized(6, 4)).width == 6
+    with pytest.raises(ValueError, match=r"has to be \(3, 4\) or \(4, 4\)"):
+        capture.camera_at(pose[:2])
+    with pytest.raises(ValueError, match="R is no rotation"):
+        capture.camera_at(2 * pose)
+    with pytest.raises(ValueError, match="Capture.camera_at"):
+        capture.cameras[0].with_pose((capture.world_from_capture @ torch.as_tensor(square))[:3])

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -82,9 +83,36 @@ def test_missing_file(path):
     refused(path, "train the field, or finish its run, first")
 
 
-def test_a_folder_is_no_file(path):
+def test_a_folder_without_a_field_is_told(path):
     path.mkdir()
-    refused(path, "does not exist")
+    refused(path, "is a folder without field.safetensors")
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_paths_may_be_texts_and_run_folders(make_field, tmp_path, kind):
+    field, run = make_field(), tmp_path / "run"
+    field.save(kind(run / "field.safetensors"))
+    for named in (run, run / "field.safetensors"):
+        assert torch.equal(load_field(kind(named)).basis.weight, field.basis.weight)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:7", "tpu", "auto"])
+def test_a_device_that_is_not_there_is_told(make_field, path, monkeypatch, device):
+    make_field().save(path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    if device == "auto":
+        assert load_field(path, device).device == torch.device("cpu")
+        return
+    if device == "cuda" and torch.cuda.device_count():
+        pytest.skip("it is there")
+    with pytest.raises(UserError, match=f"^device={device} cannot be used .*: try cpu, or auto$"):
+        load_field(path, device)
+
+
+def test_a_damaged_file_is_to_be_trained_again(path):
+    """In words that hold without the commands, too."""
+    path.write_text("this is not a field")
+    refused(path, "train it again")
 
 
 @pytest.mark.parametrize("keep", [0, 5, 200, -100])

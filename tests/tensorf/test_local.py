@@ -53,6 +53,18 @@ def test_only_the_target_is_trained(local):
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in local.target.parameters())
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_given_field_keeps_its_flags_and_shares_its_numbers(source, nested):
+    given = LocalField(source, torch.ones_like(source.occupancy)) if nested else source
+    given.requires_grad_(True)
+    local = LocalField(given, torch.zeros_like(source.occupancy))
+    assert all(p.requires_grad for p in given.parameters())
+    assert not any(p.requires_grad for p in local.source.parameters())
+    pairs = zip(given.state_dict().values(), local.source.state_dict().values(), strict=True)
+    assert all(a.data_ptr() == b.data_ptr() for a, b in pairs)  # no memory for a copy
+    assert not {p.data_ptr() for p in local.target.parameters()} & {p.data_ptr() for p in given.parameters()}
+
+
 def test_its_parameters_are_those_of_both(local):
     """So that an edit of an edited field can change all of it."""
     groups = local.parameter_groups()

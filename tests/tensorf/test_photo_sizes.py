@@ -1,6 +1,10 @@
 """Photos of one capture that differ in size: all become images of one size, and each camera sees what it saw."""
 
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +16,8 @@ from tensorf.captures.images import common_size
 from tensorf.captures.pictures import read_picture
 from tensorf.captures.views import Lens
 from tensorf.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_gradient(path, size):
@@ -252,3 +258,15 @@ def test_one_bar_counts_many_photos(tmp_path, capsys, count, show, bars):
     out, err = capsys.readouterr()
     assert out == "" and err.count(f"{count}/{count}") == bars
     assert ("photos:" in err) if bars else err == ""
+
+
+@pytest.mark.parametrize("silenced", [False, True])
+def test_bars_can_be_silenced_by_the_environment(tmp_path, silenced):
+    write_llff(tmp_path, row_of_cameras(21))
+    code = f"from tensorf import load_capture; load_capture({str(tmp_path)!r}, check=False, show_progress=True)"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TQDM_")}
+    environment |= {"TQDM_DISABLE": "1"} if silenced else {}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True, check=True, cwd=ROOT
+    )
+    assert ("photos:" in done.stderr) != silenced

@@ -10,6 +10,7 @@ from field_defaults import field_config, train_config
 from tensorf import train
 from tensorf.captures import load_capture
 from tensorf.errors import UserError
+from tensorf.field import Field
 from tensorf.losses import away_from_points, distortion
 from tensorf.occupancy import Samples
 from tensorf.render import render_view
@@ -134,6 +135,43 @@ def test_the_seed_decides_everything(ndc_capture):
         trainer = Trainer(ndc_capture, FIELD, replace(config, seed=seed), CPU)
         runs.append([trainer.step() for _ in range(4)])
     assert runs[0] == runs[1] != runs[2]
+
+
+def test_a_state_is_a_snapshot(ndc_capture):
+    trainer = Trainer(ndc_capture, FIELD, replace(SHORT, batch=32, exposure=0.01, prune_at=()), CPU)
+    trainer.step()
+    state, file = trainer.state_dict(), io.BytesIO()
+    torch.save(state, file)
+    trainer.step()
+    file.seek(0)
+    as_it_was = torch.load(file, weights_only=True)
+    torch.testing.assert_close(state, as_it_was, rtol=0, atol=0)
+    trainer.load_state_dict(state)
+    first = trainer.step()
+    torch.testing.assert_close(state, as_it_was, rtol=0, atol=0)  # whoever resumes from it does not go on in it
+    trainer.load_state_dict(state)
+    assert trainer.step() == first
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_the_global_random_state_is_left_alone(ndc_capture, make_field, started):
+    start = make_field(space=space_of(ndc_capture)) if started else None
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    Trainer(ndc_capture, FIELD, replace(SHORT, batch=32), CPU, start=start).step()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_new_field_follows_from_the_seed_alone(ndc_capture):
+    fields = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        fields.append(Trainer(ndc_capture, FIELD, replace(SHORT, seed=7), CPU).field)
+    torch.manual_seed(7)
+    own = Field(FIELD, fields[0].space, fields[0].resolution, fields[0].steps)
+    fields.append(own)
+    first, *others = (field.state_dict() for field in fields)
+    assert all(torch.equal(first[name], other[name]) for other in others for name in first)
 
 
 def test_a_loss_that_is_not_finite_is_told(ndc_capture):

@@ -1,5 +1,6 @@
 """examples/: each runs, with everything tiny."""
 
+import inspect
 import runpy
 from pathlib import Path
 
@@ -63,4 +64,23 @@ def test_in_sequence_and_taken_along(tiny, capsys):
 
 def test_an_objective(image_file, tmp_path):
     example(6)(str(image_file), iterations="2", width="16")
-    assert (tmp_path / "descending.png").exists()
+    assert (tmp_path / "outputs" / "examples" / "06" / "descending.png").exists()
+
+
+@pytest.mark.parametrize("edit", ["field", "shape"])
+def test_a_field_step_by_step(tiny, edit, capsys):
+    """The loop gives the field that the command gives."""
+    capture, options = tiny
+    steps = [*options, f"edit={edit}", "edit.iterations=3"]
+    path = example(7)(capture, "a yellow flower", "a red flower", *steps)
+    assert path.parent == Path("outputs/examples/07") and str(path) in capsys.readouterr().out
+    folder = example(2)(capture, "a yellow flower", "a red flower", *steps)
+    assert path.read_bytes() == (folder / "field.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("number", range(1, len(list(EXAMPLES.glob("*.py"))) + 1))
+def test_what_they_edit_is_there_from_any_folder(number):
+    """Without arguments they take what ships; the fifth takes a run."""
+    given = inspect.signature(example(number)).parameters
+    first = next(iter(given.values())).default
+    assert Path(first).exists() or number == 5

@@ -94,7 +94,7 @@ def test_prompts_that_are_cut_are_told(tmp_path, image_options, caplog):
 def test_prompts_that_differ_only_in_what_is_cut_are_refused(capsys, image_options):
     long = " ".join(["very"] * 90)
     given = [f"{long} {o}" if o.endswith("flower") else o for o in image_options]
-    assert "--src and --tgt are the same for the text encoder" in fails(capsys, "edit", *given)
+    assert "the same for the text encoder, which reads the beginning" in fails(capsys, "edit", *given)
 
 
 @pytest.mark.parametrize(

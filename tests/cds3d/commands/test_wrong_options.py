@@ -5,7 +5,7 @@ import torch
 from checks import fails, files
 
 from cds3d.cli import run_command
-from cds3d.commands.preparing import warn_of_photographs
+from cds3d.commands.preparing import warn_of_options_of_other_objectives, warn_of_photographs
 from cds3d.options import load_config
 
 
@@ -132,6 +132,23 @@ def test_options_that_change_nothing_are_told(tmp_path, trained, edit_options, c
 def test_each_option_that_changes_nothing_is_told(tmp_path, trained, edit_options, caplog, options, told):
     assert run_command("edit", [*edit_options, "video_frames=0", *options]) == 0
     assert told in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["edit=redraw", "objective=pds", "guidance.scale=3"], ""),  # views are drawn with it
+        (["edit=redraw", "objective=sds"], ""),
+        (["edit=redraw", "objective=sds", "edit.source_share=0.9"], "edit.source_share=0.9 is ignored"),
+        (["edit=shape", "objective=sds", "edit.source_share=0.9"], "edit.source_share=0.9 is ignored"),
+        (["edit=published", "objective=pds", "edit.scale_end=2"], "edit.scale_end=2 is ignored"),
+        (["edit=latent", "objective=sds", "guidance.image_scale_end=2"], ""),
+        (["edit=latent", "objective=sds", "edit.scale_end=2"], "edit.scale_end=2 is ignored"),
+    ],
+)
+def test_options_are_compared_with_those_of_their_preset(caplog, options, told):
+    warn_of_options_of_other_objectives(load_config("edit", options))
+    assert told in caplog.text and bool(told) == bool(caplog.text)
 
 
 def test_a_tilde_is_the_users_folder(tmp_path, trained, edit_options, monkeypatch):
