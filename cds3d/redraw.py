@@ -5,6 +5,9 @@ coat, and haze. SDEdit (Meng et al., ICLR 2022) takes them away: some noise is a
 under the target's prompt. As in Instruct-NeRF2NeRF (Haque et al., ICCV 2023), the field is fitted to each new picture
 before the next view is rendered. So the next view already shows what was drawn before, and the pictures agree. The
 noise becomes less from view to view: the first views say what is where, the later ones only clean it.
+
+A prior draws things badly that are small in its picture. So it is shown a crop around all that has changed, and what it
+draws is put back into the view.
 """
 
 from __future__ import annotations
@@ -21,24 +24,24 @@ from cds3d.baselines.baseline import noise_like
 from cds3d.baselines.sampling import ddim, guided
 from cds3d.by_pictures import spread
 from cds3d.editor import Editor, cloned
-from cds3d.guidance.prior import Prior
+from cds3d.guidance.prior import CELL, Prior
 from cds3d.objectives.objective import Prompts
 from cds3d.subjects.field import FieldRates, moved_groups
-from cds3d.subjects.given import zoomed
+from cds3d.subjects.given import sees
 from cds3d.subjects.image import LatentImage
 from cds3d.subjects.local import LocalViews
 from cds3d.subjects.sources import as_batch, turn_of
 from tensorf.adam import Adam
-from tensorf.cameras import Camera
 from tensorf.errors import UserError
 from tensorf.local import LocalField
-from tensorf.visibility import LocalView
 
 log = logging.getLogger("cds3d")
 
 _SETTLE = 3  # rounds after which the cells of the region that are empty by now are no longer sampled
 _LR_END = 0.1  # what is left of the rate at the end
 _BLUR = 0.02  # side of the square over which differences are averaged, as a share of the width
+_RIM = 0.01  # share of the changed pixels, at either side, that a crop need not hold
+_LEAST = 0.3  # of a view's width and height that a crop shows: less of it are a few blurred pixels
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,9 @@ class RedrawConfig:
     strength_end: float  # and for the last
     steps: int  # of DDIM, for the whole schedule
     scale: float  # of classifier-free guidance
-    zoom: float  # crops, in sizes of the region; 0 takes whole views
-    change: float  # difference of colours in [0, 1] to the source, from which on a pixel is taken
+    zoom: float  # crops, in sizes of what has changed; 0 takes whole views
+    change: float  # difference of colours in [0, 1] to the source, from which on a pixel counts as changed
+    grow: float  # how far around what had changed a redrawn pixel is taken, as a share of the crop's width
     close: float  # width of gaps that are closed, as a share of the picture's
     fits: int  # steps of the field a round
     polish: int  # rounds after the last view
@@ -71,7 +75,7 @@ class RedrawConfig:
                 raise ValueError(f"{name}={getattr(self, name)} has to be a number above 0")
         if not 0 <= self.zoom < math.inf:
             raise ValueError(f"zoom={self.zoom} has to be 0 or more")
-        for name in ("change", "close"):
+        for name in ("change", "grow", "close"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least 0 and below 1")
         if self.polish < 0:
@@ -97,7 +101,7 @@ class RedrawnShape:
         self.editor, self.subject, self.prior, self.prompts = editor, subject, prior, prompts
         self.config, self.rates, self.seed = config, rates, seed
         self.target, self.cameras = subject.target, subject.cameras
-        self._chosen = spread(self.cameras, config.views)
+        self._redraws = min(len(self.cameras), config.views or len(self.cameras))
         self._scheduler = ddim(prior, config.steps, "edit.redraw.steps")
         self.round = 0
         self._optimizer: Adam | None = None
@@ -109,7 +113,7 @@ class RedrawnShape:
     @property
     def iterations(self) -> int:
         """Steps of the edit and rounds of redrawing."""
-        return self.editor.config.iterations + len(self._chosen) + self.config.polish
+        return self.editor.config.iterations + self._redraws + self.config.polish
 
     @torch.enable_grad()
     def step(self) -> dict:
@@ -121,9 +125,9 @@ class RedrawnShape:
             return self.editor.step()
         if self._optimizer is None:
             self._begin()
-        camera = turn_of(self.round, len(self._views), self.seed)
-        if self.round < len(self._chosen):
-            share = self.round / max(1, len(self._chosen) - 1)
+        camera = self._turn(self.round)
+        if self.round < self._redraws:
+            share = self.round / max(1, self._redraws - 1)
             strength = self.config.strength + (self.config.strength_end - self.config.strength) * share
             self._pictures[camera] = self._redrawn(camera, strength)
         known = sorted(self._pictures)
@@ -142,32 +146,35 @@ class RedrawnShape:
 
     @torch.no_grad()
     def _begin(self) -> None:
-        """Open the whole region again, and look at it closely."""
+        """Open the whole region again, and choose the cameras: far from each other, with the region in view."""
         self.target.open(self.target.region)
-        self.subject.forget_views()
-        cameras = self._chosen
-        if self.config.zoom > 0:
-            cameras = zoomed(cameras, self.target.source, self.target.region, self.config.zoom)
-        if not cameras:
-            raise UserError("no view that is to be drawn anew shows the region: give edit.redraw.views=null")
-        self._views = [_RegionView(self.target, camera, self.prior) for camera in cameras]
+        seeing = [camera for camera in self.cameras if sees(camera, self.target.source, self.target.region)]
+        chosen = spread(seeing or self.cameras, self.config.views)
+        self._chosen = [place for place, camera in enumerate(self.cameras) if any(camera is c for c in chosen)]
         self._pictures: dict[int, Tensor] = {}
         self._optimizer = Adam(moved_groups(self.target.target, self.rates, self.config.lr), betas=(0.9, 0.99))
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
 
+    def _turn(self, turn: int) -> int:
+        """The camera of a round. Where fewer cameras than rounds see the region, they come again."""
+        return self._chosen[turn_of(turn, len(self._chosen), self.seed)]
+
     def _fit(self, camera: int, k: int) -> float:
         """The k-th step of a round towards one picture; returns the mean squared error before it."""
-        view = self._views[camera].local
+        view = self.subject.view(camera)
         wanted = self._pictures[camera].view(-1, 3)[view.index]
         loss = (view.color(self.target) - wanted).square().sum() / max(1, wanted.numel())
         self._optimizer.zero_grad()
         loss.backward()
-        if not math.isfinite(error := loss.item()):
+        moved = (p for group in self._optimizer.param_groups for p in group["params"])
+        gradients = [p.grad.sum() for p in moved if p.grad is not None]
+        error, *sums = torch.stack([loss.detach(), *gradients]).tolist()  # a GPU is asked once
+        if not all(map(math.isfinite, (error, *sums))):
             raise UserError(
                 f"the fit to the redrawn views is no longer finite at iteration {self.iteration}: lower "
                 f"edit.redraw.lr (now {self.config.lr}) and go on from the state before it with resume=true"
             )
-        done = (self.round + k / self.config.fits) / (len(self._chosen) + self.config.polish)
+        done = (self.round + k / self.config.fits) / (self._redraws + self.config.polish)
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * _LR_END**done
         self._optimizer.step()
@@ -175,28 +182,63 @@ class RedrawnShape:
 
     @torch.no_grad()
     def _redrawn(self, camera: int, strength: float) -> Tensor:
-        """(H, W, 3): what the camera should see. Outside of the region, and where little differs, it is the source."""
-        view, prior = self._views[camera], self.prior
-        start = view.latent_of(view.seen(self.target))
+        """(H, W, 3): what the camera should see. Outside of the region, far from what has changed, and where little
+        differs, it is the source.
+
+        The prior is shown a crop around what has changed, enlarged to the size of the view. What has changed outside of
+        the crop stays as it is.
+        """
+        config = self.config
+        source, seen, inside = (as_batch(p) for p in (self._source(camera), self._seen(camera), self._inside(camera)))
+        changed = differs(seen, source, config.change)
+        crop = Crop.around(changed, config.zoom)
+        old = LatentImage(crop.enlarged(source)[0].clamp(0, 1), self.prior)
+        start = old.encoded(crop.enlarged(seen)[0].clamp(0, 1))
+        latent = self._drawn(start, free_cells(crop.enlarged(inside)).to(start), strength)
+        # Both by the VAE, whose own errors are no change.
+        new, before = (old.decoded(z)[None].to(source) for z in (latent, old.source))
+        taken = differs(new, before, config.change) * widened(crop.enlarged(changed), config.grow)
+        taken = closed(taken, config.close)
+        soft = F.avg_pool2d(F.max_pool2d(taken, 3, 1, 1), 3, 1, 1, count_include_pad=False)
+        mask = crop.put_back(soft, torch.zeros_like(inside)) * inside
+        around = crop.filled(torch.where(changed > 0, seen, source), source)
+        return torch.lerp(around, crop.put_back(new, source), mask)[0].permute(1, 2, 0).contiguous()
+
+    def _drawn(self, start: Tensor, free: Tensor, strength: float) -> Tensor:
+        """SDEdit of a latent (1, C, h, w) where `free` (1, 1, h, w) is 1; elsewhere it stays."""
+        prior = self.prior
         noise = noise_like(start, torch.Generator().manual_seed(self.seed * 1_000_003 + self.round))
         every = self._scheduler.timesteps.tolist()
         timesteps = [t for t in every if t < strength * len(prior.alphas)] or every[-1:]
-        free = view.free(start)
         z = prior.noised(start, timesteps[0], noise)
         for t, after in zip(timesteps, [*timesteps[1:], None]):
             predicted = guided(prior, z, t, self.prompts.null, self.prompts.target, self.config.scale)
             z = self._scheduler.step(predicted, t, z).prev_sample
             z = torch.lerp(start if after is None else prior.noised(start, after, noise), z, free)
-        return view.taken(z, self.config.change, self.config.close)
+        return z
+
+    def _source(self, camera: int) -> Tensor:
+        """(H, W, 3): the source's picture."""
+        return self.subject.sources[camera].image
+
+    def _seen(self, camera: int) -> Tensor:
+        """(H, W, 3) in [0, 1]: what the camera sees now."""
+        view, source = self.subject.view(camera), self._source(camera)
+        return source.view(-1, 3).index_copy(0, view.index, view.color(self.target)).view_as(source).clamp(0, 1)
+
+    def _inside(self, camera: int) -> Tensor:
+        """(H, W, 1), 1 where a ray passes through the region."""
+        inside = torch.zeros_like(self._source(camera)[..., :1])
+        inside.view(-1)[self.subject.view(camera).index] = 1
+        return inside
 
     @torch.no_grad()
     def pictures(self) -> dict[str, Tensor]:
         """The edit's; then of the camera of the last round: redrawn picture beside what the field shows (H, 2 W, 3)."""
         if self.round == 0:
             return self.subject.pictures()
-        camera = turn_of(self.round - 1, len(self._views), self.seed)
-        seen = self._views[camera].seen(self.target)
-        return {"picture_and_edit": torch.cat([self._pictures[camera], seen], 1)}
+        camera = self._turn(self.round - 1)
+        return {"picture_and_edit": torch.cat([self._pictures[camera], self._seen(camera)], 1)}
 
     def edited(self) -> LocalField:
         """The target, with what is empty now left out."""
@@ -224,50 +266,81 @@ class RedrawnShape:
             self.round = state["round"]
             self._optimizer.load_state_dict(cloned(state["optimizer"]))
             for camera, picture in state["redrawn"].items():
-                if picture.shape != (full := self._views[camera].full).shape:
-                    raise ValueError(f"a redrawn view is {tuple(picture.shape)}, not {tuple(full.shape)}")
-                self._pictures[camera] = picture.to(full)
+                size = (self.cameras[camera].height, self.cameras[camera].width, 3)
+                if picture.shape != size:
+                    raise ValueError(f"a redrawn view is {tuple(picture.shape)}, not {size}")
+                self._pictures[camera] = picture.to(self.target.device)
             self.target.occupancy = occupancy
 
 
-class _RegionView:
-    """One camera's view of the region: the rays through it, and the rest of the picture, which stays."""
+@dataclass(frozen=True)
+class Crop:
+    """A part of pictures of one size, of about their aspect, in whole pixels. enlarged: bicubic, to that size."""
 
-    def __init__(self, target: LocalField, camera: Camera, prior: Prior):
-        self.prior, self.local = prior, LocalView(target, camera)
-        self.full = target.source.render(camera)["color"].clamp(0, 1)
-        self._latent = LatentImage(as_batch(self.full)[0], prior)
+    top: int
+    left: int
+    height: int
+    width: int
 
-    def seen(self, target: LocalField) -> Tensor:
-        """(H, W, 3) in [0, 1]."""
-        now = self.full.view(-1, 3).index_copy(0, self.local.index, self.local.color(target))
-        return now.view_as(self.full).clamp(0, 1)
+    @staticmethod
+    def around(changed: Tensor, zoom: float) -> Crop:
+        """changed (1, 1, H, W), 1 or 0: a crop `zoom` times as large as what is 1, and all for 0 or without any."""
+        height, width = changed.shape[2:]
+        rows, columns = changed[0, 0].nonzero().float().T
+        if zoom == 0 or len(rows) == 0:
+            return Crop(0, 0, height, width)
+        spans = torch.stack([rows, columns]).quantile(rows.new_tensor([_RIM, 1 - _RIM]), dim=1).T.tolist()
+        share = max((end - begin + 1) / side for (begin, end), side in zip(spans, (height, width), strict=True))
+        share = min(1.0, max(_LEAST, zoom * share))
+        sizes = [max(1, round(share * side)) for side in (height, width)]
+        corner = [
+            min(max(0, round((begin + end + 1 - size) / 2)), side - size)
+            for (begin, end), size, side in zip(spans, sizes, (height, width), strict=True)
+        ]
+        return Crop(*corner, *sizes)
 
-    def latent_of(self, picture: Tensor) -> Tensor:
-        """(H, W, 3) -> (1, C, h, w)."""
-        return self._latent.encoded(as_batch(picture)[0])
+    def enlarged(self, picture: Tensor) -> Tensor:
+        """(1, C, H, W) -> the crop of it, at as many pixels; colours can leave their range a little."""
+        part = self._of(picture)
+        return part if part.shape == picture.shape else F.interpolate(part, picture.shape[2:], mode="bicubic")
 
-    def _inside(self) -> Tensor:
-        """(1, 1, H, W), 1 where a ray passes through the region."""
-        inside = torch.zeros(self.full.shape[0] * self.full.shape[1], device=self.full.device)
-        inside[self.local.index] = 1
-        return inside.view(1, 1, *self.full.shape[:2])
+    def put_back(self, drawn: Tensor, picture: Tensor) -> Tensor:
+        """(1, C, H, W): `picture` with `drawn`, an enlarged crop, in its place."""
+        result = picture.clone()
+        self._of(result).copy_(F.interpolate(drawn, (self.height, self.width), mode="bilinear", antialias=True))
+        return result
 
-    def free(self, latent: Tensor) -> Tensor:
-        """(1, 1, h, w): 1 for latent cells that show mostly the region, else 0."""
-        return (F.adaptive_avg_pool2d(self._inside(), latent.shape[-2:]) > 0.5).to(latent)
+    def filled(self, picture: Tensor, other: Tensor) -> Tensor:
+        """(1, C, H, W): `picture` with the same place of `other` in its place."""
+        result = picture.clone()
+        self._of(result).copy_(self._of(other))
+        return result
 
-    def taken(self, latent: Tensor, change: float, close: float) -> Tensor:
-        """(H, W, 3): the redrawn picture where the VAE shows it differ from the source, and the source elsewhere."""
-        new, old = (self._decoded(z) for z in (latent, self._latent.source))
-        width = self.full.shape[1]
-        side = 2 * round(_BLUR * width / 2) + 1
-        apart = F.avg_pool2d((new - old).abs().amax(-1)[None, None], side, 1, side // 2, count_include_pad=False)
-        mask, gap = (apart > change).float(), round(close * width / 2)
-        mask = F.max_pool2d(mask, 2 * gap + 1, 1, gap)
-        mask = -F.max_pool2d(-mask, 2 * gap + 1, 1, gap)
-        soft = F.avg_pool2d(F.max_pool2d(mask, 3, 1, 1), 3, 1, 1, count_include_pad=False) * self._inside()
-        return torch.lerp(self.full, new, soft[0, 0, :, :, None])
+    def _of(self, picture: Tensor) -> Tensor:
+        return picture[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
-    def _decoded(self, latent: Tensor) -> Tensor:
-        return self._latent.decoded(latent).permute(1, 2, 0).to(self.full)
+
+def differs(picture: Tensor, other: Tensor, change: float) -> Tensor:
+    """(1, 3, H, W) each -> (1, 1, H, W): 1 where a colour differs by more than `change` on average nearby, else 0."""
+    side = 2 * round(_BLUR * picture.shape[3] / 2) + 1
+    apart = F.avg_pool2d((picture - other).abs().amax(1, keepdim=True), side, 1, side // 2, count_include_pad=False)
+    return (apart > change).to(picture)
+
+
+def widened(mask: Tensor, share: float) -> Tensor:
+    """(1, 1, H, W) in [0, 1] -> 1 or 0: what is above 0.5, and around it as far as `share` of the width."""
+    radius = round(share * mask.shape[3])
+    return F.max_pool2d((mask > 0.5).to(mask), 2 * radius + 1, 1, radius)
+
+
+def closed(mask: Tensor, share: float) -> Tensor:
+    """(1, 1, H, W), 1 or 0: with its gaps closed that are narrower than `share` of the width."""
+    radius = round(share * mask.shape[3] / 2)
+    grown = F.max_pool2d(mask, 2 * radius + 1, 1, radius)
+    return -F.max_pool2d(-grown, 2 * radius + 1, 1, radius)
+
+
+def free_cells(inside: Tensor) -> Tensor:
+    """(1, 1, H, W) in [0, 1] -> (1, 1, h, w): 1 for latent cells that show mostly what is inside, else 0."""
+    padded = F.pad(inside, (0, -inside.shape[3] % CELL, 0, -inside.shape[2] % CELL), mode="replicate")
+    return (F.avg_pool2d(padded, CELL) > 0.5).to(inside)

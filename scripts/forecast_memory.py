@@ -27,7 +27,7 @@ import torch  # noqa: E402
 
 from cds3d.bench.random_model import random_prompts, random_sd, random_sdxl, text_parameters  # noqa: E402
 from cds3d.commands.edit import check_scene  # noqa: E402
-from cds3d.commands.preparing import build_objective, is_local, redrawn_views  # noqa: E402
+from cds3d.commands.preparing import build_objective, is_local  # noqa: E402
 from cds3d.commands.scenes import load_scene  # noqa: E402
 from cds3d.commands.train import field_options  # noqa: E402
 from cds3d.forecast import field_edit_mb, parameter_mb  # noqa: E402
@@ -54,8 +54,7 @@ def forecast_of(model: str, dtype: str, options: list[str], device: torch.device
     width, height = size_for_width(camera.width, camera.height, config.edit.width)
     graphs = build_objective(config).unet_graphs
     prompt, views = random_prompts(prior).target, len(capture.train)
-    kind = dict(local=is_local(config), redrawn=redrawn_views(config, views))
-    parts = field_edit_mb(prior, prompt, trainer.field, views, height, width, graphs, **kind)
+    parts = field_edit_mb(prior, prompt, trainer.field, views, height, width, graphs, is_local(config))
     text = text_parameters(model == "sdxl") * DTYPES[dtype].itemsize / 2**20
     weights = parameter_mb(prior.unet) + parameter_mb(prior.vae) + text
     return {

@@ -172,14 +172,6 @@ def is_local(config: DictConfig) -> bool:
     return "volume" in config.edit or "fit" in config.edit
 
 
-def redrawn_views(config: DictConfig, views: int) -> int:
-    """How many of so many views the preset draws anew at its end."""
-    if "redraw" not in config.edit:
-        return 0
-    most = config.edit.redraw.views
-    return views if most is None else min(most, views)
-
-
 def build_objective(config: DictConfig) -> Objective:
     """The objective that configs/objective describes."""
     if config.objective.kind not in OBJECTIVES:

@@ -66,13 +66,25 @@ def zoomed(cameras: Sequence[Camera], field: LocallyEditable, region: Tensor, zo
     return [crop for crop in crops if crop is not None]
 
 
-def _crop(camera: Camera, points: Tensor, zoom: float) -> Camera | None:
+def sees(camera: Camera, field: LocallyEditable, region: Tensor) -> bool:
+    """Whether a camera has enough of the region's occupied cells in its picture."""
+    return _in_picture(camera, _centers(field)[(region & field.occupancy).flatten()].cpu()) is not None
+
+
+def _in_picture(camera: Camera, points: Tensor) -> Tensor | None:
+    """(2, n) columns and rows of the points (m, 3) that are in the picture; None where that are too few of them."""
     pixels, depth = camera.project(points)
     u, v = pixels[depth > 0].T
     inside = (u >= 0) & (u < camera.width) & (v >= 0) & (v < camera.height)
-    if inside.sum() < _IN_VIEW * len(points):
+    enough = inside.any() and inside.sum() >= _IN_VIEW * len(points)
+    return torch.stack([u[inside], v[inside]]) if enough else None
+
+
+def _crop(camera: Camera, points: Tensor, zoom: float) -> Camera | None:
+    found = _in_picture(camera, points)
+    if found is None:
         return None
-    spans = torch.stack([u[inside], v[inside]]).quantile(torch.tensor([_RIM, 1 - _RIM]), dim=1).T
+    spans = found.quantile(torch.tensor([_RIM, 1 - _RIM]), dim=1).T
     size = torch.tensor([camera.width, camera.height])
     share = max(_LEAST, float(((spans[:, 1] - spans[:, 0]) / size).max()) * zoom)  # of the picture's width and height
     if share >= 1:

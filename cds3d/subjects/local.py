@@ -142,10 +142,14 @@ class LocalViews:
             self._open()
         elif (step - self.looks) % _SETTLE == 0:
             self.target.settle()
+        clears = step >= self.clear_from
+        return LocalPair(self.prior, self.target, camera, source, self.view(camera), self.volume, clears)
+
+    def view(self, camera: int) -> LocalView:
+        """The camera's rays through the region, prepared when they are first asked for."""
         if camera not in self._views:
             self._views[camera] = LocalView(self.target, self.cameras[camera])
-        clears = step >= self.clear_from
-        return LocalPair(self.prior, self.target, camera, source, self._views[camera], self.volume, clears)
+        return self._views[camera]
 
     def _open(self) -> None:
         """Open the region: the given one, or that of the masks of the views that have been looked at, or both."""
@@ -185,10 +189,6 @@ class LocalViews:
             return {}
         camera, made = next(iter(self.sources.made.items()))
         return {"region": self.region.weight(camera, made.image)[..., None]}
-
-    def forget_views(self) -> None:
-        """Give back the memory of the views that were edited; they are prepared again if they are asked for."""
-        self._views.clear()
 
     def edited(self) -> LocalField:
         """The target, with what is empty now left out."""

@@ -15,7 +15,7 @@ import torch
 
 import cds3d  # noqa: F401  (memory policy before torch)
 from cds3d.cli import configured
-from cds3d.commands.preparing import check_prompts, is_local, prepare, redrawn_views
+from cds3d.commands.preparing import check_prompts, is_local, prepare
 from cds3d.commands.scenes import load_scene
 from cds3d.commands.train import field_options
 from cds3d.commands.videos import resized_to
@@ -86,10 +86,8 @@ def _edit_mb(question: Question) -> float:
         views = views[: config.edit.fit.views]
     field = _untrained(config, capture).to(device)
     before, size = memory_mb(device), (views[0].height, views[0].width)
-    local, redrawn = is_local(config), redrawn_views(config, len(views))
-    return before + sum(
-        field_edit_mb(prior, prompts.target, field, len(views), *size, objective.unet_graphs, local, redrawn).values()
-    )
+    graphs, local = objective.unet_graphs, is_local(config)
+    return before + sum(field_edit_mb(prior, prompts.target, field, len(views), *size, graphs, local).values())
 
 
 def _untrained(config, capture: Capture) -> Field:

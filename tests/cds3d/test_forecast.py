@@ -8,9 +8,7 @@ import pytest
 import torch
 
 from cds3d.commands import edit
-from cds3d.commands.preparing import redrawn_views
 from cds3d.forecast import _PREPARE_MB, _saved_mb, _working_mb, field_edit_mb, parameter_mb, step_mb
-from cds3d.options import load_config
 
 
 def test_parameters_by_hand():
@@ -72,14 +70,6 @@ def test_parts_of_a_field_edit(prior):
     assert "region" not in parts
     local = field_edit_mb(prior, prior.embed("a flower"), field, 10, 48, 64, 1, local=True)
     assert local == {**parts, "region": pytest.approx(10 * 48 * 64 * 900 / 2**20)}
-    redrawn = field_edit_mb(prior, prior.embed("a flower"), field, 10, 48, 64, 1, local=True, redrawn=4)
-    assert redrawn == {**parts, "region": pytest.approx((10 * 900 + 4 * 450) * 48 * 64 / 2**20)}
-
-
-@pytest.mark.parametrize(("options", "views"), [([], 7), (["edit.redraw.views=3"], 3), (["edit.redraw.views=null"], 7)])
-def test_views_that_are_drawn_anew_are_counted(options, views):
-    assert redrawn_views(load_config("edit", ["edit=redraw", *options]), 7) == views
-    assert redrawn_views(load_config("edit", ["edit=shape"]), 7) == 0
 
 
 def test_expected_peak_is_what_is_in_use_and_all_parts(monkeypatch, prior):

@@ -11,7 +11,7 @@ from test_local_edits import cameras, clones, field, local_views, masked  # noqa
 import cds3d.redraw as module
 from cds3d.editor import Editor
 from cds3d.options import build, load_config
-from cds3d.redraw import RedrawConfig, RedrawnShape
+from cds3d.redraw import Crop, RedrawConfig, RedrawnShape, closed, differs, free_cells, widened
 from cds3d.subjects.field import FieldRates
 from tensorf.errors import UserError
 from tensorf.local import LocalField
@@ -39,11 +39,11 @@ def to_end(edit):
 def red(monkeypatch):
     """The prior draws every view red."""
 
-    def taken(view, latent, change, close):
-        red = torch.tensor([1.0, 0.0, 0.0]).expand_as(view.full)
-        return torch.where(view._inside()[0, 0, :, :, None] > 0, red, view.full)
+    def redrawn(edit, camera, strength):
+        source = edit._source(camera)
+        return torch.where(edit._inside(camera) > 0, torch.tensor([1.0, 0.0, 0.0]).expand_as(source), source)
 
-    monkeypatch.setattr(module._RegionView, "taken", taken)
+    monkeypatch.setattr(RedrawnShape, "_redrawn", redrawn)
 
 
 def test_iterations_count_the_edit_the_views_and_the_polish(field, cameras):  # noqa: F811
@@ -75,27 +75,29 @@ def test_the_field_takes_on_what_is_drawn_in_the_region_alone(field, cameras, re
     edit = work(field, cameras, fits=8, polish=6, lr=0.05)
     for _ in range(5):
         edit.step()
-    before = edit._views[0].seen(edit.target)
+    before, source = edit._seen(0), edit._source(0)
     outside = clones(edit.target.source)
     to_end(edit)
-    view = edit._views[0]
-    after, inside = view.seen(edit.target), view._inside()[0, 0] > 0
+    after, inside = edit._seen(0), edit._inside(0)[..., 0] > 0
     assert 0 < inside.float().mean() < 1
-    assert torch.equal(after[~inside], before[~inside]) and torch.equal(after[~inside], view.full[~inside])
+    assert torch.equal(after[~inside], before[~inside]) and torch.equal(after[~inside], source[~inside])
     goal = torch.tensor([1.0, 0.0, 0.0])
-    assert (after[inside] - goal).square().mean() < 0.5 * (view.full[inside] - goal).square().mean()
+    assert (after[inside] - goal).square().mean() < 0.5 * (source[inside] - goal).square().mean()
     assert all(torch.equal(v, outside[k]) for k, v in edit.target.source.state_dict().items())
     assert isinstance(edit.edited(), LocalField) and torch.equal(edit.region_in_space(), edit.target.region)
 
 
 def test_a_view_shows_what_was_drawn_in_others_before(field, cameras, monkeypatch):  # noqa: F811
-    starts, latent_of = [], module._RegionView.latent_of
-    monkeypatch.setattr(module._RegionView, "latent_of", lambda s, p: (starts.append(p), latent_of(s, p))[1])
+    starts, drawn = [], RedrawnShape._drawn
+    monkeypatch.setattr(RedrawnShape, "_drawn", lambda s, z, *rest: (starts.append(z), drawn(s, z, *rest))[1])
     edit = work(field, cameras)
+    for _ in range(4):
+        edit.step()
+    edit._begin()
+    third = module.LatentImage(module.as_batch(edit._seen(edit._turn(2)))[0], edit.prior).source
     to_end(edit)
     assert len(starts) == 3  # rounds that polish draw nothing
-    shown = [edit._views[i] for i in edit._pictures]
-    assert not torch.equal(starts[2], shown[2].full)
+    assert starts[2].shape == third.shape and not torch.equal(starts[2], third)
 
 
 def test_noise_becomes_less_from_view_to_view(field, cameras, monkeypatch):  # noqa: F811
@@ -123,33 +125,113 @@ def test_latent_cells_outside_the_region_stay(field, cameras, monkeypatch):  # n
     edit = work(field, cameras)
     for _ in range(5):
         edit.step()
-    view = edit._views[0]
-    latents = []
-    monkeypatch.setattr(module._RegionView, "taken", lambda s, z, *rest: (latents.append(z), s.full)[1])
+    latents, drawn = [], RedrawnShape._drawn
+    monkeypatch.setattr(
+        RedrawnShape, "_drawn", lambda s, *rest: (latents.append((*rest[:2], drawn(s, *rest))), latents[-1][2])[1]
+    )
     edit._redrawn(0, 0.4)
-    start = view.latent_of(view.seen(edit.target))
-    free = view.free(start)
-    assert 0 < free.mean() < 1
+    start, free, end = latents[0]
+    assert torch.equal(free, free_cells(module.as_batch(edit._inside(0)))) and 0 < free.mean() < 1
     kept = (free == 0).expand_as(start)
-    assert torch.equal(latents[0][kept], start[kept])
-    assert not torch.allclose(latents[0][~kept], start[~kept])
+    assert torch.equal(end[kept], start[kept])
+    assert not torch.allclose(end[~kept], start[~kept])
 
 
-def test_pixels_that_differ_little_are_the_sources_and_gaps_are_closed(field, cameras):  # noqa: F811
-    edit = work(field, cameras)
+def test_cells_of_odd_pictures_are_those_of_the_latent():
+    inside = torch.zeros(1, 1, 9, 20)
+    inside[..., :4, :12] = 1  # half of the first row of cells, and of the second cell in it
+    assert free_cells(inside).tolist() == [[[[0, 0, 0], [0, 0, 0]]]]
+    inside[..., :5, :13] = 1
+    assert free_cells(inside).tolist() == [[[[1, 0, 0], [0, 0, 0]]]]
+    inside[..., 8:, 16:] = 1  # the border is repeated
+    assert free_cells(inside).tolist() == [[[[1, 0, 0], [0, 0, 1]]]]
+
+
+def drawn_as(edit, monkeypatch, new, before):
+    """The prior draws `new`, and the VAE shows the source as `before`: (H, W, 3) each."""
+    pictures = iter([new, before])
+    with monkeypatch.context() as patch:
+        patch.setattr(module.LatentImage, "decoded", lambda s, z: next(pictures).permute(2, 0, 1))
+        return edit._redrawn(0, 0.4)
+
+
+def in_rounds(field, cameras, monkeypatch, changed, **changes):  # noqa: F811
+    """An edit whose first view shows the region everywhere, and differs from the source in `changed` (H, W)."""
+    edit = work(field, cameras, **changes)
     for _ in range(5):
         edit.step()
-    view = edit._views[0]
-    view.local.index = torch.arange(24 * 32)
+    source = torch.full((24, 32, 3), 0.2)
+    monkeypatch.setattr(edit, "_source", lambda camera: source)
+    monkeypatch.setattr(edit, "_inside", lambda camera: torch.ones(24, 32, 1))
+    monkeypatch.setattr(edit, "_seen", lambda camera: torch.where(changed[..., None], 0.9, source))
+    return edit, source
+
+
+def test_pixels_that_differ_little_are_the_sources_and_gaps_are_closed(field, cameras, monkeypatch):  # noqa: F811
+    everywhere = torch.ones(24, 32, dtype=torch.bool)
     old, new = torch.full((24, 32, 3), 0.5), torch.full((24, 32, 3), 0.54)
     new[4:20, 4:20] = 0.9
     new[10:14, 10:14] = 0.54  # a hole
-    view._decoded = lambda latent: old if latent is view._latent.source else new
-    view.full = torch.full((24, 32, 3), 0.2)
-    taken = view.taken(torch.zeros(1), change=0.1, close=0.2)
-    assert torch.equal(taken[:, 24:], view.full[:, 24:])
-    assert taken[6:18, 6:18].equal(new[6:18, 6:18])
-    assert not view.taken(torch.zeros(1), change=0.1, close=0.0)[6:18, 6:18].equal(new[6:18, 6:18])
+    edit, source = in_rounds(field, cameras, monkeypatch, everywhere, change=0.1, close=0.2)
+    taken = drawn_as(edit, monkeypatch, new, old)
+    assert torch.equal(taken[:, 24:], source[:, 24:])
+    torch.testing.assert_close(taken[6:18, 6:18], new[6:18, 6:18])
+    edit, _ = in_rounds(field, cameras, monkeypatch, everywhere, change=0.1, close=0.0)
+    assert not torch.allclose(drawn_as(edit, monkeypatch, new, old)[6:18, 6:18], new[6:18, 6:18])
+
+
+def test_what_is_drawn_far_from_what_has_changed_is_left_out(field, cameras, monkeypatch):  # noqa: F811
+    changed = torch.zeros(24, 32, dtype=torch.bool)
+    changed[8:16, 8:12] = True
+    edit, source = in_rounds(field, cameras, monkeypatch, changed, grow=0.1, close=0.0)  # 3 pixels
+    taken = drawn_as(edit, monkeypatch, torch.full((24, 32, 3), 0.9), torch.full((24, 32, 3), 0.2))
+    torch.testing.assert_close(taken[6:18, 6:14], torch.full((12, 8, 3), 0.9))
+    assert torch.equal(taken[:, 20:], source[:, 20:]) and torch.equal(taken[:2], source[:2])
+
+
+def test_what_has_changed_outside_of_the_crop_stays(field, cameras, monkeypatch):  # noqa: F811
+    changed = torch.zeros(24, 32, dtype=torch.bool)
+    changed[4:20, 8:24] = True
+    edit, source = in_rounds(field, cameras, monkeypatch, changed, close=0.0, zoom=0.8)
+    grey = torch.full((24, 32, 3), 0.5)
+    taken = drawn_as(edit, monkeypatch, grey, grey)  # the prior draws nothing
+    kept = (taken - 0.9).abs().amax(-1) < 1e-6
+    assert kept.sum() == 16 * (16 - 13) and changed[kept].all()  # the crop is 17x13 pixels
+    assert torch.equal(taken[~kept], source[~kept])
+
+
+def test_a_crop_holds_what_has_changed_and_is_put_back_where_it_was():
+    changed = torch.zeros(1, 1, 24, 32)
+    changed[..., 4:16, 10:14] = 1
+    assert Crop.around(changed, 0) == Crop.around(0 * changed, 1.5) == Crop(0, 0, 24, 32)
+    assert Crop.around(changed, 1) == Crop(4, 4, 12, 16)  # half of the height, and of the width too
+    assert Crop.around(changed, 1.5) == Crop(1, 0, 18, 24)  # no farther than the picture's border
+    changed[..., 5:, :] = 0
+    assert Crop.around(changed, 1) == Crop(1, 7, 7, 10)  # no smaller
+    picture, crop = torch.rand(1, 3, 24, 32), Crop(4, 4, 12, 16)
+    large = crop.enlarged(picture)
+    assert large.shape == picture.shape and not torch.equal(large, picture)
+    smooth = torch.linspace(0, 1, 32).expand(1, 3, 24, 32)
+    torch.testing.assert_close(crop.put_back(crop.enlarged(smooth), smooth)[..., 6:18], smooth[..., 6:18])
+    back = crop.put_back(torch.ones_like(picture), picture)
+    assert (back[..., 4:16, 4:20] == 1).all()
+    back[..., 4:16, 4:20] = picture[..., 4:16, 4:20]
+    assert torch.equal(back, picture)
+    whole = Crop(0, 0, 24, 32)
+    assert torch.equal(whole.enlarged(picture), picture)
+
+
+def test_masks():
+    picture, other = torch.zeros(1, 3, 50, 100), torch.zeros(1, 3, 50, 100)
+    other[:, 1, 20:30, 40:60] = 0.5  # one colour is enough
+    other[:, :, 5, 5] = 0.5  # a single pixel is noise
+    assert differs(picture, other, 0.1)[0, 0, 22:28, 42:58].all()
+    assert differs(picture, other, 0.1).sum() < 23 * 13 and not differs(picture, other, 0.6).any()
+    mask = torch.zeros(1, 1, 50, 100)
+    mask[..., 20, 30], mask[..., 20, 36] = 0.6, 0.4
+    assert widened(mask, 0.05).sum() == 11 * 11 and widened(mask, 0.05)[..., 15:26, 25:36].all()
+    mask = (mask > 0).float()
+    assert closed(mask, 0.1)[..., 20, 30:37].all() and closed(mask, 0.04).sum() == 2
 
 
 @pytest.mark.parametrize("at", [3, 5, 7, 8])
@@ -178,14 +260,17 @@ def test_an_edit_that_becomes_longer_is_redrawn_again(field, cameras):  # noqa: 
     assert sum("redraw/psnr_db" in f for f in to_end(longer)) == 5
 
 
-def test_crops_show_the_region_large(field, cameras):  # noqa: F811
-    edit = work(field, cameras, zoom=0.5)
+def test_cameras_that_do_not_see_the_region_are_left_out(field, cameras):  # noqa: F811
+    away = replace(cameras[1], cx=cameras[1].cx + 500)
+    edit = work(field, [*cameras[:1], away, *cameras[2:]], views=3)
     to_end(edit)
-    assert all(v.local.index.numel() > 0 for v in edit._views)
-    whole = work(field, cameras)
-    to_end(whole)
-    shares = [sum(len(v.local.index) for v in w._views) / len(w._views) for w in (edit, whole)]
-    assert shares[0] > shares[1]
+    assert edit.iteration == 4 + 3 + 2  # the others come again
+    assert set(edit._pictures) == {0, 2} and edit._chosen == [0, 2]
+
+
+def test_a_region_without_anything_in_it_is_seen_by_none(field, cameras):  # noqa: F811
+    region = torch.zeros_like(field.occupancy)
+    assert not module.sees(cameras[0], field, region)
 
 
 def test_what_is_shown_on_the_way(field, cameras):  # noqa: F811
@@ -217,6 +302,7 @@ def test_a_fit_that_is_not_finite_is_told_with_its_option_and_iteration(field, c
         dict(scale=0.0),
         dict(zoom=-1.0),
         dict(change=1.0),
+        dict(grow=-0.1),
         dict(close=-0.1),
         dict(fits=0),
         dict(polish=-1),
@@ -233,16 +319,16 @@ def test_more_steps_than_the_schedule_has_are_refused(field, cameras):  # noqa: 
         work(field, cameras, steps=5000)
 
 
-def test_redrawing_opens_the_whole_region_again_and_forgets_the_edits_views(field, cameras):  # noqa: F811
+def test_redrawing_opens_the_whole_region_again_and_takes_the_edits_views(field, cameras):  # noqa: F811
     edit = work(field, cameras)
     for _ in range(4):
         edit.step()
     target = edit.target
     target.occupancy = torch.zeros_like(target.occupancy)  # as after many steps of an edit that empties it
-    assert edit.subject._views
+    views = dict(edit.subject._views)
     edit.step()
     assert torch.equal(target.occupancy, target.source.occupancy | target.region)
-    assert not edit.subject._views
+    assert views and all(edit.subject._views[camera] is view for camera, view in views.items())
 
 
 def test_what_is_empty_is_left_out_every_few_rounds(field, cameras, monkeypatch):  # noqa: F811
@@ -278,17 +364,17 @@ def test_each_view_has_noise_of_its_own_and_the_target_prompt(field, cameras, mo
 def test_only_the_spread_views_are_drawn_anew(field, cameras):  # noqa: F811
     edit = work(field, cameras, views=2)
     assert len(to_end(edit)) == 4 + 2 + 2
-    assert len(edit._views) == len(edit._pictures) == 2
+    assert len(edit._chosen) == len(edit._pictures) == 2
 
 
-def test_pixels_of_rays_past_the_region_are_the_sources(field, cameras):  # noqa: F811
-    edit = work(field, cameras)
+def test_pixels_of_rays_past_the_region_are_the_sources(field, cameras, monkeypatch):  # noqa: F811
+    edit = work(field, cameras, grow=0.99)
     for _ in range(5):
         edit.step()
-    view = edit._views[0]
-    view._decoded = lambda latent: torch.full((24, 32, 3), 0.0 if latent is view._latent.source else 1.0)
-    taken, inside = view.taken(torch.zeros(1), change=0.1, close=0.05), view._inside()[0, 0] > 0
-    assert torch.equal(taken[~inside], view.full[~inside]) and (taken[inside] == 1).all()
+    source, inside = edit._source(0), edit._inside(0)[..., 0] > 0
+    monkeypatch.setattr(edit, "_seen", lambda camera: torch.ones_like(source))
+    taken = drawn_as(edit, monkeypatch, torch.ones(24, 32, 3), torch.zeros(24, 32, 3))
+    assert torch.equal(taken[~inside], source[~inside]) and (taken[inside] == 1).all()
 
 
 def test_a_damaged_picture_in_a_state_is_refused(field, cameras):  # noqa: F811
