@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tensorf.captures.heic import HEIC_SUFFIXES
 from tensorf.captures.images import is_photo
+from tensorf.devices import usable_device
 from tensorf.errors import UserError, reason
 
 MOST_SEED = 10**12  # times a million, plus the iteration, is a seed of torch's
@@ -306,15 +307,8 @@ def require_unset(config: DictConfig, command: str, keys: Iterable[str], why: st
 
 
 def pick_device(name: str) -> torch.device:
-    """auto is the first GPU if there is one. UserError if there is no such device."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        if device.type == "cuda":
-            torch.cuda.get_device_properties(device)
-        elif device.type != "cpu":
-            raise RuntimeError("only cpu and cuda are supported")
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise UserError(f"device={name} cannot be used ({reason(error)}): try device=cpu") from error
+    """auto is the first GPU if there is one. UserError if there is no such device, or one of another kind."""
+    device = usable_device(name)
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device={name} cannot be used (only cpu and cuda are supported): try device=cpu")
     return device

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from tensorf.cameras import Camera
 from tensorf.checkpoint import load_checkpoint, read_kind
-from tensorf.errors import UserError, reason
+from tensorf.devices import usable_device
+from tensorf.errors import UserError
 from tensorf.space import Space
 
 
@@ -79,7 +80,7 @@ def load_field(path: str | Path, device: torch.device | str = "cpu") -> Renderab
     path: its file, or the folder of a run, which has its field in field.safetensors. device: "auto" is the first GPU if
     there is one, else the CPU. UserError if the file is missing, damaged, or no field, and if there is no such device.
     """
-    path, device = Path(path), _found(device)
+    path, device = Path(path), usable_device(device)
     if path.is_dir():
         if not (path / _FILE).is_file():
             raise UserError(f"{path} is a folder without {_FILE}: name the field's file, or finish the run first")
@@ -88,13 +89,3 @@ def load_field(path: str | Path, device: torch.device | str = "cpu") -> Renderab
     if kind not in KINDS:
         raise UserError(f"{path} holds a field of kind {kind!r}, which this version does not know: {', '.join(KINDS)}")
     return KINDS[kind](path, device)
-
-
-def _found(device: torch.device | str) -> torch.device:
-    """The device, once it is known to be there. UserError if it is not."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises the latter
-        raise UserError(f"device={device} cannot be used ({reason(error)}): try cpu, or auto") from error

@@ -43,9 +43,9 @@ from cds3d.guidance.prior import Prior, Query
 from cds3d.guidance.text import BYTES, ClipText, XLText
 from cds3d.hub import why_not
 from cds3d.kept_models import kept
-from cds3d.options import pick_device
 from cds3d.pocket.weights_path import WEIGHTS
 from cds3d.quiet import quiet
+from tensorf.devices import usable_device
 from tensorf.errors import UserError, is_out_of_memory, reason
 
 log = logging.getLogger("cds3d")
@@ -75,7 +75,7 @@ def load_prior(
     are refused, and so are models that bring code. Where models are kept (kept_models.py), the same arguments give the
     same prior again.
     """
-    device = pick_device(str(device))
+    device = usable_device(device)
     load = partial(_loaded, path, dtype, device, config, revision)
     return kept("prior", (path, dtype, device, config, revision), load, again=lambda prior: prior.forget_prompts())
 
