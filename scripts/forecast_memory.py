@@ -54,7 +54,8 @@ def forecast_of(model: str, dtype: str, options: list[str], device: torch.device
     width, height = size_for_width(camera.width, camera.height, config.edit.width)
     graphs = build_objective(config).unet_graphs
     prompt, views = random_prompts(prior).target, len(capture.train)
-    parts = field_edit_mb(prior, prompt, trainer.field, views, height, width, graphs, is_local(config))
+    kind = dict(local=is_local(config), redrawn="redraw" in config.edit)
+    parts = field_edit_mb(prior, prompt, trainer.field, views, height, width, graphs, **kind)
     text = text_parameters(model == "sdxl") * DTYPES[dtype].itemsize / 2**20
     weights = parameter_mb(prior.unet) + parameter_mb(prior.vae) + text
     return {

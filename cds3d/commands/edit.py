@@ -145,7 +145,7 @@ def _edit_scene(config: DictConfig, history: EditHistory) -> Path:
     if given is not None:
         views = zoomed_views(config, source, views, given)
     work, iterations, shown = maker(source, views, prior, objective, prompts, given)
-    expected_mb = _forecast(prior, prompts, source, shown.cameras, objective, is_local(config))
+    expected_mb = _forecast(prior, prompts, source, shown.cameras, objective, is_local(config), "redraw" in config.edit)
     masks = tensor_fingerprint(given) if pointing.way == "mask" else None
     run.begin(prior.fingerprint, fingerprint(source_path), masks)
     reset_peak_memory(device)  # of a source that was trained in this process
@@ -343,11 +343,12 @@ def _forecast(
     views: list,
     objective: Objective,
     local: bool,
+    redrawn: bool,
 ) -> float:
     """Tell, and return, the peak memory in MB that the edit is expected to need."""
     size = (views[0].height, views[0].width)
     before = memory_mb(prior.device)  # asked first: what the forecast itself frees stays with the process
-    parts = field_edit_mb(prior, prompts.target, field, len(views), *size, objective.unet_graphs, local)
+    parts = field_edit_mb(prior, prompts.target, field, len(views), *size, objective.unet_graphs, local, redrawn)
     expected = before + sum(parts.values())
     told = ", ".join(f"{name} {mb:.0f}" for name, mb in parts.items())
     log.info("expecting a peak of %.1f GB of memory: %.0f MB now, and %s", expected / 1024, before, told)

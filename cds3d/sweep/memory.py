@@ -86,8 +86,9 @@ def _edit_mb(question: Question) -> float:
         views = views[: config.edit.fit.views]
     field = _untrained(config, capture).to(device)
     before, size = memory_mb(device), (views[0].height, views[0].width)
-    graphs, local = objective.unet_graphs, is_local(config)
-    return before + sum(field_edit_mb(prior, prompts.target, field, len(views), *size, graphs, local).values())
+    kind = dict(local=is_local(config), redrawn="redraw" in config.edit)
+    parts = field_edit_mb(prior, prompts.target, field, len(views), *size, objective.unet_graphs, **kind)
+    return before + sum(parts.values())
 
 
 def _untrained(config, capture: Capture) -> Field:

@@ -70,6 +70,8 @@ def test_parts_of_a_field_edit(prior):
     assert "region" not in parts
     local = field_edit_mb(prior, prior.embed("a flower"), field, 10, 48, 64, 1, local=True)
     assert local == {**parts, "region": pytest.approx(10 * 48 * 64 * 900 / 2**20)}
+    redrawn = field_edit_mb(prior, prior.embed("a flower"), field, 10, 48, 64, 1, local=True, redrawn=True)
+    assert redrawn == {**parts, "region": pytest.approx(10 * 48 * 64 * 1150 / 2**20)}
 
 
 def test_expected_peak_is_what_is_in_use_and_all_parts(monkeypatch, prior):
@@ -77,7 +79,7 @@ def test_expected_peak_is_what_is_in_use_and_all_parts(monkeypatch, prior):
     monkeypatch.setattr(edit, "field_edit_mb", lambda *arguments: {"optimiser": 20.0, "views": 3.5})
     view = SimpleNamespace(height=24, width=32)
     prompts, objective = SimpleNamespace(target=None), SimpleNamespace(unet_graphs=1)
-    assert edit._forecast(prior, prompts, None, [view], objective, local=False) == 1023.5
+    assert edit._forecast(prior, prompts, None, [view], objective, local=False, redrawn=False) == 1023.5
 
 
 @pytest.mark.parametrize(("threads", "views"), [(1, 1), (4, 2)])
