@@ -12,7 +12,6 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from cds3d import yaml_files
+from cds3d.holding import hold, let_go
 from cds3d.options import boolean, load_config, pick_device
 from cds3d.process_memory import peak_memory_mb
 from tensorf import locks
@@ -45,9 +45,6 @@ _GROUPS = ("scene", "field", "guidance", "objective", "edit", "refit", "baseline
 _PATHS = ("capture", "run", "scene.root")  # of a run's configuration
 _PATH_KEYS = (*_PATHS, "image", "mask", "views")  # options that may be spelled in several ways
 _REPORT_EVERY = 1.0  # seconds
-
-_CHOOSING = threading.Lock()  # of what follows
-_workers: dict[Path, threading.Thread] = {}  # folder -> the thread whose run is at work in it; a process has one lock
 
 
 class RunFolder:
@@ -106,20 +103,20 @@ class RunFolder:
         self._look()
         begun = self._before("prior")
         if prior and begun and begun != prior and begun.split(":")[0] == prior.split(":")[0]:
-            _let_go(self.path)
+            let_go(self.path)
             raise UserError(
                 f"{self.path} was begun with other weights of guidance.path={self.config.guidance.path}: "
                 "resume it with those, or pass overwrite=true"
             )
         if source and self._before("source") not in (None, source):
-            _let_go(self.path)
+            let_go(self.path)
             what = "picture" if self.config.get("image") else "source field"
             raise UserError(
                 f"{self.path} was begun from another {what}, which has been replaced since: "
                 "pass overwrite=true to edit the new one"
             )
         if region and self._before("region") not in (None, region):
-            _let_go(self.path)
+            let_go(self.path)
             raise UserError(
                 f"{self.path} was begun with other masks: resume it with those, or pass overwrite=true to use these"
             )
@@ -294,41 +291,7 @@ class RunFolder:
         write_text(self.path / "metrics.json", json.dumps(rounded, indent=2) + "\n")
         if not self._has_iterations:  # nothing can go on from it
             self.state_path.unlink(missing_ok=True)
-        _let_go(self.path)
-
-
-def hold(folder: Path) -> None:
-    """Hold the folder, which exists, for this thread. UserError if another thread or process is at work in it."""
-    folder, me = folder.resolve(), threading.current_thread()
-    with _CHOOSING:
-        worker = _workers.get(folder, me)
-        if worker is not me and worker.is_alive():
-            raise UserError(f"{folder} is in use by another thread of this process: wait for its end")
-        locks.hold(folder)
-        _workers[folder] = me
-
-
-def _let_go(folder: Path) -> None:
-    with _CHOOSING:
-        locks.release(folder)
-        _workers.pop(folder.resolve(), None)
-
-
-@contextmanager
-def letting_go() -> Iterator[None]:
-    """In the end, however it comes, let go of the folders that this thread has begun to hold within."""
-    before = _my_folders()
-    try:
-        yield
-    finally:
-        for folder in _my_folders() - before:
-            _let_go(folder)
-
-
-def _my_folders() -> set[Path]:
-    me = threading.current_thread()
-    with _CHOOSING:
-        return {folder for folder, worker in _workers.items() if worker is me}
+        let_go(self.path)
 
 
 @contextmanager

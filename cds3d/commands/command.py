@@ -13,8 +13,8 @@ from typing import TypeVar
 
 from omegaconf import DictConfig
 
+from cds3d.holding import letting_go
 from cds3d.options import check_assigned
-from cds3d.runs import letting_go
 from cds3d.threads import threads_of
 
 Result = TypeVar("Result")

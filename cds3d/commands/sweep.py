@@ -12,9 +12,9 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from cds3d.commands.command import command
+from cds3d.holding import hold
 from cds3d.jobs import usable_cores
 from cds3d.options import whole
-from cds3d.runs import hold
 from cds3d.sweep.plan import Task, plan
 from cds3d.sweep.pool import Work, run_pool, works
 from cds3d.sweep.report import Reporter
