@@ -292,6 +292,17 @@ def test_a_fit_that_is_not_finite_is_told_with_its_option_and_iteration(field, c
         edit.step()
 
 
+def test_a_gradient_that_is_not_finite_moves_nothing(field, cameras):  # noqa: F811
+    edit = work(field, cameras)
+    for _ in range(5):
+        edit.step()
+    edit._optimizer.param_groups[0]["params"][0].register_hook(lambda gradient: gradient * float("nan"))
+    before = clones(edit.target.target)
+    with pytest.raises(UserError, match=r"iteration 5: lower edit\.redraw\.lr"):
+        edit.step()
+    assert all(torch.equal(v, before[k]) for k, v in edit.target.target.state_dict().items())
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
