@@ -19,11 +19,8 @@ from cds3d.commands.edit import edit_command, refuse_options_of_scenes
 from cds3d.commands.preparing import build_objective
 from cds3d.editor import EditConfig
 from cds3d.options import RESERVED, build, dotted_keys, groups, load_config, pick_device, set_text
-from cds3d.process_memory import reset_peak_memory
 from cds3d.sweep.calls import Calling, callers
 from cds3d.sweep.pool import run_pool
-from cds3d.threads import set_threads
-from tensorf import locks
 from tensorf.captures.images import IMAGE_SUFFIXES, is_photo
 from tensorf.errors import UserError, reason
 from tensorf.files import write_text
@@ -183,10 +180,4 @@ def _run(item: Item, options: list[str], folder: Path) -> None:
     for key, value in (("image", str(item.path)), ("src", item.src), ("tgt", item.tgt), ("output", str(folder))):
         set_text(config, key, value, key)
     config.resume = (folder / "state" / "state.pt").exists()
-    if config.threads is not None:  # else as many as this process has
-        set_threads(config)
-    reset_peak_memory(pick_device(config.device))  # of the edit before
-    try:
-        edit_command(config)
-    finally:
-        locks.release(folder)  # this process goes on with others
+    edit_command(config)

@@ -40,7 +40,6 @@ from cds3d.pocket.model.judge import load_judge
 from cds3d.pocket.weights_path import WEIGHTS
 from cds3d.sweep.calls import Calling, callers
 from cds3d.sweep.pool import run_pool
-from tensorf import locks
 from tensorf.errors import UserError
 from tensorf.files import write_text
 
@@ -298,10 +297,7 @@ def _one(run: Run) -> None:
         ]
         config = _field_config(run, options)
         result["prompts"] = [config.src, config.tgt]
-        try:
-            result["figures"], pictures = edit_field(config)
-        finally:
-            locks.release(folder)  # this process goes on with others
+        result["figures"], pictures = edit_field(config)
     else:
         case = cases(run.task, run.case + 1, tuning=run.tuning)[run.case]
         config = load_config("edit", options)

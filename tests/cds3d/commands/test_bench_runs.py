@@ -10,9 +10,11 @@ from checks import fails, load_script
 from fakes import TINY_FIELD, TINY_SCENE
 from PIL import Image
 
+from cds3d import holding
 from cds3d.bench import fields, image_runs, run
 from cds3d.bench.tasks import cases
 from cds3d.cli import run_command
+from cds3d.commands import edit
 from cds3d.options import load_config
 from cds3d.pocket.world.capture import WorldCapture
 from tensorf import locks
@@ -256,12 +258,15 @@ def test_a_run_that_fails_lets_its_folder_go(kind, tmp_path, monkeypatch):
     folder.mkdir(parents=True)
 
     def fails_inside(*_):
-        locks.hold(folder)
+        holding.hold(folder)
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(run, "edit_field", fails_inside)
-    monkeypatch.setattr(run, "_field_config", lambda *_: load_config("edit", []))
-    monkeypatch.setattr(image_runs, "edit_command", fails_inside)
+    monkeypatch.setattr(edit, "edit_image", fails_inside)
+    monkeypatch.setattr(edit, "_edit_scene", fails_inside)
+    monkeypatch.setattr(run, "edit_field", edit.edit_command)
+    monkeypatch.setattr(
+        run, "_field_config", lambda *_: load_config("edit", ["scene=flower", 'src="a flower"', 'tgt="a red flower"'])
+    )
     with pytest.raises(RuntimeError, match="out of memory"):
         if kind == "field":
             run._one(run.Run("field", "color", 0, "cds", 0, False, (), str(tmp_path), "cpu"))
