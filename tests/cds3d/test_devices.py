@@ -70,7 +70,7 @@ def test_the_forecast_asks_the_second_gpu(two_gpus, monkeypatch):
     monkeypatch.setattr(edit, "field_edit_mb", lambda *args: {"all": 2.0})
     prior, prompts = SimpleNamespace(device=SECOND), SimpleNamespace(target=None)
     view, objective = SimpleNamespace(height=4, width=4), SimpleNamespace(unet_graphs=1)
-    assert edit._forecast(prior, prompts, None, [view], objective, False) == 42
+    assert edit._forecast(prior, prompts, None, [view], objective, False, False) == 42
 
 
 def test_pick_device(two_gpus):
