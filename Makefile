@@ -15,7 +15,7 @@ edit: .venv/ready
 	.venv/bin/python edit.py --tgt "a red flower"
 
 test: .venv/ready
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n auto --maxprocesses 4 --dist loadscope tests
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder tests
 
 test-cuda: .venv/ready
 	.venv/bin/python -m pytest -q -rs tests/cds3d/commands/test_cuda.py

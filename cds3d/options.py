@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
 import os
@@ -12,6 +13,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
+from functools import lru_cache
 from pathlib import Path, PurePath
 
 import torch
@@ -63,14 +65,27 @@ def load_config(command: str, options: list[str]) -> DictConfig:
         if not re.match(r"\w", option):
             raise UserError(f"{option!r} is no key=value: an option begins with its name; see --help")
     _check_groups(command, options)
+    folder = data_folder("configs")
     try:
-        with _hydra():
-            config = compose(command, overrides=[_quoted(o) for o in options])
-            OmegaConf.to_container(config, resolve=True)  # "${...}" that leads nowhere is told now
+        config = copy.deepcopy(_composed(folder, _stamps(folder), command, tuple(_quoted(o) for o in options)))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain(command, error)) from error
     _check_text(command, config)
     return config
+
+
+@lru_cache(maxsize=64)  # a command asks for its defaults several times, and Hydra reads every file each time
+def _composed(folder: Path, stamps: tuple, command: str, overrides: tuple[str, ...]) -> DictConfig:
+    with _hydra(folder):
+        config = compose(command, overrides=list(overrides))
+        OmegaConf.to_container(config, resolve=True)  # "${...}" that leads nowhere is told now
+    return config
+
+
+def _stamps(folder: Path) -> tuple:
+    """What changes when a file below the folder does."""
+    found = ((str(path), path.stat()) for path in folder.rglob("*.yaml"))
+    return tuple(sorted((path, status.st_mtime_ns, status.st_size) for path, status in found))
 
 
 def check_assigned(command: str, config: DictConfig) -> None:
@@ -91,13 +106,13 @@ def _meant(command: str, word: str) -> str:
 
 
 @contextmanager
-def _hydra():
-    """Hydra, reading from configs/. Its state is global, so one thread at a time uses it."""
+def _hydra(folder: Path):
+    """Hydra, reading from a folder. Its state is global, so one thread at a time uses it."""
     with _HYDRA:
         theirs = GlobalHydra.instance().hydra  # of a program that uses Hydra itself
         GlobalHydra.instance().clear()
         try:
-            with initialize_config_dir(str(data_folder("configs")), version_base="1.3"):
+            with initialize_config_dir(str(folder), version_base="1.3"):
                 yield
         finally:
             GlobalHydra.instance().hydra = theirs

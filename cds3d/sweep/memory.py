@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from omegaconf import OmegaConf
 
 import cds3d  # noqa: F401  (memory policy before torch)
 from cds3d.cli import configured
@@ -63,10 +64,10 @@ def forecast(asked: Sequence[Question]) -> Forecast:
     Edits that cannot be made are left out; if none can, the last one's exception is raised. asked: one question at
     least.
     """
-    needed, failure = [], None
+    needed, failure, loaded = [], None, {}
     for question in asked:
         try:
-            needed.append(_edit_mb(question))
+            needed.append(_edit_mb(question, loaded))
         except Exception as error:  # of any kind of model: the edit itself will tell
             failure = error
     if not needed:
@@ -75,12 +76,17 @@ def forecast(asked: Sequence[Question]) -> Forecast:
     return Forecast(max(needed), free_mb(pick_device(config.device)))
 
 
-def _edit_mb(question: Question) -> float:
+def _edit_mb(question: Question, loaded: dict[tuple, Capture]) -> float:
+    """loaded: the capture of the last question, which is that of the next one too if the scene is the same."""
     config = configured("edit", [*question.flags, "scene.check=false"])
     check_prompts(config)
     device = pick_device(config.device)
     prior, objective, prompts = prepare(config, device)
-    capture = load_scene(config)
+    scene = config.capture, OmegaConf.to_yaml(config.scene)
+    if scene not in loaded:
+        loaded.clear()
+        loaded[scene] = load_scene(config)
+    capture = loaded[scene]
     views = [resized_to(capture.cameras[i], config.edit.width) for i in capture.train]
     if "fit" in config.edit:
         views = views[: config.edit.fit.views]

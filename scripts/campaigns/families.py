@@ -137,7 +137,7 @@ class _Good:
         (folder / "p.json").write_text(json.dumps(told))
 
     def sweep(self, folder: Path) -> None:
-        text = "scenes: [flower, mug]\nedits: [a red flower, a mug -> a blue mug]\nobjectives: [cds, dds]\n"
+        text = "scenes: [flower]\nedits: [a red flower, a mug -> a blue mug]\nobjectives: [cds, dds]\n"
         (folder / "s.yaml").write_text(text + "options: ['', 'edit.lr=0.02 objective.scale=3']\nseeds: [0, 1]\n")
 
     def nothing(self, folder: Path) -> None:
