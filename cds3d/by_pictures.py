@@ -29,7 +29,7 @@ from cds3d.subjects.field import FieldRates, moved_groups
 from cds3d.subjects.given import seen_share
 from cds3d.subjects.image import LatentImage, LatentPair
 from cds3d.subjects.region import EditedRegion, RegionConfig, dilated
-from cds3d.subjects.sources import as_batch, check_cameras, turn_of
+from cds3d.subjects.sources import as_batch, check_cameras, spread, turn_of
 from cds3d.subjects.volume import agreed_region, check_volume
 from tensorf.adam import Adam
 from tensorf.cameras import Camera
@@ -73,24 +73,6 @@ class FitConfig:
             raise ValueError(f"margin={self.margin} has to be at least 0 and below 1")
         if not 0 <= self.detail <= 1:
             raise ValueError(f"detail={self.detail} has to be between 0 and 1")
-
-
-def spread(cameras: Sequence[Camera], count: int | None) -> list[Camera]:
-    """`count` of the cameras, far from each other, in the order in which they come; None or too many: all.
-
-    Each next one is the camera whose position and direction are farthest from those of all chosen so far, where a
-    distance of the cameras' mean distance from their middle counts as much as opposite directions.
-    """
-    if count is None or count >= len(cameras):
-        return list(cameras)
-    positions = torch.stack([c.position for c in cameras]).double()
-    directions = torch.stack([c.forward for c in cameras]).double()
-    positions = positions - positions.mean(0)
-    places = torch.cat([positions / positions.norm(dim=1).mean().clamp(min=1e-9), directions / 2], 1)
-    chosen = [int((places - places.mean(0)).norm(dim=1).argmin())]
-    while len(chosen) < count:
-        chosen.append(int(torch.cdist(places, places[chosen]).amin(1).argmax()))
-    return [cameras[i] for i in sorted(chosen)]
 
 
 class ViewLatents:
@@ -161,7 +143,7 @@ class PictureEdit:
         check_cameras(cameras)
         if not find and given is None:
             raise ValueError("find=False needs a given region")
-        self.source, self.cameras = source, spread(cameras, fit.views)
+        self.source, self.cameras = source, [cameras[i] for i in spread(cameras, fit.views)]
         self.fit, self.rates, self.region, self.given, self.find = fit, rates, region, given, find
         self.target = LocalField(source, torch.zeros_like(source.occupancy))
         with torch.no_grad():

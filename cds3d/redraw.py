@@ -22,7 +22,6 @@ from torch import Tensor
 
 from cds3d.baselines.baseline import noise_like
 from cds3d.baselines.sampling import ddim, guided
-from cds3d.by_pictures import spread
 from cds3d.editor import Editor, cloned
 from cds3d.guidance.prior import CELL, Prior
 from cds3d.objectives.objective import Prompts
@@ -30,7 +29,7 @@ from cds3d.subjects.field import FieldRates, moved_groups
 from cds3d.subjects.given import sees
 from cds3d.subjects.image import LatentImage
 from cds3d.subjects.local import LocalViews
-from cds3d.subjects.sources import as_batch, turn_of
+from cds3d.subjects.sources import as_batch, spread, turn_of
 from tensorf.adam import Adam
 from tensorf.errors import UserError
 from tensorf.local import LocalField
@@ -148,9 +147,10 @@ class RedrawnShape:
     def _begin(self) -> None:
         """Open the whole region again, and choose the cameras: far from each other, with the region in view."""
         self.target.open(self.target.region)
-        seeing = [camera for camera in self.cameras if sees(camera, self.target.source, self.target.region)]
-        chosen = spread(seeing or self.cameras, self.config.views)
-        self._chosen = [place for place, camera in enumerate(self.cameras) if any(camera is c for c in chosen)]
+        source, region = self.target.source, self.target.region
+        seeing = [i for i, camera in enumerate(self.cameras) if sees(camera, source, region)]
+        seeing = seeing or list(range(len(self.cameras)))
+        self._chosen = [seeing[k] for k in spread([self.cameras[i] for i in seeing], self.config.views)]
         self._pictures: dict[int, Tensor] = {}
         self._optimizer = Adam(moved_groups(self.target.target, self.rates, self.config.lr), betas=(0.9, 0.99))
         self._rates = [group["lr"] for group in self._optimizer.param_groups]

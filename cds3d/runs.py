@@ -60,6 +60,7 @@ class RunFolder:
         self._made = self._start = time.monotonic()  # other clocks may be set
         self._peak_before = 0.0
         self._changes: list[dict] = []
+        self._newest: dict | None = None  # of the changes: that of this resume
         self._reported = -_REPORT_EVERY
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file; give another output folder")
@@ -241,7 +242,13 @@ class RunFolder:
         now = self._settings()
         changed = {key: [old, now[key]] for key, old in before.items() if key in now and now[key] != old}
         if changed:
-            self._changes = [*self._changes, {"iteration": iteration, **changed}]
+            self._newest = {"iteration": iteration, **changed}
+            self._changes = [*self._changes, self._newest]
+
+    def went_on_from(self, iteration: int) -> None:
+        """Settings were changed at this iteration, where the work drops later ones of the state that it has loaded."""
+        if self._newest is not None:
+            self._newest["iteration"] = iteration
 
     def _settings(self) -> dict:
         """The settings that a resume may change and that results depend on."""

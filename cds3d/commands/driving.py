@@ -46,6 +46,7 @@ def drive(
                 raise
             message = f"{run.state_path} is damaged ({reason(error)}): start again with overwrite=true"
             raise UserError(message) from error
+        run.went_on_from(work.iteration)
         log.info("resumed at iteration %d", work.iteration)
     writer, whole = run.logger(work.iteration), True
     try:

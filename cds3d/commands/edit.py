@@ -22,6 +22,7 @@ from cds3d.commands.preparing import (
     check_prompts,
     is_local,
     log_step,
+    most_views,
     output_folder,
     prepare,
     usual_options,
@@ -286,7 +287,8 @@ def views_maker(config: DictConfig, find: bool = True) -> Callable[..., FieldVie
     region = build(RegionConfig, config.edit.region, group="edit.region")
     if "volume" not in config.edit:
         kept = build(Preservation, config.edit, group="edit")
-        return partial(FieldViews, rates=rates, region=region, preservation=kept, find=find, seed=config.seed)
+        parts = dict(rates=rates, region=region, preservation=kept, views=most_views(config, find))
+        return partial(FieldViews, **parts, find=find, seed=config.seed)
     volume = build(VolumeConfig, config.edit.volume, group="edit.volume")
     iterations = build(EditConfig, config.edit, group="edit", seed=config.seed).iterations
     looks = max(1, round(volume.look * iterations)) if find else 0

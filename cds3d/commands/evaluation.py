@@ -60,7 +60,7 @@ def evaluate_edit(
     before, after = ([view["color"] for view in renders] for renders in (views.before, views.after))
     told = clip_figures(clip, config.src, config.tgt, before, after, frames)
     if region is not None:
-        told |= outside_figures(source, views, region)
+        told |= outside_figures(source, edited, views, region)
     return edit_figures(edited, views, truth) | told | first
 
 
@@ -185,14 +185,15 @@ def edit_figures(edited: Renderable, views: HeldOut, truth: KnownTruth | None) -
 
 
 @torch.no_grad()
-def outside_figures(source: Renderable, views: HeldOut, region: Tensor) -> dict[str, float]:
-    """kept_outside_region_db: PSNR of edit to source where a pixel shows nothing of the region; needs no truth.
+def outside_figures(source: Renderable, edited: Renderable, views: HeldOut, region: Tensor) -> dict[str, float]:
+    """kept_outside_region_db: PSNR of edit to source where neither shows a surface in the region; needs no truth.
 
-    region: as in `evaluate_edit`. Pixels close to its edge are left out. Empty where the region fills all views.
+    So where a shape has grown into empty space, pixels do not count; those behind haze do. region: as in
+    `evaluate_edit`. Pixels close to its edge are left out. Empty where the region fills all views.
     """
     rows = []
     for camera, before, after in zip(views.cameras, views.before, views.after, strict=True):
-        share = seen_share(source, source.view(camera), region).cpu()
+        share = torch.maximum(*(seen_share(field, field.view(camera), region) for field in (source, edited))).cpu()
         outside = dilated(share, round(_EDGE * camera.width)) < _OUTSIDE
         if outside.any():
             rows.append({"kept_outside_region_db": psnr(after["color"], before["color"], outside)})

@@ -119,7 +119,8 @@ def pasted(whole: Tensor, before: Tensor, after: Tensor) -> Tensor:
 
 
 def read_image(path: Path, longest: int | None = None) -> torch.Tensor:
-    """(3, H, W) in [0, 1], upright by EXIF; transparency on white; the longer side resized to `longest` pixels.
+    """(3, H, W) in [0, 1], upright by EXIF; transparency on white; the longer side resized to `longest` pixels,
+    or to more if the shorter one would have fewer than 16.
 
     UserError if it cannot be read, or has fewer than 16x16 pixels.
     """
@@ -129,7 +130,8 @@ def read_image(path: Path, longest: int | None = None) -> torch.Tensor:
     if min(picture.size) < 16:
         raise UserError(f"{path} is {picture.width}x{picture.height}: at least 16x16 pixels are needed")
     if longest is not None and max(picture.size) != longest:
-        size = [max(16, round(side * longest / max(picture.size))) for side in picture.size]
+        scale = max(longest / max(picture.size), 16 / min(picture.size))  # strips keep 16 pixels, and their shape
+        size = [round(side * scale) for side in picture.size]
         if max(picture.size) < longest:
             log.info(
                 "%s is %dx%d: enlarged to %dx%d, as the model was trained on such pictures "

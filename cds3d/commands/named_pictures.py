@@ -85,7 +85,8 @@ def read_as_mask(file: Path, width: int, height: int, option: str) -> Image.Imag
 
 
 def _of_shape(picture: Image.Image, file: Path, width: int, height: int, option: str) -> Image.Image:
-    if abs(picture.width / picture.height * height / width - 1) > _SAME_ASPECT:
+    rounding = 0.5 / width + 0.5 / height  # of a small view's size
+    if abs(picture.width / picture.height * height / width - 1) > _SAME_ASPECT + rounding:
         raise UserError(
             f"{option}: {file.name} is {picture.width}x{picture.height}, and its photo has the shape of "
             f"{width}x{height}: a picture has to show what its photo shows, to the edges"

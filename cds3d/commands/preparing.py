@@ -14,7 +14,7 @@ from cds3d.commands.driving import Work
 from cds3d.guidance import Prior, load_prior
 from cds3d.objectives import OBJECTIVES
 from cds3d.objectives.objective import Objective, Prompts, check_timesteps
-from cds3d.options import build, groups, load_config
+from cds3d.options import build, groups, load_config, whole
 from cds3d.slugs import slug
 from cds3d.where import as_caption
 from tensorf.errors import UserError
@@ -22,6 +22,7 @@ from tensorf.errors import UserError
 log = logging.getLogger("cds3d")
 
 WAYS = ("where", "mask", "box", "ball", "at")  # to say where an edit may go
+_LEAST_VIEWS = 8  # cameras of a short edit, so that it still sees the scene from several sides
 _PICTURES = 8  # times in an edit that pictures go to TensorBoard
 
 
@@ -153,6 +154,22 @@ def warn_of_options_of_other_objectives(config: DictConfig) -> None:
                 "edit.%s=%s is ignored by objective=%s: only dds, cds and ids use it",
                 key, config.edit[key], config.objective.kind,
             )  # fmt: skip
+
+
+def most_views(config: DictConfig, find: bool) -> int | None:
+    """Through how many cameras edit=field edits, None for all. find: whether gradients find the region.
+
+    A camera has no mask before its first visit, and a settled one after `region.visits`. So only as many are taken as
+    have theirs by the time the rate has risen: of a video's 300 frames, most would else be edited without any.
+    UserError for a number that makes no sense.
+    """
+    edit = config.edit
+    if edit.views is not None:
+        whole(config, "edit.views", least=1)
+        return edit.views
+    if not find or edit.region.mask_threshold == 0 or edit.warmup == 0:
+        return None
+    return max(_LEAST_VIEWS, round(edit.warmup * edit.iterations / edit.region.visits))
 
 
 def configured_prior(config: DictConfig, device: torch.device) -> Prior:

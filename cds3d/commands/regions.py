@@ -115,7 +115,7 @@ def given_region(
         region, what = _carved(config, pointing, capture, source, views, prior)
     if not (region & source.occupancy).any():
         if pointing.way == "at":  # a surface is there: the ball is smaller than the cells
-            raise UserError(f"{what}: radius={config.radius} is too small, no cell of the scene lies in the ball")
+            raise UserError(f"{what}: the ball is too small, no cell of the scene lies in it: give a larger radius=")
         raise UserError(f"{what} has nothing of the scene in it: {_extent(source)}")
     share = float((region & source.occupancy).sum() / source.occupancy.sum())
     log.info("%s: the edit may change %.2g%% of what is there", what, 100 * share)

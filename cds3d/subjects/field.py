@@ -16,7 +16,7 @@ from torch import Tensor
 from cds3d.guidance.prior import Prior
 from cds3d.subjects.given import seen_share
 from cds3d.subjects.region import EditedRegion, RegionConfig, dilated
-from cds3d.subjects.sources import SourceView, SourceViews, as_batch
+from cds3d.subjects.sources import SourceView, SourceViews, as_batch, spread
 from cds3d.subjects.volume import edited_volume
 from tensorf.cameras import Camera
 from tensorf.local import LocalField
@@ -134,6 +134,8 @@ class FieldViews:
 
     seed: of the order in which cameras come. given: (z, y, x) bool in the cells of the source's occupancy; if there is
     one, nothing changes outside of it. find: whether gradients find the region, inside the given one if there is one.
+    views: how many of the cameras to edit through, far from each other; None: all. A camera has no mask before its
+    first visit, so with many more cameras than steps nothing is masked.
 
     Raises ValueError for no cameras, cameras of less than 8 pixels a side, and where neither says the region.
     """
@@ -149,16 +151,23 @@ class FieldViews:
         seed: int = 0,
         given: Tensor | None = None,
         find: bool = True,
+        views: int | None = None,
     ):
         if not find and given is None:
             raise ValueError("find=False needs a given region")
         self.source, self.find = source, find
         self._trainable = copy.deepcopy(source).requires_grad_(True)
         self.target = self._trainable if given is None else LocalField(source, given, self._trainable)
-        self.cameras, self.prior, self.rates = list(cameras), prior, rates
+        self.prior, self.rates = prior, rates
         self.region, self.preservation = EditedRegion(region), preservation
-        self.views = SourceViews(source, self.cameras, prior, seed)
+        self.views = SourceViews(source, list(cameras), prior, seed)
+        self.views.chosen = spread(cameras, views)
         self._given: dict[int, Tensor] = {}
+
+    @property
+    def cameras(self) -> list[Camera]:
+        """Those that are edited through."""
+        return [self.views.cameras[i] for i in self.views.chosen]
 
     def parameter_groups(self, lr: float) -> list[dict]:
         return moved_groups(self._trainable, self.rates, lr)
@@ -219,9 +228,9 @@ class FieldViews:
 
         None where everything may change, and for fields without occupancy.
         """
-        if not self.find:
+        cameras = self.region.visited if self.find else []
+        if not cameras and self.target is not self._trainable:
             return self.target.region
-        cameras = self.region.visited
         if not cameras or not hasattr(self.source, "occupancy"):
             return None
         made = [self.views[camera] for camera in cameras]
@@ -229,10 +238,17 @@ class FieldViews:
         return edited_volume(self.source, views, self.preservation.inside, grow=0.0, one_subject=False)
 
     def state(self) -> dict:
-        return self.region.state()
+        return {"masks": self.region.state(), "cameras": list(self.views.chosen)}
 
     def load_state(self, state: dict) -> None:
-        self.region.load_state(state, self.source.device)
+        """Go on with the cameras of the state, also where a longer edit would have chosen more of them."""
+        if "masks" not in state:  # of earlier versions, which edited through all cameras
+            state = {"masks": state, "cameras": range(len(self.views.cameras))}
+        chosen = list(state["cameras"])
+        if not chosen or not {*chosen} <= {*range(len(self.views.cameras))}:
+            raise ValueError("cameras that the scene does not have")
+        self.views.chosen = chosen
+        self.region.load_state(state["masks"], self.source.device)
 
 
 def moved_groups(target: Renderable, rates: FieldRates, lr: float) -> list[dict]:

@@ -49,6 +49,10 @@ class RegionConfig:
         for name, least in (("visits", 1), ("filter_rounds", 0), ("color_bins", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} has to be at least {least}")
+        if self.color_bins > 64:
+            raise ValueError(
+                f"color_bins={self.color_bins} has to be at most 64: the colour model has its cube of cells"
+            )
         if not 0 <= self.color_weight <= 1:
             raise ValueError(f"color_weight={self.color_weight} has to be between 0 and 1")
         if not 0 <= self.low < self.high <= 1:

@@ -43,6 +43,26 @@ def check_cameras(cameras: Sequence[Camera]) -> None:
             raise ValueError(f"a camera of {size} pixels is too small: {CELL}x{CELL} are needed")
 
 
+def spread(cameras: Sequence[Camera], count: int | None) -> list[int]:
+    """Indices of `count` of the cameras, far from each other, in ascending order; None or too many: of all.
+
+    Each next one is the camera whose position and direction are farthest from those of all chosen so far, where a
+    distance of the cameras' mean distance from their middle counts as much as opposite directions.
+    """
+    if count is None or count >= len(cameras):
+        return list(range(len(cameras)))
+    positions = torch.stack([c.position for c in cameras]).double()
+    directions = torch.stack([c.forward for c in cameras]).double()
+    positions = positions - positions.mean(0)
+    places = torch.cat([positions / positions.norm(dim=1).mean().clamp(min=1e-9), directions / 2], 1)
+    chosen = [int((places - places.mean(0)).norm(dim=1).argmin())]
+    while len(chosen) < count:
+        apart = torch.cdist(places, places[chosen]).amin(1)
+        apart[chosen] = -1  # cameras at one place are chosen last, each once
+        chosen.append(int(apart.argmax()))
+    return sorted(chosen)
+
+
 def as_batch(image: Tensor) -> Tensor:
     """(H, W, 3) -> (1, 3, H, W)."""
     return image.permute(2, 0, 1)[None]
@@ -62,13 +82,15 @@ def views_at_a_time(device: torch.device) -> int:
 class SourceViews:
     """The source's view of each camera, in the order of an edit's steps.
 
-    seed: of the order in which cameras come. made: the views that were asked for, by camera, the first one first.
-    Raises ValueError for cameras that cannot be edited through.
+    seed: of the order in which cameras come. chosen: the indices of those that come; all unless it is set. made: the
+    views that were asked for, by camera, the first one first. Raises ValueError for cameras that cannot be edited
+    through.
     """
 
     def __init__(self, source: Renderable, cameras: Sequence[Camera], prior: Prior, seed: int):
         check_cameras(cameras)
         self.source, self.cameras, self.prior, self.seed = source, cameras, prior, seed
+        self.chosen: Sequence[int] = range(len(cameras))
         self.made: dict[int, SourceView] = {}
         self._coming: dict[int, Future[SourceView]] = {}
 
@@ -77,7 +99,7 @@ class SourceViews:
         return {name: value for name, value in vars(self).items() if name != "_threads"} | {"_coming": {}}
 
     def turn(self, step: int) -> int:
-        return turn_of(step, len(self.cameras), self.seed)
+        return self.chosen[turn_of(step, len(self.chosen), self.seed)]
 
     def of(self, step: int) -> tuple[int, SourceView]:
         """The step's camera and its view. On a CPU of several cores the next steps' are begun in threads.

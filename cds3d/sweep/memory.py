@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 
 import cds3d  # noqa: F401  (memory policy before torch)
 from cds3d.cli import configured
-from cds3d.commands.preparing import check_prompts, is_local, prepare
+from cds3d.commands.preparing import check_prompts, is_local, most_views, prepare
+from cds3d.commands.regions import read_pointing
 from cds3d.commands.scenes import load_scene
 from cds3d.commands.train import field_options
 from cds3d.commands.videos import resized_to
@@ -90,6 +91,8 @@ def _edit_mb(question: Question, loaded: dict[tuple, Capture]) -> float:
     views = [resized_to(capture.cameras[i], config.edit.width) for i in capture.train]
     if "fit" in config.edit:
         views = views[: config.edit.fit.views]
+    elif not is_local(config):
+        views = views[: most_views(config, read_pointing(config).find)]
     field = _untrained(config, capture).to(device)
     before, size = memory_mb(device), (views[0].height, views[0].width)
     kind = dict(local=is_local(config), redrawn="redraw" in config.edit)

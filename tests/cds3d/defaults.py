@@ -43,13 +43,25 @@ def region_config(mask_threshold: float, width: int = 252, **changes) -> RegionC
 
 
 def field_views(
-    field, cameras, prior, *, mask_threshold=0.0, preservation=0.0, seed=0, given=None, find=True, **rates
+    field,
+    cameras,
+    prior,
+    *,
+    mask_threshold=0.0,
+    preservation=0.0,
+    seed=0,
+    given=None,
+    find=True,
+    views=None,
+    **rates,
 ) -> FieldViews:
     """Everything moves, nothing is held, unless said otherwise; the margin is two pixels."""
     width = cameras[0].width if cameras else 32
     kept = replace(build(Preservation, _field()), preservation=preservation, margin=2 / width)
     moved = FieldRates(**{**dict(color_lr=1.0, network_lr=0.1, density_lr=1.0, line_lr=1.0), **rates})
-    return FieldViews(field, cameras, prior, moved, region_config(mask_threshold, width), kept, seed, given, find)
+    return FieldViews(
+        field, cameras, prior, moved, region_config(mask_threshold, width), kept, seed, given, find, views
+    )
 
 
 def run(editor: Editor) -> list[dict]:

@@ -10,13 +10,12 @@ from defaults import edit_config, region_config
 from fakes import PROMPTS, LinearPrior
 
 import cds3d.by_pictures as module
-from cds3d.by_pictures import FitConfig, PictureEdit, spread
+from cds3d.by_pictures import FitConfig, PictureEdit
 from cds3d.objectives.objective import Draw, Step
 from cds3d.options import build, load_config
 from cds3d.subjects.field import FieldRates
 from cds3d.subjects.given import seen_share
 from cds3d.subjects.region import EditedRegion
-from tensorf.cameras import Camera
 from tensorf.captures import load_capture
 from tensorf.errors import UserError
 from tensorf.local import LocalField
@@ -320,21 +319,6 @@ def test_what_is_shown_on_the_way(field, cameras, masked):
     shown = edit.pictures()
     assert torch.equal(shown["picture_and_edit"], torch.cat([edit._pictures[0], edit._seen(0)], 1))
     assert shown["region"].shape == (27, 36, 1) and 0 < shown["region"].mean() < 1
-
-
-def looking_at(x, z, direction):
-    """A camera at (x, 0, z) whose last axis points along +z or -z."""
-    pose = torch.tensor([[1.0, 0, 0, x], [0, direction, 0, 0], [0, 0, direction, z]])
-    return Camera(pose=pose, width=8, height=8, fx=8.0, fy=8.0, cx=4.0, cy=4.0)
-
-
-def test_the_edited_views_are_spread_over_all():
-    row = [looking_at(float(x), 0.0, 1.0) for x in range(9)]
-    assert spread(row, None) == row and spread(row, 9) == row and spread(row, 20) == row
-    assert [float(c.pose[0, 3]) for c in spread(row, 3)] == [0.0, 4.0, 8.0]
-    assert len(spread(row, 1)) == 1 and len(spread(row, 5)) == 5
-    around = [looking_at(0.0, 0.0, 1.0) for _ in range(8)] + [looking_at(0.0, 0.0, -1.0)]
-    assert any(c is around[-1] for c in spread(around, 2))  # who looks the other way comes first
 
 
 def test_only_the_spread_views_are_edited_and_shown(field, cameras, masked):

@@ -189,6 +189,7 @@ def test_lengths_are_shares_of_the_width(size):
         dict(visits=0),
         dict(filter_epsilon=0.0),
         dict(color_bins=1),
+        dict(color_bins=65),
         dict(color_weight=1.5),
         dict(low=0.7),
         dict(color_prior=0.0),

@@ -1,5 +1,6 @@
 """The loop around trainings and edits: what it resumes from, keeps and calls."""
 
+import json
 import os
 import signal
 import time
@@ -99,3 +100,22 @@ def test_seconds_of_all_parts_of_a_resumed_run_count(tmp_path, monkeypatch):
     run.begin()
     run.seconds_before = 30.0
     assert drive(Count(), 6, run, save_every=9, label="test", each=lambda *_: None) == 10.0
+
+
+def test_a_changed_setting_is_told_at_the_iteration_that_the_work_goes_on_from(tmp_path):
+    class Dropping(Count):
+        def load_state_dict(self, state):
+            self.iteration = state["iteration"] - 2  # as a redrawn edit does that becomes longer
+
+    def run(work, lr):
+        config = {"scene": {}, "output": None, "device": "cpu", "resume": True, "overwrite": False, "edit": {"lr": lr}}
+        folder = RunFolder(tmp_path / "run", OmegaConf.create(config))
+        folder.begin()
+        drive(work, 6, folder, save_every=100, label="test", each=lambda *_: None)
+        return folder
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Count(stop=3), 0.1)
+    run(Dropping(), 0.2).finish({})
+    told = json.loads((tmp_path / "run" / "metrics.json").read_text())["changed_on_resume"]
+    assert told == [{"iteration": 2, "edit.lr": [0.1, 0.2]}]

@@ -32,7 +32,7 @@ def test_a_picture_is_turned_upright(tmp_path):
     assert image.shape == (3, 32, 24)
     assert image[:, :16].flatten(1).unique(dim=1).flatten().tolist() == [1, 0, 0]
     assert image[:, 16:].flatten(1).unique(dim=1).flatten().tolist() == [0, 0, 1]
-    assert read_image(tmp_path / "a.png", 16).shape == (3, 16, 16)  # 12, but 16 at least
+    assert read_image(tmp_path / "a.png", 16).shape == (3, 21, 16)  # 16x12, but 16 at least
 
 
 def test_transparency_is_white(tmp_path):
@@ -140,3 +140,9 @@ def test_a_model_without_its_preset_is_told(image_options, caplog, monkeypatch):
     assert "settings of guidance=pocket" not in caplog.text and "was trained on pictures of" not in caplog.text
     assert run_command("edit", [*options, "output=third", "guidance=sd15", "guidance.image_width=320"]) == 0
     assert "guidance.image_width=320: " in caplog.text and "was trained on pictures of 128 pixels" in caplog.text
+
+
+def test_a_long_strip_keeps_its_shape(tmp_path):
+    Image.new("RGB", (300, 16)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", 64).shape == (3, 16, 300)  # 64x3 would be too low
+    assert read_image(tmp_path / "a.png", 600).shape == (3, 32, 600)

@@ -158,7 +158,10 @@ def test_views_are_cropped_around_the_region(tmp_path, edit_options, trained, ca
         (["at=0.5,0.5,photo7"], "no photo photo7; give a name, such as view000"),
         (["at=0.5,0.5,6"], "0 to 5"),
         (["at=0.5,0.5,1", "radius=0"], "radius=0"),
-        (["at=0.4,0.5,view001", "radius=1e-6"], "radius=1e-06 is too small, no cell of the scene"),
+        (
+            ["at=0.4,0.5,view001", "radius=1e-6"],
+            "the ball is too small, no cell of the scene lies in it: give a larger radius=",
+        ),
         (["edit.region.cell=inf"], "edit.region.cell=inf has to be 0 or more"),
         (["radius=1"], "at=u,v,view"),
         (["region=given"], "which say where"),
