@@ -21,7 +21,7 @@ log = logging.getLogger("cds3d")
 _LEAST_HEIGHT = 6  # pixels: what SSIM needs
 
 ESTIMATES = Path("outputs") / "captures"  # where captures are kept whose poses were estimated
-INSTALL = 'pip install "cds3d[colmap]", in a checkout pip install ".[colmap]"'
+INSTALL = 'in a checkout, pip install ".[colmap]"'
 
 
 @contextmanager

@@ -152,7 +152,7 @@ def _connect(address: str | None, cpus: int):
         import ray
         import ray.util.scheduling_strategies
     except ImportError:
-        raise UserError('engine=ray needs Ray: pip install "cds3d[ray]"') from None
+        raise UserError('engine=ray needs Ray: in a checkout, pip install ".[ray]"') from None
     if address is not None and address.startswith("ray://"):
         raise UserError(f"address={address}: give the command on a machine of the cluster, with address=auto")
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}

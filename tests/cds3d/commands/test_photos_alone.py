@@ -60,7 +60,7 @@ def test_without_the_extra_one_line_names_it(tmp_path, inputs, capsys, monkeypat
     for source in (photos(inputs / "my photos", count=3), walk):
         for command, options in (("train", TINY), ("edit", to_red)):
             line = fails(capsys, command, "--capture", source, *options)
-            assert str(source) in line and "pycolmap" in line and 'pip install "cds3d[colmap]"' in line
+            assert str(source) in line and "pycolmap" in line and 'pip install ".[colmap]"' in line
     assert not (tmp_path / "outputs").exists()
 
 
