@@ -5,6 +5,7 @@ import torch
 from defaults import field_views
 from fakes import LinearPrior
 
+from cds3d.commands.edit import views_maker
 from cds3d.commands.preparing import most_views
 from cds3d.options import load_config
 from cds3d.subjects.sources import spread
@@ -115,3 +116,9 @@ def test_a_given_region_is_told_where_gradients_find_none(field, cameras):
     left[..., : left.shape[2] // 2] = True
     subject = field_views(field, [cameras[0].resized(32, 16)], LinearPrior(), given=left)  # no threshold, no masks
     assert torch.equal(subject.region_in_space(), left)
+
+
+def test_the_command_chooses_them(field, cameras):
+    small, config = [camera.resized(32, 16) for camera in cameras], load_config("edit", ["edit.views=2"])
+    assert views_maker(config)(field, small, LinearPrior()).views.chosen == spread(small, 2)
+    assert views_maker(load_config("edit", []))(field, small, LinearPrior()).cameras == small

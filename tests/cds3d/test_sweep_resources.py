@@ -100,6 +100,25 @@ def test_the_forecast_of_another_prior_and_a_larger_view(tiny_folder, monkeypatc
     assert pocket > edit_mb("edit.width=128") + 100 and edit_mb("edit=shape") > pocket + 200
 
 
+def test_the_forecast_counts_the_views_that_are_edited_and_loads_a_scene_once(tiny_folder, monkeypatch):
+    asked, loaded, load = [], [], memory.load_scene
+    monkeypatch.setattr(memory, "load_scene", lambda config: loaded.append(config.scene.name) or load(config))
+    monkeypatch.setattr(memory, "field_edit_mb", lambda *args, **kind: asked.append(args[3]) or {"all": 1.0})
+
+    def question(*options):
+        return memory.Question(("--tgt=a red flower", "device=cpu", f"guidance.path={tiny_folder}", *options))
+
+    memory.forecast(
+        [
+            question("scene.width=64", "edit.views=5", *TINY_FIELD),
+            question("scene.width=64", "edit=pictures", *TINY_FIELD),
+            question("scene.width=64", "edit=published", *TINY_FIELD),
+            question("scene.width=128", "edit.views=6", *TINY_FIELD),
+        ]
+    )
+    assert asked == [5, 10, 29, 6] and len(loaded) == 2  # 29 of the flower's 34 photos are not held out
+
+
 @pytest.mark.parametrize(
     "options, told",
     [
