@@ -24,6 +24,7 @@ from cds3d.holding import hold, let_go
 from cds3d.options import boolean, load_config, pick_device
 from cds3d.process_memory import peak_memory_mb
 from tensorf import locks
+from tensorf.captures.identity import change
 from tensorf.errors import UserError, reason
 from tensorf.files import atomic, is_partial, write_text
 
@@ -91,13 +92,20 @@ class RunFolder:
             self._require_same_config()
             self.resumed = True
 
-    def begin(self, prior: str | None = None, source: str | None = None, region: str | None = None) -> None:
+    def begin(
+        self,
+        prior: str | None = None,
+        source: str | None = None,
+        region: str | None = None,
+        capture: str | None = None,
+    ) -> None:
         """Make the folder, empty if it is to be overwritten, and write config.yaml; the clock starts.
 
         prior: `Prior.fingerprint` of the model that the run uses, if it uses one. source: fingerprint of the field, or
-        of the picture, that an edit starts from. region: of the masks that say where an edit may go. UserError if
-        another process is at work in the folder, or has been since this one was made, or if the run was begun with
-        other weights, another source or other masks.
+        of the picture, that an edit starts from. region: of the masks that say where an edit may go. capture: the
+        `identity` of the capture that a field is made from. UserError if another process is at work in the folder, or
+        has been since this one was made, or if the run was begun with other weights, another source or other masks, or
+        before the capture changed.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         hold(self.path)
@@ -121,12 +129,18 @@ class RunFolder:
             raise UserError(
                 f"{self.path} was begun with other masks: resume it with those, or pass overwrite=true to use these"
             )
+        if capture and (changed := change(self._before("capture") or "", capture)):
+            let_go(self.path)
+            raise UserError(
+                f"{self.path} was begun before its capture changed ({changed.told}): put the capture back as it was, "
+                "or pass overwrite=true to begin anew"
+            )
         (self.path / "metrics.json").unlink(missing_ok=True)  # first: what follows is no finished run
         if self.config.overwrite:
             self._clear()
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True))
         self.state_path.parent.mkdir(exist_ok=True)
-        for name, now in (("prior", prior), ("source", source), ("region", region)):
+        for name, now in (("prior", prior), ("source", source), ("region", region), ("capture", capture)):
             if now and self._before(name) is None:
                 write_text(self.state_path.with_name(f"{name}.txt"), now + "\n")
         if self.config.get("resume", False) and not self.resumed:

@@ -61,6 +61,17 @@ class Camera:
             self, fx=self.fx * sx, fy=self.fy * sy, cx=self.cx * sx, cy=self.cy * sy, width=width, height=height
         )
 
+    def turned(self, quarters: int) -> Camera:
+        """The camera of the image turned by so many times 90 degrees clockwise: what was its left edge is its top."""
+        camera = self
+        for _ in range(quarters % 4):
+            right, down, forward, position = camera.pose.T
+            camera = Camera(
+                torch.stack([-down, right, forward, position], 1),
+                camera.fy, camera.fx, camera.height - camera.cy, camera.cx, camera.height, camera.width,
+            )  # fmt: skip
+        return camera
+
     def with_pose(self, pose: Tensor) -> Camera:
         """The same intrinsics elsewhere; pose (3, 4)."""
         return replace(self, pose=pose)

@@ -64,7 +64,7 @@ def occupied_samples(
     """
     if compiled_for(origin):
         return _compiled_march(occupancy, origin, direction, begin, end, dt, steps, warp)
-    t = begin[:, None] + torch.arange(steps, device=begin.device) * dt
+    t = begin[:, None] + torch.arange(steps, device=begin.device, dtype=begin.dtype) * dt
     if warp is None:
         x = origin[:, None] + t[..., None] * direction[:, None]
     else:
@@ -112,8 +112,11 @@ def _compiled_march(occupancy, origin, direction, begin, end, dt, steps, warp) -
 
 
 def cell_index(shape, x: Tensor) -> Tensor:
-    """(n, 3) points in [-1, 1] (clamped) -> flat indices of their cells in a grid of `shape` (z, y, x)."""
+    """(n, 3) points in [-1, 1] (clamped) -> flat indices of their cells in a grid of `shape` (z, y, x).
+
+    NaN becomes some cell, as no index may lie outside: whoever asks leaves it out.
+    """
     depth, height, width = shape
     share = (x.clamp(-1, 1) + 1) * 0.5
-    ix, iy, iz = ((share[:, k] * n).long().clamp(max=n - 1) for k, n in enumerate((width, height, depth)))
+    ix, iy, iz = ((share[:, k] * n).long().clamp(0, n - 1) for k, n in enumerate((width, height, depth)))
     return (iz * height + iy) * width + ix

@@ -28,27 +28,36 @@ _BEFORE_IT_WAS_WRITTEN = np.array([[0.0, 1, 0, 0], [1, 0, 0, 0], [0, 0, -1, 0], 
 
 
 def read_camera_path(
-    file: Path, world_from_capture: torch.Tensor, like: Camera, root: Path | None = None
+    file: Path, world_from_capture: torch.Tensor, like: Camera, root: Path | None = None, turns: int = 0
 ) -> list[Camera]:
     """Cameras in the normalised world.
 
-    world_from_capture: (4, 4), `Capture`'s. like: a camera whose lens and size are taken where the file tells none.
-    root: the capture's folder. UserError for a file that is missing, damaged, or no camera path.
+    world_from_capture: (4, 4), `Capture`'s. like: a view of it, whose lens and size are taken where the file tells
+    none. root: the capture's folder. turns: `Capture.turns`; a path of poses that are those of photos as stored, such
+    as the capture's own transforms.json, is turned upright as the photos were. UserError for a file that is missing,
+    damaged, or no camera path.
     """
     if not file.is_file():
         raise UserError(f"{file}: no such file")
     table = read_json(file)
-    if "camera_path" in table:
-        poses, cameras = _nerfstudio(file, table, like, root)
-    elif "frames" in table:
-        poses, cameras = _transforms(file, table, like)
-    else:
+    composed = "camera_path" in table  # in nerfstudio's viewer: cameras are as they were seen there
+    if not composed and "frames" not in table:
         raise UserError(f"{file} is no camera path: it has neither frames nor camera_path")
+    poses, cameras = _nerfstudio(file, table, like, root) if composed else _transforms(file, table, like)
     if not cameras:
         raise UserError(f"{file} has no cameras")
     checked = [checked_pose(opencv_from_opengl(p[:3]), file, f"camera {i}") for i, p in enumerate(poses)]
-    world = transformed(np.stack(checked), world_from_capture.numpy())
-    return [c.with_pose(torch.from_numpy(pose).float()) for c, pose in zip(cameras, world, strict=True)]
+    world = torch.from_numpy(transformed(np.stack(checked), world_from_capture.numpy())).float()
+    if not composed and turns and _lie_like_stored_photos(world, like, turns):
+        _, cameras = _transforms(file, table, like.turned(-turns))
+        return [camera.with_pose(pose).turned(turns) for camera, pose in zip(cameras, world, strict=True)]
+    return [camera.with_pose(pose) for camera, pose in zip(cameras, world, strict=True)]
+
+
+def _lie_like_stored_photos(poses: torch.Tensor, like: Camera, turns: int) -> bool:
+    """Whether poses (n, 3, 4) of the world are upright, as the view `like` is, only once they are turned."""
+    upright = [like.with_pose(pose).turned(turns).pose for pose in poses]
+    return bool((torch.stack(upright)[:, :, 1] @ like.pose[:, 1]).mean() > (poses[:, :, 1] @ like.pose[:, 1]).mean())
 
 
 def frames_per_second(file: Path) -> float | None:

@@ -107,7 +107,12 @@ class Trainer:
         device: torch.device,
         start: Field | None = None,
     ):
-        """start: a field of this capture and configuration to go on from; a copy of it is trained, at its own size."""
+        """start: a field of this capture and configuration to go on from; a copy of it is trained, at its own size.
+
+        The configuration's stages are for fields that begin coarse, and are left out then.
+        """
+        if start is not None:
+            config = replace(config, stages=(1.0,), upsample_at=())
         self.capture, self.config, self.device, self.iteration = capture, config, device, 0
         space = space_of(capture) if start is None else start.space
         if start is None:

@@ -46,7 +46,7 @@ def export_command(config: DictConfig) -> Path:
     if of_run.get("image") is not None:
         raise UserError(f"{run} is the edit of an image: only fields can be exported")
     require_capture_of(run, of_run)
-    field, capture = load_field(run / "field.safetensors", pick_device(config.device)), load_scene(of_run)
+    field, capture = load_field(run / "field.safetensors", pick_device(config.device)), load_scene(of_run, run)
     cameras, names = list(capture.cameras), [Path(name).stem for name in capture.image_names]
     if len(set(names)) < len(names):  # two folders of photos with the same names
         names = [f"{i:04d}" for i in range(len(names))]

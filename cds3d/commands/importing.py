@@ -11,14 +11,15 @@ from omegaconf import DictConfig
 
 from cds3d.commands.command import command
 from cds3d.commands.diagnosis import mean_picture_psnr
-from cds3d.commands.scenes import capture_root, load_scene
-from cds3d.commands.train import evaluate, source_folder
+from cds3d.commands.scenes import capture_root, load_scene, source_folder
+from cds3d.commands.train import evaluate
 from cds3d.commands.videos import frames_of, path_cameras, resized_to
 from cds3d.metrics.psnr import psnr
 from cds3d.options import pick_device, whole
 from cds3d.pictures import write_video
 from cds3d.runs import RunFolder
 from tensorf.captures import Capture
+from tensorf.captures.identity import identity
 from tensorf.errors import UserError
 from tensorf.official.field import OfficialField
 from tensorf.official.placing import official_field, unseen_by
@@ -49,7 +50,7 @@ def import_command(config: DictConfig) -> Path:
     capture = load_scene(config)
     field = _placed(model, capture, config, device)
     _warn_of_unseen(field, capture, config)
-    run.begin()
+    run.begin(capture=identity(capture))
     field.save(run.path / "field.safetensors")
     metrics = evaluate(field, capture, run.path)
     if config.video_frames:

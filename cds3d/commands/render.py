@@ -56,7 +56,7 @@ def render_command(config: DictConfig) -> Path:
         raise UserError(f"{run} is the edit of an image: only fields can be rendered")
     require_capture_of(run, of_run)
     field = load_field(run / "field.safetensors", pick_device(config.device))
-    capture = load_scene(of_run)
+    capture = load_scene(of_run, run)
     cameras = _cameras(config, of_run, capture, field)
     output = _output(config, capture, run)
     of_file = frames_per_second(Path(config.path)) if config.path.endswith(".json") else None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from cds3d.commands.worlds import require_fitting_cameras
 from cds3d.options import data_folder, positive, whole
 from tensorf.captures import Capture, load_capture
 from tensorf.captures.estimate import estimate_capture, require_pycolmap
@@ -69,8 +70,17 @@ def scene_name(config: DictConfig) -> str:
     return capture_root(config).resolve().name if config.capture is not None else str(config.scene.name)
 
 
-def load_scene(config: DictConfig) -> Capture:
-    """The capture; the poses of photos alone and of videos are estimated first, which takes minutes, once."""
+def source_folder(config: DictConfig) -> Path:
+    """Where the scene's field is trained, unless another folder is asked for."""
+    return Path("outputs") / scene_name(config) / "source"
+
+
+def load_scene(config: DictConfig, run: Path | None = None) -> Capture:
+    """The capture; the poses of photos alone and of videos are estimated first, which takes minutes, once.
+
+    run: whose field is seen from the capture's cameras; unless given, that which an edit or the viewer starts from.
+    UserError if the capture has changed since, so that the cameras do not fit the field.
+    """
     scene = config.scene
     whole(config, "scene.test_every")
     if scene.width is not None:
@@ -100,6 +110,10 @@ def load_scene(config: DictConfig) -> Capture:
     height, width = capture.images.shape[1:3]
     if height < _LEAST_HEIGHT:
         raise UserError(f"{root}: photos of {width}x{height} pixels are too small: take a larger scene.width")
+    if run is None and "run" in config:  # trainings and imports start from none
+        run = Path(config.run) if config.run is not None else source_folder(config)
+    if run is not None:
+        require_fitting_cameras(run, config, capture)
     return capture
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from cds3d.commands.scenes import capture_root
+from cds3d.commands.worlds import PLACING
+from cds3d.commands.worlds import fingerprint as fingerprint  # for those who edit a source
 from cds3d.options import data_folder, groups, load_config
 from cds3d.runs import read_config
 from tensorf.errors import UserError
-
-_PLACING = ("width", "space", "bound", "order", "check", "test_every")  # of scene: where the cameras stand
 
 
 def take_over_source(config: DictConfig, source: Path, *, field: bool = True) -> None:
@@ -28,7 +27,7 @@ def take_over_source(config: DictConfig, source: Path, *, field: bool = True) ->
     of_source = read_config(source)
     _require_same_capture(config, of_source, source)
     defaults = _scene_defaults(config)
-    for key in _PLACING:
+    for key in PLACING:
         if key in of_source.scene:
             _take(config, source, f"scene.{key}", OmegaConf.select(of_source, f"scene.{key}"), defaults.get(key))
     if field and isinstance(of_source.get("field"), DictConfig):  # imported fields have no such options
@@ -36,15 +35,6 @@ def take_over_source(config: DictConfig, source: Path, *, field: bool = True) ->
         for key in config.field:
             if key in of_source.field:  # sources of older versions lack the newer ones
                 _take(config, source, f"field.{key}", of_source.field[key], defaults.get(key))
-
-
-def fingerprint(source: Path) -> str:
-    """Tells a field from all others: a hash of its file."""
-    digest = hashlib.sha256()
-    with (source / "field.safetensors").open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def _take(config: DictConfig, source: Path, key: str, trained, default) -> None:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from cds3d.commands.command import command
 from cds3d.commands.diagnosis import diagnose, mean_picture_psnr
 from cds3d.commands.driving import after_the_last_iteration, drive
-from cds3d.commands.scenes import capture_root, load_scene, naming_options, scene_name
+from cds3d.commands.scenes import capture_root, load_scene, naming_options, source_folder
 from cds3d.commands.videos import frames_of, path_cameras
 from cds3d.metrics.psnr import psnr
 from cds3d.metrics.ssim import ssim
@@ -22,6 +22,7 @@ from cds3d.options import MOST_SEED, build, pick_device, whole
 from cds3d.pictures import colored_depth, depth_range, seen_depth, side_by_side, write_image, write_video
 from cds3d.runs import RunFolder
 from tensorf.captures import Capture
+from tensorf.captures.identity import identity
 from tensorf.captures.llff import is_llff
 from tensorf.errors import UserError
 from tensorf.field import FieldConfig
@@ -34,10 +35,6 @@ log = logging.getLogger("cds3d")
 
 _SAMPLES_A_SECOND = 1.5e6  # of a CPU core, for runs whose cost is told beforehand: rough, measured
 _LONG = 0.25  # hours
-
-
-def source_folder(config: DictConfig) -> Path:
-    return Path("outputs") / scene_name(config) / "source"
 
 
 @command
@@ -62,7 +59,7 @@ def train_command(config: DictConfig) -> Path:
             "the field gets the average ones (field.exposure=0 turns this off)"
         )
     _tell_cost(trainer)
-    run.begin()
+    run.begin(capture=identity(capture))
     watch = _Watch(trainer, mean_picture_psnr(capture))
     with naming_options("field", "lr_grid"):
         drive(trainer, trainer.config.iterations, run, save_every=config.save_every, label="train", each=watch)

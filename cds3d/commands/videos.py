@@ -32,7 +32,8 @@ def cameras_along(capture: Capture, kind: str, frames: int) -> list[Camera]:
     coordinates, whose sizes and lenses are its own.
     """
     if kind.endswith(".json"):
-        return read_camera_path(Path(kind), capture.world_from_capture, capture.cameras[0], capture.root)
+        placed = capture.world_from_capture, capture.cameras[0], capture.root, capture.turns
+        return read_camera_path(Path(kind), *placed)
     return camera_path(kind, capture.cameras, frames, focus=_focus(capture))
 
 

@@ -49,6 +49,8 @@ class Capture:
     disagree with the poses.
     masks: (n, height, width) bool, True where a photo counts: nothing else of it is trained on, or measured; None where
     all of it does.
+    turns: by how many quarter turns, clockwise, all photos were turned upright, and their cameras with them. Poses in
+    the capture's own coordinates are those of the photos as stored.
 
     Raises ValueError where these do not fit together, and where there is no training view. Captures are equal if they
     are one and the same object.
@@ -70,6 +72,7 @@ class Capture:
     world_from_capture: Tensor
     sightings: tuple[Tensor, Tensor] | None = None
     masks: Tensor | None = None
+    turns: int = 0
 
     def __post_init__(self):
         images, masks = self.images, self.masks
@@ -99,15 +102,18 @@ class Capture:
         """A camera in the world, where the field is, from a pose in the capture's own coordinates.
 
         pose: (3, 4) or (4, 4), camera to world, with OpenCV's axes (x right, y down, z forward), as transforms.json or
-        COLMAP mean it once their axes are OpenCV's. like: whose intrinsics and size it has; the first view's unless
-        given. The rotation stays a rotation: `world_from_capture @ pose` would scale it. Raises ValueError for another
+        COLMAP mean it once their axes are OpenCV's. like: whose intrinsics and size it has. Without it, the pose is one
+        of a photo as stored: the camera has the first view's intrinsics and size, and is turned upright as the views
+        are. The rotation stays a rotation: `world_from_capture @ pose` would scale it. Raises ValueError for another
         shape, and for what is no rotation.
         """
         pose = torch.as_tensor(pose).detach().cpu().double().numpy()
         if pose.shape not in ((3, 4), (4, 4)):
             raise ValueError(f"pose of shape {pose.shape} has to be (3, 4) or (4, 4), camera to world")
         moved = transformed(pose[None, :3], self.world_from_capture.double().numpy())[0]
-        return (like or self.cameras[0]).with_pose(_tensor(moved))
+        if like is not None:
+            return like.with_pose(_tensor(moved))
+        return self.cameras[0].turned(-self.turns).with_pose(_tensor(moved)).turned(self.turns)
 
     def mask(self, i: int) -> Tensor | None:
         """(height, width) bool: where photo `i` counts; None where all of it does."""
@@ -188,6 +194,7 @@ def load_capture(
         world_from_capture=torch.from_numpy(placement.world_from_capture),
         sightings=_sightings(points, seen_by, cameras, placement.world_from_capture),
         masks=masks,
+        turns=turns,
     )
 
 

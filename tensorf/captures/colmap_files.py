@@ -11,7 +11,7 @@ import numpy as np
 from tensorf.errors import UserError, reason
 from tensorf.untrusted import read_bytes
 
-_MOST_BYTES = 2**31  # of a file; 10,000 photos with 10,000 observations each
+_MOST_BYTES = 5 * 2**29  # of a file; 10,000 photos with 10,000 observations of 24 bytes each, and some more
 _UNDECODABLE = "surrogateescape"  # photo names that are no UTF-8 become what Python makes of such file names
 
 # model id -> (name, number of parameters), of COLMAP 4.2

@@ -29,6 +29,7 @@ _OBJECT_HALF_SIZE = 1.5 / 4.03  # Blender's synthetic scenes: object within +-1.
 _ALIKE_DISTANCE = 1.2  # distances of cameras up to that many times their mean count as equal
 _SMALLEST_NEAR = 0.05
 _LARGEST_NEAR = 0.45  # in unbounded space, in mean camera distances: plain things have no points, and may stand nearer
+_WALK = 0.5  # of the cameras' way to the sides, above which the way ahead is no mere unsteadiness
 _MAP = 1e4  # coordinates beyond it are those of maps
 _MOST_POINTS = 20_000  # whose depths are looked at
 _FOCUS_CONDITION = 0.01  # of the axes' normal matrix; below it they are parallel to about 6 degrees
@@ -66,8 +67,9 @@ def place(
         )
     lenses = [view.lens for view in listing.views]
     seen = seen_depths(poses, lenses, points) if points is not None else np.empty(0)
-    depths = listing.depths or _depth_range(seen) or _guessed_depths(poses)
-    space, reason = _decide(poses, lenses, depths[0], cut_out, space, listing)
+    known = listing.depths or _depth_range(seen)
+    depths = known or _guessed_depths(poses)
+    space, reason = _decide(poses, lenses, known and known[0], cut_out, space, listing)
     if space == "ndc":
         scale = 1 / (NEAR_MARGIN * depths[0])
         similarity = _similarity(scale, mean_pose(poses))
@@ -87,8 +89,8 @@ def place(
     # The box is around what pictures show in their middle: of cropped ones, that is not where the axes meet.
     middle = (focus_point(poses, _centre_rays(poses, lenses), depths) - origin) * scale
     box = np.array([middle - half, middle + half])
-    known = None if listing.depths is None else (listing.depths[0] * scale, listing.depths[1] * scale)
-    near, far = _box_depths(transformed(poses, similarity), box, known)
+    told = None if listing.depths is None else (listing.depths[0] * scale, listing.depths[1] * scale)
+    near, far = _box_depths(transformed(poses, similarity), box, told)
     return Placement(space, reason, similarity, near, far, box)
 
 
@@ -184,7 +186,8 @@ def _guessed_depths(poses: np.ndarray) -> tuple[float, float]:
     """(near, far) for a capture that tells neither: 1.5 and 30 times the farthest camera's distance from the mean.
 
     People step sideways by about half the distance to what they photograph. Too near a plane wastes some resolution,
-    too far a one cuts the scene off; 1.5 also keeps every camera behind the plane at 0.75 of it.
+    too far a one cuts the scene off; 1.5 also keeps every camera behind the plane at 0.75 of it. Of people who walk
+    forward it says nothing (`_decide`).
     """
     centres = poses[:, :, 3]
     spread = np.linalg.norm(centres - centres.mean(0), axis=1).max()
@@ -192,12 +195,13 @@ def _guessed_depths(poses: np.ndarray) -> tuple[float, float]:
 
 
 def _decide(poses, lenses, near, cut_out, space, listing) -> tuple[str, str]:
-    """(the space, the reason as a line)."""
+    """(the space, the reason as a line). near: the nearest depth; None where nothing tells it."""
     mean = mean_pose(poses)
     axes = _degrees_off(poses[:, :, 2], mean[:, 2])
     rays = np.stack([_corner_rays(lens) @ pose[:, :3].T for lens, pose in zip(lenses, poses, strict=True)])
     corners = _degrees_off(rays.reshape(-1, 3), mean[:, 2])
-    ahead = ((poses[:, :, 3] - mean[:, 3]) @ mean[:, 2]).max()
+    offsets = poses[:, :, 3] - mean[:, 3]
+    ahead = offsets @ mean[:, 2]
     if space == "ndc":
         if corners > _NDC_LIMIT:
             raise UserError(
@@ -213,7 +217,9 @@ def _decide(poses, lenses, near, cut_out, space, listing) -> tuple[str, str]:
         return "unbounded", f"unbounded: cameras look up to {axes:.0f} degrees off their mean axis"
     if corners > _CORNER_LIMIT:
         return "unbounded", f"unbounded: image corners look up to {corners:.0f} degrees off the cameras' mean axis"
-    if ahead >= NEAR_MARGIN * near:
+    if near is None and np.linalg.norm(ahead) > _WALK * np.linalg.norm(offsets - ahead[:, None] * mean[:, 2]):
+        return "unbounded", "unbounded: cameras move forward, and neither file nor photos tell how near the scene is"
+    if near is not None and ahead.max() >= NEAR_MARGIN * near:
         return "unbounded", "unbounded: a camera stands ahead of the near plane"
     return "ndc", f"forward-facing (NDC): all cameras look within {axes:.0f} degrees of their mean axis"
 

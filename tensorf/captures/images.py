@@ -18,7 +18,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,6 +28,7 @@ from torch import Tensor
 
 from tensorf.cameras import size_for_width
 from tensorf.captures.pictures import hidden_share, hides_all, orientation, read_mask, read_picture, stored_size
+from tensorf.captures.undistortion import folds, shown, undistort, warn_of_lost_pixels
 from tensorf.captures.views import MINIMUM_VIEWS, Lens, Listing, View
 from tensorf.errors import UserError
 from tensorf.progress import progress
@@ -38,7 +38,6 @@ log = logging.getLogger("tensorf")
 _Item = TypeVar("_Item")
 _RIM_SHARE, _PURE, _FLAT_SHARE = 0.03, 5, 0.95  # of the shorter side; of 255 levels; of the rim's pixels
 _CUT_OUT = 0.05  # of a photo's pixels
-_RIM_WARNING = 0.1  # of an image; phones stay under 5%
 _LARGE = 2_000_000  # pixels of a photo; smaller ones are decoded at once
 _QUARTERS = {6: 1, 3: 2, 8: 3}  # EXIF orientation -> clockwise quarter turns that make a picture upright
 _FEW = 20  # photos, which are loaded within a second or two
@@ -161,10 +160,10 @@ def load_images(
 
     turns: by how many quarter turns all are turned clockwise, once they are loaded; `width` is that of the turned ones.
     Returns images (n, height, width, 3) uint8 RGB, n lenses without distortion, and masks (n, height, width) bool, True
-    where a photo counts, or None where no view has a mask. Transparency is composited on white or black. Memory holds
-    the resized images and a single photo. show_progress: a bar on stderr, where there are many. Raises UserError for
-    unreadable photos and masks, for those whose aspect is not that of the intrinsics, and for masks that hide all of
-    their photo.
+    where a photo counts, or None where no view has a mask and every pixel is one that a photo shows (`shown`).
+    Transparency is composited on white or black. Memory holds the resized images and a single photo. show_progress: a
+    bar on stderr, where there are many. Raises UserError for unreadable photos and masks, for those whose aspect is not
+    that of the intrinsics, and for masks that hide all of their photo.
     """
     sizes = [image_size(view.path, view.lens.size) for view in views]
     native = common_size(sizes)
@@ -174,15 +173,17 @@ def load_images(
         log.info("photos are only %d pixels wide: this is kept (%d was asked)", across, width)
     size = native if width is None or width >= across else size_for_width(across, down, width)[::order]
     images = np.empty((len(views), size[1], size[0], 3), dtype=np.uint8)
-    masks = None if all(view.mask is None for view in views) else np.ones(images.shape[:3], dtype=bool)
-    _warn_of_rims(view.lens for view in views if view.lens.distorted)
+    folding = {lens for lens in {view.lens for view in views} if folds(lens)}
+    whole = not folding and all(view.mask is None for view in views)
+    masks = None if whole else np.ones(images.shape[:3], dtype=bool)
+    warn_of_lost_pixels((view.lens for view in views if view.lens.distorted), str(views[0].path.parent))
     lenses = []
     bar = progress(show_progress and len(views) > _FEW, views, desc="photos", unit="photo")
     for i, view in enumerate(bar):
         images[i], lens = _pinhole_image(view, sizes[i], native, size, white)
         lenses.append(lens)
-        if view.mask is not None:
-            masks[i] = _pinhole_mask(view, native, size)
+        if view.mask is not None or view.lens in folding:
+            masks[i] = _pinhole_mask(view, sizes[i], native, size)
     for _ in range(turns):
         lenses = [lens.turned() for lens in lenses]
     images, masks = (
@@ -208,25 +209,47 @@ def _pinhole_image(
     return _as_pinhole(pixels, lens, stored, native, size)
 
 
-def _pinhole_mask(view: View, native: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """(height, width) bool of the (width, height) `size`: where the view's mask, laid over its photo, is white."""
-    stored = image_size(view.mask, view.lens.size)
-    lens = _lens_at(view.mask, stored, view.lens)
-    pixels = read_mask(view.mask, upright=_is_turned(view.mask, view.lens.size))
-    counts = _as_pinhole(pixels, lens, stored, native, size)[0] > 127
+def _pinhole_mask(view: View, stored: tuple[int, int], native: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """(height, width) bool of the (width, height) `size`: what the view's photo shows, where its mask is white.
+
+    The mask lies over the photo, in another size maybe. stored: the photo's size.
+    """
+    if view.mask is None:
+        lens = _lens_at(view.path, stored, view.lens)
+        pixels = np.full(stored[::-1], 255, np.uint8)
+    else:
+        stored = image_size(view.mask, view.lens.size)
+        lens = _lens_at(view.mask, stored, view.lens)
+        pixels = read_mask(view.mask, upright=_is_turned(view.mask, view.lens.size))
+    counts = _as_pinhole(pixels, lens, stored, native, size, hide=True)[0] > 127
     if not counts.any():
-        raise UserError(hides_all(view.mask))
+        raise UserError(_nothing_left(view))
     return counts
 
 
+def _nothing_left(view: View) -> str:
+    """What to tell of a photo of which nothing counts."""
+    if view.mask is not None:
+        return hides_all(view.mask)
+    return f"{view.path}: its lens's distortion turns back before the picture begins; calibrate again, or leave it out"
+
+
 def _as_pinhole(
-    pixels: np.ndarray, lens: Lens, stored: tuple[int, int], native: tuple[int, int], size: tuple[int, int]
+    pixels: np.ndarray,
+    lens: Lens,
+    stored: tuple[int, int],
+    native: tuple[int, int],
+    size: tuple[int, int],
+    hide: bool = False,
 ) -> tuple[np.ndarray, Lens]:
     """What a lens saw, undistorted, cut to the aspect of `native`, and resized to the (width, height) `size`.
 
-    pixels: (height, width) or (height, width, 3). stored: the size of the file, whose `pixels` may be fewer.
+    pixels: (height, width) or (height, width, 3). stored: the size of the file, whose `pixels` may be fewer. hide:
+    whether pixels that no photo shows become 0.
     """
     pixels = undistort(pixels, lens)
+    if hide and folds(lens):
+        pixels = np.where(shown(lens), pixels, np.uint8(0))
     lens = lens.resized(pixels.shape[1], pixels.shape[0])
     if not same_aspect(stored, native):
         pixels, lens = _middle(pixels, lens, native)
@@ -272,39 +295,6 @@ def _rim(image: Tensor) -> Tensor:
 def _is_level(pixels: Tensor, level: int) -> Tensor:
     """Which pixels (..., 3) are purely black (0) or white (255)."""
     return (pixels.int() - level).abs().amax(-1) <= _PURE
-
-
-def undistort(pixels: np.ndarray, lens: Lens) -> np.ndarray:
-    """`pixels` (height, width, ...) as a pinhole camera with the same fx, fy, cx, cy would have seen them.
-
-    Where the pinhole sees past the photo's rim, the rim repeats: black wedges would be learnt as geometry.
-    """
-    if not lens.distorted:
-        return pixels
-    columns, rows = _undistortion_map(lens)
-    return cv2.remap(pixels, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-
-
-@lru_cache(maxsize=1)  # captures mostly have one lens; a map is as large as several photos
-def _undistortion_map(lens: Lens) -> tuple[np.ndarray, np.ndarray]:
-    """Where each pinhole pixel lies in the photo: columns and rows, (height, width) float32 each."""
-    # OpenCV puts the first pixel's centre at 0, captures at 0.5.
-    matrix = np.array([[lens.fx, 0, lens.cx - 0.5], [0, lens.fy, lens.cy - 0.5], [0, 0, 1]])
-    create = cv2.fisheye.initUndistortRectifyMap if lens.fisheye else cv2.initUndistortRectifyMap
-    size = (int(lens.width), int(lens.height))
-    columns, rows = create(matrix, np.array(lens.distortion), np.eye(3), matrix, size, cv2.CV_32FC1)
-    return columns, rows
-
-
-def _warn_of_rims(lenses: Iterable[Lens]) -> None:
-    """One warning for all lenses, if undistorting shows what no photo saw. Coarse maps are enough to tell."""
-    worst = 0.0
-    for lens in {lens.resized(64, max(2, round(64 * lens.height / lens.width))) for lens in lenses}:
-        columns, rows = _undistortion_map(lens)
-        outside = (columns < -1) | (columns > lens.width) | (rows < -1) | (rows > lens.height)
-        worst = max(worst, float(np.mean(outside)))
-    if worst > _RIM_WARNING:
-        log.warning("undistorting repeats the photos' rim over %.0f%% of the image; crop or recalibrate", 100 * worst)
 
 
 def _lens_at(path: Path, size: tuple[int, int], lens: Lens) -> Lens:

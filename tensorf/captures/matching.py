@@ -31,6 +31,8 @@ _FEWEST = 12  # matches of a pair, below which the two views do not show the sam
 _FITS = 2.0  # pixels; what is triangulated
 _ENOUGH, _WRONG = 100, 3.0  # matches and pixels; of a capture as a whole
 _PARALLAX = np.radians(0.7)  # between the two rays of a triangulated point
+# OpenCV stops after five steps otherwise, which leaves pictures of wide lenses pixels off.
+_CONVERGED = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 100, 1e-9)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,26 +131,43 @@ def _match(i: int, j: int, views: Sequence[View]) -> Matches | None:
     keep = mutual & (2 - 2 * top < _RATIO**2 * (2 - 2 * second))
     if keep.sum() < _FEWEST:
         return None
-    first = _undistorted(place_i[keep], views[i].lens)
-    return Matches(i, j, first, _undistorted(place_j[best[keep]], views[j].lens))
+    first, second = _undistorted(place_i[keep], views[i].lens), _undistorted(place_j[best[keep]], views[j].lens)
+    found = np.isfinite(first).all(1) & np.isfinite(second).all(1)
+    return Matches(i, j, first[found], second[found]) if found.sum() >= _FEWEST else None
 
 
 def _features_of(view: View) -> tuple[np.ndarray, np.ndarray]:
-    turned = {file: image_size(file, view.lens.size) != stored_size(file) for file in (view.path, view.mask) if file}
-    return _features(*turned.items())
+    return _features(*(_state(file, view.lens) for file in (view.path, view.mask) if file))
+
+
+@dataclass(frozen=True)
+class _File:
+    """A picture as it is now. upright: whether to turn it as its EXIF orientation says.
+
+    size, changed: in bytes and in nanoseconds. Another picture of that name has others, and other features.
+    """
+
+    path: Path
+    upright: bool
+    size: int
+    changed: int
+
+
+def _state(path: Path, lens: Lens) -> _File:
+    status = path.stat()
+    return _File(path, image_size(path, lens.size) != stored_size(path), status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=256)
-def _features(photo: tuple[Path, bool], mask: tuple[Path, bool] | None = None) -> tuple[np.ndarray, np.ndarray]:
+def _features(photo: _File, mask: _File | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(places (n, 2) as shares of the photo's width and height, RootSIFT descriptors (n, 128) of unit length).
 
-    photo, mask: a file each, and whether to turn it as its EXIF orientation says. Features lie where the mask is white.
-    RootSIFT: Arandjelovic and Zisserman, CVPR 2012.
+    Features lie where the mask is white. RootSIFT: Arandjelovic and Zisserman, CVPR 2012.
     """
-    path, upright = photo
+    path = photo.path
     nothing = np.empty((0, 2)), np.empty((0, 128), dtype=np.float32)
     flags = cv2.IMREAD_REDUCED_GRAYSCALE_2 if max(stored_size(path)) >= 2 * LONGEST else cv2.IMREAD_GRAYSCALE
-    flags = flags if upright else flags | cv2.IMREAD_IGNORE_ORIENTATION
+    flags = flags if photo.upright else flags | cv2.IMREAD_IGNORE_ORIENTATION
     encoded = np.fromfile(path, np.uint8)  # OpenCV itself cannot open names that are not UTF-8
     picture = cv2.imdecode(encoded, flags) if len(encoded) else None
     if picture is None:
@@ -158,7 +177,7 @@ def _features(photo: tuple[Path, bool], mask: tuple[Path, bool] | None = None) -
         height, width = (max(1, round(n * scale)) for n in picture.shape)
         picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
     height, width = picture.shape
-    counts = None if mask is None else _counts(*mask, (width, height))
+    counts = None if mask is None else _counts(mask, (width, height))
     keypoints, words = cv2.SIFT_create(nfeatures=FEATURES).detectAndCompute(picture, counts)
     if words is None:
         return nothing
@@ -167,20 +186,31 @@ def _features(photo: tuple[Path, bool], mask: tuple[Path, bool] | None = None) -
     return places, np.sqrt(words / words.sum(1, keepdims=True).clip(1e-9)).astype(np.float32)
 
 
-def _counts(mask: Path, upright: bool, size: tuple[int, int]) -> np.ndarray:
+def _counts(mask: _File, size: tuple[int, int]) -> np.ndarray:
     """(height, width) uint8 of the (width, height) `size`: 255 where the mask is white."""
-    pixels = read_mask(mask, upright=upright)
+    pixels = read_mask(mask.path, upright=mask.upright)
     return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) // 128 * 255
 
 
 def _undistorted(places: np.ndarray, lens: Lens) -> np.ndarray:
-    """Shares of the photo's width and height (n, 2) -> pinhole coordinates (x / z, y / z), (n, 2)."""
+    """Shares of the photo's width and height (n, 2) -> pinhole coordinates (x / z, y / z), (n, 2).
+
+    NaN where there are none: beyond the place where a lens's distortion turns back.
+    """
     pixels = places * (lens.width, lens.height)
     matrix = np.array([[lens.fx, 0, lens.cx], [0, lens.fy, lens.cy], [0, 0, 1]])
     if not lens.distorted:
         return (pixels - matrix[:2, 2]) / (lens.fx, lens.fy)
-    undistort = cv2.fisheye.undistortPoints if lens.fisheye else cv2.undistortPoints
-    return undistort(pixels[:, None], matrix, np.array(lens.distortion))[:, 0]
+    distortion = np.array(lens.distortion)
+    if lens.fisheye:
+        found = cv2.fisheye.undistortPoints(pixels[:, None], matrix, distortion)[:, 0]
+        again = cv2.fisheye.distortPoints(found[:, None], matrix, distortion)[:, 0]
+    else:
+        found = cv2.undistortPoints(pixels[:, None], matrix, distortion, criteria=_CONVERGED)[:, 0]
+        rays = np.concatenate([found, np.ones((len(found), 1))], 1)
+        again = cv2.projectPoints(rays, np.zeros(3), np.zeros(3), matrix, distortion)[0][:, 0]
+    off = np.linalg.norm(again - pixels, axis=1) * LONGEST / max(lens.width, lens.height)
+    return np.where((off < 1)[:, None], found, np.nan)  # NaN of OpenCV's own is not below 1
 
 
 def sampson_distance(matches: Matches, pose_i: np.ndarray, pose_j: np.ndarray) -> np.ndarray:

@@ -47,22 +47,36 @@ def read_transforms(root: Path, width: int | None = None, outside: bool = False)
     be undone, and fewer than 3 photos.
     """
     if (root / "transforms_train.json").is_file():
-        source, roles = root / "transforms_train.json", [("transforms_train.json", False)]
-        held_out = [name for name in ("transforms_test.json", "transforms_val.json") if (root / name).is_file()]
-        roles += [(name, True) for name in held_out[:1]]  # val only where there is no test
+        source = root / "transforms_train.json"
+        views, missing = _read_split(root, source, outside)
     else:
-        source, roles = root / "transforms.json", [("transforms.json", None)]
-    views, missing = [], []
-    for name, role in roles:
-        role = role if len(roles) > 1 else None
-        found, lost = _read_file(root, root / name, role, outside)
-        views += found
-        missing += lost
+        source = root / "transforms.json"
+        views, missing = _read_file(root, source, None, outside)
     report_missing(source, missing, len(views) + len(missing))
     views = _once(views, source)
     if all(view.mask is None for view in views) and (root / FOLDER).is_dir():
         log.warning("%s is not used: no frame of %s names its mask (mask_path)", root / FOLDER, source.name)
     return Listing(source, _from_smaller_copies(views, root, width))
+
+
+def _read_split(root: Path, train: Path, outside: bool) -> tuple[list[View], list[str]]:
+    """As `_read_file`, of the file `train` and the held-out one beside it: the validation's, if no test photo exists.
+
+    Test photos are left out of many downloads. They count as missing where none is held out in their place.
+    """
+    others = [path for name in ("test", "val") if (path := root / f"transforms_{name}.json").is_file()]
+    views, missing = _read_file(root, train, False if others else None, outside)
+    lost = []
+    for other in others:
+        found, absent = _read_file(root, other, True, outside)
+        if found:
+            if lost:
+                log.warning(
+                    "%s: none of its %d photos exists: those of %s are held out", others[0], len(lost), other.name
+                )
+            return views + found, missing + absent
+        lost = lost or absent
+    return views, missing + lost
 
 
 def _from_smaller_copies(views: list[View], root: Path, width: int | None) -> list[View]:

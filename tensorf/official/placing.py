@@ -3,7 +3,8 @@
 The authors' frames are made from the same poses as this project's world, so that both can be told from the capture:
 
 - a box is in the capture's own coordinates (`transform_matrix` of Blender's scenes);
-- NDC belongs to LLFF: the mean of all poses is the origin, and 0.75 of the nearest depth the unit.
+- NDC belongs to LLFF: the mean of all poses is the origin, and 0.75 of the nearest depth the unit. Where this
+  project has turned photos upright, that is the mean of the poses as they were before.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tensorf.captures import Capture
+from tensorf.captures.geometry import mean_pose
 from tensorf.captures.llff import FILE_NAME, nearest_depth
 from tensorf.errors import UserError, reason
 from tensorf.official.field import OfficialField
@@ -76,18 +78,26 @@ def _ndc(model: Official, capture: Capture, mirrored: bool) -> dict:
             f"{FILE_NAME}: give the capture that it was trained on"
         )
     unit = NEAR_MARGIN * nearest_depth(capture.root) * _scale(capture)
-    lens = capture.cameras[0]
+    lens = capture.cameras[0].turned(-capture.turns)
     across, down = 2 * lens.fx / lens.width, -2 * lens.fy / lens.height
     return dict(
         kind="ndc",
         near=unit,
         far=capture.far,
-        reference=capture.reference.clone(),
+        reference=_reference(capture),
         background=0.0,
         unit=unit,
         stretch=torch.tensor([-across if mirrored else across, down], dtype=torch.float32),
         interval=1 / (model.samples - 1),
     )
+
+
+def _reference(capture: Capture) -> Tensor:
+    """(3, 4) pose of the mean camera. The authors' loader takes photos as they are stored, whatever their EXIF says."""
+    if not capture.turns:
+        return capture.reference.clone()
+    poses = torch.stack([camera.turned(-capture.turns).pose for camera in capture.cameras])
+    return torch.from_numpy(mean_pose(poses.double().numpy())).float()
 
 
 def _box(model: Official, capture: Capture) -> dict:

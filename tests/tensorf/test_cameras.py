@@ -1,7 +1,7 @@
 """Cameras: hand-worked rays, intrinsics that scale with the image, and projection as the rays' inverse."""
 
 import math
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from importlib import import_module
 from pkgutil import walk_packages
 
@@ -143,3 +143,14 @@ def test_no_class_compares_its_tensors():
     kinds = {kind for module in modules for kind in vars(module).values() if is_dataclass(kind)}
     holders = {kind for kind in kinds if any("Tensor" in str(f.type) or "ndarray" in str(f.type) for f in fields(kind))}
     assert len(holders) > 10 and {kind for kind in holders if kind.__eq__ is not object.__eq__} == set()
+
+
+@pytest.mark.parametrize(("quarters", "place"), [(1, lambda u, v: (7 - v, u)), (3, lambda u, v: (v, 9 - u))])
+def test_a_turned_camera_sees_the_turned_picture(camera, quarters, place):
+    off = replace(camera, fx=8.0, cx=4.0, cy=3.0)
+    turned, points = off.turned(quarters), torch.tensor([[0.3, -0.2, 0.5], [-0.1, 0.4, 1.0]])
+    assert (turned.width, turned.height) == (7, 9)
+    for (u, v), now in zip(off.project(points)[0].tolist(), turned.project(points)[0].tolist(), strict=True):
+        assert now == pytest.approx(place(u, v), abs=1e-4)
+    back = turned.turned(-quarters)
+    assert vars(back) | {"pose": 0} == vars(off) | {"pose": 0} and torch.equal(back.pose, off.pose)

@@ -27,9 +27,9 @@ from tiny_captures import (
 from tensorf.captures import load_capture
 from tensorf.captures.colmap import read_colmap
 from tensorf.captures.geometry import mean_pose
-from tensorf.captures.images import undistort
 from tensorf.captures.llff import opencv_from_llff
 from tensorf.captures.matching import _undistorted
+from tensorf.captures.undistortion import undistort
 from tensorf.captures.views import Lens, natural_key
 from tensorf.errors import UserError
 

@@ -6,7 +6,7 @@ import pytest
 from tiny_captures import expect_error, write_colmap, write_image
 
 from tensorf.captures.colmap import model_poses, read_colmap
-from tensorf.captures.colmap_files import _MODELS
+from tensorf.captures.colmap_files import _MODELS, _MOST_BYTES
 from tensorf.captures.views import Lens
 from tensorf.errors import UserError
 
@@ -120,3 +120,8 @@ def test_names_that_are_no_utf8_are_found(tmp_path, suffix, caplog):
 def test_names_that_are_no_utf8_can_be_told(tmp_path):
     write_latin_names(tmp_path, ".bin")
     expect_error(tmp_path, "images.bin: 0 of 4 listed photos exist (vi\udce9w1.png is the first that is missing)")
+
+
+def test_files_of_ten_thousand_photos_are_read():
+    """Each with 10,000 observations, of two doubles and a number of eight bytes."""
+    assert _MOST_BYTES > 10_000 * (10_000 * 24 + 200)

@@ -157,3 +157,25 @@ def test_points_that_undistorting_cut_off_are_no_sightings():
     cameras, shown = _sightings(points, np.array([[0, 1]] * 3), views, np.eye(4))
     assert cameras.tolist() == [0, 1] and torch.allclose(shown, torch.tensor([[0.1, 0.0, 1.0]] * 2))
     assert _sightings(points[1:], np.array([[0, 1]] * 2), views, np.eye(4)) is None
+
+
+def forward(count=20, aside=0.05):
+    """Poses of somebody who walks ahead, a little unsteadily, looking along +z."""
+    sway = aside * np.random.default_rng(0).standard_normal((count, 2))
+    return [np.c_[np.eye(3), [sway[i, 0], sway[i, 1], 0.2 * i]] for i in range(count)]
+
+
+@pytest.mark.parametrize(("aside", "space"), [(0.05, "unbounded"), (4.0, "ndc")])
+def test_who_walks_forward_where_nothing_tells_depths_gets_unbounded_space(tmp_path, caplog, aside, space):
+    write_transforms(tmp_path, forward(aside=aside), fl_x=20.0, w=12.0, h=8.0)
+    with caplog.at_level(logging.INFO, "tensorf"):
+        assert load_capture(tmp_path, check=False).space == space
+    assert ("neither file nor photos tell how near" in caplog.text) == (space == "unbounded")
+    assert load_capture(tmp_path, check=False, space="ndc").space == "ndc"
+
+
+def test_depths_that_are_told_decide_whether_walking_forward_is_far():
+    """The 3.8 that they walk ahead are nothing where all is 100 away."""
+    lens = Lens(20.0, 20.0, 6.0, 4.0, 12, 8)
+    views = [View(f"{i}", Path(f"{i}.png"), pose, lens) for i, pose in enumerate(forward())]
+    assert place(Listing(Path("capture"), views, depths=(100.0, 300.0)), "auto", None, False).space == "ndc"

@@ -210,3 +210,15 @@ def test_photos_whose_names_are_not_utf8_are_matched(tmp_path):
     (tmp_path / "images" / "a.png").rename(tmp_path / "images" / name)
     places, words = _features_of(views(poses()[:1], tmp_path, [name])[0])
     assert len(places) == len(words) > 100
+
+
+def test_photos_that_were_replaced_get_new_features(tmp_path):
+    """In one process, as where somebody mends a capture and trains it again."""
+    write(tmp_path, poses()[:2], NAMES[:2])
+    first = _features_of(views(poses()[:2], tmp_path, NAMES[:2])[0])[0]
+    photo = tmp_path / "images" / NAMES[0]
+    shutil.copy(tmp_path / "images" / NAMES[1], photo)
+    second = _features_of(views(poses()[:2], tmp_path, NAMES[:2])[0])[0]
+    assert first.shape != second.shape or not np.allclose(first, second)
+    cached = _features_of(views(poses()[:2], tmp_path, NAMES[:2])[0])[0]
+    assert cached is second

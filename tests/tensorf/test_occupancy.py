@@ -168,3 +168,34 @@ def test_pruning_fog_takes_hardly_any_of_it_away(make_field, make_space, camera)
     assert before.mean() > 0.15
     assert (before - after).mean() < 0.01 * before.mean()
     assert not field.occupancy[:, :, :7].any()  # where there is nothing to lose
+
+
+def plain_march(monkeypatch, *rays, warp=None):
+    """Samples by the torch operations that a GPU uses."""
+    monkeypatch.setattr("tensorf.occupancy.compiled_for", lambda *_: False)
+    return occupied_samples(torch.ones(8, 8, 8, dtype=torch.bool), *rays, dt=0.1, steps=30, warp=warp)
+
+
+def test_without_compiled_loops_rays_of_nan_have_no_samples_either(monkeypatch):
+    origin, direction = torch.zeros(2, 3), torch.tensor([[1.0, 0, 0], [float("nan"), 1, 0]])
+    rays = origin, direction, torch.full((2,), 0.1), torch.full((2,), 3.0)
+    compiled = occupied_samples(torch.ones(8, 8, 8, dtype=torch.bool), *rays, dt=0.1, steps=30)
+    plain = plain_march(monkeypatch, *rays)
+    assert plain.ray.tolist() == compiled.ray.tolist() == [0] * len(plain.x) and len(plain.x) > 5
+
+
+def test_indices_of_cells_lie_in_the_grid_whatever_the_points():
+    points = torch.tensor([[float("nan")] * 3, [float("inf")] * 3, [-float("inf")] * 3, [9.0, -9.0, 0.0]])
+    index = cell_index((2, 3, 4), points)
+    assert index.min() >= 0 and index.max() < 24
+
+
+def test_samples_have_their_rays_type_whatever_torchs_default_is(monkeypatch):
+    rays = torch.zeros(1, 3), torch.tensor([[1.0, 0, 0]]), torch.zeros(1), torch.ones(1)
+    expected = plain_march(monkeypatch, *rays)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = plain_march(monkeypatch, *rays)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.t.dtype == found.x.dtype == torch.float32 and torch.equal(found.t, expected.t)

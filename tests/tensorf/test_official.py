@@ -372,3 +372,19 @@ def test_what_older_files_do_not_say(tmp_path, blender_capture):
     model.k |= dict(fea2denseAct="softplus", rayMarch_weight_thres=1e-4, near_far=[2.0, 6.0], distance_scale=25)
     model.k |= dict(app_dim=27, step_ratio=2.0)
     assert_same(field, model, blender_capture, 0)
+
+
+@pytest.mark.parametrize(("orientation", "quarters"), [(3, 2), (6, 1), (8, 3)])
+def test_photos_that_were_turned_upright_are_the_authors_turned(orientation, quarters, world_folder, tmp_path):
+    """The authors' loader takes pixels as they are stored: its mean camera and its stretch are of those."""
+    folder = tmp_path / "turned"
+    shutil.copytree(world_folder, folder)
+    exif = Image.Exif()
+    exif[274] = orientation
+    for path in (folder / "images").iterdir():
+        Image.open(path).save(path, exif=exif)
+    capture, model = load_capture(folder, check=False), random_model(ndc=True, **SOFT)
+    assert capture.turns == quarters
+    ours = imported(model, capture, tmp_path).render(capture.cameras[3])["color"]
+    expected = model.render(*llff_rays(folder, 3, 48, 36), white=0.0).view(36, 48, 3).rot90(-quarters, (0, 1))
+    assert expected.std() > 0.02 and (ours - expected).abs().max() < 1e-3

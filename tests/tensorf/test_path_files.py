@@ -6,8 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import ExifTags, Image
+from tiny_captures import ring, write_transforms
 
 from tensorf.cameras import Camera
+from tensorf.captures import load_capture
+from tensorf.captures.views import turned_pose
+from tensorf.captures.writing import capture_poses
 from tensorf.errors import UserError
 from tensorf.path_files import read_camera_path
 
@@ -133,3 +138,67 @@ def test_missing_and_damaged_files(tmp_path):
     (tmp_path / "path.json").write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
         read_camera_path(tmp_path / "path.json", torch.eye(4), LIKE)
+
+
+# --- captures whose photos were turned upright
+
+
+def stored_poses(turn):
+    """Of a camera that was held so that its photos have to be turned by this EXIF orientation."""
+    poses = ring()
+    for _ in range({1: 0, 8: 1, 3: 2, 6: 3}[turn]):  # quarter turns back
+        poses = [turned_pose(pose) for pose in poses]
+    return poses
+
+
+def turned_capture(folder, turn):
+    """Four photos of 12x8 pixels that EXIF turns."""
+    write_transforms(folder, stored_poses(turn), fl_x=10.0, fl_y=11.0, cx=5.0, cy=4.5, w=12.0, h=8.0)
+    for i in range(4):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = turn
+        Image.new("RGB", (12, 8)).save(folder / "images" / f"{i}.png", exif=exif)
+    return load_capture(folder, check=False)
+
+
+@pytest.mark.parametrize("lens", [True, False])
+@pytest.mark.parametrize("turn", [1, 3, 6, 8])
+def test_the_poses_of_stored_photos_are_turned_as_the_photos_were(tmp_path, turn, lens):
+    capture = turned_capture(tmp_path, turn)
+    table = json.loads((tmp_path / "transforms.json").read_text())
+    file = write(tmp_path, table if lens else {"frames": table["frames"]})
+    cameras = read_camera_path(file, capture.world_from_capture, capture.cameras[0], tmp_path, capture.turns)
+    assert len(cameras) == 4
+    for camera, own in zip(cameras, capture.cameras, strict=True):
+        assert vars(camera) | {"pose": 0} == vars(own) | {"pose": 0}
+        torch.testing.assert_close(camera.pose, own.pose)
+
+
+@pytest.mark.parametrize("turn", [3, 6, 8])
+def test_poses_that_are_upright_already_stay(tmp_path, turn):
+    """As an export has them, or somebody who wrote them by hand."""
+    capture = turned_capture(tmp_path, turn)
+    poses = capture_poses(capture.cameras, capture) * np.array([1.0, -1, -1, 1])
+    file = write(tmp_path, {"frames": [{"transform_matrix": pose.tolist()} for pose in poses]})
+    cameras = read_camera_path(file, capture.world_from_capture, capture.cameras[0], tmp_path, capture.turns)
+    for camera, own in zip(cameras, capture.cameras, strict=True):
+        assert (camera.width, camera.height, camera.fx) == (own.width, own.height, own.fx)
+        torch.testing.assert_close(camera.pose, own.pose)
+
+
+def test_what_was_composed_in_a_viewer_stays_as_it_was_seen(tmp_path):
+    capture = turned_capture(tmp_path, 6)
+    pose = json.loads((tmp_path / "transforms.json").read_text())["frames"][0]["transform_matrix"]
+    table = {"render_height": 90, "render_width": 120, "camera_path": [{"camera_to_world": pose}], "frames": []}
+    file = write(tmp_path, table)
+    (camera,) = read_camera_path(file, capture.world_from_capture, capture.cameras[0], None, capture.turns)
+    assert (camera.width, camera.height) == (120, 90)
+    torch.testing.assert_close(camera.pose, capture.cameras[0].turned(-1).pose)
+
+
+@pytest.mark.parametrize("turn", [1, 3, 6, 8])
+def test_a_pose_of_the_captures_own_coordinates_is_that_of_a_stored_photo(tmp_path, turn):
+    capture = turned_capture(tmp_path, turn)
+    camera, own = capture.camera_at(stored_poses(turn)[2]), capture.cameras[2]
+    assert vars(camera) | {"pose": 0} == vars(own) | {"pose": 0}
+    torch.testing.assert_close(camera.pose, own.pose)

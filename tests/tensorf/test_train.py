@@ -526,3 +526,18 @@ def test_photos_with_rays_that_ndc_cannot_hold_are_refused_before_training(ndc_c
         PixelBatches(
             replace(ndc_capture, cameras=cameras), ndc_capture.train, space_of(ndc_capture), torch.device("cpu")
         )
+
+
+def test_a_field_that_is_trained_on_keeps_its_size(ndc_capture, make_field):
+    """The stages are for fields that begin coarse."""
+    start = make_field(space=space_of(ndc_capture), resolution=(14, 12, 10), steps=20)
+    config = replace(
+        SHORT, iterations=10, batch=64, stages=(0.3, 1.0), upsample_at=(0.3,), prune_at=(), early_batch=0.5
+    )
+    trainer = Trainer(ndc_capture, start.config, config, CPU, start=start)
+    drawn, draw = [], trainer.pixels.draw
+    trainer.pixels.draw = lambda count, generator: drawn.append(count) or draw(count, generator)
+    while trainer.iteration < 10:
+        trainer.step()
+        assert trainer.field.resolution == (14, 12, 10) and trainer.field.steps == 20
+    assert drawn == [64] * 10

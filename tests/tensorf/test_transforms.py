@@ -1,6 +1,7 @@
 """Captures described by JSON: Blender's, instant-ngp's and nerfstudio's."""
 
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -261,3 +262,30 @@ def test_a_principal_point_of_larger_photos_is_told(tmp_path):
     expect_error(tmp_path, "cx=24", "12x8", "about 48x32", "add w and h")
     write_transforms(tmp_path, ring(), fl_x=10.0, cx=8.0, cy=5.0)
     assert load_capture(tmp_path).cameras[0].cx == 8
+
+
+def split_capture(root, **missing):
+    """train, test and val of 4 photos each; of some splits no photo was brought along."""
+    for split in ("train", "test", "val"):
+        write_transforms(root, ring(), f"transforms_{split}.json", split)
+        if missing.get(split):
+            shutil.rmtree(root / split)
+
+
+def test_the_validations_photos_are_held_out_where_the_tests_are_not_there(tmp_path, caplog):
+    split_capture(tmp_path, test=True)
+    capture = load_capture(tmp_path, check=False)
+    assert [capture.image_names[i] for i in capture.test] == [f"val/{i}.png" for i in range(4)]
+    assert capture.train == [0, 1, 2, 3]
+    assert "transforms_test.json: none of its 4 photos exists" in caplog.text and "transforms_val.json" in caplog.text
+
+
+def test_the_tests_photos_go_first_and_where_neither_is_there_the_training_is_split(tmp_path, caplog):
+    split_capture(tmp_path)
+    capture = load_capture(tmp_path, check=False)
+    assert {capture.image_names[i].split("/")[0] for i in capture.test} == {"test"} and len(capture.cameras) == 8
+    assert "none of" not in caplog.text
+    shutil.rmtree(tmp_path / "test")
+    shutil.rmtree(tmp_path / "val")
+    capture = load_capture(tmp_path, check=False)
+    assert (capture.train, capture.test) == ([1, 2, 3], [0]) and "4 of 8 photos are missing" in caplog.text

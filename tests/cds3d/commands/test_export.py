@@ -130,6 +130,7 @@ def test_views_of_a_path_are_named_apart_from_those_of_an_export_before(opaque, 
     assert f"capture: {capture_folder}" in config
     first = tmp_path / "first"
     (opaque / "config.yaml").write_text(config.replace(f"capture: {capture_folder}", f"capture: {first}"))
+    (opaque / "state" / "capture.txt").unlink()  # another capture than the one that it was trained on would be told
     assert export(opaque, "dataset", "output=second", "points=300", "path=spiral", "frames=2") == 0
     frames = json.loads((tmp_path / "second" / "transforms.json").read_text())["frames"]
     names = [frame["file_path"] for frame in frames]
@@ -246,7 +247,7 @@ def test_a_path_is_placed_by_what_the_capture_says_it_has_applied(tmp_path):
     path = {"camera_path": [{"camera_to_world": [1, 0, 0, 1, 0, 1, 0, 2, 0, 0, 1, 3, 0, 0, 0, 1]}]}
     (tmp_path / "path.json").write_text(json.dumps(path | {"render_height": 48, "render_width": 64}))
     like = Camera(torch.eye(3, 4), 50.0, 50.0, 32.0, 24.0, 64, 48)
-    capture = SimpleNamespace(root=tmp_path, world_from_capture=torch.eye(4), cameras=[like])
+    capture = SimpleNamespace(root=tmp_path, world_from_capture=torch.eye(4), cameras=[like], turns=0)
     (camera,) = cameras_along(capture, str(tmp_path / "path.json"), 1)
     assert camera.position.tolist() == [1, 2, 3]
 
