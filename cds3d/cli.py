@@ -17,6 +17,7 @@ from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 import cds3d  # noqa: F401  (thread policy before torch)
+from cds3d.jobs import LOG_FORMAT
 from tensorf import locks
 from tensorf.errors import UserError, is_out_of_memory
 
@@ -29,7 +30,7 @@ _FLAGS = {
         "tgt": "TEXT|what the scene or image should become",
         "src": "TEXT|what it shows now (default: the scene's own prompt)",
         "where": "TEXT|what the edit may change, in words; all else stays as it is",
-        "run": "FOLDER|edit the field of this finished run on, instead of a scene's source",
+        "run": "FOLDER|start from the field of this finished run instead of a scene's source",
         "image": "FILE|edit this image instead of a scene",
         "views": "FOLDER|refit the scene's field to these edited pictures, named as its photos",
         "capture": "PATH|a capture, a folder of photos or a video from anywhere, in place of scene=NAME",
@@ -88,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def tell() -> None:
     """Send the project's messages to stderr, and only the warnings of others."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.basicConfig(format=os.environ.get(LOG_FORMAT, "%(message)s"), level=logging.WARNING)
     logging.getLogger("tensorf").setLevel(logging.INFO)
     logging.getLogger("cds3d").setLevel(logging.INFO)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,9 @@ from pathlib import Path
 from tensorf.untrusted import load_json
 
 NICE = 5  # behind the frames of a viewer
+LOG_FORMAT = "CDS3D_LOG_FORMAT"  # the environment variable that says how a command writes its messages
+_MARKED = "\x02%(levelname)s\x02%(message)s"  # a job tells warnings apart; nothing else writes this sign
+_LEVEL = re.compile("\x02([A-Z]+)\x02(.*)")
 
 
 class Job:
@@ -20,9 +24,10 @@ class Job:
 
     def __init__(self, command: str, options: list[str], folder: Path | None = None):
         self.folder, self.lines = folder, deque(maxlen=12)
+        self.warnings: list[str] = []  # each once
         self.stopping = False
         self._told_before = _changed(self._progress_path)  # by an earlier run in this folder
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", LOG_FORMAT: _MARKED}
         package = str(Path(__file__).resolve().parents[1])
         environment["PYTHONPATH"] = os.pathsep.join(p for p in (package, environment.get("PYTHONPATH")) if p)
         self.process = subprocess.Popen(
@@ -39,6 +44,10 @@ class Job:
     def _read(self) -> None:
         for line in self.process.stderr:
             text = line.decode(errors="replace").replace("\r", "\n").strip().split("\n")[-1].strip()
+            if marked := _LEVEL.search(text):
+                text = marked[2]
+                if marked[1] == "WARNING" and text not in self.warnings:
+                    self.warnings.append(text)
             if text:
                 self.lines.append(text)
 

@@ -23,11 +23,20 @@ Then answer three questions about every changed picture, from 1 (not at all) to 
 answers and send the file back.</p>
 <main></main>
 <p><button type="button">Download my answers</button> <span role="status"></span></p>
+<p><button type="button" class="anew">Start anew, for another person</button></p>
 <script id="data" type="application/json">@DATA@</script>
 <script>
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
-const participant = Array.from({length: 16}, () => Math.floor(Math.random() * 16).toString(16)).join("");
+// Kept by the browser, so that a reload loses nothing. Some browsers keep nothing of a file, or of a private window.
+const place = `study-${data.study}`;
+let kept = {};
+try { kept = JSON.parse(localStorage.getItem(place)) || {}; } catch (error) { /* it works without */ }
+kept.participant ||= Array.from({length: 16}, () => Math.floor(Math.random() * 16).toString(16)).join("");
+kept.chosen ||= {};
+const keep = () => { try { localStorage.setItem(place, JSON.stringify(kept)); } catch (error) { /* as above */ } };
+const participant = kept.participant;
+keep();
 const made = (tag, parent, text) => {
   const element = document.createElement(tag);
   if (text !== undefined) element.textContent = text;
@@ -53,11 +62,19 @@ data.items.forEach((item, i) => {
         const label = made("label", set);
         const input = made("input", label);
         Object.assign(input, {type: "radio", name: `${i}-${k}-${name}`, value});
+        input.checked = kept.chosen[input.name] === value;
+        input.onchange = () => { kept.chosen[input.name] = value; keep(); };
         label.append(String(value));
       }
     }
   });
 });
+document.querySelector(".anew").onclick = () => {
+  if (!confirm("This clears all answers in this window. Were they downloaded?")) return;
+  try { localStorage.removeItem(place); } catch (error) { /* nothing was kept */ }
+  document.querySelectorAll("input").forEach(input => { input.checked = false; });  // or some browsers restore them
+  location.reload();
+};
 document.querySelector("button").onclick = () => {
   let open = 0;
   const answers = [];
@@ -72,7 +89,12 @@ document.querySelector("button").onclick = () => {
     answers.push(answer);
   }));
   const status = document.querySelector("[role=status]");
-  if (open) { status.textContent = `${open} questions are left: they are marked red.`; return; }
+  if (open) {
+    const left = open === 1 ? "1 question is left: it is" : `${open} questions are left: they are`;
+    status.textContent = `${left} marked red.`;
+    document.querySelector(".open").scrollIntoView({block: "center"});
+    return;
+  }
   const text = JSON.stringify({study: data.study, participant, answers});
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text], {type: "application/json"}));

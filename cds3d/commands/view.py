@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+import signal
 import socket
 import time
 from pathlib import Path
@@ -31,6 +32,7 @@ _SHORTEST = 8  # of a token that somebody chooses
 @command
 def view_command(config: DictConfig) -> None:
     """Serve what `config` says (configs/view.yaml) until Ctrl-C."""
+    _let_edits_be_stopped()
     viewer = open_viewer(config)
     print(f"open {viewer.url}  (Ctrl-C ends it)", flush=True)
     try:
@@ -38,6 +40,15 @@ def view_command(config: DictConfig) -> None:
             time.sleep(1)
     finally:
         viewer.close()
+
+
+def _let_edits_be_stopped() -> None:
+    """Where a shell lets this process ignore Ctrl-C, as behind a "&" in a script, what it starts must not inherit that.
+
+    *Stop* sends edits the same signal. A handler is not inherited, and one that does nothing ignores as well.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda *_: None)
 
 
 def open_viewer(config: DictConfig):
@@ -48,7 +59,7 @@ def open_viewer(config: DictConfig):
     except ModuleNotFoundError as error:
         if error.name not in ("viser", "websockets"):
             raise
-        raise UserError('the viewer needs viser: pip install "cds3d[viewer]", in a checkout ".[viewer]"') from None
+        raise UserError('the viewer needs viser: in a checkout, pip install ".[viewer]"') from None
     _check(config)
     device = pick_device(config.device)
     run = _chosen_run(config)

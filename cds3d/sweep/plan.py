@@ -21,6 +21,8 @@ from tensorf.errors import UserError, reason
 
 _LISTS = ("scenes", "edits", "objectives", "options", "seeds")
 _OURS = (*RESERVED, "objective", "seed", "device", "threads", "video_frames")  # options that a sweep sets itself
+_OF_THE_SWEEP = {"scene": "scenes", "objective": "objectives", "seed": "seeds", "threads": "threads_each"}
+_OF_THE_SWEEP |= {name: name for name in ("device", "video_frames", "output")}  # what a sweep has in their place
 _MOST = 10_000  # edits
 _LONGEST = 60  # characters of a prompt in a folder's name
 
@@ -128,6 +130,9 @@ def _variant(extra: str) -> tuple[str, ...]:
     except ValueError as error:
         raise UserError(f"options: {extra} cannot be read ({reason(error).lower()}): {quotes}") from error
     if wrong := [o for o in more if "=" not in o or o.split("=")[0] in _OURS]:
+        key, equals, _ = wrong[0].partition("=")
+        if equals and key in _OF_THE_SWEEP:
+            raise UserError(f"options: {wrong[0]} is for the sweep itself: give {_OF_THE_SWEEP[key]}= beside options=")
         hint = f"; {quotes}" if "=" not in wrong[0] else ""
         raise UserError(f"options: {wrong[0]} has to be an option of edit.py that a sweep does not set itself{hint}")
     return more

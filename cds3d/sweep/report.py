@@ -117,14 +117,16 @@ def _relative(run: str, output: Path) -> str:
 
 def _page(output: Path, table: list[dict], columns: list[str]) -> str:
     shown = [c for c in columns if c not in ("run", "failure") and any(row.get(c) not in (None, "") for row in table)]
-    head = "".join(f'<th onclick="sortBy({i + 1})">{html.escape(c)}</th>' for i, c in enumerate(shown))
+    names = [html.escape(c.replace("_", " ")) for c in shown]  # which wrap
+    head = "".join(f'<th onclick="sortBy({i + 1})">{name}</th>' for i, name in enumerate(names))
     body = "".join(_row(output, row, shown) for row in table)
     return _PAGE.replace("HEAD", head).replace("BODY", body)
 
 
 def _row(output: Path, row: dict, shown: list[str]) -> str:
     media = _media(output, row["run"]) if row["state"] == "done" else ""
-    cells = "".join(f"<td>{html.escape(_text(row.get(c)))}</td>" for c in shown)
+    kinds = {c: ' class="options"' if c == "options" else "" for c in shown}
+    cells = "".join(f"<td{kinds[c]}>{html.escape(_text(row.get(c)))}</td>" for c in shown)
     failure = f'<div class="failure">{html.escape(row["failure"])}</div>' if row["failure"] else ""
     return f'<tr class="{row["state"]}"><td>{media}{failure}</td>{cells}</tr>\n'
 
@@ -136,9 +138,9 @@ def _media(output: Path, run: str) -> str:
         return ""
     source = html.escape(quote(f"{run}/{name}"))
     if name.endswith(".png"):
-        return f'<img src="{source}" width="420" loading="lazy">'
+        return f'<img src="{source}" loading="lazy">'
     still = source.removesuffix(name) + _MEDIA[1]
-    return f'<video src="{source}" width="420" controls loop muted preload="none" poster="{still}"></video>'
+    return f'<video src="{source}" controls loop muted preload="none" poster="{still}"></video>'
 
 
 def _text(value) -> str:
@@ -146,12 +148,16 @@ def _text(value) -> str:
 
 
 _PAGE = """<!doctype html>
-<meta charset="utf-8"><title>cds3d sweep</title>
+<meta charset="utf-8"><meta name="viewport" content="width=device-width, minimum-scale=1"><title>cds3d sweep</title>
 <style>
 body { font: 14px sans-serif; margin: 1em } table { border-collapse: collapse }
-td, th { border-bottom: 1px solid #ccc; padding: 4px 8px; text-align: left; vertical-align: top }
-th { cursor: pointer; position: sticky; top: 0; background: #fff } .failure { color: #b00; max-width: 420px }
-tr.waiting { color: #888 } input { width: 30em; padding: 4px; margin-bottom: 1em }
+td, th { border-bottom: 1px solid #ccc; padding: 4px 6px; text-align: left; vertical-align: top; background: #fff }
+th { cursor: pointer; position: sticky; top: 0; z-index: 1 }
+.options { font-size: 11px; min-width: 9em; overflow-wrap: break-word }
+td:first-child, th:first-child { position: sticky; left: 0 } th:first-child { z-index: 2 }
+img, video, .failure { display: block; width: 260px } .failure { color: #b00; overflow-wrap: anywhere }
+tr.waiting { color: #888 } input { width: 30em; max-width: 90%; padding: 4px; margin-bottom: 1em }
+@media (max-width: 700px) { body { font-size: 12px } img, video, .failure { width: 130px } }
 </style>
 <input placeholder="only rows with these words" oninput="filterBy(this.value)">
 <table><thead><tr><th></th>HEAD</tr></thead><tbody>
@@ -164,7 +170,9 @@ function sortBy(column) {
   last = column
   const value = row => row.cells[column].textContent
   const compare = (a, b) => isNaN(value(a)) || isNaN(value(b)) ? value(a).localeCompare(value(b)) : value(a) - value(b)
-  for (const row of [...body.rows].sort((a, b) => sign * compare(a, b))) body.append(row)
+  // Rows without a figure come last whichever way: to isNaN, an empty text is a 0.
+  const order = (a, b) => (value(a) === "") - (value(b) === "") || sign * compare(a, b)
+  for (const row of [...body.rows].sort(order)) body.append(row)
 }
 function filterBy(text) {
   const words = text.toLowerCase().split(" ").filter(word => word)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,28 +16,25 @@ from omegaconf import DictConfig
 
 from cds3d.commands.preparing import output_folder
 from cds3d.commands.scenes import scene_name
-from cds3d.commands.videos import path_kind
 from cds3d.jobs import Job
 from cds3d.options import groups, load_config, set_text
-from cds3d.runs import finished_runs, read_config
 from cds3d.viewer.controls import Controls
+from cds3d.viewer.filming import Filming
 from cds3d.viewer.guard import start_server
+from cds3d.viewer.listing import Listing, iterations_of, options_of
 from cds3d.viewer.looking import CameraLimits, point_seen
+from cds3d.viewer.photos import small_photos
 from cds3d.viewer.places import Place
-from cds3d.viewer.window import Window
-from tensorf.cameras import Camera
+from cds3d.viewer.window import Window, fov_of
 from tensorf.captures import Capture
-from tensorf.captures.writing import capture_poses, write_transforms
 from tensorf.errors import UserError
-from tensorf.paths import keyframed
 from tensorf.renderable import Renderable, load_field
 
 log = logging.getLogger("cds3d")
 
 _POLL = 0.5  # seconds between looks at the edit that runs
+_LIST_EVERY = 4.0  # seconds between looks at the runs on the disk
 _PREVIEW_EVERY = 20  # iterations between fields of a running edit
-_PHOTO = 96  # width of the photos at their cameras, pixels
-_CAMERA_SIZE = 0.12  # of their frames, as a share of the cameras' distance from what they look at
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Viewer:
         self.source = load_field(shown.source / "field.safetensors", device)
         self.edited: Renderable | None = None
         self.run = shown.run
-        self._scene = scene_name(config)
+        self._listing = Listing(shown.folder, shown.source, shown.own, scene_name(config))
         if shown.run is not None:
             self.edited = load_field(shown.run / "field.safetensors", device)
         self.lock, self.windows = threading.Lock(), {}
@@ -75,9 +73,13 @@ class Viewer:
         self.start = capture.cameras[capture.train[0]]
         self.source.render(self.start.resized(32, 24))  # compiles what the first frame would wait for
         self.job: Job | None = None
-        self.video: Job | None = None
-        self.keyframes: list[torch.Tensor] = []
+        self.watching = False  # whether the edit that runs is shown; `run` is None then
+        self._before: Path | None = None  # the run that was shown before the edit began
+        self._begun_from: Renderable | None = None  # the edit that the running one goes on from; None: the source
+        self._begun: dict[Path, list[str]] = {}  # options of the edits that were begun here, by their folders
         self._preview: float | None = None  # when the preview that is shown was written
+        self._stale: float | None = None  # the same of the preview that lay there before
+        self.filming = Filming(self)
         self._closed = threading.Event()
         self.server = start_server(config.host, config.port, token)
         self.url = f"http://{_named(config.host)}:{self.server.get_port()}/" + (f"?token={token}" if token else "")
@@ -92,44 +94,58 @@ class Viewer:
         return self.source, self.edited
 
     def names(self) -> list[str]:
-        """Of the finished runs of the scene, the source first."""
-        return list(self._runs())
+        """Of what can be shown: the source, the edit that runs, and the finished runs of the scene."""
+        source, *runs = self._runs()
+        return [source, *self._running_name(), *runs]
 
     def name(self) -> str:
-        """Of the run that is shown; of the source, if there is none, or if it is not there any more."""
+        """Of what is shown; of the source, if there is nothing, or if it is not there any more."""
+        if self.watching and (running := self._running_name()):
+            return running[0]
         runs = self._runs()
         return next((name for name, run in runs.items() if run == self.run), next(iter(runs)))
 
     def _runs(self) -> dict[str, Path | None]:
-        """The finished runs of the scene by name; the source is first, with None: nothing is shown beside it.
+        return self._listing.finished(self.run)
 
-        The folder of a sweep has runs of other scenes, too.
-        """
-        runs: dict[str, Path | None] = {self._name_of_source(): None}
-        source = self.shown.source.resolve()
-        for run in finished_runs(self.shown.folder):
-            if run.resolve() != source and (run == self.run or _scene_of(run) in (None, self._scene)):
-                runs[run.name] = run
-        return runs
+    def _running_name(self) -> list[str]:
+        """One name, or none if no edit runs."""
+        job = self.job
+        return [] if job is None else [f"(running) {job.folder.name}"]
 
-    def _name_of_source(self) -> str:
-        if self.shown.own:
-            return "(source)"
-        source = self.shown.source.resolve()
-        # With its folder if that is another one, which may have a run of the same name.
-        return source.name if source.parent == self.shown.folder.resolve() else f"{source.parent.name}/{source.name}"
+    def stopped(self) -> dict[str, Path]:
+        """The edits that *Resume* can go on with, by name; the last one that was stopped from here is first."""
+        job, last = self.job, next(reversed(self._begun), None)
+        runs = {name: run for name, run in self._listing.stopped().items() if job is None or run != job.folder}
+        return dict(sorted(runs.items(), key=lambda item: item[1] != last))
 
     def show(self, name: str) -> None:
-        """Show a finished run beside the source. UserError if it cannot be read."""
+        """Show a finished run, or the edit that runs, beside the source. UserError if it cannot be read."""
+        if name in self._running_name():
+            self._watch_edit()
+            return
         runs = self._runs()
         if name not in runs:  # whatever a browser sends
             raise UserError("there is no such run")
         self._show(runs[name])
 
+    def _watch_edit(self) -> None:
+        """Show what the edit has begun from, until its next preview."""
+        self.run, self.watching, self.edited = None, True, self._begun_from
+        self._preview = self._stale
+        self._refresh()
+
     def _show(self, run: Path | None) -> None:
         edited = None if run is None else load_field(run / "field.safetensors", self.device)
-        self.run, self.edited = run, edited
+        self.run, self.edited, self.watching = run, edited, False
         self._refresh()
+
+    def _look_at_runs(self) -> None:
+        """List what has come and gone on the disk, such as runs of a terminal."""
+        if self.run is not None and self.run not in self._runs().values():
+            self.controls.say(f"{self.run.name} is not there any more")
+            self._show(None)
+        self.controls.list_runs()
 
     def _refresh(self) -> None:
         for window in list(self.windows.values()):
@@ -138,10 +154,14 @@ class Viewer:
     # --- windows
 
     def _build(self) -> None:
-        scene = self.server.scene
-        scene.set_up_direction(tuple((-self.start.pose[:, 1]).tolist()))
+        scene, first = self.server.scene, self.server.initial_camera
+        up = tuple((-self.start.pose[:, 1]).tolist())
+        scene.set_up_direction(up)
+        # Where a browser begins before its window says so, and where "Reset View" of its settings leads.
+        first.position, first.look_at = self.start.position.numpy(), self.limits.looked_at(self.start)
+        first.up, first.fov = up, fov_of(self.start, self.start.width / self.start.height)
         distance = float(np.linalg.norm(self.start.position.numpy() - self.limits.middle)) or 1.0
-        self._photos = [self._photo(i, _CAMERA_SIZE * distance) for i in range(len(self.capture.cameras))]
+        self._photos = small_photos(self.capture)
         self.place = Place(self.server, self.limits.middle, 0.25 * distance)
         self.controls = Controls(self, groups()["objective"])
 
@@ -149,40 +169,17 @@ class Viewer:
         def _(event) -> None:
             self._clicked(event)
 
-    def _photo(self, i: int, size: float):
-        camera, image = self.capture.cameras[i], self.capture.images[i]
-        small = torch.nn.functional.interpolate(
-            image.permute(2, 0, 1)[None].float(), (round(_PHOTO * camera.height / camera.width), _PHOTO), mode="area"
-        )
-        wxyz = viser.transforms.SO3.from_matrix(camera.pose[:, :3].double().numpy()).wxyz
-        handle = self.server.scene.add_camera_frustum(
-            f"/photos/{i}",
-            fov=2 * float(np.arctan(camera.height / 2 / camera.fy)),
-            aspect=camera.width / camera.height,
-            scale=size,
-            image=small[0].permute(1, 2, 0).byte().numpy(),
-            wxyz=wxyz,
-            position=camera.position.numpy(),
-            visible=False,
-        )
-
-        @handle.on_click
-        def _(event) -> None:
-            window = self.windows.get(event.client.client_id)
-            if window is not None:
-                window.look_from(camera)
-
-        return handle
-
-    def show_photos(self, visible: bool) -> None:
-        for handle in self._photos:
-            handle.visible = visible
+    def show_photos(self, on: bool) -> None:
+        for window in list(self.windows.values()):
+            window.show_photos(on)
 
     def _connected(self, client: viser.ClientHandle) -> None:
-        self.windows[client.client_id] = Window(
-            client, self.fields, self.lock, self.limits, self.start, self.config.moving_width, self.config.width
-        )
-        self.windows[client.client_id].refresh()
+        look = (self.limits, self.capture.cameras, self._photos, self.start)
+        window = Window(client, self.fields, self.lock, *look, self.config.moving_width, self.config.width)
+        self.windows[client.client_id] = window
+        window.show_photos(self.controls.photos)
+        self._look_at_runs()
+        window.refresh()
 
     def _disconnected(self, client: viser.ClientHandle) -> None:
         window = self.windows.pop(client.client_id, None)
@@ -191,7 +188,7 @@ class Viewer:
 
     def _clicked(self, event) -> None:
         window = self.windows.get(event.client.client_id)
-        if window is None or not self.controls.pointing:
+        if window is None or self.place.kind == "anywhere" or not self.controls.pointing:
             return
         u, v = event.screen_pos
         request = window.look()
@@ -199,10 +196,10 @@ class Viewer:
         with self.lock:
             point = point_seen(request, u, v, self.source if of_source else self.edited)
         if point is None:
-            self.controls.say("nothing is seen there")
+            self.controls.say("the field is too thin there")
             return
         self.place.put(point.numpy())
-        self.controls.placed(self.place.kind)
+        self.controls.say(f"edits stay in this {self.place.kind}: see Where")
 
     # --- edits
 
@@ -228,6 +225,8 @@ class Viewer:
         for name, label, what in (("src", "From", "it shows now"), ("tgt", "To", "it should become")):
             if not values[name]:
                 raise UserError(f"say what {what}: the field {label} is empty")
+        if values["src"].lower() == values["tgt"].lower():
+            raise UserError("From and To say the same")
         folder = output_folder(config, self.shown.folder)
         flags = [f"--src={values['src']}", f"--tgt={values['tgt']}"]
         flags += [f"--where={words}"] if words else []
@@ -241,20 +240,63 @@ class Viewer:
             return self.run
         return None if self.shown.own else self.shown.source
 
-    def start_edit(self, extra: list[str]) -> None:
-        """extra: such as resume=true. UserError if one is running."""
+    def start_edit(self, overwrite: bool = False) -> None:
+        """What the controls say. UserError if an edit is running, or if its folder is taken."""
         with self._starting:
-            if self.job is not None:
-                raise UserError("an edit is running: stop it first")
+            self._require_no_edit()
             options, folder = self.edit_options()
-            self._preview = _changed(_preview_of(folder))  # of an earlier edit: not this one's
-            self.job = Job("edit", [*options, *extra], folder)
+            resumed = not overwrite and self._is_longer(folder)
+            if overwrite:
+                options = [*options, "overwrite=true"]
+            self._launch(options, folder, resumed)
+
+    def resume_edit(self, name: str) -> None:
+        """Go on with one of `stopped()`, with the options that it was begun with, whatever the controls say now."""
+        with self._starting:
+            self._require_no_edit()
+            folder = self.stopped().get(name)
+            if folder is None:
+                raise UserError("there is no stopped edit to go on with")
+            options = self._begun.get(folder) or [*options_of(folder), f"preview_every={_PREVIEW_EVERY}"]
+            self._launch([o for o in options if o != "overwrite=true"], folder, True)
+
+    def _require_no_edit(self) -> None:
+        if self.job is not None:
+            raise UserError("an edit is running: stop it first")
+
+    def _is_longer(self, folder: Path) -> bool:
+        """Whether to go on with the finished edit in a folder to more iterations. UserError if the folder is taken."""
+        if (folder / "metrics.json").exists():
+            if self.controls.values()["iterations"] > iterations_of(folder):
+                return True
+            raise UserError(
+                f"{folder.name} is done already: tick Overwrite to do it anew, change To, or go on with more Iterations"
+            )
+        if (folder / "state" / "state.pt").exists():
+            raise UserError(f"{folder.name} was stopped: Resume goes on with it, Overwrite begins anew")
+        return False
+
+    def _launch(self, options: list[str], folder: Path, resumed: bool) -> None:
+        onward = self.run is not None and f"--run={self.run}" in options
+        self._before, self._begun_from = self.run, self.edited if onward else None
+        self._stale = None if resumed else _changed(_preview_of(folder))  # of an earlier edit: not this one's
+        job = Job("edit", [*options, "resume=true"] if resumed else options, folder)
+        self._begun.pop(folder, None)
+        self._begun[folder] = options  # the last one, to go on with
+        self._watch_edit()  # first: an edit that fails at once is no longer watched
+        self.job = job
+        self.controls.list_runs()
 
     def _watch(self) -> None:
+        looked = time.monotonic()
         while not self._closed.wait(_POLL):
             try:
                 self._look_at_edit()
-                self._look_at_video()
+                if (told := self.filming.look()) is not None:
+                    self.controls.say_of_video(told)
+                if time.monotonic() - looked > _LIST_EVERY:
+                    looked = time.monotonic()
+                    self._look_at_runs()
             except Exception:  # the viewer goes on whatever an edit does to its files
                 log.exception("the running edit could not be watched")
 
@@ -264,94 +306,38 @@ class Viewer:
             return
         running = job.running  # asked first: what it wrote before its end is seen
         self._load_preview(_preview_of(job.folder))
-        self.controls.progress(job.progress(), job.lines[-1] if job.lines else "starting", running)
+        self.controls.progress(job.progress(), job.lines[-1] if job.lines else "starting", running, job.stopping)
+        self.controls.warn(job.warnings)
         if running:
             return
-        self.job = None
+        watched, self.job = self.watching, None
         outcome = job.outcome() + ("; the state is kept: Resume goes on" if job.resumable else "")
         try:
-            if outcome == "done":
+            if watched and outcome == "done":
                 self._show(job.folder)
-            else:
-                self.show(self.name())  # no preview of the failed edit, and no run that it has begun to overwrite
-            self.controls.list_runs(self.names(), self.name())
+            elif watched:  # no preview of the failed edit, and no run that it has begun to overwrite
+                self.run, self.watching = self._before, False
+                self.show(self.name())
         finally:  # last: what the page says is done can be seen
+            self.controls.list_runs(newest=job.resumable)
             self.controls.say(outcome)
 
     def _load_preview(self, path: Path) -> None:
         changed = _changed(path)
-        if changed not in (None, self._preview):  # clocks may be set back
+        if self.watching and changed not in (None, self._preview):  # clocks may be set back
             self._preview = changed
             self.edited = load_field(path, self.device)
             self._refresh()
 
-    # --- videos
-
-    def add_keyframe(self, client: viser.ClientHandle) -> int:
-        window = self.windows.get(client.client_id)
-        if window is not None:
-            self.keyframes.append(window.look().pose)
-        return len(self.keyframes)
-
-    def start_video(self, frames: int) -> Path:
-        """Render the run's field along the keyframes, or along the usual path if there are none."""
-        with self._starting:
-            return self._start_video(frames)
-
-    def _start_video(self, frames: int) -> Path:
-        if self.video is not None:
-            raise UserError("a video is being rendered")
-        run = self.run or self.shown.source
-        if not (run / "config.yaml").is_file():
-            raise UserError(f"{run} is not there any more")
-        if not self.keyframes:
-            path = run / f"{path_kind(self.capture, 'auto')}.mp4"
-            options = [str(run), f"frames={frames}"]
-        else:
-            if len(self.keyframes) < 2:
-                raise UserError("two keyframes at least make a path")
-            cameras = [self._as_start(pose) for pose in keyframed(torch.stack(self.keyframes), frames)]
-            file, path = run / "keyframes.json", run / "keyframes.mp4"
-            names = [f"{i:04d}" for i in range(frames)]
-            write_transforms(file, names, cameras, capture_poses(cameras, self.capture))
-            options = [str(run), f"path={file}", f"width={self.config.width}"]
-        self.video = Job("render", [*options, f"device={self.config.device}"], run)
-        self._video_path = path
-        return path
-
-    def _as_start(self, pose: torch.Tensor) -> Camera:
-        return self.start.with_pose(pose)
-
-    def _look_at_video(self) -> None:
-        if self.video is None or self.video.running:
-            return
-        outcome, self.video = self.video.outcome(), None
-        self.controls.say_of_video(f"{self._video_path}: {outcome}")
-
     def close(self) -> None:
         """Stop what runs, with its state kept, and the server."""
         self._closed.set()
-        for job in (self.job, self.video):
+        for job in (self.job, self.filming.job):
             if job is not None:
                 job.close()
         for window in list(self.windows.values()):
             window.close()
         self.server.stop()
-
-
-def _scene_of(run: Path) -> str | None:
-    """The name of a run's scene; None if its configuration cannot be read.
-
-    Not the path of its capture, which may have been moved since.
-    """
-    try:
-        config = read_config(run)
-    except UserError:
-        return None
-    try:
-        return scene_name(config)
-    except UserError:  # its capture is not there any more
-        return Path(config.capture).name
 
 
 def _preview_of(run: Path) -> Path:

@@ -52,13 +52,24 @@ class CameraLimits:
         spread = float((self.positions - self.positions.mean(0)).norm(dim=1).mean())
         self.reach = max(_REACH * float(apart.median()), _LEAST_REACH * spread)
 
-    def limited(self, pose: Tensor) -> Tensor:
-        """(3, 4) the pose, moved and turned no more than is needed."""
+    def looked_at(self, camera: Camera) -> np.ndarray:
+        """(3,) the point on a camera's axis that is as far away as the middle."""
+        distance = float(np.linalg.norm(camera.position.numpy() - self.middle)) or 1.0
+        return camera.position.numpy() + camera.forward.numpy() * distance
+
+    def limited(self, pose: Tensor, pivot: Tensor | None = None) -> Tensor:
+        """(3, 4) the pose, moved and turned no more than is needed.
+
+        pivot: (3,) what the view was turned around, which it goes on to look at from where it is held: the direction
+        of a view from farther away would lead past it.
+        """
         offsets = pose[:, 3] - self.positions
         nearest = int(offsets.norm(dim=1).argmin())
         away = float(offsets[nearest].norm())
         eye = self.positions[nearest] + offsets[nearest] * min(1.0, self.reach / max(away, 1e-9))
         axis, wanted = self.axes[nearest], pose[:, 2]
+        if pivot is not None and away > self.reach:
+            wanted = F.normalize(pivot - eye, dim=0)
         angle = float(torch.acos((axis @ wanted).clamp(-1, 1)))
         if angle > _TURN:  # turned halfway around, `side` is 0 and the axis itself is taken
             side = F.normalize(wanted - (wanted @ axis) * axis, dim=0)

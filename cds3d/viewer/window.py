@@ -12,6 +12,7 @@ import torch
 import viser
 
 from cds3d.viewer.looking import SHOWN, CameraLimits, ViewRequest, picture
+from cds3d.viewer.photos import Photos
 from tensorf.cameras import Camera
 from tensorf.errors import UserError
 from tensorf.renderable import Renderable
@@ -29,14 +30,14 @@ def pose_of(wxyz: np.ndarray, position: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([rotation, np.asarray(position).reshape(3, 1)], 1)).float()
 
 
-def put_back(client: viser.ClientHandle, pose: torch.Tensor, middle: np.ndarray) -> None:
+def put_back(client: viser.ClientHandle, pose: torch.Tensor) -> None:
     """Let the browser's camera stand where the picture was taken from, if it was kept from where it went to.
 
-    Handles and photos' frames are drawn by the browser, from its own camera. pose: (3, 4) of the picture. middle: (3,)
-    what the capture's cameras look at.
+    Handles and photos' frames are drawn by the browser, from its own camera, which turns around the same point as
+    before if it still looks there. pose: (3, 4) of the picture.
     """
     own, forward, position = pose_of(client.camera.wxyz, client.camera.position), pose[:, 2].numpy(), pose[:, 3].numpy()
-    distance = float(np.linalg.norm(position - middle)) or 1.0
+    distance = float(np.linalg.norm(np.asarray(client.camera.look_at) - position)) or 1.0
     if np.abs(own[:, 3].numpy() - position).max() < _APART * distance and float(own[:, 2] @ pose[:, 2]) > 1 - _APART:
         return
     with client.atomic():
@@ -44,10 +45,17 @@ def put_back(client: viser.ClientHandle, pose: torch.Tensor, middle: np.ndarray)
         client.camera.look_at = position + forward * distance
 
 
+def fov_of(camera: Camera, aspect: float) -> float:
+    """The vertical field of view, in radians, that shows all of a camera's picture in a window of this aspect."""
+    narrower = max(1.0, camera.width / camera.height / max(aspect, 1e-3))
+    return 2 * float(np.arctan(narrower * camera.height / 2 / camera.fy))
+
+
 class Window:
     """fields: gives (source, edit or None) as they are now. lock: held while rendering, one window at a time.
 
-    moving, full: widths in pixels of pictures while the camera moves and at rest. start: the camera to begin with.
+    cameras, photos: of the capture; `photos.small_photos`. start: the camera to begin with. moving, full: widths in
+    pixels of pictures while the camera moves and at rest.
     """
 
     def __init__(
@@ -56,6 +64,8 @@ class Window:
         fields: Callable[[], tuple[Renderable, Renderable | None]],
         lock: threading.Lock,
         limits: CameraLimits,
+        cameras: list[Camera],
+        photos: list[np.ndarray],
         start: Camera,
         moving: int,
         full: int,
@@ -65,10 +75,13 @@ class Window:
         self._wanted, self._closed, self._moved_at = threading.Event(), False, 0.0
         self.request: ViewRequest | None = None  # of the last picture
         self.frames = 0
+        self.photos = Photos(client, cameras, photos, limits.reach, self.look_from)
         self.look_from(start)
         with client.gui.add_folder("View", order=0):
             self._shown = client.gui.add_dropdown("Show", SHOWN, initial_value="split")
             self._split = client.gui.add_slider("Source | edit", 0.0, 1.0, 0.01, 0.5)
+            back = client.gui.add_button("First view")
+        back.on_click(lambda _: self.look_from(start))
         for control in (self._shown, self._split):
             control.on_update(lambda _: self.refresh())
         client.camera.on_update(lambda _: self._moved())
@@ -77,13 +90,15 @@ class Window:
     def look_from(self, camera: Camera) -> None:
         """Stand where a camera of the capture does."""
         handle = self.client.camera
-        forward, position = camera.forward.numpy(), camera.position.numpy()
-        distance = float(np.linalg.norm(position - self._limits.middle)) or 1.0
+        self._pivot = self._limits.looked_at(camera)
         with self.client.atomic():
-            handle.position = position
-            handle.look_at = position + forward * distance
+            handle.position = camera.position.numpy()
+            handle.look_at = self._pivot
             handle.up_direction = -camera.pose[:, 1].numpy()
-            handle.fov = 2 * float(np.arctan(camera.height / 2 / camera.fy))
+            handle.fov = fov_of(camera, handle.aspect)
+
+    def show_photos(self, on: bool) -> None:
+        self.photos.show(on, self.look().pose[:, 3].numpy())
 
     def refresh(self) -> None:
         """Render anew: a field or a control has changed."""
@@ -103,7 +118,10 @@ class Window:
         shown = self._shown.value if self._shown.value in SHOWN else SHOWN[0]
         split = min(max(float(self._split.value), 0.0), 1.0)
         fov, aspect = min(max(camera.fov, 0.05), 2.5), min(max(camera.aspect, 0.2), 5.0)
-        pose = self._limits.limited(pose_of(camera.wxyz, camera.position))
+        pose, pivot = pose_of(camera.wxyz, camera.position), np.asarray(camera.look_at, float)
+        # One that was moved along, by a drag sideways, says nothing about where to look from where the view is held.
+        kept = np.abs(pivot - self._pivot).max() < _APART * np.linalg.norm(pivot - camera.position)
+        pose = self._limits.limited(pose, torch.from_numpy(pivot).float() if kept else None)
         return ViewRequest(pose, fov, aspect, shown, split)
 
     def _run(self) -> None:
@@ -113,13 +131,19 @@ class Window:
                 self._render(self._full)
                 full_due = False
                 if self.request is not None and not self._closed:
-                    put_back(self.client, self.request.pose, self._limits.middle)
+                    self._rest(self.request.pose)
                 continue
             self._wanted.clear()
             moving = time.monotonic() - self._moved_at < _REST
             if not self._closed:
                 self._render(self._moving if moving else self._full)
                 full_due = moving
+
+    def _rest(self, pose: torch.Tensor) -> None:
+        """The camera has come to rest, and the picture from `pose` (3, 4) is shown."""
+        put_back(self.client, pose)
+        self._pivot = np.asarray(self.client.camera.look_at, float)
+        self.photos.stand(pose[:, 3].numpy())
 
     def _render(self, width: int) -> None:
         try:

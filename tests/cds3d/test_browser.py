@@ -13,11 +13,14 @@ import pytest
 from fakes import TINY_FIELD
 from PIL import Image
 
+from cds3d.bench.items import Item
+from cds3d.bench.user_study import write_page
 from cds3d.cli import run_command
 from cds3d.commands.view import open_viewer
 from cds3d.options import load_config
 from cds3d.pocket.world.capture import write_capture
 from cds3d.pocket.world.scenes import Attributes
+from cds3d.sweep.report import write_report
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -126,6 +129,9 @@ def test_an_edit_from_the_page(page, viewer):
     assert (folder / "state" / "state.pt").exists() and not (folder / "metrics.json").exists()
     page.get_by_text("the state is kept").wait_for(timeout=1000 * LONG)
 
+    field(page, "To").fill("a mug")  # Resume goes on with the edit that was stopped, whatever the fields say
+    field(page, "To").press("Enter")
+    page.wait_for_timeout(500)
     page.get_by_role("button", name="Resume").click()
     wait_for(page, lambda: status(viewer) == "done")
     assert (folder / "metrics.json").exists() and viewer.run == folder
@@ -146,7 +152,7 @@ def test_what_goes_wrong_is_told_in_the_page(page, viewer):
     field(page, "To").press("Enter")
     page.wait_for_timeout(500)
     page.get_by_role("button", name="Start").click()
-    page.get_by_text("holds a finished run").wait_for(timeout=1000 * LONG)
+    page.get_by_text("a-red-flower is done already: tick Overwrite").wait_for(timeout=1000 * LONG)
 
 
 def test_a_killed_edit_is_told_and_resumed(page, viewer):
@@ -161,15 +167,53 @@ def test_a_killed_edit_is_told_and_resumed(page, viewer):
 
 
 def test_a_click_puts_the_ball(page, viewer):
-    assert viewer.place.kind == "anywhere"
     page.mouse.click(600, 250)
+    page.wait_for_timeout(1500)
+    assert viewer.place.kind == "anywhere"  # a stray click restricts nothing
+    page.get_by_text("Where", exact=True).click()
+    field(page, "Stays in").click()
+    page.get_by_role("option", name="ball").click()
     wait_for(page, lambda: viewer.place.kind == "ball")
+    page.mouse.click(600, 250)
+    page.get_by_text("edits stay in this ball").wait_for(timeout=1000 * LONG)
     assert viewer.place.option()[0].startswith("ball=")
     camera = next(iter(viewer.windows.values())).look().camera(128)
     local = (np.asarray(viewer.place.middle) - camera.position.numpy()) @ camera.pose[:, :3].numpy()
     assert local[2] > 0
     u, v = local[0] / local[2] * camera.fx / camera.width, local[1] / local[2] * camera.fy / camera.height
     assert abs(u + 0.5 - 600 / 1280) < 0.03 and abs(v + 0.5 - 250 / 720) < 0.03
+
+
+def test_a_click_on_a_photo_goes_there_and_puts_nothing(page, viewer):
+    before, place = still(page, viewer), viewer.place.middle.copy()
+    window = next(iter(viewer.windows.values()))
+    page.mouse.move(600, 400)
+    for _ in range(8):
+        page.mouse.wheel(0, 200)
+    page.wait_for_timeout(1000)
+    field(page, "Photos").click()
+    still(page, viewer)
+    camera = window.look().camera(1280)
+    for photographed, handle in zip(viewer.capture.cameras, window.photos._handles, strict=True):
+        size = handle.scale  # the photo is some way in front of its camera, on its axis
+        local = (photographed.position + 2 * size * photographed.forward - camera.position) @ camera.pose[:, :3]
+        x, y = (float(local[i] / local[2]) * camera.fx + middle for i, middle in ((0, 640), (1, 360)))
+        if handle.visible and local[2] > 0 and CANVAS[0] < x < CANVAS[2] and CANVAS[1] < y < CANVAS[3]:
+            break
+    else:
+        pytest.fail("no photo is in sight")
+    page.mouse.click(x, y)
+    wait_for(page, lambda: any(apart(window, c) < 1e-3 for c in viewer.capture.cameras))
+    assert np.array_equal(viewer.place.middle, place)
+    field(page, "Photos").click()
+    page.get_by_role("button", name="First view").click()
+    wait_for(page, lambda: apart(window, viewer.start) < 1e-3)
+    assert np.abs(still(page, viewer) - before).mean() < 40  # the scene, not what is behind it
+
+
+def apart(window, camera) -> float:
+    """How far a window's view is from a camera, as a share of how far views may go."""
+    return float((window.look().pose[:, 3] - camera.position).norm()) / window._limits.reach
 
 
 def test_the_path_of_a_video_is_laid_by_hand(page, viewer):
@@ -181,7 +225,7 @@ def test_the_path_of_a_video_is_laid_by_hand(page, viewer):
     page.mouse.up()
     page.wait_for_timeout(1000)
     page.get_by_role("button", name="Add keyframe").click()
-    wait_for(page, lambda: len(viewer.keyframes) == 2)
+    wait_for(page, lambda: len(viewer.filming.keyframes) == 2)
     field(page, "Frames").fill("4")
     field(page, "Frames").press("Enter")
     page.wait_for_timeout(500)
@@ -196,3 +240,46 @@ def test_a_second_window_and_one_that_goes_away(page, viewer):
     wait_for(page, lambda: len(viewer.windows) == 2 and all(w.frames > 0 for w in viewer.windows.values()))
     other.close()
     wait_for(page, lambda: len(viewer.windows) == 1)
+
+
+# --- pages without a server
+
+
+@pytest.fixture
+def paper(page):
+    """Another page, for files."""
+    other = page.context.browser.new_page(viewport={"width": 390, "height": 844})
+    yield other
+    other.close()
+
+
+def test_rows_without_a_figure_come_last_in_both_directions(paper, tmp_path):
+    row = {"scene": "flower", "state": "done", "failure": None, "options": "edit.lr=0.1 " * 9}
+    figures = {"a": 2.0, "b": None, "c": -1.0, "d": 10.0}
+    write_report(tmp_path, [{**row, "tgt": tgt, "gain": gain, "run": f"runs/{tgt}"} for tgt, gain in figures.items()])
+    paper.goto((tmp_path / "index.html").as_uri())
+    order = "Array.from(document.querySelectorAll('tbody tr'), row => row.textContent.match(/[abcd](?=-?[0-9]|$)/)[0])"
+    heading = paper.locator("th", has_text="gain")
+    for expected in ("cadb", "dacb"):
+        heading.evaluate("th => th.click()")
+        assert "".join(paper.evaluate(order)) == expected
+    assert paper.evaluate("innerWidth") == 390
+
+
+def test_a_reload_of_a_study_keeps_the_answers(paper, tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "cat.png")
+    edits = [{"cds": tmp_path / "cat.png", "dds": tmp_path / "cat.png"}]
+    write_page(tmp_path / "study.html", [Item("cat", tmp_path / "cat.png", "a cat", "a dog")], edits, 0)
+    paper.goto((tmp_path / "study.html").as_uri())
+    paper.locator("[name='0-0-text'][value='4']").check()
+    participant = paper.evaluate("participant")
+    paper.reload()
+    assert paper.locator("[name='0-0-text'][value='4']").is_checked() and paper.evaluate("participant") == participant
+    paper.get_by_role("button", name="Download my answers").click()
+    assert "5 questions are left" in paper.locator("[role=status]").inner_text()
+    first = paper.locator(".open").first.bounding_box()
+    assert 0 <= first["y"] < 844  # scrolled to
+    paper.on("dialog", lambda dialog: dialog.accept())
+    paper.get_by_role("button", name="Start anew").click()
+    wait_for(paper, lambda: paper.evaluate("typeof participant === 'string' && participant") != participant)
+    assert paper.locator("input:checked").count() == 0

@@ -179,8 +179,11 @@ def test_a_file_has_the_lists_and_the_command_line_wins(tmp_path):
             {"edits": ["a"], "options": ["where='the yellow flower"]},
             "cannot be read .no closing quotation.: put",
         ),
-        ({"edits": ["a"], "options": ["seed=3"]}, "seed=3 has to be an option"),
-        ({"edits": ["a"], "options": ["video_frames=60"]}, "video_frames=60 has to be an option"),
+        ({"edits": ["a"], "options": ["seed=3"]}, "seed=3 is for the sweep itself: give seeds="),
+        (
+            {"edits": ["a"], "options": ["video_frames=60"]},
+            "video_frames=60 is for the sweep itself: give video_frames=",
+        ),
         ({"edits": ["a"], "options": ["capture=x"]}, "capture=x has to be an option"),
         ({"edits": ["a"], "options": ["edit.speed=3"]}, "edit.speed"),
         ({"edits": ["a", "a"]}, "comes twice"),
@@ -362,6 +365,14 @@ def test_a_source_is_trained_only_for_edits_that_are_not_done():
     todo = works(tasks, [], [])
     assert [w.folder for w in todo if w.command == "train"] == [Path("outputs/mug/source")]
     assert [w.folder for w in todo if w.command == "edit"] == [task.folder for task in tasks]
+
+
+@pytest.mark.parametrize(
+    "option, name", [("video_frames=6", "video_frames"), ("seed=3", "seeds"), ("threads=2", "threads_each")]
+)
+def test_options_of_the_sweep_itself_are_named(option, name):
+    with pytest.raises(UserError, match=f"{option} is for the sweep itself: give {name}= beside options="):
+        planned(edits=["a red flower"], options=[f"edit.lr=1 {option}"])
 
 
 # --- what is told of them

@@ -2,7 +2,6 @@
 
 import contextlib
 import http.client
-import io
 import json
 import math
 import os
@@ -20,11 +19,10 @@ import pytest
 import torch
 from fakes import PROMPTS, TINY_FIELD, TINY_SCENE, LinearPrior, TwoLatents
 from omegaconf import OmegaConf
-from PIL import Image
 
 viser = pytest.importorskip("viser", reason='no viser: pip install ".[viewer]"')
 import msgspec  # noqa: E402
-import zstandard  # noqa: E402
+from viewer_client import look, messages, pictures, socket_of  # noqa: E402
 from websockets.exceptions import InvalidStatus  # noqa: E402
 from websockets.http11 import Headers, Request  # noqa: E402
 from websockets.sync.client import connect  # noqa: E402
@@ -113,59 +111,6 @@ def viewer(tmp_path_factory, capture_folder, source_run):
     os.chdir(before)
 
 
-def socket_of(viewer, **headers):
-    """A client that has told its camera once, as it has to, and has been told by the viewer where to stand."""
-    url, before = viewer.url.replace("http://", "ws://"), set(viewer.windows)
-    socket = connect(url, subprotocols=[f"viser-v{viser.__version__}"], additional_headers=headers, max_size=None)
-    look(socket, viewer.start)
-    end = time.monotonic() + 20
-    while set(viewer.windows) <= before and time.monotonic() < end:
-        time.sleep(0.05)
-    time.sleep(0.5)
-    return socket
-
-
-def messages(socket, timeout=20):
-    """All that the server has sent, until it has been silent for a while."""
-    found, end = [], time.monotonic() + timeout
-    while time.monotonic() < end:
-        try:
-            data = socket.recv(timeout=2)
-        except TimeoutError:
-            break
-        size, packed = (int.from_bytes(data[i : i + 8], "little") for i in (0, 8))
-        told = msgspec.msgpack.decode(zstandard.decompress(data[16 : 16 + packed], max_output_size=size))
-        start = 16 + packed
-        buffers = []
-        for length in told["binaryBufferLengths"]:
-            start += -start % 8
-            buffers.append(data[start : start + length])
-            start += length
-        found += [message | {"buffers": buffers} for message in told["messages"]]
-    return found
-
-
-def look(socket, camera, moved=0.0):
-    wxyz = viser.transforms.SO3.from_matrix(camera.pose[:, :3].double().numpy()).wxyz
-    position = (camera.position + moved).tolist()
-    message = {
-        "type": "ViewerCameraMessage", "wxyz": wxyz.tolist(), "position": position, "near": 0.01, "far": 1000.0,
-        "fov": 2 * math.atan(camera.height / 2 / camera.fy), "image_height": 300, "image_width": 400,
-        "look_at": (camera.position + camera.forward).tolist(), "up_direction": (-camera.pose[:, 1]).tolist(),
-    }  # fmt: skip
-    socket.send(msgspec.msgpack.encode(message))
-
-
-def pictures(found):
-    images = []
-    for message in found:
-        if message["type"] == "BackgroundImageMessage" and message["rgb_data"]:
-            data = message["rgb_data"]
-            data = message["buffers"][data["__binary_index"]] if isinstance(data, dict) else data
-            images.append(np.asarray(Image.open(io.BytesIO(data))))
-    return images
-
-
 def test_a_browser_gets_a_picture_of_what_it_looks_at(viewer):
     with socket_of(viewer) as socket:
         look(socket, viewer.start)
@@ -186,7 +131,7 @@ def test_pictures_are_small_while_the_camera_moves(viewer):
 
 def test_the_camera_is_put_back_once_it_rests(viewer, monkeypatch):
     asked = []
-    monkeypatch.setattr("cds3d.viewer.window.put_back", lambda client, pose, middle: asked.append(pose))
+    monkeypatch.setattr("cds3d.viewer.window.put_back", lambda client, pose: asked.append(pose))
     with socket_of(viewer) as socket:
         look(socket, viewer.start, moved=0.01)
         messages(socket)
@@ -316,8 +261,8 @@ def test_no_video_is_made_of_a_run_that_is_gone(viewer):
     viewer.run = viewer.shown.folder / "gone"
     try:
         with pytest.raises(UserError, match="gone is not there any more"):
-            viewer.start_video(4)
-        assert not viewer.run.exists() and viewer.video is None
+            viewer.filming.start(4)
+        assert not viewer.run.exists() and viewer.filming.job is None
     finally:
         viewer.run = None
 
@@ -412,6 +357,7 @@ def test_a_click_is_answered_by_the_field_that_is_seen_there(viewer, monkeypatch
     request = ViewRequest(viewer.start.pose, 0.7, 4 / 3, shown, split)
     monkeypatch.setattr(viewer, "windows", {0: SimpleNamespace(look=lambda: request)})
     monkeypatch.setattr(viewer, "controls", SimpleNamespace(pointing=True, say=lambda text: None))
+    monkeypatch.setattr(viewer.place, "kind", "ball")
     viewer._clicked(SimpleNamespace(client=SimpleNamespace(client_id=0), screen_pos=(0.3, 0.6)))
     assert asked == [field]
 
@@ -420,10 +366,12 @@ def test_the_browsers_camera_goes_where_the_picture_was_taken(viewer):
     camera = viewer.start
     wxyz = viser.transforms.SO3.from_matrix(camera.pose[:, :3].double().numpy()).wxyz
     for moved, back in ((0.0, False), (5.0, True)):
-        handle = SimpleNamespace(wxyz=wxyz, position=camera.position.numpy() + moved, look_at=None)
+        position = camera.position.numpy() + moved
+        handle = SimpleNamespace(wxyz=wxyz, position=position, look_at=position + camera.forward.numpy())
+        before = handle.look_at
         held = viewer.limits.limited(pose_of(handle.wxyz, handle.position))
-        put_back(SimpleNamespace(camera=handle, atomic=contextlib.nullcontext), held, viewer.limits.middle)
-        assert (handle.look_at is not None) == back
+        put_back(SimpleNamespace(camera=handle, atomic=contextlib.nullcontext), held)
+        assert (handle.look_at is not before) == back
         np.testing.assert_allclose(handle.position, held[:, 3], atol=1e-3)
         if back:
             towards = handle.look_at - handle.position
@@ -446,7 +394,7 @@ def test_two_clicks_start_one_edit(viewer, controls, monkeypatch):
     started, together = [], threading.Barrier(2)
 
     class Slow:
-        running, folder, lines = True, Path("nowhere"), []
+        running, folder, lines, warnings, stopping = True, Path("nowhere"), [], [], False
 
         def __init__(self, *ignored):
             time.sleep(0.2)
@@ -458,7 +406,7 @@ def test_two_clicks_start_one_edit(viewer, controls, monkeypatch):
     def click():
         together.wait()
         with contextlib.suppress(UserError):
-            viewer.start_edit([])
+            viewer.start_edit()
 
     monkeypatch.setattr(app, "Job", Slow)
     threads = [threading.Thread(target=click) for _ in range(2)]
@@ -470,7 +418,8 @@ def test_two_clicks_start_one_edit(viewer, controls, monkeypatch):
         assert len(started) == 1
     finally:
         viewer.job = None
-        viewer.controls.progress({}, "", False)
+        viewer.controls.progress({}, "", False, False)
+        viewer.show("(source)")
 
 
 def test_configurations_are_read_in_many_threads_at_once():
@@ -490,7 +439,7 @@ def test_a_failed_edit_leaves_the_run_that_was_shown(python, viewer, monkeypatch
     monkeypatch.setattr(app, "load_field", lambda path, device: loaded.append(path) or load_field(path, device))
     try:
         viewer.show("(source)")
-        viewer.start_edit([])
+        viewer.start_edit(overwrite=True)
         deadline = time.monotonic() + 20
         while "finished" not in said:
             assert time.monotonic() < deadline
@@ -509,7 +458,7 @@ def test_a_run_that_an_edit_has_begun_to_overwrite_is_shown_no_more(python, view
     try:
         viewer.show(run.name)
         (run / "metrics.json").unlink()
-        viewer.start_edit([])
+        viewer.start_edit(overwrite=True)
         deadline = time.monotonic() + 20
         while "stopped early" not in said:
             assert time.monotonic() < deadline
@@ -560,7 +509,7 @@ def test_an_edit_that_ends_is_shown_and_listed_whatever_its_scene_is_called(pyth
     configure(run, capture="renamed")
     monkeypatch.setattr(viewer.controls, "say", said.append)
     try:
-        viewer.job = python("pass", run)
+        viewer.watching, viewer.job = True, python("pass", run)
         deadline = time.monotonic() + 20
         while "done" not in said:
             assert time.monotonic() < deadline
@@ -688,7 +637,7 @@ def test_what_is_said_to_be_done_is_already_shown(python, viewer, monkeypatch):
     try:
         for psnr in (31.25, 32.75):  # the second time the run is chosen already, and has gone on
             (run / "metrics.json").write_text(json.dumps({"edit_gain_db": psnr}))
-            before, viewer.job = viewer.edited, python("pass", run)
+            before, viewer.watching, viewer.job = viewer.edited, True, python("pass", run)
             deadline = time.monotonic() + 20
             while ("done", run) not in shown:
                 assert time.monotonic() < deadline and ("done", None) not in shown
