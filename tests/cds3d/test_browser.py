@@ -193,22 +193,28 @@ def test_a_click_on_a_photo_goes_there_and_puts_nothing(page, viewer):
     page.wait_for_timeout(1000)
     field(page, "Photos").click()
     still(page, viewer)
-    camera = window.look().camera(1280)
-    for photographed, handle in zip(viewer.capture.cameras, window.photos._handles, strict=True):
-        size = handle.scale  # the photo is some way in front of its camera, on its axis
-        local = (photographed.position + 2 * size * photographed.forward - camera.position) @ camera.pose[:, :3]
-        x, y = (float(local[i] / local[2]) * camera.fx + middle for i, middle in ((0, 640), (1, 360)))
-        if handle.visible and local[2] > 0 and CANVAS[0] < x < CANVAS[2] and CANVAS[1] < y < CANVAS[3]:
-            break
-    else:
-        pytest.fail("no photo is in sight")
-    page.mouse.click(x, y)
+    wait_for(
+        page, lambda: photo_in_sight(viewer, window) is not None
+    )  # some are hidden until the view has come to rest
+    page.mouse.click(*photo_in_sight(viewer, window))
     wait_for(page, lambda: any(apart(window, c) < 1e-3 for c in viewer.capture.cameras))
     assert np.array_equal(viewer.place.middle, place)
     field(page, "Photos").click()
     page.get_by_role("button", name="First view").click()
     wait_for(page, lambda: apart(window, viewer.start) < 1e-3)
     assert np.abs(still(page, viewer) - before).mean() < 40  # the scene, not what is behind it
+
+
+def photo_in_sight(viewer, window) -> tuple[float, float] | None:
+    """Where on the page one of the photos is drawn, if any is."""
+    camera = window.look().camera(1280)
+    for photographed, handle in zip(viewer.capture.cameras, window.photos._handles, strict=True):
+        size = handle.scale  # the photo is some way in front of its camera, on its axis
+        local = (photographed.position + 2 * size * photographed.forward - camera.position) @ camera.pose[:, :3]
+        x, y = (float(local[i] / local[2]) * camera.fx + middle for i, middle in ((0, 640), (1, 360)))
+        if handle.visible and local[2] > 0 and CANVAS[0] < x < CANVAS[2] and CANVAS[1] < y < CANVAS[3]:
+            return x, y
+    return None
 
 
 def apart(window, camera) -> float:
