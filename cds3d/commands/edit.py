@@ -30,10 +30,11 @@ from cds3d.commands.preparing import (
 )
 from cds3d.commands.refit import begin_refit, refit_field
 from cds3d.commands.regions import Pointing, given_region, read_pointing, zoomed_views
-from cds3d.commands.scenes import capture_root, load_scene
-from cds3d.commands.sources import fingerprint, take_over_source
-from cds3d.commands.train import source_folder, train_command
+from cds3d.commands.scenes import capture_root, load_scene, source_folder
+from cds3d.commands.sources import take_over_source
+from cds3d.commands.train import train_command
 from cds3d.commands.videos import resized_to
+from cds3d.commands.worlds import fingerprint
 from cds3d.editor import EditConfig, Editor
 from cds3d.forecast import field_edit_mb
 from cds3d.guidance.prior import Prior

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from cds3d.commands.scenes import require_capture_of
-from cds3d.commands.sources import fingerprint, take_over_source
-from cds3d.commands.train import source_folder
+from cds3d.commands.scenes import require_capture_of, source_folder
+from cds3d.commands.sources import take_over_source
+from cds3d.commands.worlds import fingerprint
 from cds3d.runs import read_config
 from tensorf.errors import UserError
 from tensorf.untrusted import load_json

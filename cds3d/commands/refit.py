@@ -27,8 +27,8 @@ from cds3d.commands.evaluation import evaluate_edit, load_clip
 from cds3d.commands.history import EditHistory
 from cds3d.commands.named_pictures import by_photo, picture_files, read_as_photo
 from cds3d.commands.scenes import load_scene, may_lie_outside, naming_options
-from cds3d.commands.sources import fingerprint
 from cds3d.commands.train import field_options
+from cds3d.commands.worlds import fingerprint
 from cds3d.options import build, pick_device
 from cds3d.process_memory import peak_memory_mb, reset_peak_memory
 from cds3d.runs import RunFolder

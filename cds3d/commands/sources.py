@@ -8,7 +8,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from cds3d.commands.scenes import capture_root
 from cds3d.commands.worlds import PLACING
-from cds3d.commands.worlds import fingerprint as fingerprint  # for those who edit a source
 from cds3d.options import data_folder, groups, load_config
 from cds3d.runs import read_config
 from tensorf.errors import UserError

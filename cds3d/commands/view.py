@@ -15,9 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from cds3d.commands.command import command
 from cds3d.commands.edit import train_source
 from cds3d.commands.history import take_over
-from cds3d.commands.scenes import capture_root, load_scene, require_capture_of
+from cds3d.commands.scenes import capture_root, load_scene, require_capture_of, source_folder
 from cds3d.commands.sources import take_over_source
-from cds3d.commands.train import source_folder
 from cds3d.options import RESERVED, load_config, pick_device, whole
 from cds3d.runs import read_config
 from tensorf.errors import UserError, reason

@@ -14,7 +14,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from cds3d import yaml_files
-from cds3d.commands.train import source_folder
+from cds3d.commands.scenes import source_folder
 from cds3d.options import RESERVED, data_folder, groups, load_config
 from cds3d.slugs import slug
 from tensorf.errors import UserError, reason
