@@ -15,6 +15,7 @@ from tensorf.errors import UserError
 PATHS = ("spiral", "orbit", "interpolate")
 _GAP = math.radians(75)  # the widest gap between an orbit's cameras that a full turn may cross
 _NEARBY = 0.5  # radians
+_LEVEL, _TURNED = 0.25, 0.004  # shares: how far right axes may leave a plane, how far they have to span it
 
 
 def camera_path(kind: str, cameras: Sequence[Camera], frames: int, *, focus: float = 4.0) -> list[Camera]:
@@ -55,6 +56,21 @@ def mean_pose(poses: Tensor) -> Tensor:
     return look_at(eye, eye + forward, down)
 
 
+def upward(poses: Tensor) -> Tensor:
+    """(3,) the unit vector that points up in the world, from cameras (n, 3, 4).
+
+    Photos are held level, so their right axes lie in the horizontal plane: up is the direction most nearly
+    perpendicular to all of them. The mean of the cameras' own up axes would tilt where they look down from one side. It
+    is taken where the right axes span no plane: photos on their side, or cameras that all face the same way.
+    """
+    mean, right = F.normalize(-poses[:, :, 1].mean(0), dim=0), poses[:, :, 0]
+    values, vectors = torch.linalg.eigh((right[:, :, None] * right[:, None]).mean(0).double())
+    normal = vectors[:, 0].to(mean)
+    if values[0] > _LEVEL * values[1] or values[1] < _TURNED:
+        return mean
+    return normal if normal @ mean >= 0 else -normal
+
+
 def _spiral(poses: Tensor, frames: int, focus: float) -> list[Tensor]:
     """Two turns around the mean camera, all looking at one point (LLFF, Mildenhall et al. 2019)."""
     center = mean_pose(poses)
@@ -77,7 +93,7 @@ def _orbit(poses: Tensor, frames: int) -> list[Tensor]:
     One full turn, if cameras stand all around. If they leave a wide gap, the path swings to and fro on the other side:
     nothing was photographed from the gap.
     """
-    center, up = nearest_point(poses), F.normalize(-poses[:, :, 1].mean(0), dim=0)
+    center, up = nearest_point(poses), upward(poses)
     offsets = poses[:, :, 3] - center
     heights = offsets @ up
     flat = offsets - heights[:, None] * up

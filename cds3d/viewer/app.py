@@ -28,6 +28,7 @@ from cds3d.viewer.places import Place
 from cds3d.viewer.window import Window, fov_of
 from tensorf.captures import Capture
 from tensorf.errors import UserError
+from tensorf.paths import upward
 from tensorf.renderable import Renderable, load_field
 
 log = logging.getLogger("cds3d")
@@ -155,7 +156,7 @@ class Viewer:
 
     def _build(self) -> None:
         scene, first = self.server.scene, self.server.initial_camera
-        up = tuple((-self.start.pose[:, 1]).tolist())
+        up = tuple(upward(torch.stack([self.capture.cameras[i].pose for i in self.capture.train])).tolist())
         scene.set_up_direction(up)
         # Where a browser begins before its window says so, and where "Reset View" of its settings leads.
         first.position, first.look_at = self.start.position.numpy(), self.limits.looked_at(self.start)

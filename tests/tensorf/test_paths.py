@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from tensorf.cameras import Camera
 from tensorf.errors import UserError
-from tensorf.paths import PATHS, camera_path, keyframed, look_at, mean_pose, nearest_point
+from tensorf.paths import PATHS, camera_path, keyframed, look_at, mean_pose, nearest_point, upward
 
 TARGET = torch.tensor([0.3, -0.2, 1.0])
 
@@ -74,6 +74,41 @@ def test_an_orbit_stays_where_cameras_were():
         assert offset.norm().item() == pytest.approx(2.1, abs=0.1)
         angles.append(math.degrees(math.atan2(offset[2], offset[0])))
     assert -8 < min(angles) < 8 and 112 < max(angles) < 128  # from the first camera to the last, and no farther
+
+
+def tilted(cameras, degrees, seed=0):
+    """The cameras, each rolled about its own axis by up to so many degrees."""
+    generator = torch.Generator().manual_seed(seed)
+    rolled = []
+    for camera in cameras:
+        angle = math.radians(degrees) * (2 * torch.rand((), generator=generator) - 1)
+        roll = torch.tensor([[torch.cos(angle), -torch.sin(angle), 0], [torch.sin(angle), torch.cos(angle), 0]])
+        roll = torch.cat([roll, torch.tensor([[0.0, 0, 1]])])
+        rolled.append(camera.with_pose(torch.cat([camera.pose[:, :3] @ roll, camera.pose[:, 3:]], 1)))
+    return rolled
+
+
+def test_an_orbit_of_cameras_that_look_down_from_one_side_is_level():
+    """The mean of their own up axes leans away from where they stand, by as much as they look down."""
+    down, higher = torch.tensor([0.0, 1, 0]), torch.tensor([0.0, -1.5, 0])
+    level = cameras_around(12, degrees=140)
+    cameras = tilted([c.with_pose(look_at(c.position + higher, TARGET, down)) for c in level], 5)
+    poses = torch.stack([c.pose for c in cameras])
+    mean = F.normalize(-poses[:, :, 1].mean(0), dim=0)
+    assert mean @ torch.tensor([0.0, -1, 0]) < math.cos(math.radians(20))  # the mean would not do
+    assert upward(poses) @ torch.tensor([0.0, -1, 0]) > math.cos(math.radians(3))
+    for camera in camera_path("orbit", cameras, 20):
+        assert abs(float(camera.pose[1, 0])) < math.sin(math.radians(4))  # its right axis is level
+
+
+def test_up_is_the_mean_where_nothing_says_more():
+    ahead = [
+        Camera(look_at(torch.tensor([x, 0.0, 0]), torch.tensor([x, 0.0, 4]), torch.tensor([0.0, 1, 0])), *[1] * 6)
+        for x in (0.0, 1, 2)
+    ]
+    assert torch.allclose(upward(torch.stack([c.pose for c in ahead])), torch.tensor([0.0, -1, 0]), atol=1e-6)
+    rolled = torch.stack([c.pose for c in tilted(cameras_around(30), 180)])  # any way up
+    assert torch.allclose(upward(rolled), F.normalize(-rolled[:, :, 1].mean(0), dim=0), atol=1e-6)
 
 
 def test_an_orbit_is_as_far_away_as_the_cameras_nearby():
