@@ -40,7 +40,11 @@ class Points:
 
 def capture_poses(cameras: list[Camera], capture: Capture) -> np.ndarray:
     """(n, 3, 4) poses of cameras of the normalised world in the capture's own coordinates."""
-    return transformed(torch.stack([camera.pose for camera in cameras]).double().numpy(), _capture_from_world(capture))
+    poses = transformed(torch.stack([camera.pose for camera in cameras]).double().numpy(), _capture_from_world(capture))
+    # Cameras keep float32. COLMAP's files have a rotation's quaternion and the rotated position, so a rotation that is
+    # not exactly one would move cameras far from the origin.
+    left, _, right = np.linalg.svd(poses[:, :, :3])
+    return np.concatenate([left @ right, poses[:, :, 3:]], 2)
 
 
 def capture_points(points: torch.Tensor, capture: Capture) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import json
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from cds3d.pictures import write_video
 from tensorf.cameras import Camera
 from tensorf.captures import load_capture
 from tensorf.captures.colmap_files import load_model
-from tensorf.captures.writing import capture_poses
+from tensorf.captures.writing import Points, capture_poses, write_colmap
 from tensorf.renderable import load_field
 
 
@@ -351,3 +352,21 @@ def test_an_export_that_holds_more_is_not_replaced(opaque, tmp_path, capsys):
     assert export(opaque, "dataset", "output=red", "overwrite=true") == 1
     assert "red holds more than an export (source), which overwrite=true would delete" in capsys.readouterr().err
     assert (tmp_path / "red" / "source" / "field.safetensors").read_bytes() == b"hours of work"
+
+
+def test_a_colmap_model_far_from_the_origin_keeps_its_cameras(capture_folder, tmp_path):
+    """A rotation rounded to float32 turns positions a thousand sizes away by as much as the scene."""
+    capture = load_capture(capture_folder, width=64, check=False)
+    away = torch.eye(4, dtype=torch.float64)
+    away[:3, :3] *= 1000  # a capture in thousandths of its unit, which lies two units away
+    away[:3, 3] = torch.tensor([-2000.0, 1000, 500])
+    capture = replace(capture, world_from_capture=away @ capture.world_from_capture)
+    poses, nothing = capture_poses(capture.cameras, capture), np.empty(0, np.int64)
+    points = Points(np.empty((0, 3)), np.empty((0, 3), np.uint8), nothing, np.empty((0, 2)))
+    write_colmap(tmp_path, capture.image_names, capture.cameras, poses, points)
+    spread = np.linalg.norm(poses[:, :, 3] - poses[:, :, 3].mean(0), axis=1).max()
+    for pose, image in zip(poses, load_model(tmp_path).images, strict=True):
+        w, x, y, z = image.quaternion
+        cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+        position = -(np.eye(3) + 2 * w * cross + 2 * cross @ cross).T @ image.translation
+        assert np.linalg.norm(position - pose[:, 3]) < 1e-7 * spread
