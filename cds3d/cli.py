@@ -1,6 +1,7 @@
 """The command line: `cds3d COMMAND` (see COMMANDS), and the scripts that stand for them.
 
-Everything that a user can put right comes out as one line on stderr and exit code 1; Ctrl-C gives 130.
+Everything that a user can put right comes out as one line on stderr and exit code 1; Ctrl-C gives 130, and so do
+`kill` and a terminal that is closed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 import cds3d  # noqa: F401  (thread policy before torch)
+from cds3d.interrupts import gentle_ends
 from cds3d.jobs import LOG_FORMAT
 from tensorf import locks
 from tensorf.errors import UserError, is_out_of_memory
@@ -96,6 +98,11 @@ def tell() -> None:
 
 def run_command(command: str, argv: list[str]) -> int:
     """Parse and run, turning exceptions into messages."""
+    with gentle_ends():
+        return _run_command(command, argv)
+
+
+def _run_command(command: str, argv: list[str]) -> int:
     tell()
     parser = _parser(command, argv)
     args, config = parser.parse_intermixed_args(argv), None  # flags and key=value in any order

@@ -9,10 +9,7 @@ import json
 import logging
 import math
 import shutil
-import signal
-import threading
 import time
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -313,31 +310,6 @@ class RunFolder:
         if not self._has_iterations:  # nothing can go on from it
             self.state_path.unlink(missing_ok=True)
         let_go(self.path)
-
-
-@contextmanager
-def interrupts_between_steps():
-    """Gives `check`: Ctrl-C waits for the next `check()`, so that no step is cut in two; a second one does not."""
-    pressed = False
-
-    def remember(_signal, _frame):
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-
-    def check() -> None:
-        if pressed:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
-        yield check
-        return
-    before = signal.signal(signal.SIGINT, remember)
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def read_config(folder: Path) -> DictConfig:

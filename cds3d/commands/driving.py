@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from cds3d.runs import RunFolder, interrupts_between_steps
+from cds3d.interrupts import interrupts_between_steps
+from cds3d.runs import RunFolder
 from tensorf.errors import UserError, reason
 
 log = logging.getLogger("cds3d")
@@ -34,9 +35,9 @@ def drive(
     """Run `work` to its last iteration, from the run's state if there is one; returns the seconds per iteration.
 
     The seconds of the earlier parts of a resumed run are included. each: called after every step with what it returned,
-    the progress bar and the TensorBoard writer. The state is kept every `save_every` iterations, at the end, and on
-    Ctrl-C. When a step raises UserError the state stays the one that was kept before: numbers may have gone wrong
-    since. UserError for a state that the work cannot take.
+    the progress bar and the TensorBoard writer. The state is kept every `save_every` iterations, at the end, on Ctrl-C,
+    and if nobody reads any more what is told. When a step raises UserError the state stays the one that was kept
+    before: numbers may have gone wrong since. UserError for a state that the work cannot take.
     """
     if (state := run.load_state()) is not None:
         try:
@@ -75,6 +76,10 @@ def drive(
         raise KeyboardInterrupt(
             f"at iteration {work.iteration}; the state is kept: the same command with resume=true goes on"
         ) from None
+    except BrokenPipeError:
+        if whole:
+            run.save_state(work.state_dict())
+        raise
     finally:
         writer.close()
     run.save_state(work.state_dict())

@@ -183,7 +183,7 @@ class Controls:
         if job is None:
             return
         if job.stopping and not job.progress():
-            job.process.terminate()
+            job.process.kill()  # nothing is kept yet
         job.stop()
         self.say("stopping: the state is being kept" if job.progress() else "stopping")
         self.progress(job.progress(), "", True, True)

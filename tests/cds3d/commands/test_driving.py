@@ -2,7 +2,9 @@
 
 import json
 import os
+import pty
 import signal
+import sys
 import time
 
 import pytest
@@ -10,22 +12,24 @@ import torch
 from omegaconf import OmegaConf
 
 from cds3d.commands.driving import drive
+from cds3d.interrupts import gentle_ends
 from cds3d.runs import RunFolder
 from tensorf.errors import UserError
 
 
 class Count:
-    """Work that counts. Ctrl-C comes `presses` times within step `stop`; step `wrong` fails."""
+    """Work that counts. Ctrl-C comes `presses` times within step `stop`, or other signals; step `wrong` fails."""
 
-    def __init__(self, stop=None, presses=1, wrong=None):
-        self.iteration, self.stop, self.presses, self.wrong, self.done = 0, stop, presses, wrong, []
+    def __init__(self, stop=None, presses=1, wrong=None, signals=()):
+        self.iteration, self.stop, self.wrong, self.done = 0, stop, wrong, []
+        self.signals = signals or [signal.SIGINT] * presses
 
     def step(self):
         self.done.append(self.iteration)
         if self.iteration == self.wrong:
             raise UserError("no longer finite")
-        for _ in range(self.presses if self.iteration == self.stop else 0):
-            os.kill(os.getpid(), signal.SIGINT)
+        for number in self.signals if self.iteration == self.stop else ():
+            os.kill(os.getpid(), number)
             time.sleep(0.01)  # the signal arrives
         self.iteration += 1
         return {"loss": float(self.iteration)}
@@ -119,3 +123,78 @@ def test_a_changed_setting_is_told_at_the_iteration_that_the_work_goes_on_from(t
     run(Dropping(), 0.2).finish({})
     told = json.loads((tmp_path / "run" / "metrics.json").read_text())["changed_on_resume"]
     assert told == [{"iteration": 2, "edit.lr": [0.1, 0.2]}]
+
+
+def test_kill_and_a_closed_terminal_keep_the_state(tmp_path):
+    """SIGTERM and SIGHUP wait for the end of the step, even if both come."""
+    for name, signals in (("term", [signal.SIGTERM]), ("both", [signal.SIGHUP, signal.SIGTERM, signal.SIGHUP])):
+        work = Count(stop=3, presses=len(signals), signals=signals)
+        with gentle_ends(), pytest.raises(KeyboardInterrupt, match="iteration 4.*resume=true"):
+            driven(tmp_path / name, work)
+        assert work.saved == 4
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    with gentle_ends(), pytest.raises(KeyboardInterrupt):  # outside of a loop, at once
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+
+
+def test_who_has_handlers_keeps_them():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup
+    try:
+        with gentle_ends():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_state_is_kept_where_nobody_reads_what_is_told(tmp_path):
+    def broken(result, bar, writer):
+        if result["loss"] == 3:
+            raise BrokenPipeError
+
+    config = OmegaConf.create({"scene": {}, "output": None, "device": "cpu", "resume": False, "overwrite": False})
+    run = RunFolder(tmp_path / "run", config)
+    run.begin()
+    with pytest.raises(BrokenPipeError):
+        drive(Count(), 6, run, save_every=100, label="test", each=broken)
+    assert torch.load(run.state_path, weights_only=True)["iteration"] == 3
+
+
+def test_a_closed_terminal_ends_an_edit_with_its_state(tmp_path):
+    """In a terminal of its own, which goes while it runs: what is written there raises OSError afterwards."""
+    code = """
+import sys, time
+from pathlib import Path
+from omegaconf import OmegaConf
+from cds3d.commands.driving import drive
+from cds3d.interrupts import gentle_ends
+from cds3d.interrupts import gentle_ends
+from cds3d.runs import RunFolder
+
+class Slow:
+    iteration = 0
+    def step(self):
+        time.sleep(0.05)
+        self.iteration += 1
+    def state_dict(self): return {"iteration": self.iteration}
+
+config = OmegaConf.create({"scene": {}, "output": None, "device": "cpu", "resume": False, "overwrite": False})
+run = RunFolder(Path(sys.argv[1]), config)
+run.begin()
+with gentle_ends():
+    drive(Slow(), 1000, run, save_every=1000, label="slow", each=lambda *_: print("step", flush=True))
+"""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-c", code, str(tmp_path / "run")])
+    told = b""
+    while told.count(b"step\r") < 5:
+        try:
+            told += os.read(terminal, 1024)
+        except OSError:  # it has ended
+            pytest.fail(told.decode())
+    os.close(terminal)  # the kernel sends SIGHUP to whoever runs in it
+    os.waitpid(pid, 0)
+    assert torch.load(tmp_path / "run" / "state" / "state.pt", weights_only=True)["iteration"] >= 4
