@@ -20,6 +20,7 @@ from cds3d import yaml_files
 from cds3d.holding import hold, let_go
 from cds3d.options import boolean, load_config, pick_device
 from cds3d.process_memory import peak_memory_mb
+from cds3d.resuming import NOT_IN_OLDER_RUNS, SILENT_KEYS, TOLD_KEYS, flat_options, same_path
 from tensorf import locks
 from tensorf.captures.identity import change
 from tensorf.errors import UserError, reason
@@ -27,21 +28,8 @@ from tensorf.files import atomic, is_partial, write_text
 
 log = logging.getLogger("cds3d")
 
-# Options whose absence says that an earlier version began the run: it goes on with today's.
-_NOT_IN_OLDER_RUNS = (".view_noise", ".exposure", ".lr_exposure", "guidance.name")
-# A resume may change: options that change no result; device and threads; and options that an error message tells the
-# user to change. metrics.json tells changes of the last two kinds.
-_SILENT_KEYS = ("resume", "overwrite", "output", "save_every", "video_frames", "video_width", "preview_every")
-_SILENT_KEYS += ("scene.outside", "guidance.image_scale_end")  # objective.scale_end counts
-_TOLD_KEYS = ("device", "threads", "edit.lr", "field.lr_grid", "field.lr_network", "guidance.scale", "guidance.dtype")
-_TOLD_KEYS += ("guidance.pds_scale", "objective.scale", "objective.weight", "baseline.scale", "edit.fit.lr")
-_TOLD_KEYS += ("edit.redraw.lr", "edit.redraw.scale")
-_TOLD_KEYS += ("edit.region.mask_threshold",)
-_TOLD_KEYS += ("edit.fit.agreement", "edit.fit.grow", "edit.volume.agreement", "edit.volume.grow")  # of regions to find
-
 _GROUPS = ("scene", "field", "guidance", "objective", "edit", "refit", "baseline")
 _PATHS = ("capture", "run", "scene.root")  # of a run's configuration
-_PATH_KEYS = (*_PATHS, "image", "mask", "views")  # options that may be spelled in several ways
 _REPORT_EVERY = 1.0  # seconds
 
 
@@ -107,31 +95,11 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         hold(self.path)
         self._look()
-        begun = self._before("prior")
-        if prior and begun and begun != prior and begun.split(":")[0] == prior.split(":")[0]:
+        try:
+            self._require_same_inputs(prior, source, region, capture)
+        except UserError:
             let_go(self.path)
-            raise UserError(
-                f"{self.path} was begun with other weights of guidance.path={self.config.guidance.path}: "
-                "resume it with those, or pass overwrite=true"
-            )
-        if source and self._before("source") not in (None, source):
-            let_go(self.path)
-            what = "picture" if self.config.get("image") else "source field"
-            raise UserError(
-                f"{self.path} was begun from another {what}, which has been replaced since: "
-                "pass overwrite=true to edit the new one"
-            )
-        if region and self._before("region") not in (None, region):
-            let_go(self.path)
-            raise UserError(
-                f"{self.path} was begun with other masks: resume it with those, or pass overwrite=true to use these"
-            )
-        if capture and (changed := change(self._before("capture") or "", capture)):
-            let_go(self.path)
-            raise UserError(
-                f"{self.path} was begun before its capture changed ({changed.told}): put the capture back as it was, "
-                "or pass overwrite=true to begin anew"
-            )
+            raise
         (self.path / "metrics.json").unlink(missing_ok=True)  # first: what follows is no finished run
         if self.config.overwrite:
             self._clear()
@@ -144,6 +112,32 @@ class RunFolder:
             log.info("%s has no state to go on from: it begins anew", self.path)
         self._start = time.monotonic()
         self._peak_before = peak_memory_mb(pick_device(self.config.device))
+
+    def _require_same_inputs(
+        self, prior: str | None, source: str | None, region: str | None, capture: str | None
+    ) -> None:
+        """UserError if the run was begun with another of what `begin` is given."""
+        begun = self._before("prior")
+        if prior and begun and begun != prior and begun.split(":")[0] == prior.split(":")[0]:
+            raise UserError(
+                f"{self.path} was begun with other weights of guidance.path={self.config.guidance.path}: "
+                "resume it with those, or pass overwrite=true"
+            )
+        if source and self._before("source") not in (None, source):
+            what = "picture" if self.config.get("image") else "source field"
+            raise UserError(
+                f"{self.path} was begun from another {what}, which has been replaced since: "
+                "pass overwrite=true to edit the new one"
+            )
+        if region and self._before("region") not in (None, region):
+            raise UserError(
+                f"{self.path} was begun with other masks: resume it with those, or pass overwrite=true to use these"
+            )
+        if capture and (changed := change(self._before("capture") or "", capture)):
+            raise UserError(
+                f"{self.path} was begun before its capture changed ({changed.told}): put the capture back as it was, "
+                "or pass overwrite=true to begin anew"
+            )
 
     def _before(self, name: str) -> str | None:
         """What `begin` was given when the run that is resumed was begun; None also for runs of earlier versions."""
@@ -167,10 +161,10 @@ class RunFolder:
 
     def _difference(self) -> str:
         """How a finished run's options differ from those of this one, in words: the first of them."""
-        before = _flat(OmegaConf.to_container(_written_config(self.path)))
-        now = _flat(OmegaConf.to_container(self.config, resolve=True))
-        own = [k for k in now if k in before and not _same_path(k, before[k], now[k])]
-        own = [k for k in own if before[k] != now[k] and k not in (*_SILENT_KEYS, "device", "threads")]
+        before = flat_options(OmegaConf.to_container(_written_config(self.path)))
+        now = flat_options(OmegaConf.to_container(self.config, resolve=True))
+        own = [k for k in now if k in before and not same_path(k, before[k], now[k])]
+        own = [k for k in own if before[k] != now[k] and k not in (*SILENT_KEYS, "device", "threads")]
         # What is chosen tells more than what comes with it, as a model does than its guidance.
         own.sort(key=lambda key: key not in ("guidance.name", "guidance.path", "objective.kind", "edit.name"))
         return f" with {own[0]}={before[own[0]]}, not {now[own[0]]}" if own else ""
@@ -186,10 +180,10 @@ class RunFolder:
 
     def _could_go_on(self) -> bool:
         """Whether a resume with more iterations, and the other options as they are, would be accepted."""
-        before = _flat(OmegaConf.to_container(_written_config(self.path)))
-        now = _flat(OmegaConf.to_container(self.config, resolve=True))
-        free = (*_SILENT_KEYS, *_TOLD_KEYS, "edit.iterations")
-        alike = (before.get(k) == now.get(k) or _same_path(k, before.get(k), now.get(k)) for k in now if k not in free)
+        before = flat_options(OmegaConf.to_container(_written_config(self.path)))
+        now = flat_options(OmegaConf.to_container(self.config, resolve=True))
+        free = (*SILENT_KEYS, *TOLD_KEYS, "edit.iterations")
+        alike = (before.get(k) == now.get(k) or same_path(k, before.get(k), now.get(k)) for k in now if k not in free)
         return self._has_iterations and all(alike)
 
     @property
@@ -207,13 +201,13 @@ class RunFolder:
     def _require_same_config(self) -> None:
         before = OmegaConf.to_container(_written_config(self.path))
         now = OmegaConf.to_container(self.config, resolve=True)
-        free = (*_SILENT_KEYS, *_TOLD_KEYS, *(("edit.iterations",) if self._is_extended() else ()))
-        before, now = _flat(before), _flat(now)
+        free = (*SILENT_KEYS, *TOLD_KEYS, *(("edit.iterations",) if self._is_extended() else ()))
+        before, now = flat_options(before), flat_options(now)
         for key in now.keys() | before.keys():
-            if key not in before and key.endswith(_NOT_IN_OLDER_RUNS):
+            if key not in before and key.endswith(NOT_IN_OLDER_RUNS):
                 continue
             old, new = before.get(key), now.get(key)
-            if old != new and key not in free and not _same_path(key, old, new):
+            if old != new and key not in free and not same_path(key, old, new):
                 if key == "edit.iterations" and self._kept_setting(key) == new:
                     continue  # back to a finished edit's number, after a longer one was asked for and stopped
                 raise UserError(
@@ -263,8 +257,8 @@ class RunFolder:
 
     def _settings(self) -> dict:
         """The settings that a resume may change and that results depend on."""
-        flat = _flat(OmegaConf.to_container(self.config, resolve=True))
-        return {key: flat[key] for key in (*_TOLD_KEYS, "edit.iterations") if key in flat}
+        flat = flat_options(OmegaConf.to_container(self.config, resolve=True))
+        return {key: flat[key] for key in (*TOLD_KEYS, "edit.iterations") if key in flat}
 
     def save_state(self, state: dict) -> None:
         """Write `state`, with the settings that it was made with. OSError if it cannot be written."""
@@ -369,18 +363,3 @@ def _on_cpu(tree):
     if isinstance(tree, dict):
         return {key: _on_cpu(value) for key, value in tree.items()}
     return type(tree)(_on_cpu(value) for value in tree) if isinstance(tree, (list, tuple)) else tree
-
-
-def _same_path(key: str, old, new) -> bool:
-    """Whether two spellings of a path option lead to the same place, as `scans/desk` and `./scans/desk/`."""
-    both = isinstance(old, str) and isinstance(new, str)
-    return key in _PATH_KEYS and both and Path(old).resolve() == Path(new).resolve()
-
-
-def _flat(tree, prefix: str = "") -> dict:
-    if not isinstance(tree, dict):
-        return {prefix[:-1]: tree}
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.")
-    return flat

@@ -22,7 +22,7 @@ from tensorf.render import COLORS, composite, march, shade, weights_of
 from tensorf.space import Rays
 
 KEPT = 3  # groups of thin samples on a ray, of which one is kept
-MOST = 1.02  # opacity
+MAX_OPACITY = 1.02  # of a ray: more, of fog that an edit has thickened, is scaled down to it
 FAINT = 1e-2  # weight outside a region below which a sample is left out: `LocalView`'s residue makes up for it
 THIN = 1e-5  # samples with less weight are left out, in the knowledge that `residue` makes up for them
 
@@ -94,10 +94,10 @@ class View:
     def _color(field: Field, samples: Samples, scale: Tensor, viewdirs: Tensor) -> Tensor:
         """(rays, 3) colours by kept samples, without the residue."""
         weights = weights_of(field.density(samples.x) * samples.step, samples) * scale
-        # Where an edit thickens fog, what stands for it may come to more than everything: cut off above MOST, which
-        # rounding does not reach.
+        # Where an edit thickens fog, what stands for it may come to more than everything: that is scaled down to
+        # MAX_OPACITY, which rounding does not reach.
         opacity = ray_sum(weights, samples)
-        weights = weights / (opacity / MOST).clamp(min=1)[samples.ray]
+        weights = weights / (opacity / MAX_OPACITY).clamp(min=1)[samples.ray]
         return composite(field, samples, weights, viewdirs)[0]
 
     @full_precision
