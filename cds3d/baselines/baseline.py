@@ -23,6 +23,10 @@ def untracked(steps: Iterable, label: str) -> Iterable:
 class Baseline:
     """Options of a method. Each subclass raises ValueError for options that make no sense."""
 
+    def check(self, prior: Prior) -> None:
+        """Raises UserError for options that do not fit the prior, before any work is done."""
+        raise NotImplementedError
+
     def edit(
         self,
         prior: Prior,
@@ -36,7 +40,7 @@ class Baseline:
         """The edited latent (1, C, h, w), float32, of the source latent (1, C, h, w), without gradients.
 
         src, tgt: source and target prompt. generator: a CPU generator, from which all noise comes. track: called with
-        each loop's steps. Raises UserError for options that do not fit the prior.
+        each loop's steps. Raises UserError as `check` does.
         """
         raise NotImplementedError
 
@@ -55,4 +59,4 @@ def check_positive(name: str, value: float) -> None:
 
 def noise_like(latent: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal noise of the latent's shape. It is drawn on the CPU, so that devices agree."""
-    return torch.randn(latent.shape, generator=generator).to(latent.device)
+    return torch.randn(latent.shape, generator=generator, dtype=torch.float32).to(latent.device)

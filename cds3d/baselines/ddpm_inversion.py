@@ -49,6 +49,9 @@ class DDPMInversion(Baseline):
         if not 0 <= self.skip < self.steps:
             raise ValueError(f"skip={self.skip} has to lie in 0..{self.steps - 1}, below steps")
 
+    def check(self, prior) -> None:
+        ddim(prior, self.steps)
+
     def edit(self, prior, source, src, tgt, *, generator, track=untracked) -> Tensor:
         scheduler = ddim(prior, self.steps)
         inversion = invert(

@@ -32,6 +32,10 @@ class DDPMPnP(DDPMInversion):
         check_share("feature_steps", self.feature_steps)
         check_share("attention_steps", self.attention_steps)
 
+    def check(self, prior) -> None:
+        super().check(prior)
+        pnp_layers(prior.unet)
+
     def predict(self, prior, src, tgt) -> Predict:
         null, source, target = prior.embed(""), prior.embed(src), prior.embed(tgt)
         layers, run = pnp_layers(prior.unet), self.steps - self.skip

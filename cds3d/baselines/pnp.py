@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from diffusers import DDIMInverseScheduler
 from torch import Tensor
 
 from cds3d.baselines.baseline import Baseline, Track, check_positive, check_share, untracked
@@ -41,6 +42,10 @@ class PnP(Baseline):
         check_share("feature_steps", self.feature_steps)
         check_share("attention_steps", self.attention_steps)
 
+    def check(self, prior) -> None:
+        _inversion(prior, self.inversion_steps, ddim(prior, self.steps).timesteps.tolist())
+        pnp_layers(prior.unet)
+
     def edit(self, prior, source, src, tgt, *, generator, track=untracked) -> Tensor:
         scheduler = ddim(prior, self.steps)
         timesteps = scheduler.timesteps.tolist()
@@ -63,15 +68,21 @@ def ddim_inversion(
 
     Raises UserError if the way in `steps` steps does not pass all of `kept`.
     """
-    scheduler, prompt = ddim_inverse(prior, steps), prior.embed(text)
+    scheduler, prompt = _inversion(prior, steps, kept), prior.embed(text)
     timesteps = scheduler.timesteps.tolist()
-    if not set(kept) <= set(timesteps):
-        raise UserError(
-            f"baseline.inversion_steps={steps} does not pass all timesteps of sampling: use "
-            f"{len(prior.alphas) - 1}, or as many as baseline.steps"
-        )
     z, latents = source, {}
     for t in track(timesteps[: timesteps.index(max(kept)) + 1], "invert"):
         z = scheduler.step(noises(prior, t, (z, prompt))[0], t, z).prev_sample
         latents[t] = z
     return {t: latents[t] for t in kept}
+
+
+def _inversion(prior: Prior, steps: int, kept: list[int]) -> DDIMInverseScheduler:
+    """The scheduler of so many steps; UserError if it does not pass all timesteps in `kept`."""
+    scheduler = ddim_inverse(prior, steps)
+    if not set(kept) <= set(scheduler.timesteps.tolist()):
+        raise UserError(
+            f"baseline.inversion_steps={steps} does not pass all timesteps of sampling: use "
+            f"{len(prior.alphas) - 1}, or as many as baseline.steps"
+        )
+    return scheduler

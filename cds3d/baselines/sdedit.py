@@ -27,6 +27,9 @@ class SDEdit(Baseline):
         check_positive("steps", self.steps)
         check_share("strength", self.strength)
 
+    def check(self, prior) -> None:
+        ddim(prior, self.steps)
+
     def edit(self, prior, source, src, tgt, *, generator, track=untracked) -> Tensor:
         scheduler, run = ddim(prior, self.steps), int(self.steps * self.strength)
         timesteps = scheduler.timesteps.tolist()[self.steps - run :]

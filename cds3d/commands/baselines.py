@@ -57,6 +57,7 @@ def edit_by_baseline(config: DictConfig) -> Path:
         seconds = drive_editor(editor, run, image)
         steps = editor.iteration
     else:
+        method.check(prior)
         run.begin(prior.fingerprint, tensor_fingerprint(image))
         steps, seconds = _sample(method, subject, config)
     figures = {"iterations": steps, "seconds_per_iteration": seconds, "edit_seconds": seconds * steps}

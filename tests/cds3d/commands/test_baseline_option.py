@@ -155,3 +155,12 @@ def test_help_names_the_baselines(capsys):
         run_command("edit", ["--help"])
     text = capsys.readouterr().out
     assert "baseline=none" in text and all(name in text for name in BASELINES)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [("pnp", "baseline.inversion_steps=7"), *((n, "baseline.steps=1000") for n in ITERATIONS)][:-1]
+)
+def test_options_that_do_not_fit_the_model_leave_no_folder(tmp_path, image_options, capsys, name, option):
+    told = fails(capsys, "edit", *image_options, f"baseline={name}", *TINY[name], option)
+    assert option in told
+    assert not (tmp_path / "outputs" / "images").exists()
