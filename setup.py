@@ -31,7 +31,7 @@ setup(
         "numba>=0.60",
         "numpy>=1.26",
         "opencv-python-headless>=4.8",
-        "pillow>=10",
+        "pillow>=10.1",
         "pyyaml>=6",
         "tensorboard>=2.15",
         "torchmetrics>=1.2",

@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from tensorf.files import atomic
 
@@ -28,6 +28,7 @@ COLUMNS = (
     ("peak_memory_mb", "MB", 0),
 )
 COMPARED = ("edit_gain_db", "kept_psnr_db", "structure")  # scene by scene
+_WIDEST = 5  # columns of a contact sheet; more are wrapped
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -218,18 +219,47 @@ def cell(row: dict, key: str, decimals: int) -> str:
 
 
 def contact_sheet(path: Path, rows: list[tuple[str, list[Path]]], headings: list[str]) -> None:
-    """One PNG or JPEG: a row of pictures, all of one size, a case, under its title; a heading over each column."""
+    """One PNG or JPEG of `rows`: a case each, its title and its picture files, one for each of `headings`."""
     pictures = [(title, [Image.open(p).convert("RGB") for p in files]) for title, files in rows]
-    width, height = pictures[0][1][0].size
-    bar = 16
-    sheet = Image.new("RGB", (width * len(headings), bar + len(rows) * (height + bar)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for k, heading in enumerate(headings):
-        draw.text((k * width + 4, 2), heading, fill="black")
-    for r, (title, images) in enumerate(pictures):
-        top = bar + r * (height + bar)
-        draw.text((4, top + 2), title, fill="black")
-        for k, image in enumerate(images):
-            sheet.paste(image.resize((width, height)), (k * width, top + bar))
     with atomic(path) as partial:
-        sheet.save(partial, **({"quality": 88} if path.suffix == ".jpg" else {}))
+        draw_sheet(pictures, headings).save(partial, **({"quality": 88} if path.suffix == ".jpg" else {}))
+
+
+def draw_sheet(rows: list[tuple[str, list[Image.Image]]], headings: list[str]) -> Image.Image:
+    """Pictures, all of the first one's size, in columns; a row a case, under its title ("" is none).
+
+    More columns than fit at a page's width go into several bands of a row, each under its own headings. Letters are as
+    tall as 2.8% of the sheet's width (20 of 720 pixels), or smaller where a heading would not fit over its column.
+    """
+    width, height = rows[0][1][0].size
+    bands = math.ceil(len(headings) / _WIDEST)
+    across = math.ceil(len(headings) / bands)
+    letters = max(10, round(0.028 * across * width))
+    bar = round(1.4 * letters)
+    titles = sum(bool(title) for title, _ in rows)
+    heading_bars = bands * len(rows) if bands > 1 else 1  # in one band, the headings over the first row serve all
+    tall = (titles + heading_bars) * bar + bands * len(rows) * height
+    sheet = Image.new("RGB", (across * width, tall), "white")
+    draw = ImageDraw.Draw(sheet)
+
+    def write(text: str, x: int, y: int, room: int) -> None:
+        size = letters
+        while size > 8 and draw.textlength(text, ImageFont.load_default(size)) > room - 8:
+            size -= 1
+        draw.text((x + 4, y + bar / 2), text, "black", ImageFont.load_default(size), anchor="lm")
+
+    top = 0
+    for number, (title, pictures) in enumerate(rows):
+        for band in range(bands):
+            here = slice(band * across, (band + 1) * across)
+            if number == 0 or bands > 1:
+                for k, heading in enumerate(headings[here]):
+                    write(heading, k * width, top, width)
+                top += bar
+            if title and band == 0:
+                write(title, 0, top, across * width)
+                top += bar
+            for k, picture in enumerate(pictures[here]):
+                sheet.paste(picture.resize((width, height)), (k * width, top))
+            top += height
+    return sheet

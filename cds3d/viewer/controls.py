@@ -41,7 +41,7 @@ class Controls:
             self._objective = gui.add_dropdown("Objective", objectives, initial_value="cds")
             self._preset = gui.add_dropdown("Preset", _PRESETS, initial_value="field")
             self._iterations = gui.add_number("Iterations", 400, min=1, max=_MOST, step=1)
-            self._onward = gui.add_checkbox("On from the run shown", False)
+            self._onward = gui.add_checkbox("Start from the run shown", False)
             self._overwrite = gui.add_checkbox("Overwrite", False)
             self._start, self._stop = gui.add_button("Start"), gui.add_button("Stop", disabled=True)
             self._stopped = gui.add_dropdown("Stopped", ("",), visible=False, hint="Resume goes on with this edit")

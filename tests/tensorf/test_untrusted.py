@@ -52,6 +52,9 @@ def test_places_inside_a_folder(tmp_path):
     require_inside((root / name for name in inside), root)
     require_inside([tmp_path / "named" / "images" / "a.png"], tmp_path / "named")  # the user's own link
     require_inside([], root)
+    last = [root / name for name in [*inside, "../other.png"]]  # all of them are looked at, and only this one is named
+    text = refused(require_inside, last, root)
+    assert str(last[-1]) in text and "a.png" not in text
 
 
 @pytest.mark.parametrize(

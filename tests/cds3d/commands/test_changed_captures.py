@@ -11,6 +11,7 @@ from fakes import TINY_FIELD, TINY_SCENE
 from cds3d.cli import configured, main, run_command
 from cds3d.commands.scenes import load_scene
 from cds3d.runs import read_config
+from tensorf.errors import UserError
 from tensorf.train import Trainer
 
 
@@ -93,11 +94,17 @@ def test_runs_of_earlier_versions_go_on_as_before(own, caplog):
     assert "changed" not in caplog.text
 
 
-def test_a_capture_that_is_read_otherwise_is_not_compared(own):
+def test_a_capture_that_is_read_otherwise_is_not_compared(own, caplog):
     """As a sweep's forecast does, which needs no points."""
-    config = read_config(own.parent / "outputs/own/source")
+    source = own.parent / "outputs/own/source"
+    config = read_config(source)
+    photos = len(load_scene(config, source).cameras)
     without_a_photo(own)
+    with pytest.raises(UserError, match="1 of its photos gone"):
+        load_scene(config, source)
     config.scene.width = 32
-    load_scene(config, own.parent / "outputs/own/source")
+    smaller = load_scene(config, source)
+    assert len(smaller.cameras) == photos - 1 and {camera.width for camera in smaller.cameras} == {32}
     train = configured("train", ["--capture", str(own), *TINY_SCENE])
-    load_scene(train)  # a training starts from none
+    assert len(load_scene(train).cameras) == photos - 1  # a training starts from none
+    assert "changed" not in caplog.text
