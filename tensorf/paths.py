@@ -5,37 +5,46 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tensorf.cameras import Camera
+from tensorf.captures.geometry import astray, focus_point
 from tensorf.errors import UserError
 
 PATHS = ("spiral", "orbit", "interpolate")
 _GAP = math.radians(75)  # the widest gap between an orbit's cameras that a full turn may cross
 _NEARBY = 0.5  # radians
 _LEVEL, _TURNED = 0.25, 0.004  # shares: how far right axes may leave a plane, how far they have to span it
+_SAME = 1e-6  # of a path's length: cameras that are nearer to each other are one
 
 
 def camera_path(kind: str, cameras: Sequence[Camera], frames: int, *, focus: float = 4.0) -> list[Camera]:
     """`frames` cameras with the intrinsics of the camera whose focal length is the median.
 
-    cameras: of the capture, in the order that they were taken. focus: depth that a spiral keeps looking at.
+    cameras: of the capture, in the order that they were taken; those that stand astray are left out. focus: depth that
+    a spiral keeps looking at, and an orbit of cameras that all face the same way.
     """
     if kind not in PATHS:
         raise UserError(f"path={kind} is unknown; use one of {', '.join(PATHS)}")
     if frames < 1:
         raise UserError(f"frames={frames}: at least 1 is needed")
-    poses = torch.stack([c.pose for c in cameras])
+    poses = not_astray(torch.stack([c.pose for c in cameras]))
     if kind == "spiral":
         path = _spiral(poses, frames, focus)
     elif kind == "orbit":
-        path = _orbit(poses, frames)
+        path = _orbit(poses, frames, focus)
     else:
         path = _interpolated(poses, frames)
     usual = sorted(cameras, key=lambda camera: camera.fx)[len(cameras) // 2]
     return [usual.with_pose(pose) for pose in path]
+
+
+def not_astray(poses: Tensor) -> Tensor:
+    """The poses (n, 3, 4) without those whose positions must be wrong (`geometry.astray`)."""
+    return poses[torch.from_numpy(~astray(poses[:, :, 3].double().numpy()))]
 
 
 def look_at(eye: Tensor, target: Tensor, down: Tensor) -> Tensor:
@@ -86,14 +95,14 @@ def _spiral(poses: Tensor, frames: int, focus: float) -> list[Tensor]:
     return path
 
 
-def _orbit(poses: Tensor, frames: int) -> list[Tensor]:
+def _orbit(poses: Tensor, frames: int, focus: float) -> list[Tensor]:
     """Around the point that the cameras look at, at the distance and height of the cameras nearby, and looking where
     these look.
 
     One full turn, if cameras stand all around. If they leave a wide gap, the path swings to and fro on the other side:
     nothing was photographed from the gap.
     """
-    center, up = nearest_point(poses), upward(poses)
+    center, up = nearest_point(poses, focus), upward(poses)
     offsets = poses[:, :, 3] - center
     heights = offsets @ up
     flat = offsets - heights[:, None] * up
@@ -130,49 +139,80 @@ def _covered_arc(angles: Tensor) -> tuple[float, float | None]:
     return float(ordered[(widest + 1) % len(ordered)]), float(2 * math.pi - gaps[widest])
 
 
-def nearest_point(poses: Tensor) -> Tensor:
-    """(3,) the point closest to all optical axes, in least squares."""
-    axes = F.normalize(poses[:, :, 2], dim=1)
-    across = torch.eye(3, dtype=torch.float32) - axes[:, :, None] * axes[:, None]
-    return torch.linalg.lstsq(across.sum(0), (across @ poses[:, :, 3:]).sum(0)).solution[:, 0]
+def nearest_point(poses: Tensor, depth: float) -> Tensor:
+    """(3,) the point closest to all optical axes of cameras (n, 3, 4), in least squares.
+
+    Nearly parallel axes have none: then the point at `depth` ahead of the mean camera (`geometry.focus_point`).
+    """
+    exact = poses.double().numpy()
+    axes = exact[:, :, 2] / np.linalg.norm(exact[:, :, 2], axis=1, keepdims=True)
+    return torch.from_numpy(focus_point(exact, axes, (depth, depth))).float()
 
 
 def keyframed(poses: Tensor, frames: int) -> list[Tensor]:
     """`frames` poses (3, 4) from the first of `poses` (n, 3, 4) to the last, n of at least 2, through all of them.
 
-    Positions lie on a Catmull-Rom curve, and rotations turn evenly in between.
+    It takes as long from each to the next.
     """
-    n = len(poses)
-    path = []
-    for i in range(frames):
-        position = i / max(1, frames - 1) * (n - 1)
-        k = min(int(position), n - 2)
-        s = position - k
-        a, b, c, d = (poses[min(max(j, 0), n - 1), :, 3] for j in (k - 1, k, k + 1, k + 2))
-        curve = b + 0.5 * s * (c - a + s * (2 * a - 5 * b + 4 * c - d + s * (3 * (b - c) + d - a)))
-        rotation = _turned(poses[k, :, :3], poses[min(k + 1, n - 1), :, :3], s)
-        path.append(torch.cat([rotation, curve[:, None]], 1))
-    return path
+    times = torch.arange(len(poses), dtype=torch.float64)
+    return [_between(poses, times, i / max(1, frames - 1) * (len(poses) - 1)) for i in range(frames)]
 
 
 def _interpolated(poses: Tensor, frames: int) -> list[Tensor]:
-    """Through all cameras in their order: positions on straight lines, and rotations turn evenly in between.
+    """Through all cameras in their order, at an even pace: time is what is travelled and turned on the way.
 
     From the last it goes to the first, if these are about as near as neighbours are; else back the same way, since a
     straight line might lead through what was photographed.
     """
-    n = len(poses)
     steps = (poses.roll(-1, 0) - poses)[:, :, 3].norm(dim=1)
-    closed = bool(steps[-1] <= 2 * steps[:-1].max()) if n > 1 else True
-    path = []
-    for i in range(frames):
-        share = i / frames
-        position = share * n if closed else (1 - abs(1 - 2 * share)) * (n - 1)
-        k, s = int(position), position - int(position)
-        here, there = poses[k % n], poses[(k + 1) % n]
-        position = here[:, 3].lerp(there[:, 3], s)
-        path.append(torch.cat([_turned(here[:, :3], there[:, :3], s), position[:, None]], 1))
-    return path
+    closed = len(poses) > 1 and bool(steps[-1] <= 2 * steps[:-1].max())
+    poses, times = _paced(torch.cat([poses, poses[:1]]) if closed else poses)
+    if len(poses) == 1:
+        return [poses[0]] * frames
+    whole = float(times[-1])
+    if closed:  # a camera more at each end, for the curve to go on as smoothly
+        poses = torch.cat([poses[-2:-1], poses, poses[1:2]])
+        times = torch.cat([times[-2:-1] - whole, times, times[1:2] + whole])
+    shares = [i / frames if closed else 1 - abs(1 - 2 * i / frames) for i in range(frames)]
+    return [_between(poses, times, share * whole) for share in shares]
+
+
+def _paced(poses: Tensor) -> tuple[Tensor, Tensor]:
+    """(the poses without those that repeat the one before, the times (n,) at which a path at an even pace is there).
+
+    What counts is the distance, in units of the cameras' mean distance from their middle, and the turn in radians.
+    """
+    positions, rotations = poses[:, :, 3].double(), poses[:, :, :3].double()
+    spread = (positions - positions.mean(0)).norm(dim=1).mean().clamp(min=1e-12)
+    sines = (rotations[1:] - rotations[:-1]).norm(dim=(1, 2)) / math.sqrt(8)  # of half the turns; 0 for the same
+    hops = (positions[1:] - positions[:-1]).norm(dim=1) / spread + 2 * torch.asin(sines.clamp(max=1))
+    new = torch.cat([torch.ones(1, dtype=torch.bool), hops > _SAME * hops.sum()])
+    return poses[new], torch.cat([torch.zeros(1, dtype=torch.float64), hops[new[1:]].cumsum(0)])
+
+
+def _between(poses: Tensor, times: Tensor, moment: float) -> Tensor:
+    """(3, 4) the pose at a moment on the path that is at `poses` (n, 3, 4), n of at least 2, at `times` (n,).
+
+    Positions lie on a cubic Hermite curve: its velocity at a pose is that of the parabola through it and its two
+    neighbours, and half of the way's to the only neighbour at the ends. With even times that is Catmull and Rom's.
+    Rotations turn evenly in between.
+    """
+    k = int((times[1:-1] <= moment).sum())
+    span = float(times[k + 1] - times[k])
+    s = (moment - float(times[k])) / span
+    b, c = poses[k, :, 3], poses[k + 1, :, 3]
+    out, into = (span * _velocity(poses[:, :, 3], times, j) for j in (k, k + 1))
+    place = b + s * (out + s * (3 * (c - b) - 2 * out - into + s * (2 * (b - c) + out + into)))
+    return torch.cat([_turned(poses[k, :, :3], poses[k + 1, :, :3], s), place[:, None]], 1)
+
+
+def _velocity(places: Tensor, times: Tensor, j: int) -> Tensor:
+    """(3,) of the curve of `_between` where it is at place j of (n, 3)."""
+    ways = [(places[i + 1] - places[i], float(times[i + 1] - times[i])) for i in (j - 1, j) if 0 <= i < len(places) - 1]
+    if len(ways) == 1:
+        return ways[0][0] / ways[0][1] / 2
+    (before, since), (after, until) = ways
+    return (before / since * until + after / until * since) / (since + until)
 
 
 def _turned(start: Tensor, end: Tensor, share: float) -> Tensor:

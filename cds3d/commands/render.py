@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from cds3d.commands.command import command
 from cds3d.commands.scenes import load_scene, require_capture_of
-from cds3d.commands.videos import cameras_along, even_sized, path_kind
+from cds3d.commands.videos import cameras_along, check_path, even_sized, path_kind
 from cds3d.options import boolean, pick_device, positive, whole
 from cds3d.pictures import colored_depth, depth_range, seen_depth, write_image, write_video
 from cds3d.runs import read_config
@@ -50,6 +50,7 @@ def render_command(config: DictConfig) -> Path:
         raise UserError(f"format={config.format} is unknown; use mp4 or png")
     boolean(config, "depth")
     config.path = config.path or "auto"
+    check_path(config.path, "auto")
     run = Path(config.run)
     of_run = read_config(run)
     if of_run.get("image") is not None:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from cds3d.commands.preparing import output_folder
 from cds3d.commands.scenes import scene_name
+from cds3d.commands.videos import scene_depth
 from cds3d.jobs import Job
 from cds3d.options import groups, load_config, set_text
 from cds3d.viewer.controls import Controls
@@ -28,7 +29,6 @@ from cds3d.viewer.places import Place
 from cds3d.viewer.window import Window, fov_of
 from tensorf.captures import Capture
 from tensorf.errors import UserError
-from tensorf.paths import upward
 from tensorf.renderable import Renderable, load_field
 
 log = logging.getLogger("cds3d")
@@ -70,7 +70,7 @@ class Viewer:
             self.edited = load_field(shown.run / "field.safetensors", device)
         self.lock, self.windows = threading.Lock(), {}
         self._starting = threading.Lock()  # clicks are answered in many threads: two of them start one edit
-        self.limits = CameraLimits([capture.cameras[i] for i in capture.train])
+        self.limits = CameraLimits([capture.cameras[i] for i in capture.train], scene_depth(capture))
         self.start = capture.cameras[capture.train[0]]
         self.source.render(self.start.resized(32, 24))  # compiles what the first frame would wait for
         self.job: Job | None = None
@@ -156,11 +156,10 @@ class Viewer:
 
     def _build(self) -> None:
         scene, first = self.server.scene, self.server.initial_camera
-        up = tuple(upward(torch.stack([self.capture.cameras[i].pose for i in self.capture.train])).tolist())
-        scene.set_up_direction(up)
+        scene.set_up_direction(tuple(self.limits.up.tolist()))
         # Where a browser begins before its window says so, and where "Reset View" of its settings leads.
         first.position, first.look_at = self.start.position.numpy(), self.limits.looked_at(self.start)
-        first.up, first.fov = up, fov_of(self.start, self.start.width / self.start.height)
+        first.up, first.fov = self.limits.vertical(self.start), fov_of(self.start, self.start.width / self.start.height)
         distance = float(np.linalg.norm(self.start.position.numpy() - self.limits.middle)) or 1.0
         self._photos = small_photos(self.capture)
         self.place = Place(self.server, self.limits.middle, 0.25 * distance)

@@ -12,13 +12,14 @@ from torch import Tensor
 from cds3d.pictures import colored_depth, depth_range, seen_depth, to_uint8
 from cds3d.subjects.given import point_at
 from tensorf.cameras import Camera
-from tensorf.paths import nearest_point
+from tensorf.paths import nearest_point, not_astray, upward
 from tensorf.renderable import Renderable
 
 SHOWN = ("split", "edit", "source", "depth")
 _REACH = 2.0  # of the distance to the next camera, that a view may be away from the nearest
 _LEAST_REACH = 0.15  # of the cameras' spread, where they stand close together
 _TURN = 0.6  # radians, that a view may look past the nearest camera's axis
+_ALONG, _LEVEL = 0.94, 0.26  # cosine of 20 degrees, sine of 15: looking along the vertical, and being level
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,39 @@ class ViewRequest:
 
 
 class CameraLimits:
-    """Keeps views near the capture's cameras: nobody knows what is seen from elsewhere, and NDC fields end there."""
+    """Keeps views near the capture's cameras: nobody knows what is seen from elsewhere, and NDC fields end there.
 
-    def __init__(self, cameras: list[Camera]):
+    depth: at which cameras look at the scene, for those that all face the same way. middle: (3,) what they look at, or
+    what the first does, where they look outwards. up: (3,) of the world.
+    """
+
+    def __init__(self, cameras: list[Camera], depth: float):
         self.positions = torch.stack([c.position for c in cameras])
         self.axes = torch.stack([c.forward for c in cameras])
-        self.middle = nearest_point(torch.stack([c.pose for c in cameras])).numpy()  # that all look at
+        poses = not_astray(torch.stack([c.pose for c in cameras]))
+        self.up = upward(poses)
+        middle, positions = nearest_point(poses, depth), poses[:, :, 3]
+        offsets = middle - positions
+        if (offsets * poses[:, :, 2]).sum(1).median() <= 0:
+            middle = positions[0] + float(offsets.norm(dim=1).mean()) * poses[0, :, 2]
+        self.middle = middle.numpy()
         apart = torch.cdist(self.positions, self.positions).fill_diagonal_(torch.inf).amin(1)
-        spread = float((self.positions - self.positions.mean(0)).norm(dim=1).mean())
+        spread = float((positions - positions.mean(0)).norm(dim=1).mean())
         self.reach = max(_REACH * float(apart.median()), _LEAST_REACH * spread)
+
+    def vertical(self, camera: Camera) -> np.ndarray:
+        """(3,) what a view that begins at a camera of the capture is turned around, and what is up in its picture.
+
+        Of a level photo it is the world's up, less the photo's own small roll: the picture is as the photo is. Other
+        photos are shown level, and those that look along the vertical as they are.
+        """
+        right, own = camera.pose[:, 0], -camera.pose[:, 1]
+        if abs(float(camera.forward @ self.up)) > _ALONG:
+            return own.numpy()
+        roll = float(self.up @ right)
+        if abs(roll) > _LEVEL or own @ self.up < 0:
+            return self.up.numpy()
+        return F.normalize(self.up - roll * right, dim=0).numpy()
 
     def looked_at(self, camera: Camera) -> np.ndarray:
         """(3,) the point on a camera's axis that is as far away as the middle."""

@@ -94,7 +94,7 @@ class Window:
         with self.client.atomic():
             handle.position = camera.position.numpy()
             handle.look_at = self._pivot
-            handle.up_direction = -camera.pose[:, 1].numpy()
+            handle.up_direction = self._limits.vertical(camera)
             handle.fov = fov_of(camera, handle.aspect)
 
     def show_photos(self, on: bool) -> None:

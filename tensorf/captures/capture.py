@@ -13,7 +13,7 @@ from torch import Tensor
 from tensorf.cameras import Camera
 from tensorf.captures import matching
 from tensorf.captures.colmap import find_models, read_colmap
-from tensorf.captures.geometry import mean_pose, place, transformed
+from tensorf.captures.geometry import mean_pose, off_middle, place, transformed
 from tensorf.captures.images import (
     flat_background,
     is_cut_out,
@@ -172,6 +172,7 @@ def load_capture(
     log.info("%s: %d views, %s", root, len(listing.views), placement.reason)
     if bound is not None and placement.space == "ndc":
         log.warning("%s: bound=%g is not used: NDC has no such box; space=unbounded has one", root, bound)
+    _warn_of_astray(listing, placement.astray)
     poses = transformed(np.stack([view.pose for view in listing.views]), placement.world_from_capture)
     cameras = [
         Camera(_tensor(pose), lens.fx, lens.fy, lens.cx, lens.cy, int(lens.width), int(lens.height))
@@ -190,7 +191,7 @@ def load_capture(
         space=placement.space,
         background=background or "black",
         box=_tensor(placement.box),
-        reference=_tensor(mean_pose(poses)),
+        reference=_tensor(mean_pose(poses[~placement.astray])),
         world_from_capture=torch.from_numpy(placement.world_from_capture),
         sightings=_sightings(points, seen_by, cameras, placement.world_from_capture),
         masks=masks,
@@ -240,9 +241,27 @@ def _matched_points(listing: Listing, train: list[int], check: bool) -> tuple[np
             listing.source, fit.matches, fit.residual, matching.LONGEST, _likely_cause(listing, views),
         )  # fmt: skip
         return listing.points, None
+    for misfit in fit.misfits if fit is not None else ():
+        log.warning(
+            "%s: %s does not fit its pose, while its neighbours fit theirs: %d features matched with them lie at "
+            "least %.1f pixels (median of a pair, at %d wide) off. If it was swapped with another photo or renamed, "
+            "undo that; else estimate its pose again, or remove it",
+            listing.source, views[misfit.view].name, misfit.matches, misfit.residual, matching.LONGEST,
+        )  # fmt: skip
     if fit is None or len(fit.points) == 0:
         return listing.points, None
     return fit.points, np.array(train)[fit.seen_by]
+
+
+def _warn_of_astray(listing: Listing, astray: np.ndarray) -> None:
+    """astray: (n,) of the views, `Placement.astray`."""
+    away = off_middle(np.stack([view.pose[:, 3] for view in listing.views]))
+    for i in np.flatnonzero(astray):
+        log.warning(
+            "%s: the camera of %s stands %.3g times as far from the middle of the cameras as they usually do: it has "
+            "no say in the scene's place and size. Estimate its pose again, or remove the photo",
+            listing.source, listing.views[i].name, away[i],
+        )  # fmt: skip
 
 
 def _likely_cause(listing: Listing, views: list[View]) -> str:

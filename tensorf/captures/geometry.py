@@ -6,6 +6,8 @@ NumPy float64 throughout; poses are (n, 3, 4) OpenCV camera-to-world.
   which is where NDC's near plane stands.
 - Bounded box and unbounded space: the point closest to all optical axes becomes the origin and the mean camera distance
   from it becomes 1. The rotation stays, so that the capture's up remains up.
+
+A single camera that stands far away from all others has a wrong pose: it has no say in where the world lies.
 """
 
 from __future__ import annotations
@@ -33,11 +35,17 @@ _WALK = 0.5  # of the cameras' way to the sides, above which the way ahead is no
 _MAP = 1e4  # coordinates beyond it are those of maps
 _MOST_POINTS = 20_000  # whose depths are looked at
 _FOCUS_CONDITION = 0.01  # of the axes' normal matrix; below it they are parallel to about 6 degrees
+_FEWEST_POINTS = 50  # of the scene, that tell how large and how near it is
+_ASTRAY = 10.0  # times the cameras' median distance from their middle: farther off, a pose is wrong
+_ASTRAY_SHARE = 0.1  # of the cameras; more of them are a part of the capture
 
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """The fields of Capture that placing decides, as arrays; `reason` is the line that tells why."""
+    """The fields of Capture that placing decides, as arrays.
+
+    reason: the line that tells why. astray: (n,) of the views, as `astray` gives them.
+    """
 
     space: str
     reason: str
@@ -45,6 +53,7 @@ class Placement:
     near: float
     far: float
     box: np.ndarray
+    astray: np.ndarray
 
 
 def place(
@@ -63,17 +72,22 @@ def place(
     farthest = np.abs(centres).max()  # map coordinates are read exactly, others may be rounded to float32
     if spread <= farthest * (1e-9 if farthest > _MAP else 1e-6):
         raise UserError(
-            f"{listing.source}: all cameras are at the same place; the poses carry no parallax, estimate again"
+            f"{listing.source}: all cameras are at the same place: within {spread:.3g} of each other, {farthest:.3g} "
+            "from the origin. The poses carry no parallax, estimate again; if the scene is that small, move the origin "
+            "to it"
         )
-    lenses = [view.lens for view in listing.views]
+    far_off = astray(centres)
+    all_poses, all_lenses = poses, [view.lens for view in listing.views]
+    poses, centres = poses[~far_off], centres[~far_off]
+    lenses = [lens for lens, off in zip(all_lenses, far_off, strict=True) if not off]
     seen = seen_depths(poses, lenses, points) if points is not None else np.empty(0)
     known = listing.depths or _depth_range(seen)
     depths = known or _guessed_depths(poses)
-    space, reason = _decide(poses, lenses, known and known[0], cut_out, space, listing)
+    space, reason = _decide(all_poses, all_lenses, ~far_off, known and known[0], cut_out, space, listing)
     if space == "ndc":
         scale = 1 / (NEAR_MARGIN * depths[0])
         similarity = _similarity(scale, mean_pose(poses))
-        return Placement(space, reason, similarity, depths[0] * scale, depths[1] * scale, np.array(_NDC_BOX))
+        return Placement(space, reason, similarity, depths[0] * scale, depths[1] * scale, np.array(_NDC_BOX), far_off)
     origin = focus_point(poses, poses[:, :, 2], depths)
     distances = np.linalg.norm(centres - origin, axis=1)
     scale = 1 / distances.mean()
@@ -81,17 +95,36 @@ def place(
     if space == "unbounded":
         half = bound or _inner_half_size(points, origin, scale)
         near = 0.1
-        if len(seen):
+        if len(seen) and len(points) >= _FEWEST_POINTS:
             near = float(np.clip(NEAR_MARGIN * scale * np.quantile(seen, 0.002), _SMALLEST_NEAR, _LARGEST_NEAR))
         reason += f"; inner box of half size {half:.2f}, in mean camera distances"
-        return Placement(space, reason, similarity, near, _ENDLESS, np.array([[-half] * 3, [half] * 3]))
+        return Placement(space, reason, similarity, near, _ENDLESS, np.array([[-half] * 3, [half] * 3]), far_off)
     half = bound or (_object_half_size(lenses, scale * distances) if cut_out else _HALF_SIZE)
     # The box is around what pictures show in their middle: of cropped ones, that is not where the axes meet.
     middle = (focus_point(poses, _centre_rays(poses, lenses), depths) - origin) * scale
     box = np.array([middle - half, middle + half])
     told = None if listing.depths is None else (listing.depths[0] * scale, listing.depths[1] * scale)
     near, far = _box_depths(transformed(poses, similarity), box, told)
-    return Placement(space, reason, similarity, near, far, box)
+    return Placement(space, reason, similarity, near, far, box, far_off)
+
+
+def off_middle(centres: np.ndarray) -> np.ndarray:
+    """(n,) distances of camera centres (n, 3) from their median position, in units of the median distance.
+
+    Ones where most cameras stand at one and the same place.
+    """
+    away = np.linalg.norm(centres - np.median(centres, axis=0), axis=1)
+    usual = np.median(away)
+    return away / usual if usual > 1e-9 * away.max() else np.ones(len(away))
+
+
+def astray(centres: np.ndarray) -> np.ndarray:
+    """(n,) bool: which of the cameras at `centres` (n, 3) stand so far off that their poses must be wrong.
+
+    They are few: where many stand far off, such as in a video that begins with a long rest, nobody does.
+    """
+    far_off = off_middle(centres) > _ASTRAY
+    return far_off if far_off.sum() <= max(1, _ASTRAY_SHARE * len(centres)) else np.zeros(len(centres), dtype=bool)
 
 
 def seen_depths(poses: np.ndarray, lenses: list[Lens], points: np.ndarray) -> np.ndarray:
@@ -121,7 +154,7 @@ def _depth_range(depths: np.ndarray) -> tuple[float, float] | None:
 def _inner_half_size(points: np.ndarray | None, origin: np.ndarray, scale: float) -> float:
     """Half the side of the cube around the origin that holds what most of the points show."""
     least, most = _INNER_HALF_SIZES
-    if points is None or len(points) < 50:
+    if points is None or len(points) < _FEWEST_POINTS:
         return most
     return float(np.quantile(np.abs(points - origin).max(1) * scale, _INNER_SHARE).clip(least, most))
 
@@ -194,9 +227,11 @@ def _guessed_depths(poses: np.ndarray) -> tuple[float, float]:
     return 1.5 * spread, 30 * spread
 
 
-def _decide(poses, lenses, near, cut_out, space, listing) -> tuple[str, str]:
-    """(the space, the reason as a line). near: the nearest depth; None where nothing tells it."""
-    mean = mean_pose(poses)
+def _decide(poses, lenses, placing, near, cut_out, space, listing) -> tuple[str, str]:
+    """(the space, the reason as a line). placing: (n,) bool, which views place the world; near: the nearest depth, None
+    where nothing tells it.
+    """
+    mean = mean_pose(poses[placing])
     axes = _degrees_off(poses[:, :, 2], mean[:, 2])
     rays = np.stack([_corner_rays(lens) @ pose[:, :3].T for lens, pose in zip(lenses, poses, strict=True)])
     corners = _degrees_off(rays.reshape(-1, 3), mean[:, 2])
@@ -217,7 +252,8 @@ def _decide(poses, lenses, near, cut_out, space, listing) -> tuple[str, str]:
         return "unbounded", f"unbounded: cameras look up to {axes:.0f} degrees off their mean axis"
     if corners > _CORNER_LIMIT:
         return "unbounded", f"unbounded: image corners look up to {corners:.0f} degrees off the cameras' mean axis"
-    if near is None and np.linalg.norm(ahead) > _WALK * np.linalg.norm(offsets - ahead[:, None] * mean[:, 2]):
+    aside = offsets - ahead[:, None] * mean[:, 2]
+    if near is None and np.linalg.norm(ahead[placing]) > _WALK * np.linalg.norm(aside[placing]):
         return "unbounded", "unbounded: cameras move forward, and neither file nor photos tell how near the scene is"
     if near is not None and ahead.max() >= NEAR_MARGIN * near:
         return "unbounded", "unbounded: a camera stands ahead of the near plane"

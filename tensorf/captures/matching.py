@@ -30,6 +30,7 @@ _RATIO = 0.8  # of the distances to the best and the second match (Lowe 2004, se
 _FEWEST = 12  # matches of a pair, below which the two views do not show the same
 _FITS = 2.0  # pixels; what is triangulated
 _ENOUGH, _WRONG = 100, 3.0  # matches and pixels; of a capture as a whole
+_TELLING, _STANDS_OUT = 40, 5.0  # matches of one photo, and times the residual of all, that say its pose is wrong
 _PARALLAX = np.radians(0.7)  # between the two rays of a triangulated point
 # OpenCV stops after five steps otherwise, which leaves pictures of wide lenses pixels off.
 _CONVERGED = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 100, 1e-9)
@@ -45,18 +46,27 @@ class Matches:
     second: np.ndarray
 
 
+@dataclass(frozen=True)
+class Misfit:
+    """A view whose photo does not fit its pose. residual: the smallest median of its pairs, in pixels, as in `Fit`."""
+
+    view: int
+    matches: int
+    residual: float
+
+
 @dataclass(frozen=True, eq=False)
 class Fit:
     """How well matches fit the poses.
 
     residual: median Sampson distance of all matches, in pixels of a photo whose longer side has LONGEST. matches: how
-    many there are. pairs: how many pairs of views they come from. points: (n, 3) triangulated, in the poses'
-    coordinates; seen_by: (n, 2) the two views that show each.
+    many there are. pairs: of views that have matches, each with how many, and their median distance. points: (n, 3)
+    triangulated, in the poses' coordinates; seen_by: (n, 2) the two views that show each.
     """
 
     residual: float
     matches: int
-    pairs: int
+    pairs: list[tuple[int, int, int, float]]
     points: np.ndarray
     seen_by: np.ndarray
 
@@ -70,10 +80,25 @@ class Fit:
         """Whether they are: enough matches, and most of them where the poses put them."""
         return self.matches >= _ENOUGH and self.residual < _FITS
 
+    @property
+    def misfits(self) -> list[Misfit]:
+        """Views that fit none of at least two others that they were matched with, one of which fits elsewhere."""
+        if self.matches < _ENOUGH or self.unlikely:
+            return []
+        wrong = max(_WRONG, _STANDS_OUT * self.residual)
+        fitting = {k for i, j, _, residual in self.pairs for k in (i, j) if residual <= wrong}
+        found = []
+        for view in sorted({k for i, j, *_ in self.pairs for k in (i, j)} - fitting):
+            mine = [pair for pair in self.pairs if view in pair[:2]]
+            matches = sum(pair[2] for pair in mine)
+            if len(mine) >= 2 and matches >= _TELLING and any(fitting & {i, j} for i, j, *_ in mine):
+                found.append(Misfit(view, matches, min(pair[3] for pair in mine)))
+        return found
+
 
 def fit(views: Sequence[View]) -> Fit:
     """Matches a few pairs of close views and holds the matches against the views' poses and lenses."""
-    residuals, points, seen_by, pairs = [np.empty(0)], [np.empty((0, 3))], [np.empty((0, 2), dtype=int)], 0
+    residuals, points, seen_by, pairs = [np.empty(0)], [np.empty((0, 3))], [np.empty((0, 2), dtype=int)], []
     chosen = _pairs(np.stack([view.pose for view in views]))
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV releases the interpreter's lock
         list(pool.map(_features_of, [views[k] for k in {k for pair in chosen for k in pair}]))
@@ -81,11 +106,11 @@ def fit(views: Sequence[View]) -> Fit:
         matches = _match(i, j, views)
         if matches is None:
             continue
-        pairs += 1
         distance = sampson_distance(matches, views[i].pose, views[j].pose)
         lens = views[i].lens
         pixels = distance * lens.fx * LONGEST / max(lens.width, lens.height)
         residuals.append(pixels)
+        pairs.append((i, j, len(pixels), float(np.median(pixels))))
         found = triangulate(matches, views[i].pose, views[j].pose)
         sure = (pixels < _FITS) & np.isfinite(found).all(1)
         points.append(found[sure])

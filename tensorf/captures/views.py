@@ -150,11 +150,13 @@ def checked_lens(lens: Lens, source: Path, what: str) -> Lens:
 def report_missing(source: Path, missing: list[str], listed: int) -> None:
     """One warning for all photos that `source` lists and the disk lacks; UserError where too few are left."""
     left = listed - len(missing)
+    if left < MINIMUM_VIEWS and not missing:
+        photos = "1 photo" if listed == 1 else f"{listed or 'no'} photos"
+        raise UserError(f"{source} lists {photos}; at least {MINIMUM_VIEWS} are needed, so take more of the scene")
     if left < MINIMUM_VIEWS:
-        first = f" ({missing[0]} is the first that is missing)" if missing else ""
         raise UserError(
-            f"{source}: {left} of {listed} listed photos exist{first}; at least {MINIMUM_VIEWS} are needed, "
-            "so check that the photos lie where the file says"
+            f"{source}: {left} of {listed} listed photos exist ({missing[0]} is the first that is missing); at least "
+            f"{MINIMUM_VIEWS} are needed, so check that the photos lie where the file says"
         )
     if missing:
         log.warning(

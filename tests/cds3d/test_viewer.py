@@ -282,14 +282,14 @@ def pose(eye=(0, 0, 0), forward=(0, 0, 1)):
 
 
 def test_a_view_straight_back_is_still_a_rotation():
-    limits = CameraLimits([Camera(pose((x, 0, 0)), 50, 50, 32, 24, 64, 48) for x in (0.0, 1.0)])
+    limits = CameraLimits([Camera(pose((x, 0, 0)), 50, 50, 32, 24, 64, 48) for x in (0.0, 1.0)], 4.0)
     held = limits.limited(pose((0.0, 0, 0), (0, 0, -1)))
     torch.testing.assert_close(held[:, :3].T @ held[:, :3], torch.eye(3))
 
 
 def test_views_stay_near_the_cameras():
     cameras = [Camera(pose((x, 0, 0)), 50, 50, 32, 24, 64, 48) for x in (0.0, 1.0, 2.0)]
-    limits = CameraLimits(cameras)
+    limits = CameraLimits(cameras, 4.0)
     assert limits.reach == 2.0
     inside = pose((1.2, 0.5, 0), (0.1, 0, 1))
     torch.testing.assert_close(limits.limited(inside), inside)

@@ -411,6 +411,14 @@ def test_folder_errors(tmp_path):
     expect_error(tmp_path, "width=0", width=0)
 
 
+@pytest.mark.parametrize(("count", "photos"), [(1, "1 photo;"), (2, "2 photos;")])
+def test_few_photos_are_not_said_to_be_missing(tmp_path, count, photos):
+    write_transforms(tmp_path, row_of_cameras(count))
+    expect_error(tmp_path, f"transforms.json lists {photos} at least 3 are needed", "take more")
+    (tmp_path / "images" / "0.png").unlink()
+    expect_error(tmp_path, f"{count - 1} of {count} listed photos exist (images/0.png", "where the file says")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -11,7 +11,7 @@ from tiny_captures import edit_json, expect_error, moved, ring, row_of_cameras, 
 from tensorf.cameras import Camera
 from tensorf.captures import load_capture
 from tensorf.captures.capture import _sightings
-from tensorf.captures.geometry import focus_point, place, seen_depths
+from tensorf.captures.geometry import astray, focus_point, place, seen_depths
 from tensorf.captures.views import Lens, Listing, View
 from tensorf.captures.writing import capture_poses
 from tensorf.errors import UserError
@@ -130,6 +130,44 @@ def test_the_near_plane_leaves_room_for_plain_things_before_the_points():
     close = middle[:300] / 10 + (poses[0][:, 3] + poses[0][:, 2])  # 1 before the first camera, of 4.12
     near = place(listing, "auto", None, False, np.concatenate([middle, close])).near
     assert near == pytest.approx(0.75 / np.hypot(4, 1), rel=0.05)
+
+
+def test_few_points_do_not_tell_the_near_plane():
+    poses, lens = ring(8, radius=4.0), Lens(10.0, 10.0, 6.0, 4.0, 12, 8)
+    listing = Listing(Path("capture"), [View(f"{i}", Path(f"{i}.png"), pose, lens) for i, pose in enumerate(poses)])
+    middle = np.random.default_rng(0).uniform(-0.3, 0.3, (50, 3))
+    assert place(listing, "auto", None, False, middle).near == 0.45
+    assert place(listing, "auto", None, False, middle[:49]).near == 0.1
+
+
+def test_cameras_that_are_few_and_far_off_stand_astray():
+    ten = np.array(ring(10))[:, :, 3]
+    assert not astray(ten).any()
+    for factor, said in ((9.0, False), (12.0, True)):
+        moved_off = np.concatenate([ten, [[factor * 4, 0, 1]]])
+        assert astray(moved_off).tolist() == [False] * 10 + [said]
+    assert not astray(np.concatenate([ten, [[80, 0, 0], [90, 0, 0]]])).any()  # two of twelve are a part of the capture
+    assert not astray(np.array([[0.0, 0, 0]] * 9 + [[1, 0, 0]])).any()  # a video that rests: no distance is usual
+
+
+@pytest.mark.parametrize("make", [ring, row_of_cameras])
+def test_a_camera_astray_leaves_the_world_where_it_is_and_is_named(tmp_path, caplog, make):
+    poses = make(12)
+    far = poses[5].copy()
+    far[:, 3] += (400.0, 0.0, -400.0)
+    write_transforms(tmp_path / "good", poses)
+    write_transforms(tmp_path / "bad", [*poses, far])
+    good = load_capture(tmp_path / "good")
+    assert "stands" not in caplog.text
+    bad = load_capture(tmp_path / "bad")
+    assert bad.space == good.space and bad.near == good.near
+    torch.testing.assert_close(bad.world_from_capture, good.world_from_capture)
+    torch.testing.assert_close(bad.box, good.box)
+    torch.testing.assert_close(bad.reference, good.reference, atol=1e-6, rtol=0)
+    line = caplog.records[-1].getMessage()
+    assert "transforms.json: the camera of images/12.png stands" in line and "Estimate its pose again" in line
+    away = np.linalg.norm(np.array([*poses, far])[:, :, 3] - np.median([*poses, far], axis=0)[:, 3], axis=1)
+    assert f" {away[12] / np.median(away):.3g} times" in line
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.002])

@@ -12,7 +12,7 @@ from tiny_captures import frame
 
 from tensorf.captures import load_capture
 from tensorf.captures.llff import read_llff
-from tensorf.captures.matching import Matches, _features_of, fit, sampson_distance, triangulate
+from tensorf.captures.matching import Fit, Matches, Misfit, _features_of, fit, sampson_distance, triangulate
 from tensorf.captures.views import Lens, View
 from tensorf.errors import UserError
 
@@ -96,9 +96,35 @@ def as_text(tmp_path_factory):
 
 def test_right_poses_fit_and_wrong_ones_do_not(numbered):
     good = fit(views(poses(), numbered, NAMES))
-    assert good.residual < 1 and not good.unlikely and good.matches > 500 and good.pairs >= 10
+    assert good.residual < 1 and not good.unlikely and good.matches > 500 and len(good.pairs) >= 10
     bad = fit(views(poses(), numbered, sorted(NAMES)))
     assert bad.residual > 5 and bad.unlikely
+
+
+def test_photos_that_were_swapped_are_named(numbered, tmp_path, caplog):
+    load_capture(numbered, order="number")
+    assert "does not fit its pose" not in caplog.text and fit(views(poses(), numbered, NAMES)).misfits == []
+    shutil.copytree(numbered, tmp_path, dirs_exist_ok=True)
+    for a, b in (("3.png", "10.png"), ("10.png", "3.png")):
+        shutil.copyfile(numbered / "images" / a, tmp_path / "images" / b)
+    load_capture(tmp_path, order="number", test_every=0)
+    lines = [r.getMessage() for r in caplog.records if "does not fit its pose" in r.getMessage()]
+    assert [line.split(" does")[0].split()[-1] for line in lines] == ["3.png", "10.png"]
+    assert all("undo that" in line and "pixels" in line for line in lines)
+    assert "disagree" not in caplog.text
+
+
+def test_a_photo_is_wrong_if_it_fits_none_of_several_that_fit():
+    def found(*pairs):
+        return Fit(0.5, 1000, list(pairs), np.empty((0, 3)), np.empty((0, 2), int)).misfits
+
+    good = [(0, 1, 300, 0.4), (1, 2, 300, 0.5), (2, 3, 300, 0.5)]
+    assert found(*good, (1, 4, 30, 9.0), (2, 4, 30, 12.0)) == [Misfit(4, 60, 9.0)]
+    assert found(*good, (1, 4, 60, 9.0)) == []  # one pair: it could be either's fault
+    assert found(*good, (1, 4, 15, 9.0), (2, 4, 15, 12.0)) == []  # too few
+    assert found(*good, (1, 4, 30, 9.0), (2, 4, 30, 1.0)) == []
+    wrong = [(1, 4, 30, 9.0), (2, 4, 30, 12.0), (1, 5, 30, 9.0), (2, 5, 30, 12.0)]
+    assert [m.view for m in found(*good, *wrong, (4, 6, 40, 9.0), (5, 6, 40, 9.0))] == [4, 5]  # 6 had no other partners
 
 
 def test_points_lie_on_what_was_photographed(numbered):

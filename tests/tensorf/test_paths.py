@@ -50,7 +50,7 @@ def test_paths_move_and_stay_upright(kind):
 def test_an_orbit_of_cameras_all_around_is_a_whole_turn():
     cameras = cameras_around(12, degrees=330)
     path = camera_path("orbit", cameras, 16)
-    center = nearest_point(torch.stack([c.pose for c in cameras]))
+    center = nearest_point(torch.stack([c.pose for c in cameras]), 1.0)
     assert torch.allclose(center, TARGET, atol=1e-4)
     for camera in path:
         offset = center - camera.position
@@ -66,7 +66,7 @@ def test_an_orbit_of_cameras_all_around_is_a_whole_turn():
 def test_an_orbit_stays_where_cameras_were():
     cameras = cameras_around(7)  # on a third of a turn
     path = camera_path("orbit", cameras, 20)
-    center = nearest_point(torch.stack([c.pose for c in cameras]))
+    center = nearest_point(torch.stack([c.pose for c in cameras]), 1.0)
     angles = []
     for camera in path:
         offset = camera.position - center
@@ -166,12 +166,26 @@ def test_an_orbit_of_cameras_that_look_outwards_looks_outwards():
         assert (camera.forward * nearest.forward).sum() > 0.9
 
 
+def passed(path, cameras):
+    """The frame of the path that is nearest to each camera, which has to be there."""
+    places = torch.stack([c.position for c in path])
+    step = (places[1:] - places[:-1]).norm(dim=1).max()
+    nearest = []
+    for camera in cameras:
+        away = (places - camera.position).norm(dim=1)
+        assert away.min() <= 0.6 * step
+        nearest.append(int(away.argmin()))
+        assert (path[nearest[-1]].pose[:, :3] - camera.pose[:, :3]).abs().max() < 0.1
+    return nearest
+
+
 def test_interpolation_goes_back_the_same_way_where_the_ends_are_far_apart():
     cameras = cameras_around(7, degrees=180)
-    path = camera_path("interpolate", cameras, 24)  # 12 frames each way, 2 from a camera to the next
-    for i, camera in enumerate(cameras):
-        assert torch.allclose(path[2 * i].pose, camera.pose, atol=1e-5)
-    for i in range(1, 12):
+    path = camera_path("interpolate", cameras, 120)
+    assert passed(path[:61], cameras) == sorted(passed(path[:61], cameras))
+    assert torch.allclose(path[0].pose, cameras[0].pose, atol=1e-5)
+    assert torch.allclose(path[60].pose, cameras[-1].pose, atol=1e-5)
+    for i in range(1, 60):
         assert torch.allclose(path[i].pose, path[-i].pose, atol=1e-5)
     assert min((c.position - TARGET).norm() for c in path) > 1.9  # never through what was photographed
 
@@ -198,12 +212,44 @@ def test_rotations_turn_evenly(make, degrees):
 
 def test_interpolation_passes_through_the_cameras():
     cameras = cameras_around(5, degrees=300)
-    path = camera_path("interpolate", cameras, 20)  # 4 frames a camera
-    for i, camera in enumerate(cameras):
-        assert torch.allclose(path[4 * i].pose, camera.pose, atol=1e-5)
-    # Halfway between the first two: the mean of their positions.
-    middle = (cameras[0].position + cameras[1].position) / 2
-    assert torch.allclose(path[2].position, middle, atol=1e-6)
+    path = camera_path("interpolate", cameras, 100)
+    frames = passed(path, cameras)
+    assert frames == sorted(frames) and frames[0] == 0 and frames[-1] < 90  # and from the last one to the first
+
+
+def test_interpolation_keeps_its_pace_and_takes_no_corners():
+    """Photos that were taken at uneven steps, two of them at one place: a hop each would take as long as any other."""
+    angles = [0, 4, 6, 40, 41, 43, 80, 80, 110, 180]
+    cameras = [cameras_around(181, degrees=180)[degrees] for degrees in angles]
+    down = torch.tensor([0.0, 1, 0])
+    cameras = [c.with_pose(look_at(c.position * torch.tensor([1.0, 0, 1]), TARGET, down)) for c in cameras]
+    path = camera_path("interpolate", cameras, 120)[:61]
+    places = torch.stack([c.position for c in path])
+    ways = places[1:] - places[:-1]
+    steps = ways.norm(dim=1)
+    assert steps[3:-3].max() < 1.6 * steps.median() and steps[3:-3].min() > 0.5 * steps.median()
+    assert F.cosine_similarity(ways[1:], ways[:-1]).min() > math.cos(math.radians(12))
+    turns = [((a.pose[:, :3].T @ b.pose[:, :3]).trace() - 1) / 2 for a, b in zip(path, path[1:])]
+    assert max(math.degrees(math.acos(min(1.0, float(turn)))) for turn in turns) < 6  # of 180 in 60 steps
+    still = camera_path("interpolate", [cameras[0]] * 3, 4)
+    assert all(torch.equal(camera.pose, cameras[0].pose) for camera in still)
+
+
+def test_a_closed_way_is_as_smooth_at_its_seam():
+    path = camera_path("interpolate", [c for i, c in enumerate(cameras_around(34, degrees=330)) if i % 3 == 0], 60)
+    places = torch.stack([c.position for c in [*path, path[0], path[1]]])
+    ways = places[1:] - places[:-1]
+    assert F.cosine_similarity(ways[1:], ways[:-1]).min() > math.cos(math.radians(10))
+
+
+@pytest.mark.parametrize("kind", PATHS)
+def test_a_camera_that_stands_astray_is_on_no_path(kind):
+    cameras = cameras_around(12, degrees=330)
+    pose = cameras[4].pose.clone()
+    pose[0, 3] += 300
+    astray = [*cameras[:5], cameras[4].with_pose(pose), *cameras[5:]]
+    for ours, theirs in zip(camera_path(kind, astray, 9), camera_path(kind, cameras, 9), strict=True):
+        torch.testing.assert_close(ours.pose, theirs.pose)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +264,24 @@ def test_nearest_point_by_hand():
     # The line along z through (1, 0) and the line along x at y = 2, z = 5: closest to both is (1, 1, 5).
     along_z = look_at(torch.tensor([1.0, 0, 0]), torch.tensor([1.0, 0, 1]), torch.tensor([0.0, 1, 0]))
     along_x = look_at(torch.tensor([-3.0, 2, 5]), torch.tensor([0.0, 2, 5]), torch.tensor([0.0, 1, 0]))
-    assert torch.allclose(nearest_point(torch.stack([along_z, along_x])), torch.tensor([1.0, 1, 5]), atol=1e-5)
+    assert torch.allclose(nearest_point(torch.stack([along_z, along_x]), 7.0), torch.tensor([1.0, 1, 5]), atol=1e-5)
+
+
+def nearly_parallel(count=9):
+    """Side by side along x, y is down: they look along z, and a little apart, so that their axes meet behind them."""
+    places = [torch.tensor([0.25 * (i - count // 2), 0.0, 0.0]) for i in range(count)]
+    ahead = [place * 1.1 + torch.tensor([0.0, 0, 5]) for place in places]
+    poses = [look_at(place, aim, torch.tensor([0.0, 1, 0])) for place, aim in zip(places, ahead)]
+    return [Camera(pose, 20.0, 20.0, 8.0, 6.0, 16, 12) for pose in poses]
+
+
+def test_cameras_that_face_one_way_look_at_the_depth_that_is_known():
+    cameras = nearly_parallel()
+    poses = torch.stack([c.pose for c in cameras])
+    assert torch.allclose(nearest_point(poses, 3.0), torch.tensor([0.0, 0, 3]), atol=1e-5)  # not at z = -50
+    path = camera_path("orbit", cameras, 20, focus=3.0)
+    assert min(float(c.forward[2]) for c in path) > 0.9
+    assert max(float(c.position.norm()) for c in path) < 1.3
 
 
 def test_look_at_by_hand():
