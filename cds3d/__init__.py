@@ -15,12 +15,14 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # what type checkers and editors read
+    from cds3d.commands.driving import Stopped as Stopped
     from cds3d.commands.edit import edit_command as edit_command
     from cds3d.commands.train import train_command as train_command
     from cds3d.editor import EditConfig as EditConfig
     from cds3d.editor import Editor as Editor
     from cds3d.guidance import Prior as Prior
     from cds3d.guidance import load_prior as load_prior
+    from cds3d.guidance import prior_of_pipeline as prior_of_pipeline
     from cds3d.objectives import OBJECTIVES as OBJECTIVES
     from cds3d.objectives.objective import Prompts as Prompts
     from cds3d.options import load_config as load_config
@@ -41,10 +43,12 @@ _MODULES = {
     "PixelImage": "cds3d.subjects.image",
     "Prior": "cds3d.guidance",
     "Prompts": "cds3d.objectives.objective",
+    "Stopped": "cds3d.commands.driving",
     "UserError": "tensorf.errors",
     "edit_command": "cds3d.commands.edit",
     "load_config": "cds3d.options",
     "load_prior": "cds3d.guidance",
+    "prior_of_pipeline": "cds3d.guidance",
     "train_command": "cds3d.commands.train",
 }
 __all__ = sorted(_MODULES)

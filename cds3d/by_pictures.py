@@ -35,6 +35,7 @@ from tensorf.adam import Adam
 from tensorf.cameras import Camera
 from tensorf.errors import UserError
 from tensorf.local import LocalField
+from tensorf.precision import full_precision
 from tensorf.renderable import FastView, Renderable
 from tensorf.visibility import LocalView
 
@@ -92,6 +93,7 @@ class ViewLatents:
             image.restart(now)
 
     def parameter_groups(self, lr: float) -> list[dict]:
+        """As `Subject.parameter_groups`: one group, of all views' latents."""
         return [{"params": [image.parameter for image in self.images], "lr": lr}]
 
     def pair(self, step: int, generator: torch.Generator) -> LatentPair:
@@ -101,12 +103,14 @@ class ViewLatents:
         return self.images[view].pair(turn, generator)
 
     def observe(self, pair: LatentPair, image_gradient: Tensor) -> None:
-        pass
+        """As `Subject.observe`: there is nothing to learn."""
 
     def state(self) -> dict:
+        """As `Subject.state`: the number of earlier turns."""
         return {"turns": self.turns}
 
     def load_state(self, state: dict) -> None:
+        """As `Subject.load_state`."""
         self.turns = state["turns"]
 
     def decoded(self, view: int) -> tuple[Tensor, Tensor]:
@@ -174,6 +178,7 @@ class PictureEdit:
         return self.editor.config.iterations + self.fit.iterations
 
     @torch.enable_grad()
+    @full_precision
     def step(self) -> dict:
         """One iteration; returns its figures. UserError if a gradient is not finite, or if no region is found.
 

@@ -54,6 +54,7 @@ _PLACES = {
     "view": ("run",),
     "sweep": ("file",),
     "export": ("run", "format"),
+    "list": ("what",),
 }  # arguments without a name
 _SWITCHES = {
     "bench": {"quick": "size=quick|minutes", "full": "size=full|hours on two cores"},
@@ -108,6 +109,9 @@ def _run_command(command: str, argv: list[str]) -> int:
     args, config = parser.parse_intermixed_args(argv), None  # flags and key=value in any order
     try:
         config = _configuration(command, args)
+        from cds3d.commands.early import check_words
+
+        check_words(command, config)
         from cds3d.threads import set_threads  # torch comes with it
 
         set_threads(config)
@@ -173,9 +177,10 @@ _SMALLER = {
 
 
 def _less_memory(command: str, config) -> str:
-    """What to do when a command has run out of memory."""
+    """What to do when a command has run out of memory. config: None before it is known."""
     # The type may change on the way; sizes may not.
-    dtype = f"use guidance.dtype={_half_precision(config)}, or " if command == "edit" else ""
+    is_half = config is not None and command == "edit" and config.guidance.dtype != "fp32"
+    dtype = f"use guidance.dtype={_half_precision(config)}, or " if command == "edit" and not is_half else ""
     smaller = f"; or {_SMALLER[command]}" if command in _SMALLER else ""
     return f"{dtype}free memory elsewhere, and {_onward(command)}{smaller}"
 

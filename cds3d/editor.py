@@ -17,6 +17,7 @@ from cds3d.objectives.objective import Objective, Prompts, check_timesteps, fetc
 from cds3d.subjects import Subject
 from tensorf.adam import Adam
 from tensorf.errors import UserError
+from tensorf.precision import full_precision
 
 OPTIMIZERS = {
     "adam": lambda groups: Adam(groups, betas=(0.9, 0.99)),
@@ -80,6 +81,7 @@ class Editor:
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
 
     @torch.enable_grad()
+    @full_precision
     def step(self) -> dict:
         """One iteration; returns its figures. UserError, with the parameters untouched, if a gradient is not finite.
 
@@ -161,21 +163,46 @@ class Editor:
                 "parameters": parameters,
                 "optimizer": self.optimizer.state_dict(),
                 "subject": self.subject.state(),
+                "kind": type(self.subject).__name__,
             }
         )
 
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
-        """Take what `state_dict` gave, which stays as it is. UserError for a state of another seed."""
+        """Take what `state_dict` gave, which stays as it is. Prompts and objective are not in it, and may be others.
+
+        UserError for a state of another seed. ValueError, with nothing changed, for that of another kind of subject, of
+        other sizes, or of another optimizer.
+        """
         seed = state.get("seed", self.config.seed)  # earlier versions' states have none
         if seed != self.config.seed:
             raise UserError(f"the state is of an edit with seed={seed}, and this edit has seed={self.config.seed}")
+        self._check_kind(state)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for p, saved in zip(parameters, state["parameters"], strict=True):
             p.copy_(saved)
         self.optimizer.load_state_dict(cloned(state["optimizer"]))  # with its rates, which the next step sets anew
         self.subject.load_state(cloned(state["subject"]))
         self.iteration = state["iteration"]
+
+    def _check_kind(self, state: dict) -> None:
+        """ValueError for a state that cannot be of such an edit."""
+        if missing := {"iteration", "parameters", "optimizer", "subject"} - state.keys():
+            raise ValueError(f"the state is not an Editor's: it has no {min(missing)}")
+        mine, kind = type(self.subject).__name__, state.get("kind")  # earlier versions' states have none
+        if kind is not None and kind != mine:
+            raise ValueError(f"the state is of an edit of {kind}, and this edit has {mine}")
+        groups, saved = self.optimizer.param_groups, state["optimizer"]["param_groups"]
+        if [len(g["params"]) for g in groups] != [len(g["params"]) for g in saved]:
+            raise ValueError("the state has other groups of parameters than this edit")
+        if any(("betas" in g) != ("betas" in old) for g, old in zip(groups, saved, strict=True)):
+            raise ValueError(f"the state is of another optimizer than this edit's, which is {self.config.optimizer}")
+        sizes, theirs = [p.shape for g in groups for p in g["params"]], [p.shape for p in state["parameters"]]
+        if len(sizes) != len(theirs):
+            raise ValueError(f"the state has {len(theirs)} parameters, and this edit has {len(sizes)}")
+        for own, other in zip(sizes, theirs, strict=True):
+            if own != other:
+                raise ValueError(f"the state has parameters of the size {tuple(other)}, and this edit of {tuple(own)}")
 
 
 def cloned(value):

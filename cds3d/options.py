@@ -16,17 +16,16 @@ from dataclasses import MISSING, fields
 from functools import lru_cache
 from pathlib import Path, PurePath
 
-import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tensorf.captures.heic import HEIC_SUFFIXES
-from tensorf.captures.images import is_photo
-from tensorf.devices import usable_device
 from tensorf.errors import UserError, reason
+
+if typing.TYPE_CHECKING:
+    import torch  # which takes seconds, and wrong options are told without it
 
 MOST_SEED = 10**12  # times a million, plus the iteration, is a seed of torch's
 _ROOT = Path(__file__).resolve().parents[1]
@@ -44,7 +43,7 @@ _TEXT = (
     "scene.prompt",
 )  # or null
 _TEXT += ("guidance.path", "guidance.config", "guidance.revision", "clip", "where", "mask", "path", "format", "file")
-_TEXT += ("model", "address", "storage")
+_TEXT += ("model", "address", "storage", "what")
 # Options of edit.py that say what is edited and where results lie: what starts edits by itself sets them itself.
 RESERVED = ("src", "tgt", "image", "capture", "run", "views", "baseline", "scene", "scene.name")
 RESERVED += ("output", "resume", "overwrite")
@@ -100,6 +99,9 @@ def check_assigned(command: str, config: DictConfig) -> None:
 def _meant(command: str, word: str) -> str:
     """What may be meant by a word that is no option."""
     if command in ("train", "edit") and Path(word).exists():
+        from tensorf.captures.heic import HEIC_SUFFIXES  # torch comes with them
+        from tensorf.captures.images import is_photo
+
         is_picture = is_photo(Path(word)) or Path(word).suffix.lower() in HEIC_SUFFIXES
         return f"did you mean --{'image' if command == 'edit' and is_picture else 'capture'} {word}? "
     return f'did you mean --tgt "{word}"? ' if command == "edit" and " " in word else ""
@@ -322,8 +324,7 @@ def require_unset(config: DictConfig, command: str, keys: Iterable[str], why: st
 
 
 def pick_device(name: str) -> torch.device:
-    """auto is the first GPU if there is one. UserError if there is no such device, or one of another kind."""
-    device = usable_device(name)
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device={name} cannot be used (only cpu and cuda are supported): try device=cpu")
-    return device
+    """The device of the option `device`: auto is the first GPU if there is one. UserError as `usable_device`'s."""
+    from tensorf.devices import usable_device  # torch comes with it
+
+    return usable_device(name)

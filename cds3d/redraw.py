@@ -33,6 +33,7 @@ from cds3d.subjects.sources import as_batch, spread, turn_of
 from tensorf.adam import Adam
 from tensorf.errors import UserError
 from tensorf.local import LocalField
+from tensorf.precision import full_precision
 
 log = logging.getLogger("cds3d")
 
@@ -115,6 +116,7 @@ class RedrawnShape:
         return self.editor.config.iterations + self._redraws + self.config.polish
 
     @torch.enable_grad()
+    @full_precision
     def step(self) -> dict:
         """One iteration; returns its figures. UserError if a gradient is not finite, or if no region is found.
 

@@ -65,7 +65,7 @@ def word_masks(
         information = torch.zeros_like(source.latent[:, :1])
         for _ in range(_DRAWS):
             t = int(torch.randint(_T_MIN, _T_MAX + 1, (1,), generator=generator))
-            noise = torch.randn(source.latent.shape, generator=generator)
+            noise = torch.randn(source.latent.shape, generator=generator, dtype=torch.float32)
             noise = noise.to(source.latent.device, non_blocking=True)
             z_t = prior.noised(source.latent, t, noise)
             told, untold = (answer.noise - noise for answer in prior.ask(Query(z_t, t, prompt), Query(z_t, t, null)))

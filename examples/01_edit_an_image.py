@@ -12,6 +12,7 @@ import sys
 
 from cds3d.commands.edit import edit_command
 from cds3d.options import data_folder, load_config
+from cds3d.script import run_script
 
 CAT = data_folder("scenes") / "cat/images/view000.jpg"  # which ships
 
@@ -26,4 +27,4 @@ def main(image=CAT, src="a cat", tgt="a pig", *options):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(run_script(main))

@@ -19,6 +19,7 @@ from cds3d.commands.videos import cameras_along, path_kind
 from cds3d.options import data_folder, load_config
 from cds3d.pictures import side_by_side, to_uint8
 from cds3d.runs import read_config
+from cds3d.script import run_script
 from tensorf.renderable import load_field
 
 FLOWER = data_folder("scenes") / "flower"  # which ships
@@ -41,4 +42,4 @@ def main(capture=FLOWER, src="a yellow flower", tgt="a red flower", *options):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(run_script(main))

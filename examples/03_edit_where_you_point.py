@@ -13,6 +13,7 @@ import torch
 
 from cds3d.commands.edit import edit_command
 from cds3d.options import data_folder, load_config
+from cds3d.script import run_script
 from tensorf.renderable import load_field
 
 FLOWER = data_folder("scenes") / "flower"  # which ships
@@ -34,4 +35,4 @@ def main(capture=FLOWER, src="a yellow flower", tgt="a red flower", at="0.5,0.4,
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(run_script(main))

@@ -11,6 +11,7 @@ import sys
 
 from cds3d.commands.edit import edit_command
 from cds3d.options import data_folder, load_config
+from cds3d.script import run_script
 
 FLOWER = data_folder("scenes") / "flower"  # which ships
 
@@ -32,4 +33,4 @@ def main(capture=FLOWER, first="a yellow flower", second="a red flower", third="
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(run_script(main))

@@ -10,6 +10,7 @@ import sys
 
 from cds3d.commands.export import export_command
 from cds3d.options import load_config
+from cds3d.script import run_script
 from tensorf.captures import load_capture
 from tensorf.captures.colmap_files import load_model
 
@@ -27,4 +28,4 @@ def main(run="outputs/flower/a-red-flower", *options):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(run_script(main))

@@ -1,9 +1,9 @@
 """Edit an image with an objective that you have written: DDS that looks at large t first.
 
     python examples/06_an_objective_of_your_own.py
-    python examples/06_an_objective_of_your_own.py my.png "a cat" "a dog"
+    python examples/06_an_objective_of_your_own.py my.png "a cat" "a dog" guidance=sd15
 
-It edits with pocket, which knows no photographs, and writes outputs/examples/06/descending.png.
+Options of edit.py may follow. It writes outputs/examples/06/descending.png.
 docs/extending.md shows how such a file becomes objective=NAME of every command.
 """
 
@@ -19,6 +19,7 @@ from cds3d.commands.images import read_image
 from cds3d.objectives.objective import Draw
 from cds3d.options import build, data_folder
 from cds3d.pictures import write_image
+from cds3d.script import run_script
 
 CAT = data_folder("scenes") / "cat/images/view000.jpg"  # which ships
 
@@ -30,17 +31,18 @@ class Descending(OBJECTIVES["dds"]):
     def draw(self, latent, progress, generator=None):
         low = round((self.t_max - 200) * (1 - progress) + self.t_min * progress)
         t = int(torch.randint(low, low + 201, (1,), generator=generator))
-        return Draw(t, torch.randn(latent.shape, generator=generator).to(latent.device), generator)
+        noise = torch.randn(latent.shape, generator=generator, dtype=torch.float32)  # on the CPU: devices agree
+        return Draw(t, noise.to(latent.device), generator)
 
 
-def main(image=CAT, src="a cat", tgt="a pig", iterations="200", width="256"):
-    prior = load_prior("pocket", device=torch.device("cpu"))
-    options = load_config("edit", ["edit=latent", "objective=dds", f"edit.iterations={iterations}"])
-    objective = build(Descending, options.objective)
-    subject = LatentImage(read_image(Path(image), int(width)), prior)
-    editor = Editor(
-        subject, prior, objective, Prompts.of(prior, src, tgt), build(EditConfig, options.edit, seed=options.seed)
-    )
+def main(image=CAT, src="a cat", tgt="a pig", *options):
+    config = load_config("edit", ["edit=latent", "objective=dds", *options])
+    picture = read_image(Path(image), config.guidance.image_width)
+    prior = load_prior(config.guidance.path, dtype=config.guidance.dtype, device=config.device)
+    objective = build(Descending, config.objective, group="objective")
+    subject = LatentImage(picture, prior)
+    edit = build(EditConfig, config.edit, group="edit", seed=config.seed)
+    editor = Editor(subject, prior, objective, Prompts.of(prior, src, tgt), edit)
     for _ in tqdm(range(editor.config.iterations)):
         editor.step()
     path = Path("outputs/examples/06/descending.png")
@@ -49,4 +51,4 @@ def main(image=CAT, src="a cat", tgt="a pig", iterations="200", width="256"):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(run_script(main))

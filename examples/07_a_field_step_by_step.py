@@ -19,6 +19,7 @@ from cds3d.commands.sources import take_over_source
 from cds3d.commands.train import source_folder
 from cds3d.commands.videos import resized_to
 from cds3d.options import build, data_folder, pick_device
+from cds3d.script import run_script
 from tensorf import load_field
 
 FLOWER = data_folder("scenes") / "flower"  # which ships
@@ -51,4 +52,4 @@ def main(capture=FLOWER, src="a yellow flower", tgt="a red flower", *options):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(run_script(main))

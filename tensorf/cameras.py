@@ -6,13 +6,14 @@ Axes are OpenCV's throughout: x right, y down, z forward. Pixel (column u, row v
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tensorf.precision import full_precision
+from tensorf.precision import full_precision, rotated
 
 _TOLERANCE = 1e-2  # of R^T R to the identity: rotations that were rounded to two decimals pass
 
@@ -24,8 +25,10 @@ class Camera:
     pose: (3, 4) float32 (others are converted), camera to world, `[R | t]`, R a rotation (right-handed,
     determinant +1). fx, fy, cx, cy: pixels. width, height: pixels.
 
-    Raises ValueError for poses of another shape, and for those on the CPU whose R is no rotation: scaled, sheared,
-    mirrored or not finite. `Capture.camera_at` takes poses of a capture's own coordinates to its world.
+    Raises ValueError for poses of another shape, for those on the CPU whose R is no rotation: scaled, sheared,
+    mirrored or not finite, for fx and fy that are no finite numbers above 0, cx and cy that are not finite, and a width
+    or height that is no whole number of at least 1. `Capture.camera_at` takes poses of a capture's own coordinates to
+    its world.
     """
 
     pose: Tensor
@@ -37,10 +40,20 @@ class Camera:
     height: int
 
     def __post_init__(self):
-        pose = torch.as_tensor(self.pose, dtype=torch.float32)
+        pose = self.pose if isinstance(self.pose, Tensor) else torch.as_tensor(self.pose, device="cpu")
+        pose = pose.to(torch.float32)
         if pose.shape != (3, 4):
             raise ValueError(f"pose of shape {tuple(pose.shape)} has to be (3, 4): [R | t], camera to world")
         object.__setattr__(self, "pose", pose)
+        for name in ("fx", "fy", "cx", "cy"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and (value > 0 or name in ("cx", "cy"))):
+                what = "a finite number" if name in ("cx", "cy") else "a finite number above 0"
+                raise ValueError(f"the camera's {name}={value} has to be {what}, in pixels")
+        for name in ("width", "height"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, np.integer)) or value < 1:
+                raise ValueError(f"the camera's {name}={value!r} has to be a whole number of at least 1, in pixels")
         if pose.device.type == "cpu":  # a GPU would be waited for
             _check_rotation(pose[:, :3].detach().numpy())
 
@@ -90,7 +103,7 @@ class Camera:
             indexing="ij",
         )
         local = torch.stack([(u - self.cx) / self.fx, (v - self.cy) / self.fy, torch.ones_like(u)], -1)
-        rays_d = (local.reshape(-1, 3) @ self.pose[:, :3].T).contiguous()
+        rays_d = rotated(self.pose[:, :3], local.reshape(-1, 3))
         return self.position.expand_as(rays_d).contiguous(), rays_d
 
     def project(self, points: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from tensorf.cameras import Camera
 from tensorf.checkpoint import load_checkpoint, read_kind
 from tensorf.devices import usable_device
 from tensorf.errors import UserError
+from tensorf.precision import full_precision
 from tensorf.space import Space
 
 
@@ -74,6 +75,7 @@ _FILE = "field.safetensors"  # a run folder's field
 KINDS = {"tensorf": load_checkpoint, "local": load_checkpoint, "official": load_checkpoint}
 
 
+@full_precision
 def load_field(path: str | Path, device: torch.device | str = "cpu") -> Renderable:
     """Read a field of any kind.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from tensorf.cameras import Camera
 from tensorf.contraction import SPAN, RayWarp, contract, expand
 from tensorf.errors import UserError
-from tensorf.precision import full_precision
+from tensorf.precision import full_precision, rotated
 
 NEAR_MARGIN = 0.75  # of the nearest depth, as the LLFF code: bounds from sparse points cut into near surfaces
 
@@ -136,7 +136,7 @@ class Space:
 
     def _ndc_rays(self, origins: Tensor, directions: Tensor, checked: bool) -> Rays:
         rotation, center = self.reference[:, :3].to(origins), self.reference[:, 3].to(origins)
-        o, d = (origins - center) @ rotation, directions @ rotation
+        o, d = rotated(rotation.T, origins - center), rotated(rotation.T, directions)
         viewdirs = torch.nn.functional.normalize(d, dim=1)
         if not checked and (viewdirs[:, 2] < _LEAST_FORWARD).any():
             raise UserError(
@@ -208,8 +208,9 @@ class Space:
         origins, directions = (a.to(depth) for a in camera.pixel_rays())
         flat = depth.reshape(-1, 1)
         if self.kind == "ndc":
-            axis, center = self.reference[:, 2:3].to(depth), self.reference[:, 3].to(depth)
-            steps = (flat - (origins - center) @ axis) / (directions @ axis)
+            axis, center = self.reference[:, 2].to(depth), self.reference[:, 3].to(depth)
+            ahead, per_step = (((v * axis).sum(1, keepdim=True)) for v in (origins - center, directions))
+            steps = (flat - ahead) / per_step
         else:
             steps = flat / directions.norm(dim=1, keepdim=True)
         return (origins + steps * directions).view(*depth.shape, 3)
@@ -217,7 +218,7 @@ class Space:
     def depth_of(self, camera: Camera, points: Tensor) -> Tensor:
         """The depth (...) at which a camera sees world points (..., 3), counted as `depth` does."""
         if self.kind == "ndc":
-            return (points - self.reference[:, 3].to(points)) @ self.reference[:, 2].to(points)
+            return ((points - self.reference[:, 3].to(points)) * self.reference[:, 2].to(points)).sum(-1)
         return (points - camera.position.to(points)).norm(dim=-1)
 
 

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from tensorf.adam import Adam
 from tensorf.captures import Capture
+from tensorf.devices import usable_device
 from tensorf.errors import UserError
 from tensorf.exposure import LEARNT, UNEVEN, Exposure, exposure_difference
 from tensorf.field import Field, FieldConfig
 from tensorf.losses import away_from_points, distortion
 from tensorf.packed import ray_sum
-from tensorf.precision import full_precision
+from tensorf.precision import full_precision, rotated
 from tensorf.pruning import measure, occupied_box
 from tensorf.render import render_rays
 from tensorf.settings import TrainConfig, finest_resolution, grid_resolution, step_count
@@ -67,7 +68,7 @@ class PixelBatches:
         """(n, 3) of unit depth, in the world, through pixels in row v and column u, float32 if they are tensors."""
         fx, fy, cx, cy = self.intrinsics[view].T
         local = torch.stack([(u + 0.5 - cx) / fx, (v + 0.5 - cy) / fy, torch.ones_like(fx)], -1)
-        return torch.einsum("nij,nj->ni", self.poses[view, :, :3], local)
+        return rotated(self.poses[view, :, :3], local)
 
 
 def _true_places(masks: Tensor) -> Tensor:
@@ -104,13 +105,16 @@ class Trainer:
         capture: Capture,
         field_config: FieldConfig,
         config: TrainConfig,
-        device: torch.device,
+        device: torch.device | str,
         start: Field | None = None,
     ):
-        """start: a field of this capture and configuration to go on from; a copy of it is trained, at its own size.
+        """device: "auto" is the first GPU if there is one, else the CPU; UserError if there is no such device.
+
+        start: a field of this capture and configuration to go on from; a copy of it is trained, at its own size.
 
         The configuration's stages are for fields that begin coarse, and are left out then.
         """
+        device = usable_device(device)
         if start is not None:
             config = replace(config, stages=(1.0,), upsample_at=())
         self.capture, self.config, self.device, self.iteration = capture, config, device, 0

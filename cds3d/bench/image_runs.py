@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 
 from cds3d.bench.items import Failure, Item
 from cds3d.commands.baselines import build_baseline
-from cds3d.commands.edit import edit_command, refuse_options_of_scenes
+from cds3d.commands.early import refuse_options_of_scenes
+from cds3d.commands.edit import edit_command
 from cds3d.commands.preparing import build_objective
 from cds3d.editor import EditConfig
 from cds3d.options import RESERVED, build, dotted_keys, groups, load_config, pick_device, set_text

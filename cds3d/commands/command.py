@@ -20,8 +20,10 @@ from cds3d.threads import threads_of
 Result = TypeVar("Result")
 
 
-def command(function: Callable[[DictConfig], Result]) -> Callable[[DictConfig], Result]:
+def command(function: Callable[..., Result]) -> Callable[..., Result]:
     """`function`, which is called NAME_command, on a copy of its configuration: commands fill in what is left open.
+
+    The configuration comes first; other arguments are passed on.
 
     It has the CPU threads that `config.threads` says. When it ends, however it does, torch has the threads of before,
     and the folders that it worked in are free again. UserError for texts that cannot be read.
@@ -29,10 +31,10 @@ def command(function: Callable[[DictConfig], Result]) -> Callable[[DictConfig], 
     name = function.__name__.removesuffix("_command")
 
     @wraps(function)
-    def on_a_copy(config: DictConfig) -> Result:
+    def on_a_copy(config: DictConfig, *more, **named) -> Result:
         config = copy.deepcopy(config)
         check_assigned(name, config)
         with threads_of(config), letting_go():
-            return function(config)
+            return function(config, *more, **named)
 
     return on_a_copy

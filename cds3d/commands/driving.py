@@ -1,10 +1,11 @@
-"""The loop around a training or an edit: progress bar, log, states as it goes, Ctrl-C, resume."""
+"""The loop around a training or an edit: progress bar, log, states as it goes, Ctrl-C, resume, `on_step`."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 from tqdm import tqdm
@@ -14,6 +15,24 @@ from cds3d.runs import RunFolder
 from tensorf.errors import UserError, reason
 
 log = logging.getLogger("cds3d")
+
+# (iterations that are done, of so many, figures of the last one) -> whether to stop; None goes on.
+OnStep = Callable[[int, int, dict[str, float]], bool | None]
+_on_step: ContextVar[OnStep | None] = ContextVar("on_step", default=None)  # of the command that this thread is in
+
+
+class Stopped(Exception):
+    """`on_step` has ended a command. The state is kept: the same command with resume=true goes on from there."""
+
+
+@contextmanager
+def telling(on_step: OnStep | None) -> Iterator[None]:
+    """Meanwhile `drive` calls `on_step` after each iteration of this thread's work; None: what it called before."""
+    before = _on_step.set(on_step or _on_step.get())
+    try:
+        yield
+    finally:
+        _on_step.reset(before)
 
 
 class Work(Protocol):
@@ -37,7 +56,8 @@ def drive(
     The seconds of the earlier parts of a resumed run are included. each: called after every step with what it returned,
     the progress bar and the TensorBoard writer. The state is kept every `save_every` iterations, at the end, on Ctrl-C,
     and if nobody reads any more what is told. When a step raises UserError the state stays the one that was kept
-    before: numbers may have gone wrong since. UserError for a state that the work cannot take.
+    before: numbers may have gone wrong since. UserError for a state that the work cannot take, and `Stopped` where a
+    program's `on_step` ends it.
     """
     if (state := run.load_state()) is not None:
         try:
@@ -61,10 +81,14 @@ def drive(
                 whole = True
                 bar.update()
                 each(result, bar, writer)
-                told = result if isinstance(result, dict) else {}
-                run.report(work.iteration, iterations, {k: v for k, v in told.items() if isinstance(v, (int, float))})
+                told = result if isinstance(result, dict) else {"psnr_db": result}  # trainings give it alone
+                figures = {k: v for k, v in told.items() if isinstance(v, (int, float))}
+                run.report(work.iteration, iterations, figures)
                 if work.iteration % save_every == 0:
                     run.save_state(work.state_dict())
+                if (on_step := _on_step.get()) is not None and on_step(work.iteration, iterations, figures):
+                    run.save_state(work.state_dict())
+                    raise Stopped(f"at iteration {work.iteration}; the state is kept: resume=true goes on")
                 check()
     except KeyboardInterrupt:
         if not whole:  # pressed twice: parameters may have moved and the rest of the step not

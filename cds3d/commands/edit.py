@@ -14,7 +14,8 @@ from torch import Tensor
 
 from cds3d.by_pictures import FitConfig, PictureEdit
 from cds3d.commands.command import command
-from cds3d.commands.driving import Work, after_the_last_iteration, drive
+from cds3d.commands.driving import OnStep, Work, after_the_last_iteration, drive, telling
+from cds3d.commands.early import check_image
 from cds3d.commands.evaluation import evaluate_edit, load_clip
 from cds3d.commands.history import EditHistory, take_over
 from cds3d.commands.images import edit_image, tensor_fingerprint
@@ -65,8 +66,19 @@ _DEPTH_WIDTH = 126  # pixels: enough to see surfaces move, a quarter of the time
 
 
 @command
-def edit_command(config: DictConfig) -> Path:
-    """Edit what `config` says (configs/edit.yaml) and return the run folder."""
+def edit_command(config: DictConfig, on_step: OnStep | None = None) -> Path:
+    """Edit what `config` says (configs/edit.yaml) and return the run folder.
+
+    on_step: called after each iteration with the number of iterations that are done, how many there are, and the
+    iteration's figures, as {"gradient_rms/color": 0.01, ...}. If it returns True the state is kept and `Stopped` is
+    raised. A source field that is trained first calls it too, with the iterations of the training and {"psnr_db": ...}.
+    It is not called while figures and videos are made in the end.
+    """
+    with telling(on_step):
+        return _edit(config)
+
+
+def _edit(config: DictConfig) -> Path:
     if config.views is not None:
         return _refit_scene(config)
     positive(config, "guidance.scale")
@@ -82,25 +94,13 @@ def edit_command(config: DictConfig) -> Path:
 def _history(config: DictConfig) -> EditHistory | None:
     """What the edit of a scene starts from; None for that of an image. UserError for what only scenes have."""
     boolean(config, "paste")
-    if config.image is not None and config.capture is not None:
-        raise UserError("give either --image or --capture, not both")
     if config.image is None:
         if config.paste:
             raise UserError("paste= is for --image, not for scenes")
         capture_root(config)  # a missing scene is told first
         return take_over(config)
-    refuse_options_of_scenes(config)
+    check_image(config)
     return None
-
-
-def refuse_options_of_scenes(config: DictConfig) -> None:
-    """UserError for options that the edit of an image does not have."""
-    for key in ("run", "where", "mask", "box", "ball", "at", "region", "radius"):
-        if config[key] is not None:
-            told = f"--{key}" if key in ("run", "where") else f"{key}="
-            raise UserError(f"{told} is for scenes, not for --image")
-    groups = ("scene", "field", "zoom", "carve", "refit", "preview_every")
-    require_unset(config, "edit", groups, "is for scenes, not for --image")
 
 
 def _warn_of_unused_options(config: DictConfig, pointing: Pointing) -> None:
@@ -353,8 +353,8 @@ def _forecast(
     before = memory_mb(prior.device)  # asked first: what the forecast itself frees stays with the process
     parts = field_edit_mb(prior, prompts.target, field, len(views), *size, objective.unet_graphs, local, redrawn)
     expected = before + sum(parts.values())
-    told = ", ".join(f"{name} {mb:.0f}" for name, mb in parts.items())
-    log.info("expecting a peak of %.1f GB of memory: %.0f MB now, and %s", expected / 1024, before, told)
+    told = " + ".join(f"{name} {mb:.0f} MB" for name, mb in parts.items())
+    log.info("expecting a peak of %.1f GB of memory: %.0f MB in use now + %s", expected / 1024, before, told)
     return expected
 
 
@@ -365,7 +365,7 @@ def train_source(config: DictConfig, path: Path) -> None:
         OmegaConf.update(train, key, config[key], force_add=True)
     train.resume = (path / "state" / "state.pt").exists()
     try:
-        train_command(train)
+        train_command(train)  # tells `on_step` too
     except UserError as error:
         if (path / "metrics.json").exists():  # another process has finished it meanwhile
             return

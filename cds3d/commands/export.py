@@ -8,23 +8,16 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from cds3d.commands.command import command
-from cds3d.commands.evaluation import rendered
 from cds3d.commands.scenes import load_scene, naming_options, require_capture_of
-from cds3d.commands.videos import cameras_along
-from cds3d.export.dataset import write_dataset, write_points
-from cds3d.export.splats import write_splats
-from cds3d.export.surface import surface_points
+from cds3d.commands.videos import cameras_along, check_path
+from cds3d.export.field import FORMATS, own_views, write_export
 from cds3d.options import boolean, pick_device, whole
 from cds3d.runs import read_config
 from tensorf.cameras import size_for_width
 from tensorf.errors import UserError
-from tensorf.files import atomic_folder
 from tensorf.renderable import load_field
 
 log = logging.getLogger("cds3d")
-
-FORMATS = ("dataset", "splats", "points")
-
 
 _DATASET = ("images", "sparse", "points.ply", "transforms.json", ".DS_Store")  # what a dataset consists of
 
@@ -38,6 +31,8 @@ def export_command(config: DictConfig) -> Path:
         raise UserError(f"format={config.format} is unknown; use one of: {', '.join(FORMATS)}")
     if config.path is not None and config.format != "dataset":
         raise UserError(f"path= adds views to a dataset; {config.format} has none")
+    if config.path is not None:
+        check_path(config.path)
     boolean(config, "overwrite")
     whole(config, "frames", "points", least=1)
     run = Path(config.run)
@@ -47,12 +42,7 @@ def export_command(config: DictConfig) -> Path:
         raise UserError(f"{run} is the edit of an image: only fields can be exported")
     require_capture_of(run, of_run)
     field, capture = load_field(run / "field.safetensors", pick_device(config.device)), load_scene(of_run, run)
-    cameras, names = list(capture.cameras), [Path(name).stem for name in capture.image_names]
-    if len(set(names)) < len(names):  # two folders of photos with the same names
-        names = [f"{i:04d}" for i in range(len(names))]
-    held_out = {names[i] for i in capture.test}
-    used = sorted([*capture.train, *capture.test])
-    cameras, names = [cameras[i] for i in used], [names[i] for i in used]
+    names, cameras = own_views(capture)
     if config.path is not None:
         along = cameras_along(capture, config.path, config.frames)
         cameras += [c.resized(cameras[0].width, cameras[0].height) for c in along]
@@ -61,17 +51,10 @@ def export_command(config: DictConfig) -> Path:
         whole(config, "width", least=16)
         cameras = [c.resized(*size_for_width(c.width, c.height, config.width)) for c in cameras]
     with naming_options("scene", "space"):
-        views = rendered(field, cameras, "views")
-    points, half_widths = surface_points(field, capture, cameras, views, config.points)
-    if config.format == "dataset":
-        with atomic_folder(output) as begun:
-            write_dataset(begun, capture, names, cameras, views, held_out, points)
-    elif config.format == "splats":
-        write_splats(output, points, half_widths)
-        log.info("a preview: one round Gaussian for each of %d pixels; to train splats, export a dataset", len(points))
-    else:
-        write_points(output, points)
-    log.info("%s: %s", output, f"{len(names)} views and {len(points)} points" if output.is_dir() else len(points))
+        count = write_export(field, capture, config.format, output, names, cameras, config.points)
+    if config.format == "splats":
+        log.info("a preview: one round Gaussian for each of %d pixels; to train splats, export a dataset", count)
+    log.info("%s: %s", output, f"{len(names)} views and {count} points" if output.is_dir() else count)
     return output
 
 

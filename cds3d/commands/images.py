@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from cds3d.commands.driving import after_the_last_iteration, drive
+from cds3d.commands.early import require_picture_file
 from cds3d.commands.evaluation import clip_figures, load_clip
 from cds3d.commands.preparing import log_step, output_folder, prepare, warn_of_photographs
 from cds3d.editor import EditConfig, Editor
@@ -39,8 +40,6 @@ def edit_image(config: DictConfig) -> Path:
 
         return edit_by_baseline(config)
     device, path = pick_device(config.device), Path(config.image)
-    if config.edit.get("parameter") not in _PARAMETERS:
-        raise UserError("an image is edited with edit=latent or edit=pixels")
     image = configured_image(config)
     edit_config = build(EditConfig, config.edit, group="edit", seed=config.seed)
     run = RunFolder(output_folder(config, Path("outputs") / "images" / path.stem), config)
@@ -124,8 +123,7 @@ def read_image(path: Path, longest: int | None = None) -> torch.Tensor:
 
     UserError if it cannot be read, or has fewer than 16x16 pixels.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
+    require_picture_file(path)
     picture = Image.fromarray(read_picture(path, white=True, upright=True))
     if min(picture.size) < 16:
         raise UserError(f"{path} is {picture.width}x{picture.height}: at least 16x16 pixels are needed")

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from cds3d.commands.driving import Work
+from cds3d.commands.early import check_words_of_prompts
 from cds3d.guidance import Prior, load_prior
 from cds3d.objectives import OBJECTIVES
 from cds3d.objectives.objective import Objective, Prompts, check_timesteps
@@ -27,16 +28,8 @@ _PICTURES = 8  # times in an edit that pictures go to TensorBoard
 
 
 def check_prompts(config: DictConfig) -> None:
-    """Fill in the source prompt; UserError for prompts that cannot make an edit."""
-    if config.tgt is None or not str(config.tgt).strip():
-        raise UserError('--tgt is empty: say what it should become, as in --tgt "a red flower"')
-    if config.src is None and config.image is None:
-        config.src = config.scene.prompt  # after --run its target prompt: `history.take_over`
-    if config.src is None or not str(config.src).strip():
-        raise UserError('--src is missing: say what is there now, as in --src "a yellow flower"')
-    config.src, config.tgt = str(config.src).strip(), str(config.tgt).strip()
-    if config.src.lower() == config.tgt.lower():
-        raise UserError(f'--src and --tgt are both "{config.tgt}": there is nothing to edit')
+    """Fill in the source prompt; UserError for prompts that cannot make an edit. Warns of words that pocket lacks."""
+    check_words_of_prompts(config)
     if config.guidance.path == "pocket":
         from cds3d.pocket.world.vocabulary import unknown_words  # other priors need no world
 
@@ -173,15 +166,22 @@ def most_views(config: DictConfig, find: bool) -> int | None:
 
 
 def configured_prior(config: DictConfig, device: torch.device) -> Prior:
-    """The prior that configs/guidance describes."""
+    """The prior that configs/guidance describes. Warns if it is of the other kind than the preset is for."""
     guidance = config.guidance
-    return load_prior(
+    prior = load_prior(
         guidance.path,
         dtype=guidance.dtype,
         device=device,
         config=guidance.config,
         revision=guidance.get("revision"),  # runs of older versions have no such option
     )
+    is_xl, name = len(prior.text.encoders) > 1, guidance.get("name")
+    if name is not None and is_xl != (name == "sdxl"):
+        log.warning(
+            "guidance=%s is not for a model such as %s: use guidance=%s guidance.path=%s, or the size of pictures and "
+            "the guidance are wrong for it", name, guidance.path, "sdxl" if is_xl else "sd15", guidance.path,
+        )  # fmt: skip
+    return prior
 
 
 def is_local(config: DictConfig) -> bool:

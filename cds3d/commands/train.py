@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from cds3d.commands.command import command
 from cds3d.commands.diagnosis import diagnose, mean_picture_psnr
-from cds3d.commands.driving import after_the_last_iteration, drive
+from cds3d.commands.driving import OnStep, after_the_last_iteration, drive, telling
 from cds3d.commands.scenes import capture_root, load_scene, naming_options, source_folder
 from cds3d.commands.videos import frames_of, path_cameras
 from cds3d.metrics.psnr import psnr
@@ -38,8 +38,18 @@ _LONG = 0.25  # hours
 
 
 @command
-def train_command(config: DictConfig) -> Path:
-    """Train what `config` says (configs/train.yaml) and return the run folder."""
+def train_command(config: DictConfig, on_step: OnStep | None = None) -> Path:
+    """Train what `config` says (configs/train.yaml) and return the run folder.
+
+    on_step: called after each iteration with the number of iterations that are done, how many there are, and
+    {"psnr_db": ...} of the iteration's rays. If it returns True the state is kept and `Stopped` is raised. It is not
+    called while figures and videos are made in the end.
+    """
+    with telling(on_step):
+        return _train(config)
+
+
+def _train(config: DictConfig) -> Path:
     whole(config, "save_every", least=1)
     whole(config, "video_frames")
     whole(config, "video_width", least=16)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -13,8 +15,10 @@ from tensorf.cameras import Camera, size_for_width
 from tensorf.captures import Capture
 from tensorf.errors import UserError
 from tensorf.path_files import read_camera_path
-from tensorf.paths import camera_path
+from tensorf.paths import PATHS, camera_path
 from tensorf.renderable import Renderable
+
+log = logging.getLogger("cds3d")
 
 
 def path_cameras(capture: Capture, frames: int, width: int) -> list[Camera]:
@@ -34,7 +38,19 @@ def cameras_along(capture: Capture, kind: str, frames: int) -> list[Camera]:
     if kind.endswith(".json"):
         placed = capture.world_from_capture, capture.cameras[0], capture.root, capture.turns
         return read_camera_path(Path(kind), *placed)
-    return camera_path(kind, capture.cameras, frames, focus=_focus(capture))
+    if kind == "spiral" and not capture.forward_facing and _look_all_around(capture):
+        log.warning("path=spiral is for cameras that face one way, and these look all around: path=orbit follows them")
+    focus = scene_depth(capture) if kind == "orbit" else _focus(capture)
+    return camera_path(kind, capture.cameras, frames, focus=focus)
+
+
+def check_path(kind: str, *others: str) -> None:
+    """UserError for what `cameras_along` does not know, nor is one of `others`: before a capture is loaded."""
+    if kind.endswith(".json"):
+        if not Path(kind).is_file():
+            raise UserError(f"path={kind}: there is no such file")
+    elif kind not in (*others, *PATHS):
+        raise UserError(f"path={kind} is unknown; use one of {', '.join((*others, *PATHS))}, or a JSON file of cameras")
 
 
 def even_sized(camera: Camera) -> Camera:
@@ -52,6 +68,21 @@ def resized_to(camera: Camera, width: int) -> Camera:
 def _focus(capture: Capture) -> float:
     """Depth between the nearest and the farthest: LLFF's choice, the mean in disparity weighted to the near end."""
     return 1 / (0.25 / (capture.near * 0.9) + 0.75 / (capture.far * 5)) if capture.forward_facing else 1.0
+
+
+def scene_depth(capture: Capture) -> float:
+    """World units from the cameras at which the scene lies: the median of what photos show, if they were matched."""
+    if capture.sightings is None:
+        return 2 / (1 / capture.near + 1 / capture.far) if capture.forward_facing else 1.0
+    views, points = capture.sightings
+    poses = torch.stack([camera.pose for camera in capture.cameras])[views]
+    return float(((points - poses[:, :, 3]) * poses[:, :, 2]).sum(1).median())
+
+
+def _look_all_around(capture: Capture) -> bool:
+    """Whether cameras look more than a right angle off their mean axis."""
+    axes = torch.stack([camera.forward for camera in capture.cameras])
+    return bool((axes @ axes.mean(0)).min() < 0)
 
 
 def frames_of(field: Renderable, cameras: list[Camera], label: str) -> Iterator[Tensor]:

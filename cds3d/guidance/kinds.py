@@ -45,60 +45,62 @@ _PARTS = {
 }
 
 
-def refused(path: str, what: str) -> UserError:
-    """The line that says what `path` holds and what works instead. what: text that the list of what works completes."""
-    return UserError(f"guidance.path={path} is {what} {_WORKS}")
+def refused(told: str, what: str) -> UserError:
+    """The line that says what a model is and what works instead. told: what names the model at the beginning of a
+    message, as in "guidance.path=FOLDER"; what: text that the list of what works completes.
+    """
+    return UserError(f"{told} is {what} {_WORKS}")
 
 
-def kind_of_index(path: str, index: dict) -> str:
+def kind_of_index(told: str, index: dict) -> str:
     """The kind that a model_index.json tells. UserError for models that are not supported."""
     if "_class_name" not in index:
-        raise UserError(f"guidance.path={path}: model_index.json does not say of which pipeline it is (_class_name)")
+        raise UserError(f"{told}: model_index.json does not say of which pipeline it is (_class_name)")
     name = str(index["_class_name"])
     if name in CLASSES:
         kind = CLASSES[name]
         if kind == "xl" and index.get("text_encoder") in (None, [None, None]):
-            raise refused(path, _REFINER)
+            raise refused(told, _REFINER)
         return kind
     for part, what in _REFUSED.items():
         if part in name:
-            raise refused(path, what)
-    raise refused(path, f"a {name}, which is not supported: use")
+            raise refused(told, what)
+    raise refused(told, f"a {name}, which is not supported: use")
 
 
-def kind_of_folder(path: str, folder: Path) -> str:
-    """The kind of a diffusers folder, of which the configuration files are read. path: how the user calls it.
+def kind_of_folder(told: str, folder: Path) -> str:
+    """The kind of a diffusers folder, of which the configuration files are read. told: as `refused`'s.
 
     UserError for folders that are none, that lack a part, and for models that are not supported.
     """
     if not (folder / "model_index.json").is_file():
         files = sorted(p.name for p in folder.glob("*.safetensors"))
         hint = f" (it holds {files[0]}: to load that file, pass its path)" if files else ""
-        raise UserError(f"guidance.path={path} is no diffusers folder: it has no model_index.json{hint}")
-    kind = kind_of_index(path, read_json(path, folder / "model_index.json"))
+        raise UserError(f"{told} is no diffusers folder: it has no model_index.json{hint}")
+    kind = kind_of_index(told, read_json(told, folder / "model_index.json"))
     for part in _PARTS[kind]:
         if not (folder / part).is_dir():
-            raise UserError(f"guidance.path={path} is incomplete: it has no {part}/")
+            raise UserError(f"{told} is incomplete: it has no {part}/")
         if part.startswith(("unet", "vae", "text")) and not (folder / part / "config.json").is_file():
-            raise UserError(f"guidance.path={path} is incomplete: it has no {part}/config.json")
-    check_unet(path, read_json(path, folder / "unet" / "config.json"))
-    check_schedule(path, str(read_scheduler(path, folder).get("_class_name")))
+            raise UserError(f"{told} is incomplete: it has no {part}/config.json")
+    check_unet(told, read_json(told, folder / "unet" / "config.json"))
+    check_schedule(told, str(read_scheduler(told, folder).get("_class_name")))
     return kind
 
 
-def check_schedule(path: str, scheduler: str) -> None:
+def check_schedule(told: str, scheduler: str) -> None:
     """UserError if the class of a scheduler is of another kind of schedule than CDS's equation 3."""
     if re.match("FlowMatch|EDM", scheduler):
-        raise refused(path, "a model with a noise schedule of another kind (flow matching or EDM): use")
+        raise refused(told, "a model with a noise schedule of another kind (flow matching or EDM): use")
 
 
-def check_unet(path: str, config: dict) -> None:
+def check_unet(told: str, config: dict) -> None:
     """UserError if a U-Net with this configuration takes more than a latent, a timestep and text."""
     channels = config.get("in_channels", 4)
     if channels != 4:
-        raise refused(path, _BY_CHANNELS.get(channels, f"a model whose U-Net has {channels} input channels: use"))
+        raise refused(told, _BY_CHANNELS.get(channels, f"a model whose U-Net has {channels} input channels: use"))
     if config.get("time_cond_proj_dim") is not None:
-        raise refused(path, _REFUSED["LatentConsistency"])
+        raise refused(told, _REFUSED["LatentConsistency"])
 
 
 def kind_of_file(path: str) -> str:
@@ -106,38 +108,39 @@ def kind_of_file(path: str) -> str:
 
     UserError for files that are damaged or hold something else, and for models that are not supported.
     """
+    told = f"guidance.path={path}"
     try:
         with safe_open(path, "pt") as file:
             keys = set(file.keys())
             stem = "model.diffusion_model.input_blocks.0.0.weight"
             channels = file.get_slice(stem).get_shape()[1] if stem in keys else None
     except Exception as error:  # safetensors raises kinds of its own
-        raise UserError(f"guidance.path={path} is no safetensors file, or a damaged one ({reason(error)})") from error
+        raise UserError(f"{told} is no safetensors file, or a damaged one ({reason(error)})") from error
 
     def any_key(part: str) -> bool:
         return any(part in key for key in keys)
 
     if any_key("joint_blocks."):
-        raise refused(path, _REFUSED["StableDiffusion3"])
+        raise refused(told, _REFUSED["StableDiffusion3"])
     if any_key("double_blocks."):
-        raise refused(path, _REFUSED["Flux"])
+        raise refused(told, _REFUSED["Flux"])
     if any_key("lora_") or any_key("control_model."):
-        raise refused(path, "a LoRA or a ControlNet, which is an addition to a model: use")
+        raise refused(told, "a LoRA or a ControlNet, which is an addition to a model: use")
     if channels is None:
         what = (
             "a part of a model: pass the whole folder" if any_key("conv_in.weight") else "no model that is known: use"
         )
-        raise refused(path, what + (", of" if "folder" in what else ""))
+        raise refused(told, what + (", of" if "folder" in what else ""))
     if channels != 4:
-        raise refused(path, _BY_CHANNELS.get(channels, f"a model whose U-Net has {channels} input channels: use"))
+        raise refused(told, _BY_CHANNELS.get(channels, f"a model whose U-Net has {channels} input channels: use"))
     if any(key.startswith(("edm_mean", "edm_vpred.")) for key in keys):  # Playground 2.5 and CosXL
-        raise refused(path, "a model with a noise schedule of another kind (EDM): use")
+        raise refused(told, "a model with a noise schedule of another kind (EDM): use")
     xl = any_key("conditioner.embedders.1.")
     if not xl and any_key("conditioner.embedders.0.model."):
-        raise refused(path, _REFINER)
+        raise refused(told, _REFINER)
     for part, name in (("first_stage_model.", "VAE"), ("conditioner." if xl else "cond_stage_model.", "text encoder")):
         if not any_key(part):
-            raise refused(path, f"without a {name}: pass a file with all networks, of")
+            raise refused(told, f"without a {name}: pass a file with all networks, of")
     return "xl" if xl else "sd"
 
 
@@ -166,7 +169,7 @@ def check_complete(path: str, networks: dict[str, torch.nn.Module]) -> None:
             raise UserError(f"guidance.path={path}: {missing} weights of {prefix}* are missing")
 
 
-def variant_of(path: str, part: Path) -> str | None:
+def variant_of(told: str, part: Path) -> str | None:
     """The variant of a network's weights in its folder `part`: None for plain names, "fp16" for *.fp16.safetensors.
 
     UserError if there are no weights, or only pickled ones.
@@ -183,24 +186,25 @@ def variant_of(path: str, part: Path) -> str | None:
     if variants:
         return "fp16" if "fp16" in variants else variants[0]
     if any(name.endswith((".bin", ".ckpt", ".pt")) for name in names):
-        raise UserError(f"guidance.path={path} has only pickled weights in {part.name}/, and {converting(path)}")
-    raise UserError(f"guidance.path={path} has no weights in {part.name}/ (*.safetensors)")
+        raise UserError(f"{told} has only pickled weights in {part.name}/, and {converting(str(part.parent))}")
+    raise UserError(f"{told} has no weights in {part.name}/ (*.safetensors)")
 
 
 def converting(path: str) -> str:
     """What to do about a model that has only pickled weights: the end of a message."""
+    source = Path(path).expanduser()  # a shell would not expand it within quotes
     return (
         "pickles can run code when they are read: use another copy, or, if you trust this one, convert it with python "
-        f"-c \"import diffusers; diffusers.DiffusionPipeline.from_pretrained('{path}', use_safetensors=False)"
+        f"-c \"import diffusers; diffusers.DiffusionPipeline.from_pretrained('{source}', use_safetensors=False)"
         ".save_pretrained('NEW')\""
     )
 
 
-def read_scheduler(path: str, folder: Path) -> dict:
-    return read_json(path, folder / "scheduler" / "scheduler_config.json")
+def read_scheduler(told: str, folder: Path) -> dict:
+    return read_json(told, folder / "scheduler" / "scheduler_config.json")
 
 
-def read_json(path: str, file: Path) -> dict:
+def read_json(told: str, file: Path) -> dict:
     """The mapping in `file`. UserError if it is not there, or damaged."""
     try:
         content = load_json(file)
@@ -208,6 +212,4 @@ def read_json(path: str, file: Path) -> dict:
             raise ValueError("it is no mapping")
         return content
     except (OSError, ValueError) as error:  # of which a UnicodeDecodeError is one
-        raise UserError(
-            f"guidance.path={path}: cannot read {file.parent.name}/{file.name} ({reason(error)})"
-        ) from error
+        raise UserError(f"{told}: cannot read {file.parent.name}/{file.name} ({reason(error)})") from error

@@ -82,12 +82,7 @@ def load_prior(
 
 @quiet()
 def _loaded(path: str, dtype: str, device: torch.device, config: str | None, revision: str | None) -> Prior:
-    if dtype not in DTYPES:
-        raise UserError(f"guidance.dtype={dtype} is unknown; use one of {', '.join(DTYPES)}")
-    if dtype == "fp16" and device.type == "cpu":
-        raise UserError("guidance.dtype=fp16 needs a GPU; use fp32 or bf16 on a CPU")
-    if dtype == "bf16" and device.type == "cpu" and not has_bf16_instructions():
-        log.warning("guidance.dtype=bf16: this CPU has no instructions for it and will be slower than with fp32")
+    check_dtype("guidance.dtype", dtype, device)
     location = str(WEIGHTS) if path == "pocket" else os.path.expanduser(path)
     if location.endswith((".ckpt", ".pt", ".pth", ".bin")):
         raise UserError(f"{path} is a pickle, which can run code when read: convert it to .safetensors first")
@@ -102,7 +97,32 @@ def _loaded(path: str, dtype: str, device: torch.device, config: str | None, rev
             raise UserError(f"guidance.config={config} is of a single file, which {path} is not: leave it out")
         _check_revision(revision, location)
         kind, parts = _from_folder(path, _folder_of(path, location, revision), DTYPES[dtype], device)
-    _check(path, parts)
+    return assembled(f"guidance.path={path}", kind, parts, device, DTYPES[dtype], parts.vae.dtype)
+
+
+def check_dtype(option: str, dtype: str, device: torch.device) -> None:
+    """UserError for a type that is unknown, or that the device cannot compute in. option: its name in messages."""
+    if dtype not in DTYPES:
+        raise UserError(f"{option}={dtype} is unknown; use one of {', '.join(DTYPES)}")
+    if dtype == "fp16" and device.type == "cpu":
+        raise UserError(f"{option}=fp16 needs a GPU; use fp32 or bf16 on a CPU")
+    if dtype == "bf16" and device.type == "cpu" and not has_bf16_instructions():
+        log.warning("%s=bf16: this CPU has no instructions for it and will be slower than with fp32", option)
+
+
+def assembled(
+    told: str,
+    kind: str,
+    parts: SimpleNamespace,
+    device: torch.device,
+    dtype: torch.dtype,
+    of_vae: torch.dtype,
+) -> Prior:
+    """The prior of networks, tokenizers and scheduler, by their names in a pipeline of this kind.
+
+    UserError, which begins with `told`, for models that mean something else, or whose parts do not fit together.
+    """
+    _check(told, parts)
     prior = Prior(
         unet=parts.unet,
         vae=parts.vae,
@@ -110,19 +130,19 @@ def _loaded(path: str, dtype: str, device: torch.device, config: str | None, rev
         alphas=parts.scheduler.alphas_cumprod,
         prediction=parts.scheduler.config.prediction_type,
         device=device,
-        dtype=DTYPES[dtype],
-        vae_dtype=parts.vae.dtype,
+        dtype=dtype,
+        vae_dtype=of_vae,
     )
-    _try(path, prior)
+    _try(told, prior)
     return prior
 
 
 @torch.no_grad()
-def _try(path: str, prior: Prior) -> None:
+def _try(told: str, prior: Prior) -> None:
     """UserError for configuration files and types that no network can work with, or not with the others."""
     scaling = prior.vae.config.scaling_factor
     if not isinstance(scaling, (int, float)) or not 0 < scaling < math.inf:
-        raise UserError(f"guidance.path={path}: scaling_factor={scaling} of the VAE has to be a number above 0")
+        raise UserError(f"{told}: scaling_factor={scaling} of the VAE has to be a number above 0")
     picture = torch.zeros(1, 3, _TRIED, _TRIED, device=prior.device)
     wrong = "tokenizer and text encoder do not work together"
     try:
@@ -138,11 +158,11 @@ def _try(path: str, prior: Prior) -> None:
         (answer,) = prior.ask(Query(z, 0, prompt))
         _require_finite("the U-Net", answer.noise, prior.dtype)
     except UserError as error:  # also of the decoder, which tells itself that it overflows
-        raise UserError(f"guidance.path={path}: {error}") from error
+        raise UserError(f"{told}: {error}") from error
     except Exception as error:  # of networks and configurations that do not fit together: any kind
         if is_out_of_memory(error):
             raise
-        raise UserError(f"guidance.path={path}: {wrong} ({reason(error)})") from error
+        raise UserError(f"{told}: {wrong} ({reason(error)})") from error
 
 
 def _require_finite(part: str, answer: torch.Tensor, dtype: torch.dtype) -> None:
@@ -172,24 +192,23 @@ def has_bf16_instructions() -> bool:
     return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)()
 
 
-def _check(path: str, parts) -> None:
+def _check(told: str, parts: SimpleNamespace) -> None:
     """UserError for models whose networks load but mean something else than Stable Diffusion's do."""
     prediction = parts.scheduler.config.prediction_type
     if prediction not in ("epsilon", "v_prediction"):
-        raise UserError(f"{path}: its scheduler predicts {prediction!r}; only epsilon and v_prediction are supported")
-    check_unet(path, parts.unet.config)
+        raise UserError(f"{told}: its scheduler predicts {prediction!r}; only epsilon and v_prediction are supported")
+    check_unet(told, parts.unet.config)
     for name in ("tokenizer", "tokenizer_2"):
         # Without its files transformers makes a tokenizer of two words, says nothing, and all prompts are the same.
         if hasattr(parts, name) and len(getattr(parts, name)) <= BYTES:
             raise UserError(
-                f"guidance.path={path}: {name}/ has no vocabulary: vocab.json and merges.txt, or tokenizer.json, have "
-                "to be there"
+                f"{told}: {name}/ has no vocabulary: vocab.json and merges.txt, or tokenizer.json, have to be there"
             )
     if parts.vae.config.get("latents_mean") is not None:
-        raise refused(path, "a model whose latents are normalised by channel: use")
+        raise refused(told, "a model whose latents are normalised by channel: use")
 
 
-def _text(kind: str, parts) -> ClipText | XLText:
+def _text(kind: str, parts: SimpleNamespace) -> ClipText | XLText:
     if kind == "sd":
         return ClipText(parts.tokenizer, parts.text_encoder)
     tokenizers, encoders = (parts.tokenizer, parts.tokenizer_2), (parts.text_encoder, parts.text_encoder_2)
@@ -212,7 +231,7 @@ def _folder_of(path: str, location: str, revision: str | None) -> Path:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of the hub's client, about what diffusers asks of it
             # Before gigabytes are fetched in vain.
-            kind = kind_of_index(path, DiffusionPipeline.load_config(location, revision=revision))
+            kind = kind_of_index(f"guidance.path={path}", DiffusionPipeline.load_config(location, revision=revision))
         return _fetched(kind, location, revision)
     except UserError:
         raise
@@ -253,32 +272,33 @@ def _fetched(kind: str, location: str, revision: str | None) -> Path:
 
 def _from_folder(path: str, folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[str, SimpleNamespace]:
     """(kind, networks, tokenizers and scheduler by their names in a pipeline) of a diffusers folder."""
-    kind = kind_of_folder(path, folder)
-    of_vae = vae_dtype(kind, read_json(path, folder / "vae" / "config.json"), dtype, device)
+    told = f"guidance.path={path}"
+    kind = kind_of_folder(told, folder)
+    of_vae = vae_dtype(kind, read_json(told, folder / "vae" / "config.json"), dtype, device)
     networks = {"unet": (UNet2DConditionModel, dtype), "vae": (AutoencoderKL, of_vae)}
     networks["text_encoder"] = (CLIPTextModel, dtype)
     if kind == "xl":
         networks["text_encoder_2"] = (CLIPTextModelWithProjection, dtype)
-    variants = {name: variant_of(path, folder / name) for name in networks}
-    parts = SimpleNamespace(zero_empty=_zero_empty(read_json(path, folder / "model_index.json")))
+    variants = {name: variant_of(told, folder / name) for name in networks}
+    parts = SimpleNamespace(zero_empty=zero_empty(read_json(told, folder / "model_index.json")))
     try:
         for name, (network, its_dtype) in networks.items():
             options = {"torch_dtype": its_dtype, "variant": variants[name]}  # both libraries know these names
-            loaded, told = network.from_pretrained(
+            loaded, info = network.from_pretrained(
                 folder, subfolder=name, use_safetensors=True, output_loading_info=True, **options
             )
-            if told["missing_keys"]:
-                raise UserError(f"guidance.path={path}: {len(told['missing_keys'])} weights of {name}/ are missing")
+            if info["missing_keys"]:
+                raise UserError(f"{told}: {len(info['missing_keys'])} weights of {name}/ are missing")
             setattr(parts, name, loaded)
         for name in ("tokenizer", "tokenizer_2") if kind == "xl" else ("tokenizer",):
             setattr(parts, name, CLIPTokenizer.from_pretrained(folder, subfolder=name))
-        parts.scheduler = DDIMScheduler.from_config(read_scheduler(path, folder))  # only its noise levels are used
+        parts.scheduler = DDIMScheduler.from_config(read_scheduler(told, folder))  # only its noise levels are used
     except UserError:
         raise
     except Exception as error:  # diffusers, transformers, safetensors and tokenizers raise a dozen kinds
         if is_out_of_memory(error):
             raise
-        raise UserError(f"guidance.path={path}: cannot load the folder ({reason(error)})") from error
+        raise UserError(f"{told}: cannot load the folder ({reason(error)})") from error
     return kind, parts
 
 
@@ -296,11 +316,10 @@ def _from_file(
         options |= {"config": config, "revision": revision}
         if Path(config).is_dir():
             folder = Path(config)
-            if (of_config := kind_of_folder(config, folder)) != kind:
-                raise UserError(
-                    f"guidance.config={config} is of a model of kind {of_config}, and {path} of kind {kind}"
-                )
-            vae_config = read_json(config, folder / "vae" / "config.json")
+            told = f"guidance.config={config}"
+            if (of_config := kind_of_folder(told, folder)) != kind:
+                raise UserError(f"{told} is of a model of kind {of_config}, and {path} of kind {kind}")
+            vae_config = read_json(told, folder / "vae" / "config.json")
     try:
         of_vae = vae_dtype(kind, vae_config, dtype, device)
         vae = AutoencoderKL.from_single_file(path, subfolder="vae", torch_dtype=of_vae, **options)
@@ -313,8 +332,8 @@ def _from_file(
         if is_out_of_memory(error):
             raise
         raise UserError(f"cannot load {path}{_why_no_file(config, revision, error)}") from error
-    parts = SimpleNamespace(**pipeline.components, zero_empty=_zero_empty(pipeline.config))
-    check_schedule(config or path, type(parts.scheduler).__name__)
+    parts = SimpleNamespace(**pipeline.components, zero_empty=zero_empty(pipeline.config))
+    check_schedule(f"guidance.config={config}" if config else f"guidance.path={path}", type(parts.scheduler).__name__)
     parts.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)  # only its noise levels are used
     _check_marks(path, parts.scheduler.config)
     return kind, parts
@@ -341,6 +360,6 @@ def _check_marks(path: str, scheduler: dict) -> None:
         )
 
 
-def _zero_empty(index: dict) -> bool:
+def zero_empty(index: dict) -> bool:
     """Whether the empty prompt is all zeros in SDXL; as its pipeline does where model_index.json does not say."""
     return bool(index.get("force_zeros_for_empty_prompt", True))

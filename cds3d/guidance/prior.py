@@ -25,7 +25,9 @@ from cds3d.guidance.features import FeatureTap
 from cds3d.guidance.idle import drop_idle_branches
 from cds3d.guidance.text import ClipText, Prompt, XLText, words_cut
 from cds3d.threads import beside
+from tensorf.devices import usable_device
 from tensorf.errors import UserError
+from tensorf.precision import full_precision
 
 log = logging.getLogger("cds3d")
 
@@ -71,12 +73,27 @@ class Pending:
     future: Future | None = None
 
 
+def encoder_gradient(latent: Tensor, image: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient on `image` that `gradient`, on its latent, comes from; both of their tensor's shape.
+
+    latent: `Prior.encode_image` of something made from `image`. On the way through the encoder the largest element is
+    between 1/2 and 1: in half precision what is a thousand times smaller loses its digits. The factor is a power of
+    two, so float32 gives the same bits as without it.
+    """
+    exponent = torch.frexp(gradient.abs().amax()).exponent
+    (own,) = torch.autograd.grad(latent, image, torch.ldexp(gradient, -exponent))
+    return torch.ldexp(own, exponent)
+
+
 class Prior:
     """U-Net, VAE and text encoders, all frozen. Latents and noise are float32 outside, `dtype` inside the networks.
 
     prediction: "epsilon" or "v_prediction", what the U-Net was trained to give. alphas (T,): cumulative products of the
     noise schedule, a_t^2 in CDS's equation 3. vae_dtype: of the VAE, where it differs (SDXL's overflows in fp16).
     layout: memory format of the networks. None: channels-last, but contiguous for the VAE on a CPU.
+
+    The networks become the prior's own: they change their type, device and layout, are frozen, get hooks, and lose
+    branches that add nothing. `prior_of_pipeline` copies those of a pipeline.
     """
 
     def __init__(
@@ -94,7 +111,7 @@ class Prior:
     ):
         if prediction not in ("epsilon", "v_prediction"):
             raise ValueError(f"a scheduler that predicts {prediction!r} is not supported: epsilon or v_prediction")
-        device = torch.device(device)
+        device = usable_device(device)
         self.prediction, self.device, self.dtype, self.vae_dtype = prediction, device, dtype, vae_dtype or dtype
         self.alphas = alphas.to(device, torch.float32)
         # Channels-last convolutions are faster. But a CPU's group norms lose digits in that layout as maps grow: none
@@ -133,6 +150,7 @@ class Prior:
     # --- text and images
 
     @torch.no_grad()
+    @full_precision
     def embed(self, text: str) -> Prompt:
         """The prompt's embedding, made once a text. Warns if the text is longer than the encoder holds."""
         if text not in self._prompts:
@@ -145,6 +163,7 @@ class Prior:
         """Drop the embeddings that `embed` has kept: a benchmark has more prompts than a GPU has room for."""
         self._prompts.clear()
 
+    @full_precision
     def encode_image(self, image: Tensor) -> Tensor:
         """(1, 3, H, W) in [0, 1] -> (1, C, h, w) scaled latent, the mean of the VAE's posterior; differentiable.
 
@@ -156,6 +175,7 @@ class Prior:
         return (mean.float() - shift) * self.vae.config.scaling_factor
 
     @torch.no_grad()
+    @full_precision
     def decode_image(self, z: Tensor) -> Tensor:
         """(1, C, h, w) scaled latent -> (1, 3, H, W) in [0, 1], clipped. UserError if the decoder overflows."""
         shift = self.vae.config.get("shift_factor") or 0.0
@@ -236,6 +256,7 @@ class Prior:
     def _without_gradients(self, queries: Sequence[Query]) -> list[Prediction]:
         return self._forward(queries)
 
+    @full_precision
     def _forward(self, queries: Sequence[Query]) -> list[Prediction]:
         """One forward of the U-Net. ValueError if its queries ask for different kinds of features, or for a t that the
         prior does not have.

@@ -104,7 +104,7 @@ class Objective:
             t = round(self.t_max + progress * (self.t_min - self.t_max))
         else:
             t = int(torch.randint(self.t_min, self.t_max + 1, (1,), generator=generator))
-        noise = torch.randn(latent.shape, generator=generator).to(latent.device, non_blocking=True)
+        noise = torch.randn(latent.shape, generator=generator, dtype=torch.float32).to(latent.device, non_blocking=True)
         return Draw(t, noise, generator)
 
     def scaled(self, difference: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cds3d.guidance.prior import Prior
+from cds3d.guidance.prior import Prior, encoder_gradient
 from cds3d.subjects.given import seen_share
 from cds3d.subjects.region import EditedRegion, RegionConfig, dilated
 from cds3d.subjects.sources import SourceView, SourceViews, as_batch, spread
@@ -119,7 +119,7 @@ class FieldPair:
         neither.
         """
         self.target()
-        (image_gradient,) = torch.autograd.grad(self._encoded, self._image, gradient)
+        image_gradient = encoder_gradient(self._encoded, self._image, gradient)
         weight, reach = (w[self._rays, None] for w in (self._weight, self._reach))
         back = self._pull * (self._color.detach() - self._source_view.image.view(-1, 3)[self._rays])
         mixed = weight * image_gradient.view(-1, 3)[self._rays] + (1 - reach) * back
@@ -170,9 +170,11 @@ class FieldViews:
         return [self.views.cameras[i] for i in self.views.chosen]
 
     def parameter_groups(self, lr: float) -> list[dict]:
+        """As `Subject.parameter_groups`, named as `Renderable.parameter_groups`, at `rates`."""
         return moved_groups(self._trainable, self.rates, lr)
 
     def pair(self, step: int, generator: torch.Generator | None = None) -> FieldPair:
+        """As `Subject.pair`: of the step's camera. Which rays outside the region are rendered is drawn at random."""
         kept = self.preservation
         camera, source = self.views.of(step)
         weight = self._weight(camera, source)
@@ -238,6 +240,7 @@ class FieldViews:
         return edited_volume(self.source, views, self.preservation.inside, grow=0.0, one_subject=False)
 
     def state(self) -> dict:
+        """As `Subject.state`: the masks, and which cameras are edited through."""
         return {"masks": self.region.state(), "cameras": list(self.views.chosen)}
 
     def load_state(self, state: dict) -> None:

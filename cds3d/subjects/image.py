@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cds3d.guidance.prior import CELL, Prior
+from cds3d.guidance.prior import CELL, Prior, encoder_gradient
 
 _ROUNDING = 1e-3  # by which colours may leave [0, 1]
 
@@ -71,19 +71,22 @@ class LatentImage:
         self.parameter.copy_(self.encoded(image))
 
     def parameter_groups(self, lr: float) -> list[dict]:
+        """As `Subject.parameter_groups`: one group, of one parameter."""
         return [{"params": [self.parameter], "lr": lr}]
 
     def pair(self, step: int, generator: torch.Generator | None = None) -> LatentPair:
+        """As `Subject.pair`; nothing is drawn at random."""
         return LatentPair(self.source, self.parameter)
 
     def observe(self, pair: LatentPair, image_gradient: Tensor) -> None:
-        pass
+        """As `Subject.observe`: there is nothing to learn."""
 
     def state(self) -> dict:
+        """As `Subject.state`: the parameter is all there is."""
         return {}
 
     def load_state(self, state: dict) -> None:
-        pass
+        """As `Subject.load_state`."""
 
     def image(self) -> Tensor:
         """(3, H, W) in [0, 1], the decoded latent, cut to the source's size."""
@@ -108,7 +111,7 @@ class PixelPair:
 
     def backward(self, gradient: Tensor) -> Tensor:
         self.target()
-        (own,) = torch.autograd.grad(self._encoded, self._parameter, gradient)
+        own = encoder_gradient(self._encoded, self._parameter, gradient)
         before = self._parameter.grad
         self._parameter.grad = own.clone() if before is None else before + own
         return own
@@ -128,9 +131,11 @@ class PixelImage:
         self._sources: dict[tuple[int, int], Tensor] = {}
 
     def parameter_groups(self, lr: float) -> list[dict]:
+        """As `Subject.parameter_groups`: one group, of one parameter."""
         return [{"params": [self.parameter], "lr": lr}]
 
     def pair(self, step: int, generator: torch.Generator | None = None) -> PixelPair:
+        """As `Subject.pair`; the shift is drawn at random."""
         shift = tuple(torch.randint(0, CELL, (2,), generator=generator).tolist())
         if shift not in self._sources:
             with torch.no_grad():
@@ -139,13 +144,15 @@ class PixelImage:
 
     @torch.no_grad()
     def observe(self, pair: PixelPair, image_gradient: Tensor) -> None:
+        """As `Subject.observe`: colours are kept in [0, 1]."""
         self.parameter.clamp_(0, 1)
 
     def state(self) -> dict:
+        """As `Subject.state`: the parameter is all there is."""
         return {}
 
     def load_state(self, state: dict) -> None:
-        pass
+        """As `Subject.load_state`."""
 
     def image(self) -> Tensor:
         """(3, H, W) in [0, 1]."""

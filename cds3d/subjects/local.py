@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cds3d.guidance.prior import Prior
+from cds3d.guidance.prior import Prior, encoder_gradient
 from cds3d.subjects.field import FieldRates, moved_groups
 from cds3d.subjects.given import seen_share
 from cds3d.subjects.region import EditedRegion, RegionConfig
@@ -41,7 +41,7 @@ class LookPair:
 
     def backward(self, gradient: Tensor) -> Tensor:
         """As `Pair.backward`; no parameter gets a gradient."""
-        return torch.autograd.grad(self._encoded, self._image, gradient)[0]
+        return encoder_gradient(self._encoded, self._image, gradient)
 
 
 class LocalPair:
@@ -81,7 +81,7 @@ class LocalPair:
         differences from the source back, and leaves large ones alone.
         """
         self.target()
-        (image_gradient,) = torch.autograd.grad(self._encoded, self._image, gradient)
+        image_gradient = encoder_gradient(self._encoded, self._image, gradient)
         inside = image_gradient.view(-1, 3)[self._view.index]
         loss, volume = (self._color * inside).sum(), self._volume
         usual = (inside.square().sum() / max(1, len(inside))).sqrt().double()  # a camera may look past the region
@@ -131,6 +131,7 @@ class LocalViews:
         self._views: dict[int, LocalView] = {}
 
     def parameter_groups(self, lr: float) -> list[dict]:
+        """As `Subject.parameter_groups`, named as `Renderable.parameter_groups`, at `rates`."""
         return moved_groups(self.target.target, self.rates, lr)
 
     def pair(self, step: int, generator: torch.Generator | None = None) -> LookPair | LocalPair:
@@ -200,9 +201,11 @@ class LocalViews:
         return self.target.region
 
     def state(self) -> dict:
+        """As `Subject.state`: the masks, the region, and which of its cells are empty."""
         return {"masks": self.region.state(), "region": self.target.region, "occupancy": self.target.occupancy}
 
     def load_state(self, state: dict) -> None:
+        """As `Subject.load_state`."""
         self.region.load_state(state["masks"], self.source.device)
         self.target.open(state["region"].to(self.source.device))
         self._opened = bool(state["region"].any())

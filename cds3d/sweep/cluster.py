@@ -60,6 +60,8 @@ class Cluster:
 
         Without questions each takes a whole GPU, where there are GPUs. UserError if device= asks for one in vain.
         """
+        if device.startswith("cuda:") and device != "cuda:0":
+            raise UserError(f"device={device}: Ray shows each run its own GPU alone and chooses which: use device=cuda")
         gpus = [node for node in self._nodes() if node["Resources"].get("GPU")]
         if device.startswith("cuda") and not gpus:
             raise UserError(f"device={device}: no node of the cluster has a GPU")

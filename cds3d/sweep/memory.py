@@ -34,6 +34,8 @@ from tensorf.space import space_of
 
 log = logging.getLogger("cds3d")
 
+_CONTEXT_MB = 1536.0  # what a process takes of a GPU beside its tensors: CUDA's context, the allocator's gaps; a guess
+
 
 @dataclass(frozen=True)
 class Question:
@@ -47,7 +49,9 @@ class Question:
 
 @dataclass(frozen=True)
 class Forecast:
-    """edit_mb: what the largest edit needs at its peak, of the device it runs on; free_mb: what that has now."""
+    """edit_mb: what the process of the largest edit needs at its peak, of the device it runs on; free_mb: what that has
+    now.
+    """
 
     edit_mb: float
     free_mb: float
@@ -73,8 +77,9 @@ def forecast(asked: Sequence[Question]) -> Forecast:
             failure = error
     if not needed:
         raise failure
-    config = configured("edit", list(asked[0].flags))
-    return Forecast(max(needed), free_mb(pick_device(config.device)))
+    device = pick_device(configured("edit", list(asked[0].flags)).device)
+    context = _CONTEXT_MB if device.type == "cuda" else 0.0
+    return Forecast(max(needed) + context, free_mb(device))
 
 
 def _edit_mb(question: Question, loaded: dict[tuple, Capture]) -> float:

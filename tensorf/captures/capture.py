@@ -26,6 +26,7 @@ from tensorf.captures.nsvf import is_nsvf, read_nsvf
 from tensorf.captures.transforms import is_transforms, read_transforms
 from tensorf.captures.views import Listing, View, turned_pose
 from tensorf.errors import UserError
+from tensorf.precision import full_precision
 from tensorf.untrusted import require_inside
 
 log = logging.getLogger("tensorf")
@@ -129,6 +130,7 @@ def _described(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} of {tuple(tensor.shape)}"
 
 
+@full_precision
 def load_capture(
     root: Path,
     *,

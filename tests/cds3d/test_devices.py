@@ -39,6 +39,8 @@ def two_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     answer("get_device_name", "GPU {}".format)
     answer("get_device_properties", lambda index: SimpleNamespace(name=f"GPU {index}"))
+    answer("get_device_capability", lambda index: (8, 6))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80", "sm_90", "compute_90"])
     for name in ("max_memory_allocated", "memory_allocated", "reset_peak_memory_stats"):
         answer(name, MEMORY.get)
     return asked

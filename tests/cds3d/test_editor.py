@@ -51,6 +51,60 @@ def parameters(editor):
     return [p.detach().clone() for group in editor.optimizer.param_groups for p in group["params"]]
 
 
+@contextlib.contextmanager
+def default(kind):
+    torch.set_default_dtype(kind)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_edits_do_not_hang_on_what_the_program_computes_in(make_editor):
+    plain = make_editor()
+    for _ in range(2):
+        plain.step()
+    for surroundings in (
+        default(torch.float64),
+        default(torch.float16),
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        torch.device("meta"),  # as torch.set_default_device does
+    ):
+        with surroundings:
+            editor = make_editor()
+            for _ in range(2):
+                editor.step()
+        for mine, theirs in zip(parameters(editor), parameters(plain), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda state: state.pop("optimizer"), "it has no optimizer"),
+        (lambda state: state.update(kind="LatentImage"), "the state is of an edit of LatentImage, and this edit has"),
+        (lambda state: state["optimizer"]["param_groups"].pop(), "has other groups of parameters"),
+        (lambda state: state["optimizer"]["param_groups"][0].pop("betas"), "is of another optimizer"),
+        (lambda state: state["parameters"].pop(), "has 0 parameters, and this edit has 1"),
+        (
+            lambda state: state["parameters"].__setitem__(0, torch.zeros(1, 3, 19, 23)),
+            r"parameters of the size \(1, 3, 19, 23\), and this edit of \(1, 3, 17, 23\)",
+        ),
+    ],
+)
+def test_states_of_other_edits_are_refused_before_anything_is_changed(prior, change, told):
+    prompts, config = Prompts.of(prior, "a yellow flower", "a red flower"), edit_config(6, 0.05, "adam", seed=3)
+    image = torch.rand(3, 17, 23, generator=torch.Generator().manual_seed(0))
+    editors = [Editor(PixelImage(image, prior), prior, objective("cds"), prompts, config) for _ in range(2)]
+    editors[0].step()
+    state, before = editors[0].state_dict(), parameters(editors[1])
+    change(state)
+    with pytest.raises(ValueError, match=told) as error:
+        editors[1].load_state_dict(state)
+    assert "\n" not in str(error.value) and editors[1].iteration == 0
+    assert torch.equal(parameters(editors[1])[0], before[0])
+
+
 def test_a_resumed_run_is_bit_for_bit_the_unbroken_one(make_editor):
     unbroken = make_editor()
     start = parameters(unbroken)

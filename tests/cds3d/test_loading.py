@@ -506,6 +506,12 @@ def test_pickled_folder(folder):
     assert "run code" in text and "use_safetensors=False" in text and str(folder) in text
 
 
+def test_the_home_folder_is_spelled_out_in_the_command_that_converts(folder, monkeypatch):
+    only_bin(folder)
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert f"from_pretrained('{folder}'" in message_of(f"~/{folder.name}")
+
+
 def test_the_command_in_that_line_converts(folder, prior, tmp_path):
     import subprocess
     import sys

@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from cds3d.guidance import Prior, Query, load_prior
 from cds3d.guidance.loading import vae_dtype
+from cds3d.guidance.prior import encoder_gradient
 
 CPU = torch.device("cpu")
 WIDE = torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(4))
@@ -95,3 +96,20 @@ def test_type_of_the_vae(monkeypatch, kind, dtype, upcast, capability, expected)
     device = torch.device("cuda:1")
     assert vae_dtype(kind, {"force_upcast": upcast}, dtype, device) == expected
     assert set(asked) <= {device}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_small_gradients_keep_their_digits_on_the_way_through_the_encoder(tiny_folder, dtype):
+    """In half precision they would be rounded to multiples of 6e-8."""
+    tiny = load_prior(str(tiny_folder), device=CPU)
+    vae = AutoencoderKL.from_pretrained(tiny_folder, subfolder="vae")
+    given = dict(unet=tiny.unet, text=tiny.text, alphas=tiny.alphas, prediction="epsilon", device=CPU)
+    prior = Prior(vae=vae, vae_dtype=dtype, **given)
+    image = WIDE[:, :, :32, :48].clone().requires_grad_()
+    latent = prior.encode_image(image)
+    gradient = torch.randn(latent.shape, generator=torch.Generator().manual_seed(5))
+    (plain,) = torch.autograd.grad(latent, image, gradient, retain_graph=True)
+    for factor in (1.0, 2.0**-16, 2.0**-24):
+        found = encoder_gradient(prior.encode_image(image), image, factor * gradient)
+        assert relative_error(found / factor, plain) < (1e-2 if dtype == torch.float16 else 1e-9)
+    assert not encoder_gradient(latent, image, torch.zeros_like(gradient)).any()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from concurrent.futures import wait
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from cds3d.metrics.clip import Clip
 from cds3d.options import load_config
 from cds3d.sweep import memory
 from cds3d.sweep.calls import Calling, Here, Kept, callers
-from cds3d.sweep.cluster import open_to_others, resources
+from cds3d.sweep.cluster import Cluster, open_to_others, resources
 from cds3d.sweep.memory import Forecast, default_jobs, questions
 from cds3d.sweep.plan import plan
 from cds3d.sweep.pool import run_pool
@@ -98,6 +99,24 @@ def test_the_forecast_of_another_prior_and_a_larger_view(tiny_folder, monkeypatc
     tiny, pocket = edit_mb(f"guidance.path={tiny_folder}"), edit_mb()
     assert abs(pocket - tiny) > 1  # by chance they need about as much
     assert pocket > edit_mb("edit.width=128") + 100 and edit_mb("edit=shape") > pocket + 200
+
+
+def test_on_a_gpu_the_forecast_counts_what_a_process_takes_beside_its_tensors(monkeypatch):
+    """Else the last of many small edits finds no room for CUDA's context."""
+    monkeypatch.setattr(memory, "_edit_mb", lambda question, loaded: 500.0)
+    monkeypatch.setattr(memory, "free_mb", lambda device: 8192.0)
+    told = {}
+    for name in ("cpu", "cuda"):
+        monkeypatch.setattr(memory, "pick_device", lambda device, name=name: torch.device(name))
+        told[name] = memory.forecast([memory.Question(("--tgt=a red flower",))])
+    assert told["cpu"] == Forecast(500.0, 8192.0) and told["cuda"] == Forecast(500.0 + 1536.0, 8192.0)
+    assert resources(1, told["cuda"].edit_mb, 8192, 9000)["num_gpus"] == 0.25
+
+
+def test_a_cluster_has_no_numbered_gpus():
+    """Ray shows each run its own one, as the first."""
+    with pytest.raises(UserError, match="device=cuda:1: Ray shows each run its own GPU"):
+        Cluster.reserve(SimpleNamespace(_nodes=list), [], "cuda:1")
 
 
 def test_the_forecast_counts_the_views_that_are_edited_and_loads_a_scene_once(tiny_folder, monkeypatch):

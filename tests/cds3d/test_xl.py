@@ -12,7 +12,9 @@ from PIL import Image
 from tiny_models import build_xl
 
 from cds3d.cli import run_command
+from cds3d.commands.preparing import configured_prior
 from cds3d.guidance import Query, load_prior
+from cds3d.options import load_config
 
 CPU = torch.device("cpu")
 
@@ -116,6 +118,14 @@ def test_edit_of_an_image(folder, tmp_path, monkeypatch):
     assert iio.imread("run/edited.png").shape == (17, 23, 3)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["iterations"] == 2 and metrics["psnr_to_source_db"] > 0
+
+
+def test_a_preset_of_the_other_kind_is_told(folder, tiny_folder, caplog):
+    for preset, path, right in (("sdxl", folder, None), ("sd15", folder, "sdxl"), ("sdxl", tiny_folder, "sd15")):
+        caplog.clear()
+        configured_prior(load_config("edit", [f"guidance={preset}", f"guidance.path={path}"]), torch.device("cpu"))
+        told = f"guidance={preset} is not for a model such as {path}: use guidance={right} guidance.path={path}"
+        assert (told in caplog.text) == (right is not None) == ("is not for" in caplog.text)
 
 
 def test_edit_of_a_field(folder, capture_folder, source_run, tmp_path, monkeypatch):

@@ -5,11 +5,15 @@ from dataclasses import fields, is_dataclass, replace
 from importlib import import_module
 from pkgutil import walk_packages
 
+import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tensorf
 from tensorf.cameras import Camera, size_for_width
+from tensorf.space import space_of
+from tensorf.train import PixelBatches
 
 
 def project(camera, points):
@@ -38,6 +42,46 @@ def test_rays_of_a_camera_worked_by_hand():
     # Row by row: index 1 is column 1 of row 0, (1.5 - 2) / 2 = -0.25; index 4 is row 1, (1.5 - 1) / 4 = 0.125.
     assert directions[1].tolist() == [-0.25, -0.125, 1.0]
     assert directions[4].tolist() == [-0.75, 0.125, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("fx", 0.0),
+        ("fx", -50.0),
+        ("fy", math.nan),
+        ("fy", math.inf),
+        ("cx", math.nan),
+        ("cy", -math.inf),
+        ("width", 0),
+        ("height", -4),
+        ("width", 96.0),
+        ("height", 2.5),
+    ],
+)
+def test_intrinsics_that_no_camera_has_are_refused(turned, name, value):
+    with pytest.raises(ValueError, match=f"the camera's {name}={value} has to be a (finite|whole) number.*in pixels"):
+        replace(turned, **{name: value})
+    assert replace(turned, cx=-3.0, width=np.int64(7)).cx == -3.0  # crops look past their own middle
+
+
+def test_rays_are_cast_without_matrix_products(turned, ndc_capture):
+    """A GPU may make those in TF32, and rays would miss their pixels."""
+
+    class NoProducts(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            assert func.overloadpacket.__name__ not in ("mm", "bmm", "addmm", "matmul"), func
+            return func(*args, **kwargs or {})
+
+    pixels = PixelBatches(ndc_capture, ndc_capture.train, space_of(ndc_capture), torch.device("cpu"))
+    view, v, u = torch.tensor([0, 1]), torch.tensor([2.0, 3.0]), torch.tensor([0.0, 5.0])
+    with NoProducts():
+        turned.pixel_rays()
+        directions = pixels._directions(view, v, u)
+    for i in range(2):
+        camera = ndc_capture.cameras[ndc_capture.train[i]]
+        expected = camera.pixel_rays()[1][int(v[i]) * camera.width + int(u[i])]
+        torch.testing.assert_close(directions[i], expected)
 
 
 def test_centre_pixel_of_an_odd_image_looks_forward():
@@ -154,3 +198,27 @@ def test_a_turned_camera_sees_the_turned_picture(camera, quarters, place):
         assert now == pytest.approx(place(u, v), abs=1e-4)
     back = turned.turned(-quarters)
     assert vars(back) | {"pose": 0} == vars(off) | {"pose": 0} and torch.equal(back.pose, off.pose)
+
+
+def test_points_close_by_and_in_other_numbers_are_projected():
+    camera = Camera(torch.eye(3, 4), fx=2.0, fy=4.0, cx=2.0, cy=1.0, width=4, height=2)
+    pixels, depth = camera.project(torch.tensor([[0.1, -0.05, 0.2], [0.0, 0.0, -1.0]], dtype=torch.float64))
+    assert pixels.dtype == depth.dtype == torch.float64 and depth.tolist() == [0.2, -1.0]
+    assert pixels[0].tolist() == pytest.approx([2 * 0.1 / 0.2 + 2, 4 * -0.05 / 0.2 + 1])
+
+
+def test_what_a_camera_shows_by_hand():
+    # 4x2 pixels: at a depth of 2 it shows x from -2 to 2 and y from -0.5 to 0.5.
+    camera = Camera(torch.eye(3, 4), fx=2.0, fy=4.0, cx=2.0, cy=1.0, width=4, height=2)
+    inside = [[0.0, 0, 2], [-1.9, 0, 2], [1.9, 0, 2], [0, -0.4, 2], [0, 0.4, 2], [0, 0, 0.1]]
+    outside = [[-2.1, 0, 2], [2.1, 0, 2], [0, -0.6, 2], [0, 0.6, 2], [0, 0, -2], [0, 0, 0]]
+    rim = [[-2.0, 0, 2], [2.0, 0, 2], [0, -0.5, 2], [0, 0.5, 2]]
+    shown = camera.shows(torch.tensor(inside + outside + rim))
+    assert shown.tolist() == [True] * 6 + [False] * 10
+
+
+def test_the_reason_why_a_pose_is_refused():
+    mirror = torch.diag(torch.tensor([1.0, 1, -1]))
+    for rotation, why in ((mirror, "it is a mirror image"), (1.1 * torch.eye(3), r"R\^T R is 0.21 off the identity")):
+        with pytest.raises(ValueError, match=rf"no rotation \({why}\)"):
+            Camera(pose_of(rotation), 9.0, 9.0, 4.5, 3.5, 9, 7)

@@ -96,7 +96,7 @@ def test_paths_may_be_texts_and_run_folders(make_field, tmp_path, kind):
         assert torch.equal(load_field(kind(named)).basis.weight, field.basis.weight)
 
 
-@pytest.mark.parametrize("device", ["cuda", "cuda:7", "tpu", "auto"])
+@pytest.mark.parametrize("device", ["cuda", "cuda:7", "tpu", "mps", "xpu", "meta", "auto"])
 def test_a_device_that_is_not_there_is_told(make_field, path, monkeypatch, device):
     make_field().save(path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

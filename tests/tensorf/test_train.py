@@ -128,6 +128,13 @@ def test_resuming_is_bit_for_bit(world_folder, kind, changes):
     assert torch.equal(a.space.box, space_of(capture).box) is (kind == "ndc")
 
 
+def test_a_device_is_named_as_for_load_field(ndc_capture):
+    for name in ("auto", "cpu"):
+        assert isinstance(Trainer(ndc_capture, FIELD, SHORT, name).device, torch.device)
+    with pytest.raises(UserError, match="^device=tpu cannot be used"):
+        Trainer(ndc_capture, FIELD, SHORT, "tpu")
+
+
 def test_the_seed_decides_everything(ndc_capture):
     config = replace(SHORT, iterations=4, batch=32, prune_at=())
     runs = []

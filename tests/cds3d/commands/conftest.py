@@ -81,6 +81,8 @@ def moved(monkeypatch, tiny_folder):
         for name, module in list(sys.modules.items()):
             if name.startswith("cds3d.") and hasattr(module, "pick_device"):
                 monkeypatch.setattr(module, "pick_device", lambda _: DEVICE)
+            if name.startswith(("cds3d.", "tensorf.")) and hasattr(module, "usable_device"):
+                monkeypatch.setattr(module, "usable_device", torch.device)  # which refuses "meta"
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         seeded = train.seeded  # torch has no generators of the other device
         monkeypatch.setattr(train, "seeded", lambda _, seed: seeded("cpu", seed))

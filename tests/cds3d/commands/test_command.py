@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from cds3d.cli import run_command
 from cds3d.commands import driving
 from cds3d.commands.command import command
+from cds3d.commands.driving import Stopped
 from cds3d.commands.edit import edit_command, views_maker
 from cds3d.commands.images import read_image
 from cds3d.commands.sweep import sweep_command
@@ -123,6 +124,43 @@ def test_two_threads_do_not_edit_into_one_folder(of_image, monkeypatch):
         over.set()
         thread.join()
     assert first == [Path("run")] and Path("run", "metrics.json").exists()
+
+
+def test_a_program_is_told_of_each_iteration_and_can_stop(of_image):
+    """Also in a thread, where no Ctrl-C arrives."""
+    of_image.edit.iterations, calls = 3, []
+    whole = Path(edit_command(of_image), "edited.png").read_bytes()
+    of_image.overwrite = True
+
+    def on_step(done, of, figures):
+        calls.append((done, of))
+        assert figures and all(isinstance(value, (int, float)) for value in figures.values())
+        return done == 2
+
+    def stopped():
+        with pytest.raises(Stopped, match="iteration 2.*resume=true"):
+            edit_command(of_image, on_step)
+
+    thread = threading.Thread(target=stopped)
+    thread.start()
+    thread.join()
+    assert calls == [(1, 3), (2, 3)] and not Path("run", "metrics.json").exists()
+    of_image.overwrite, of_image.resume = False, True
+    edit_command(of_image, on_step=on_step)
+    assert calls[2:] == [(3, 3)] and Path("run", "edited.png").read_bytes() == whole
+    of_image.resume, of_image.overwrite = False, True
+    edit_command(of_image)
+    assert len(calls) == 3
+
+
+def test_a_program_is_told_of_a_source_that_is_trained_first(capture_folder, tiny_folder):
+    tiny = [*TINY_SCENE, *TINY_FIELD, "edit.iterations=2", "edit.width=48", f"guidance.path={tiny_folder}"]
+    config, calls = load_config("edit", ["scene=capture", *tiny]), []
+    config.capture, config.src, config.tgt = str(capture_folder), "a yellow flower", "a red flower"
+    with pytest.raises(Stopped):
+        edit_command(config, lambda *told: calls.append(told) or told[:2] == (1, 2))
+    assert [told[:2] for told in calls] == [*((i, 8) for i in range(1, 9)), (1, 2)]
+    assert calls[0][2].keys() == {"psnr_db"} and len(calls[-1][2]) > 1
 
 
 def test_threads_are_those_of_the_command_while_it_runs(of_image, monkeypatch):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from fakes import TINY_FIELD, TINY_SCENE
 
+from cds3d.script import run_script
 from tensorf.local import LocalField
 from tensorf.renderable import load_field
 
@@ -63,7 +64,7 @@ def test_in_sequence_and_taken_along(tiny, capsys):
 
 
 def test_an_objective(image_file, tmp_path):
-    example(6)(str(image_file), iterations="2", width="16")
+    example(6)(str(image_file), "a cat", "a pig", "edit.iterations=2", "guidance.image_width=16")
     assert (tmp_path / "outputs" / "examples" / "06" / "descending.png").exists()
 
 
@@ -84,3 +85,33 @@ def test_what_they_edit_is_there_from_any_folder(number):
     given = inspect.signature(example(number)).parameters
     first = next(iter(given.values())).default
     assert Path(first).exists() or number == 5
+
+
+@pytest.mark.parametrize("number", range(1, len(list(EXAMPLES.glob("*.py"))) + 1))
+def test_help_and_mistakes_take_a_line(number, capsys, monkeypatch):
+    main = example(number)
+    assert run_script(main, ["--help"]) == 0
+    assert f"python examples/{number:02d}_" in capsys.readouterr().out
+    monkeypatch.setattr("cds3d.guidance.loading.Prior", None)  # all of it is told before
+    assert run_script(main, ["nosuch", *["a cat", "a pig", "0.5,0.5,view000", "1", "more"]]) == 1
+    assert run_script(main, ["nosuch"]) == 1
+    assert run_script(main, ["edit.iterationz=3"]) == 1
+    for line in (told := capsys.readouterr().err.splitlines()):
+        assert line.startswith("error: ")
+    assert len(told) == 3 and "one word too many" in told[0] and "nosuch" in told[1] and "iterationz" in told[2]
+
+
+def test_words_that_are_left_out_have_their_defaults():
+    seen = []
+
+    def main(image="x.png", src="a cat", *options):
+        seen.append((image, src, *options))
+
+    for argv in ([], ["y.png"], ["seed=1", "y.png"], ["y.png", "a dog", "seed=1", "edit.lr=2"]):
+        assert run_script(main, argv) == 0
+    assert seen == [
+        ("x.png", "a cat"),
+        ("y.png", "a cat"),
+        ("y.png", "a cat", "seed=1"),
+        ("y.png", "a dog", "seed=1", "edit.lr=2"),
+    ]

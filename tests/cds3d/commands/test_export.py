@@ -13,8 +13,11 @@ import torch
 from PIL import Image
 
 from cds3d.cli import main, run_command
+from cds3d.commands import export as export_module
+from cds3d.commands import render as render_module
 from cds3d.commands.render import _colors, axial_depth, write_depths
 from cds3d.commands.videos import cameras_along
+from cds3d.export.surface import surface_points
 from cds3d.pictures import write_video
 from tensorf.cameras import Camera
 from tensorf.captures import load_capture
@@ -340,6 +343,30 @@ def test_a_path_that_leaves_the_scene_is_told_before_work_is_done(opaque, tmp_pa
     assert render(opaque, "path=back.json") == 1
     error = capsys.readouterr().err
     assert "camera 0 looks aside or back" in error and "render:" not in error
+
+
+@pytest.mark.parametrize("options", [["path=round"], ["path=none.json"]])
+def test_a_path_that_is_unknown_is_told_before_photos_are_read(options, opaque, monkeypatch, capsys):
+    for module in (render_module, export_module):
+        monkeypatch.setattr(module, "load_scene", lambda *_: pytest.fail("the capture was loaded"))
+    assert render(opaque, *options) == 1 and export(opaque, "dataset", *options) == 1
+    assert capsys.readouterr().err.count(options[0]) == 2
+
+
+def test_float32_that_is_too_coarse_for_points_is_told(opaque, caplog, monkeypatch):
+    def shifted(shift):
+        def points(*given):
+            found, half_widths = surface_points(*given)
+            return replace(found, positions=found.positions + shift), half_widths
+
+        monkeypatch.setattr("cds3d.export.field.surface_points", points)
+
+    shifted(100.0)
+    assert export(opaque, "points", "points=300") == 0 and "float32 coordinates" not in caplog.text
+    shifted(5.5e6)
+    assert export(opaque, "splats", "points=300") == 0
+    assert "splats.ply: points lie 5.5e+06 from the origin" in caplog.text and "0.5 apart" in caplog.text
+    assert "sparse/0/points3D.bin of a dataset are exact" in caplog.text
 
 
 def test_an_export_that_holds_more_is_not_replaced(opaque, tmp_path, capsys):

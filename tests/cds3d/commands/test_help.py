@@ -177,6 +177,17 @@ def test_the_list_tells_what_there_is(tmp_path, monkeypatch, capsys):
     assert "begun" not in text
 
 
+def test_the_list_of_one_kind(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    begins = {"scenes": "scenes (", "presets": "field=NAME", "runs": "no finished runs", "words": "words that"}
+    for what, begin in begins.items():
+        assert main(["list", what]) == 0
+        text = capsys.readouterr().out
+        assert text.startswith(begin) and not any(other in text for name, other in begins.items() if name != what)
+    assert main(["list", "edits"]) == 1
+    assert "error: edits is nothing that can be listed: use one of scenes, presets" in capsys.readouterr().err
+
+
 def test_switches_stand_for_options(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run_command("bench", ["--full", "cases=0"]) == 1
