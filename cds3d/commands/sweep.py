@@ -12,10 +12,11 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from cds3d.commands.command import command
+from cds3d.commands.sources import take_over_source
 from cds3d.holding import hold
 from cds3d.jobs import usable_cores
 from cds3d.options import whole
-from cds3d.sweep.plan import Task, plan
+from cds3d.sweep.plan import Task, plan, scene_config
 from cds3d.sweep.pool import Work, run_pool, works
 from cds3d.sweep.report import Reporter
 from tensorf import locks
@@ -51,6 +52,7 @@ def sweep_command(config: DictConfig) -> Path:
         todo = mirrored(todo, output, Storage(config.storage))
     done = {work.folder for work in todo if work.done}
     open_tasks = [task for task in tasks if task.folder not in done]
+    _check_sources(open_tasks)
     report = Reporter(output, tasks, todo)
     report.write()
     log.info(
@@ -85,6 +87,12 @@ def _check(config: DictConfig) -> None:
     for key in ("address", "storage"):
         if config.engine == "pool" and config[key] is not None:
             raise UserError(f"{key}={config[key]} is for engine=ray")
+
+
+def _check_sources(tasks: list[Task]) -> None:
+    """UserError where edits ask for another source field than the one that is there: each of them would fail alike."""
+    for scene, extra, source in sorted({(task.scene, task.extra, task.source) for task in tasks}):
+        take_over_source(scene_config(scene, *extra)[1], source)
 
 
 @contextmanager

@@ -138,14 +138,20 @@ def _variant(extra: str) -> tuple[str, ...]:
     return more
 
 
+def scene_config(scene: str, *options: str) -> tuple[bool, DictConfig]:
+    """(whether the scene ships, the configuration of an edit of it). UserError for wrong options."""
+    ships = scene in groups()["scene"] and scene != "capture"
+    config = load_config("edit", [f"scene={scene if ships else 'capture'}", *options])
+    config.capture = None if ships else scene
+    return ships, config
+
+
 def _places(scene: str, objective: str, more: tuple[str, ...]) -> tuple[bool, str, Path]:
     """(whether the scene ships, its capture's folder if not, its source's folder). UserError for wrong options.
 
     Composing a configuration takes a good part of a second: edits that differ in prompts and seeds share it.
     """
-    ships = scene in groups()["scene"] and scene != "capture"
-    config = load_config("edit", [f"scene={scene if ships else 'capture'}", f"objective={objective}", *more])
-    config.capture = None if ships else scene
+    ships, config = scene_config(scene, f"objective={objective}", *more)
     if ships and not (data_folder("scenes") / scene).is_dir():
         raise UserError(f"scenes: {scene} is not there")
     source = source_folder(config)

@@ -485,3 +485,15 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
     (tmp_path / "mine" / "x").touch()
     assert main(["sweep", 'edits=["a red flower"]', "output=mine"]) == 1
     assert "no sweep's folder" in capsys.readouterr().err and [p.name for p in (tmp_path / "mine").iterdir()] == ["x"]
+
+
+def test_edits_that_ask_for_another_source_are_told_before_any_begins(
+    capture_folder, tiny_folder, source_run, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(source_run, tmp_path / "outputs" / "daisies" / "source")
+    monkeypatch.setattr(pool_module, "Job", lambda *_: pytest.fail("a process was started"))
+    command = sweep(capture_folder, tiny_folder)
+    wider = [word.replace(TINY_SCENE[0], "scene.width=72") for word in command]
+    assert wider != command and main(wider) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and "was trained with scene.width=64, not 72" in error
