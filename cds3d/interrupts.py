@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+_ONE = 10.0  # seconds within which several signals are one request: shells, kernels and schedulers send two
 _waiting: list[_Pressed] = []  # loops that end between their steps, the innermost last
 
 
@@ -34,12 +37,16 @@ def gentle_ends() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    terminals = [fd for fd in (0, 1, 2) if _is_terminal(fd)]
+    terminals, asked = [fd for fd in (0, 1, 2) if _is_terminal(fd)], -math.inf
 
     def end(number, _frame) -> None:
+        nonlocal asked
         if number == signal.SIGHUP:
             _let_go(terminals)
-        if _waiting:  # several may come at once, and must not cut a step in two
+        again, asked = time.monotonic() - asked < _ONE, time.monotonic()
+        if again:  # the state is being kept
+            return
+        if _waiting:
             _waiting[-1].pressed = True
         else:
             raise KeyboardInterrupt

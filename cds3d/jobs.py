@@ -57,8 +57,9 @@ class Job:
 
     @property
     def killed(self) -> bool:
-        """Whether it has ended by a signal."""
-        return (self.process.returncode or 0) < 0
+        """Whether it has ended by a signal, or because of one that nobody here has sent."""
+        code = self.process.returncode or 0
+        return code < 0 or (code == 130 and not self.stopping)
 
     @property
     def resumable(self) -> bool:
@@ -66,7 +67,7 @@ class Job:
 
         With figures, the folder still holds the finished run that this one was to overwrite.
         """
-        ended = self.killed or self.stopping or self.process.returncode == 130
+        ended = self.killed or self.stopping
         kept = (self.folder / "state" / "state.pt").exists() and not (self.folder / "metrics.json").exists()
         return ended and self.process.returncode != 0 and kept
 

@@ -58,13 +58,15 @@ def test_a_stopped_job_keeps_its_state_and_a_killed_one_is_told(python, tmp_path
     while "ready" not in job.lines:
         time.sleep(0.05)
     job.close()
-    assert job.process.returncode == 130 and job.outcome() == "stopped" and not job.resumable
+    assert job.process.returncode == 130 and job.outcome() == "stopped" and not job.resumable and not job.killed
     (job.folder / "state").mkdir()
     (job.folder / "state" / "state.pt").touch()
     assert job.resumable
     job = python("import time; time.sleep(30)", job.folder)
     job.process.send_signal(signal.SIGKILL)
     assert "SIGKILL" in ended(job) and job.resumable
+    job = python("raise SystemExit(130)", job.folder)  # kill, or a machine that runs out of memory, asked it to end
+    assert ended(job) == "stopped" and job.resumable and job.killed
     job = python("import sys; sys.exit('error: no')", job.folder)
     assert ended(job) == "no" and not job.resumable
     job = python("pass", job.folder)

@@ -198,3 +198,18 @@ with gentle_ends():
     os.close(terminal)  # the kernel sends SIGHUP to whoever runs in it
     os.waitpid(pid, 0)
     assert torch.load(tmp_path / "run" / "state" / "state.pt", weights_only=True)["iteration"] >= 4
+
+
+def test_a_second_signal_does_not_cut_the_state_that_is_being_kept(tmp_path):
+    """A closed terminal sends two: its shell's, and the kernel's."""
+
+    class Twice(Count):
+        def state_dict(self):
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.01)
+            return super().state_dict()
+
+    work = Twice(stop=2, signals=[signal.SIGHUP])
+    with gentle_ends(), pytest.raises(KeyboardInterrupt, match="iteration 3.*resume=true"):
+        driven(tmp_path / "run", work)
+    assert work.saved == 3
