@@ -36,4 +36,5 @@ def rotated(rotation: Tensor, vectors: Tensor) -> Tensor:
     As a sum of products, since a program may allow TF32 in matrix products on a GPU (torch's
     `set_float32_matmul_precision`): with its 10 bits rays miss their pixels.
     """
-    return (rotation * vectors[:, None]).sum(-1)
+    x, y, z = vectors.split(1, dim=1)
+    return x * rotation[..., 0] + y * rotation[..., 1] + z * rotation[..., 2]
