@@ -79,11 +79,10 @@ class _Good:
 
     def colmap_text(self, folder: Path) -> None:
         self.colmap(folder)
-        table = json.loads((self.inputs.starts["dataset"] / "x" / "transforms.json").read_text())
         model = folder / "c" / "sparse" / "0"
         shutil.rmtree(model)
         model.mkdir()
-        _write_colmap_text(model, table)
+        _write_colmap_text(model, self._transforms())
 
     def run(self, folder: Path) -> None:
         shutil.copytree(self.inputs.starts["edit"], folder, dirs_exist_ok=True)
@@ -140,6 +139,36 @@ class _Good:
         text = "scenes: [flower]\nedits: [a red flower, a mug -> a blue mug]\nobjectives: [cds, dds]\n"
         (folder / "s.yaml").write_text(text + "options: ['', 'edit.lr=0.02 objective.scale=3']\nseeds: [0, 1]\n")
 
+    def nsvf(self, folder: Path) -> None:
+        """The photos and cameras of `dataset`, as NSVF writes them."""
+        import numpy as np
+
+        table = self._transforms()
+        for part in ("pose", "rgb"):
+            (folder / "c" / part).mkdir(parents=True)
+        for i, frame in enumerate(table["frames"]):
+            name = f"{2 if i == 1 else 0}_{i:04d}"
+            pose = np.array(frame["transform_matrix"]) @ np.diag([1, -1, -1, 1])
+            np.savetxt(folder / "c" / "pose" / f"{name}.txt", pose)
+            photo = self.inputs.starts["dataset"] / "x" / frame["file_path"]
+            shutil.copy(photo, folder / "c" / "rgb" / f"{name}{photo.suffix}")
+        numbers = [table[key] if key in table else table["frames"][0][key] for key in ("fl_x", "cx", "cy")]
+        lines = [" ".join(map(str, [*numbers, 0.0])), "0. 0. 0.", "0.", "1.", f"{table['h']} {table['w']}"]
+        (folder / "c" / "intrinsics.txt").write_text("\n".join(lines) + "\n")
+
+    def official(self, folder: Path) -> None:
+        """Checkpoints of TensoRF's authors: of a forward-facing capture with a mask, and of boxes."""
+        from authors import random_model
+
+        self.llff(folder)
+        self.nsvf(folder / "box")
+        random_model(ndc=True, masked=True, fea2denseAct="relu", gain=0.5).save(folder / "m0.th")
+        random_model("whole", masked=True, density_shift=-3.0, gain=0.5).save(folder / "m1.th")
+        random_model("cp", shadingMode="SH", gain=0.8).save(folder / "m2.th")
+
+    def _transforms(self) -> dict:
+        return json.loads((self.inputs.starts["dataset"] / "x" / "transforms.json").read_text())
+
     def nothing(self, folder: Path) -> None:
         self.views(folder)
         self.picture(folder)
@@ -186,6 +215,12 @@ def _families(inputs: Inputs, good: _Good) -> Iterator[Family]:
              "sd/*/*.txt": m.text_file}  # fmt: skip
     of_prior = [o if not o.startswith("guidance.path") else "guidance.path=sd" for o in image]
     yield Family("priors", good.make("prior", good.prior), files, fixed(of_prior))
+    yield Family("NSVF", good.make("nsvf", good.nsvf), {"c/*.txt": m.text_file, "c/pose/*.txt": m.text_file,
+                 "c/rgb/*": m.picture_file}, fixed(train))  # fmt: skip
+    models, imports = good.make("official", good.official), ["scene.width=32", "threads=1", "video_frames=0", OUT]
+    for i, (capture, kind) in enumerate((("c", "LLFF"), ("box/c", "box"), ("box/c", "CP"))):
+        yield Family(f"TensoRF checkpoints, {kind}", models, {f"m{i}.th": m.checkpoint_file},
+                     fixed(["import", f"m{i}.th", capture, *imports]))  # fmt: skip
     lines = [["train", *scene, OUT], edit, image, refit, ["render", source, *rendered],
              ["export", source, "points", "points=50", "output=out.ply"], ["sweep", 'edits=["a"]', OUT]]  # fmt: skip
     yield Family("options", good.make("options", good.nothing), {}, lambda chance: options_of(lines, chance))

@@ -32,16 +32,18 @@ def prepare() -> None:
         os.environ[name] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["HF_HUB_OFFLINE"] = "1"
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "cds3d")]
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "cds3d"), str(ROOT / "tests" / "tensorf")]
 
     import torch.utils.tensorboard  # noqa: F401
     import tqdm
 
     import cds3d.commands.edit
     import cds3d.commands.export
+    import cds3d.commands.importing
     import cds3d.commands.render
     import cds3d.commands.sweep
-    import cds3d.commands.train  # noqa: F401
+    import cds3d.commands.train
+    import cds3d.commands.view  # noqa: F401
     import tensorf.kernels  # noqa: F401
     from cds3d import jobs
 
@@ -90,6 +92,19 @@ class Child:
         return [line for line in self.told.read_text(errors="replace").splitlines() if line.strip()]
 
 
+def have_ended(processes: list[int], seconds: float) -> bool:
+    """Whether all of them, whoever has started them, end within so many seconds."""
+    until = time.monotonic() + seconds
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(process)
+            ended = select.select([descriptor], [], [], max(0.0, until - time.monotonic()))[0]
+            os.close(descriptor)
+            if not ended:
+                return False
+    return True
+
+
 def kill(processes: list[int]) -> None:
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
@@ -106,6 +121,7 @@ def _become(work: Callable[[], int | None], folder: Path, stderr: int) -> None:
         nothing = os.open(os.devnull, os.O_RDWR)
         for descriptor, to in ((nothing, 0), (nothing, 1), (stderr, 2)):
             os.dup2(descriptor, to)
+        _let_go_of_signals()
         _let_go_of_locks()
         tqdm.tqdm.set_lock(threading.RLock())  # its own is shared by forks: one that is killed would stop all others
         code = work() or 0
@@ -118,6 +134,12 @@ def _become(work: Callable[[], int | None], folder: Path, stderr: int) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def _let_go_of_signals() -> None:
+    """A fork has its parent's handlers, a program that is started anew has none; and `nohup` is not for commands."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _let_go_of_locks() -> None:

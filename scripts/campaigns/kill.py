@@ -18,14 +18,17 @@ _KILLS = 6  # of one run, at most
 
 def campaign(inputs: Inputs, folder: Path, order: Order) -> Tally:
     """As many kills as `order` says."""
-    cases, numbers = order.chosen(inputs.cases()), order.numbers()
+    from campaigns.viewers import ViewerTrial
+
+    cases, numbers = order.chosen([*inputs.cases(), inputs.viewer_case()]), order.numbers()
     tally, truths = Tally("kill", "kills"), {}
     record_steps()
     while order.goes_on(tally.count):
         case, number = cases[tally.trials % len(cases)], next(numbers)
         if case.name not in truths:
             truths[case.name] = inputs.run_whole(case, inputs.begin(case, folder / "whole"))
-        trial = Trial(inputs, case, truths[case.name], folder / "broken", random.Random(number))
+        kind = ViewerTrial if case.command == "view" else Trial
+        trial = kind(inputs, case, truths[case.name], folder / "broken", random.Random(number))
         trial.run(_KILLS)
         tally.add(case.name, trial.kills, trial.problems, f"{case.name}, number {number}", trial.ways)
     return tally
@@ -64,7 +67,7 @@ class Trial:
         more = list(self.case.again) if self.kills else []
         self._struck = False
         self._steps.unlink(missing_ok=True)
-        self._expected = {kind: _iteration(self.folder / run) for kind, run in self.case.states.items()}
+        self._expected = {kind: iteration_of(self.folder / run) for kind, run in self.case.states.items()}
 
         def work() -> int:
             forks.at_write(kill_at_write, forks.die)
@@ -83,12 +86,7 @@ class Trial:
 
     def _broken_call(self) -> bool:
         """Start, and kill; whether there is more to do."""
-        way = self.random.choice(WAYS)
-        child = self._start(self.random.randint(1, self.truth.writes) if way == "at a write" else 0)
-        ended = child.wait(LIMIT if way == "at a write" else self.random.uniform(0, 0.8 * self.truth.seconds))
-        if ended is None and way != "at a write":
-            self._strike(child, way)
-            ended = child.wait(LIMIT)
+        child, ended, way = self._killed_call()
         if ended is None:
             self._hangs(child)
             return False
@@ -104,6 +102,16 @@ class Trial:
         if self._is_done():
             self.problems += differences(contents(self.folder), self.truth.files)
         return not self.problems and not self._is_done()
+
+    def _killed_call(self) -> tuple[forks.Child, int | None, str]:
+        """(what was started, its exit code or None if it does not end, the way that it was killed)."""
+        way = self.random.choice(WAYS)
+        child = self._start(self.random.randint(1, self.truth.writes) if way == "at a write" else 0)
+        ended = child.wait(LIMIT if way == "at a write" else self.random.uniform(0, 0.8 * self.truth.seconds))
+        if ended is None and way != "at a write":
+            self._strike(child, way)
+            ended = child.wait(LIMIT)
+        return child, ended, way
 
     def _strike(self, child: forks.Child, way: str) -> None:
         family = child.family()
@@ -135,13 +143,16 @@ class Trial:
         child.wait(LIMIT)
         self.problems.append(f"still running after {LIMIT:.0f} s")
 
+    def steps_noted(self) -> list[str]:
+        """Of the last call, a line each: what works, and the number of the step that it began."""
+        return self._steps.read_text().splitlines() if self._steps.exists() else []
+
     def _steps_again(self) -> list[str]:
         """A line for each work that did not go on from the last state on the disk."""
         lines, first = [], {}
-        if self._steps.exists():
-            for line in self._steps.read_text().splitlines():
-                kind, iteration = line.split()
-                first.setdefault(kind, int(iteration))
+        for line in self.steps_noted():
+            kind, iteration = line.split()
+            first.setdefault(kind, int(iteration))
         for kind, iteration in first.items():
             if kind in self._expected and self._expected[kind] != iteration:
                 lines.append(f"{kind} went on from step {iteration}, not from {self._expected[kind]}")
@@ -183,7 +194,7 @@ def _noting(name: str, step):
     return noting
 
 
-def _iteration(run: Path) -> int:
+def iteration_of(run: Path) -> int:
     """Of the state in a run folder."""
     import torch
 

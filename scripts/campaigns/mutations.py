@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import math
 import random
 import re
 import struct
@@ -233,6 +234,55 @@ def tensors_file(data: bytes, chance: random.Random) -> bytes:
         header = tree(header, chance)
     text = _text(json.dumps(header))
     return struct.pack("<Q", len(text)) + text + data[8 + length :]
+
+
+def checkpoint_file(data: bytes, chance: random.Random) -> bytes:
+    """A checkpoint of torch.save with other values, keys and tensors, in the old format, or a foreign pickle."""
+    import torch
+
+    if chance.random() < 0.25:
+        return bytes_of(data, chance)
+    table = torch.load(io.BytesIO(data), weights_only=False)  # it is the campaign's own
+    act = chance.randrange(8)
+    if act == 0:
+        table = chance.choice((print, np.zeros(3, object), {"kwargs": print, "state_dict": {}}, torch.nn.Linear(2, 2)))
+    elif act < 4:
+        _spoil_tensor(table, chance)
+    else:
+        table = tree(table, chance)
+    file = io.BytesIO()
+    torch.save(table, file, _use_new_zipfile_serialization=chance.random() < 0.8)
+    return file.getvalue()
+
+
+def _spoil_tensor(table: dict, chance: random.Random) -> None:
+    """Another shape, type or content for one of a checkpoint's tensors and arrays, wherever it stands."""
+    import torch
+
+    places = [(p, k) for p, k in _places(table) if isinstance(p[k], (torch.Tensor, np.ndarray))]
+    parent, key = chance.choice(places)
+    tensor = torch.as_tensor(parent[key])
+    odd = tensor.clone().reshape(-1)
+    odd[chance.randrange(len(odd))] = chance.choice(
+        (0, 1, 255, *((math.nan, math.inf, -1e30) if odd.is_floating_point() else ()))
+    )
+    kinds = (
+        lambda: odd.view(tensor.shape),
+        lambda: tensor[: len(tensor) // 2],
+        lambda: tensor[None],
+        lambda: tensor.mT if tensor.ndim > 1 else tensor[0],
+        lambda: torch.zeros_like(tensor),
+        lambda: torch.cat([tensor, tensor]),
+        lambda: tensor[..., :1].expand(tensor.shape),
+        lambda: tensor.to(chance.choice((torch.float16, torch.float64, torch.int64, torch.bool, torch.complex64))),
+        lambda: tensor.to_sparse(),
+        lambda: torch.empty(0),
+        lambda: torch.zeros(1).expand(chance.choice((10**6, 2**40))),  # a few bytes that say that they are many
+        lambda: tensor.float() * chance.choice((-1, 1e-30, 1e30)),
+        lambda: tensor.numpy(),
+        lambda: tensor.tolist(),
+    )
+    parent[key] = chance.choice(kinds)()
 
 
 Spoil = Callable[[bytes, random.Random], bytes]

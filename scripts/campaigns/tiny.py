@@ -162,6 +162,20 @@ class Inputs:
             Case("sweep", "sweep", (*sweep, f'options=["{options}"]', "output=sweep"), again=(), done="sweep/done"),
         ]  # fmt: skip
 
+    def viewer_case(self) -> Case:
+        """The viewer of the source, and an edit that is started from its page. The edit keeps no state by itself."""
+        run = "outputs/daisies/a-red-flower"
+        edit = json.dumps([f"guidance.path={self.prior}", "edit.width=48"])
+        options = (
+            "run=outputs/daisies/source",
+            "port=0",
+            "width=48",
+            "moving_width=24",
+            "threads=1",
+            f"options={edit}",
+        )
+        return Case("viewer itself", "view", options, again=(), done=f"{run}/metrics.json", states={"Editor": run})
+
     # --- their runs
 
     def run_whole(self, case: Case, folder: Path, limit: float = LIMIT) -> Truth:
@@ -194,9 +208,13 @@ def _export(source: str, kind: str, done: str) -> tuple[str, tuple[str, ...], tu
 
 def do(case: Case, more: list[str]) -> int:
     """One call of a case's command, in this process and folder."""
+    from campaigns import viewers
+
     options = [*case.begin, *more]
     if case.command == "job":
         return _viewer_job(options)
+    if case.command == "view":
+        return viewers.view(options)
     code = forks.run_command(case.command, options)
     if case.command == "sweep" and code == 0:
         Path(case.done).write_text("")

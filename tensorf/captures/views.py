@@ -20,6 +20,7 @@ log = logging.getLogger("tensorf")
 
 MINIMUM_VIEWS = 3
 _ROTATION_TOLERANCE = 1e-2
+_FARTHEST = 1e15  # squares of distances have to fit into float32
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,17 @@ _FOCAL_LEAST, _FOCAL_MOST = 0.01, 1000.0  # focal lengths as shares of the image
 def checked_pose(matrix: np.ndarray, source: Path, what: str) -> np.ndarray:
     """The (3, 4) pose `matrix` with its rotation made exact; `what` names the pose in `source` ("row 3").
 
-    Raises UserError for NaN or infinity and for what is no rotation by more than 1e-2 (scaled, sheared, mirrored).
+    Raises UserError for NaN, infinity, a position beyond all measure, and for what is no rotation by more than 1e-2
+    (scaled, sheared, mirrored).
     """
     matrix = np.asarray(matrix, dtype=np.float64)
     if not np.isfinite(matrix).all():
         raise UserError(f"{source}: the pose of {what} holds NaN or infinity; remove the view or estimate it again")
+    if np.abs(matrix[:, 3]).max() > _FARTHEST:
+        raise UserError(
+            f"{source}: the camera of {what} stands {np.abs(matrix[:, 3]).max():.3g} units from the origin; remove the "
+            "view or estimate it again"
+        )
     u, stretch, vt = np.linalg.svd(matrix[:, :3])
     if np.abs(stretch - 1).max() > _ROTATION_TOLERANCE:
         raise UserError(

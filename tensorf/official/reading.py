@@ -79,7 +79,7 @@ def read_official(path: Path) -> Official:
         return _read(path, table)
     except KeyError as error:
         raise UserError(f"{path} is no whole checkpoint of TensoRF: it lacks {error.args[0]}") from error
-    except (ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+    except (ValueError, TypeError, AttributeError, IndexError, RuntimeError, ArithmeticError) as error:
         raise UserError(f"{path} is a checkpoint of TensoRF that cannot be read: {reason(error)}") from error
 
 

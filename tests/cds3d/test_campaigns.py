@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the campaigns n
 
 # Each control takes a guard away in the parent, of whose forks some then lose something.
 SHORT = """
-import sys, json, tempfile
+import contextlib, sys, json, tempfile
 from pathlib import Path
 sys.path.insert(0, {scripts!r})
 from campaigns import forks
@@ -37,7 +37,8 @@ with tempfile.TemporaryDirectory() as folder:
         tally = campaign(inputs, work, Order(*order))
         table[name] = tally.table()
     run("kill", kill.campaign, 3, 0, "latents")
-    run("fuzz", fuzz.campaign, 16, 0)
+    run("viewer", kill.campaign, 1, 0, "viewer itself", float("inf"), 66)  # one SIGHUP
+    run("fuzz", fuzz.campaign, 18, 0)
     (folder / "unspoiled").mkdir()
     table["unspoiled"] = fuzz.unspoiled(inputs, folder / "unspoiled")
     run("clock", clock.campaign, 1, 0, "latents")
@@ -50,6 +51,8 @@ with tempfile.TemporaryDirectory() as folder:
     restore = Editor.load_state_dict
     with mock.patch.object(Editor, "load_state_dict", first_step_again):
         run("restarted", kill.campaign, 6, 0, "latents")
+    with mock.patch("cds3d.cli.gentle_ends", contextlib.nullcontext):
+        run("asked roughly", kill.campaign, 1, 0, "viewer itself", float("inf"), 14)  # one SIGTERM
     with mock.patch("cds3d.cli._one_line", lambda error: f"{{error}}\\nand more"):
         run("two lines", fuzz.campaign, 6, 0, "image")
     import campaign
@@ -72,17 +75,19 @@ def table():
 
 
 def test_nothing_is_lost(table):
-    assert table["kill"]["kills"] >= 3 and table["fuzz"]["inputs"] == 16 and table["clock"]["runs"] == 1
-    for kind in ("kill", "fuzz", "clock"):
+    assert table["kill"]["kills"] >= 3 and table["fuzz"]["inputs"] == 18 and table["clock"]["runs"] == 1
+    assert table["viewer"]["by_way"] == {"the viewer: SIGHUP": 1}
+    for kind in ("kill", "viewer", "fuzz", "clock"):
         assert table[kind]["failures"] == []
     assert table["two"] == []
     assert table["unspoiled"] == {}  # what is refused whole tries nothing when it is spoiled
 
 
 def test_what_is_lost_is_noticed(table):
-    """Without locks; with states that are not gone on from; with two lines of error."""
+    """Without locks; with states that are not gone on from; with two lines of error; with SIGTERM that ends at once."""
     assert "let in" in table["unlocked"][0]
     assert any("went on from step 0" in p for f in table["restarted"]["failures"] for p in f["problems"])
+    assert any("it ends with -" in p for f in table["asked roughly"]["failures"] for p in f["problems"])
     assert any("not one line" in p for f in table["two lines"]["failures"] for p in f["problems"])
 
 

@@ -1,15 +1,18 @@
 """Figures by hand."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from cds3d.metrics.clip import clip_direction, view_direction
 from cds3d.metrics.consistency import project, view_consistency
 from cds3d.metrics.depth import depth_error, true_depth
 from cds3d.metrics.edges import edge_f1, edges
+from cds3d.metrics.pretrained import load_network, located, unreadable
 from cds3d.metrics.psnr import psnr
 from cds3d.metrics.ssim import ssim, ssim_map
 from cds3d.metrics.truth import Truth, mean_figures, picture_figures
@@ -76,8 +79,22 @@ def test_figures_of_an_edit_by_hand():
     assert figures["edit_truth_psnr_db"] == pytest.approx(40, abs=1e-2)
     assert figures["edit_gain_db"] == pytest.approx(20, abs=1e-2)
     assert figures["kept_psnr_db"] == pytest.approx(30, abs=1e-2)
+    names = {"edit_truth_psnr_db", "edit_gain_db", "edit_truth_ssim", "kept_psnr_db", "structure"}
+    assert seen.keys() == names == unseen.keys()
     assert mean_figures([unseen]).keys() == {"kept_psnr_db"}  # nan is left out: JSON has none
     assert mean_figures([]) == {}
+
+
+def test_structure_is_that_around_the_subject():
+    """Edges far from it do not count."""
+    image = torch.zeros(32, 80, 3)
+    image[10:22, 14:26], image[10:22, 54:66] = 1, 1
+    subject = torch.zeros(32, 80, dtype=torch.bool)
+    subject[:, :40] = True
+    edit = image.clone()
+    edit[:, 40:] = 0
+    truth = Truth(image, torch.ones_like(subject), subject)
+    assert picture_figures(edit, image, truth)["structure"] == 1
 
 
 def test_figures_of_an_edit_that_does_nothing():
@@ -149,6 +166,60 @@ def test_pictures_of_two_shapes_are_not_compared(metric):
             metric(image, other)
 
 
+def test_the_truth_of_a_view_by_hand():
+    """What differs by more than 15 of 255 in some channel; and the subject of before and after, with 6 pixels more."""
+    before = SimpleNamespace(image=np.full((20, 30, 3), 100, np.uint8), subject=np.zeros((20, 30), bool))
+    after = SimpleNamespace(image=before.image.copy(), subject=before.subject.copy())
+    after.image[0, 0, 2], after.image[0, 1, 0], after.image[0, 2, 1] = 116, 84, 115
+    after.image[5, 5] = 255, 0, 51
+    before.subject[10, 10], after.subject[10, 20] = True, True
+    truth = Truth.of(before, after)
+    assert truth.changed.nonzero().tolist() == [[0, 0], [0, 1], [5, 5]]
+    assert truth.image.dtype == torch.float32 and truth.image[5, 5].tolist() == pytest.approx([1, 0, 0.2])
+    expected = torch.zeros(20, 30, dtype=torch.bool)
+    expected[4:17, 4:27] = True  # two squares of 13 pixels, which meet
+    assert torch.equal(truth.subject, expected)
+
+
+def test_directions_of_clip_are_differences():
+    # The pictures move by (3, 4), the prompts by (0, 3): a cosine of 0.8.
+    before, after = torch.tensor([5.0, 1]), torch.tensor([8.0, 5])
+    source, target = torch.tensor([2.0, 1]), torch.tensor([2.0, 4])
+    assert clip_direction(before, after, source, target) == pytest.approx(0.8)
+    assert view_direction(before[None], after[None], source, target) == pytest.approx(0.8)
+
+
+# --- Networks that judge ---
+
+
+def test_a_network_is_loaded_without_code_and_frozen(tmp_path):
+    told = {}
+
+    class Kind:
+        @staticmethod
+        def from_pretrained(**given):
+            told.update(given)
+            return torch.nn.Linear(2, 2).half(), {"missing_keys": [], "mismatched_keys": []}
+
+    network = load_network(Kind, str(tmp_path), option="--x", example="a/b", device=torch.device("cpu"), layers=3)
+    assert told["weights_only"] is True and told["layers"] == 3
+    assert told["pretrained_model_name_or_path"] == str(tmp_path) and "revision" not in told
+    assert not network.training and network.weight.dtype == torch.float32 and not network.weight.requires_grad
+
+
+def test_a_revision_of_a_hub_id():
+    assert located("openai/clip") == {"pretrained_model_name_or_path": "openai/clip"}
+    assert located("openai/clip@v1.0") == {"pretrained_model_name_or_path": "openai/clip", "revision": "v1.0"}
+
+
+def test_a_folder_may_look_like_a_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("openai/clip@v1.0").mkdir(parents=True)
+    assert located("openai/clip@v1.0") == {"pretrained_model_name_or_path": "openai/clip@v1.0"}
+    told = str(unreadable("openai/clip@v1.0", "--clip", "a/b", ValueError("torn")))
+    assert told == "--clip openai/clip@v1.0 cannot be loaded (torn): it has to be a folder of a model such as a/b"
+
+
 # --- Edges ---
 
 
@@ -166,6 +237,41 @@ def test_edges_of_a_square_are_its_outline():
     assert not found[13:19, 17:23].any()  # nothing inside
     assert 30 < found.sum() < 80  # a line of a pixel or two around 48 pixels, not a band
     assert not edges(torch.full((20, 20, 3), 0.4)).any()
+
+
+def plain_edges(image):
+    """By loops: blurred by the binomials of 4, Sobel's slopes, the strongest channel, ridges along x or y."""
+    height, width = image.shape[:2]
+    at = lambda x, i, j: x[min(max(i, 0), height - 1), min(max(j, 0), width - 1)]  # noqa: E731
+    weights, smooth, slope = (1, 4, 6, 4, 1), (1, 2, 1), (-1, 0, 1)
+    cells = [(i, j) for i in range(height) for j in range(width)]
+    blurred, across = np.zeros(image.shape), np.zeros((*image.shape, 2))
+    for i, j in cells:
+        blurred[i, j] = (
+            sum(weights[a] * weights[b] * at(image, i + a - 2, j + b - 2) for a in range(5) for b in range(5)) / 256
+        )
+    for i, j in cells:
+        for a in range(3):
+            for b in range(3):
+                seen = at(blurred, i + a - 1, j + b - 1) / 4
+                across[i, j, :, 0] += smooth[a] * slope[b] * seen
+                across[i, j, :, 1] += slope[a] * smooth[b] * seen
+    lengths = np.sqrt((across**2).sum(-1))
+    length = np.pad(lengths.max(2), 1)
+    found = np.zeros((height, width), bool)
+    for i, j in cells:
+        x, y = across[i, j, lengths[i, j].argmax()]
+        own, near = length[i + 1, j + 1], ((0, -1), (0, 1)) if abs(x) >= abs(y) else ((-1, 0), (1, 0))
+        before, behind = (length[i + 1 + a, j + 1 + b] for a, b in near)
+        found[i, j] = own >= before and own > behind and own > 0.15
+    return torch.from_numpy(found)
+
+
+@pytest.mark.parametrize("contrast", [0.6, 1.0])
+def test_edges_are_those_of_plain_loops(contrast):
+    image = contrast * torch.rand(17, 15, 3, generator=torch.Generator().manual_seed(0))
+    found = edges(image)
+    assert torch.equal(found, plain_edges(image.double().numpy())) and 5 < found.sum() < 150
 
 
 def test_edge_f1_by_hand():
@@ -195,16 +301,20 @@ def test_edges_of_equal_brightness_count():
 # --- Geometry: a plane seen from two places ---
 
 
-def plane_views(kind):
-    """The plane z = 0 with a pattern, seen by three cameras; exact depths as `Space.depth` counts them."""
-    reference = look_camera((0, 0, 4), (0, 0, 0), width=48, height=36)
-    space = Space(kind, torch.tensor([[-3.0, -3, -3], [3, 3, 3]]), 1.0, 9.0, reference.pose)
-    cameras = [look_camera((x, 0.1, 4), (0, 0, 0), width=48, height=36) for x in (-0.3, 0.0, 0.4)]
+def plane_views(kind, places=(-0.3, 0.0, 0.4), scale=1.0):
+    """The plane z = 0 with a pattern, seen by three cameras; exact depths as `Space.depth` counts them.
+
+    places: x of the cameras, from 4 away. scale: of everything.
+    """
+    reference = look_camera((0, 0, 4 * scale), (0, 0, 0), width=48, height=36)
+    box = scale * torch.tensor([[-3.0, -3, -3], [3, 3, 3]])
+    space = Space(kind, box, 1.0 * scale, 9.0 * scale, reference.pose)
+    cameras = [look_camera((x * scale, 0.1 * scale, 4 * scale), (0, 0, 0), width=48, height=36) for x in places]
     views = []
     for camera in cameras:
         origins, directions = camera.pixel_rays()
         points = (origins - origins[:, 2:] / directions[:, 2:] * directions).view(36, 48, 3)
-        color = torch.stack([0.5 + 0.4 * torch.sin(3 * points[..., k]) for k in (0, 1, 0)], -1)
+        color = torch.stack([0.5 + 0.4 * torch.sin(3 / scale * points[..., k]) for k in (0, 1, 0)], -1)
         depth = space.depth_of(camera, points)
         views.append({"color": color, "depth": depth, "opacity": torch.ones_like(depth)})
     return space, cameras, views
@@ -223,6 +333,23 @@ def test_what_one_camera_does_not_see_does_not_count():
     space, cameras, views = plane_views("box")
     views[1]["depth"] = views[1]["depth"] * 2  # farther than where the other two's points are
     assert math.isnan(view_consistency(space, cameras[:2], views[:2]))
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0])
+def test_only_what_both_see_of_one_surface_counts(scale):
+    """A plane that leaves the picture, where it is hidden, and where there is nothing."""
+    space, cameras, views = plane_views("box", (-1.5, 1.5), scale)
+    whole = view_consistency(space, cameras, views)
+    assert whole > 35
+    for key, value in (("depth", 9.0 * scale), ("opacity", 0.0)):
+        spoiled = {k: v.clone() for k, v in views[1].items()}
+        spoiled[key][:, 20:30] = value
+        spoiled["color"][:, 21:29] = 0
+        assert view_consistency(space, cameras, [views[0], spoiled]) == pytest.approx(whole, abs=3)
+    views[1]["depth"] = views[1]["depth"] * 1.02  # 3% may be rounding
+    assert view_consistency(space, cameras, views) == pytest.approx(whole, abs=3)
+    views[1]["depth"] = views[1]["depth"] * 1.02
+    assert view_consistency(space, cameras, views) != pytest.approx(whole, abs=0.01)
 
 
 def test_two_views_of_nothing_are_not_consistent():
@@ -261,5 +388,8 @@ def test_true_depths_are_in_the_fields_world():
     depth[0, 0] = np.inf
     found = true_depth(SimpleNamespace(world_from_capture=turned), space, camera, depth)
     assert found[0, 0] == math.inf
+    ahead = Space("ndc", space.box, 0.1, 100.0, camera.pose, 0.0)  # in NDC they count depths along the axis
+    along = true_depth(SimpleNamespace(world_from_capture=turned), ahead, camera, depth)
+    torch.testing.assert_close(along[1:], torch.full((2, 4), 6.0))
     lengths = camera.pixel_rays()[1].norm(dim=1).view(3, 4)  # of rays of unit depth
     torch.testing.assert_close(found[1:], 6 * lengths[1:])

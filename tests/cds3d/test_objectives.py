@@ -10,9 +10,10 @@ from defaults import changed, objective
 from fakes import PROMPTS, LinearDenoiser, TwoLatents
 
 from cds3d.commands.preparing import build_objective
+from cds3d.guidance.text import Prompt
 from cds3d.objectives import CDS, OBJECTIVES, contrastive, patchnce
 from cds3d.objectives.ids import fixed_point_noise
-from cds3d.objectives.objective import Draw, Prompts, Step, classifier_free
+from cds3d.objectives.objective import Draw, Prompts, Step, check_timesteps, classifier_free, fetched
 from cds3d.objectives.patchnce import patch_nce
 from cds3d.objectives.pds import posterior_factors
 from cds3d.options import groups, load_config
@@ -190,6 +191,17 @@ def test_layers_smaller_than_a_patch_are_left_out():
     assert both.item() == pytest.approx(contrastive_loss([large], patch_sizes=(2,), patches=100).item())
     with pytest.raises(UserError, match=r"objective.patch_sizes=\[2\]: all are larger"):
         contrastive_loss([small], patch_sizes=(2,))
+    ones = contrastive_loss([small], patch_sizes=(2, 1), patches=100)  # whichever size comes first
+    assert ones.item() == pytest.approx(contrastive_loss([small], patch_sizes=(1,), patches=100).item())
+    assert contrastive_loss([small], patch_sizes=(1, 2), patches=100).item() == pytest.approx(ones.item())
+    whole = torch.ones(4, 2, 2)  # one patch, its own positive, and no negative
+    assert contrastive_loss([(whole, whole)], patch_sizes=(2,), patches=100).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_contrastive_loss_looks_at_as_many_patches_as_it_is_told():
+    maps, tau = torch.eye(40).view(40, 5, 8), 0.5  # as above: each of n losses is log(1 + (n - 1) e^(-1/tau) + ...)
+    loss = contrastive_loss([(maps, maps)], patch_sizes=(1,), patches=7, temperature=tau)
+    assert loss.item() == pytest.approx(math.log(1 + 6 * math.exp(-1 / tau) + math.exp(-11 / tau)), rel=1e-5)
 
 
 # --- Objective.gradient, with a denoiser that is linear in z_t (fakes.py)
@@ -293,12 +305,13 @@ def test_cds_is_dds_plus_the_contrastive_gradient(features):
 
 
 def test_the_contrastive_gradient_survives_half_precision():
-    cds, start = objective("cds", patches=100), Step(torch.zeros(1, 2, 4, 3), {})
-    z = torch.randn(1, 2, 4, 3, generator=torch.Generator().manual_seed(4))
-    reference, pulls = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(5)), []
+    """On large features, of many positions, it is below 6e-8, where half precision ends."""
+    cds, start = objective("cds", patches=1024, temperature=10.0, patch_sizes=(1,)), Step(torch.zeros(1, 2, 32, 32), {})
+    z, reference = torch.randn(2, 1, 2, 32, 32, generator=torch.Generator().manual_seed(4))
+    pulls = []
     for dtype in (torch.float32, torch.float16):
         moving = z.clone().requires_grad_()
-        step = cds.with_contrast(start, Draw(0, z), moving, (reference.to(dtype),), (moving[0].to(dtype) * 2,))
+        step = cds.with_contrast(start, Draw(0, z), moving, (reference[0].to(dtype),), (moving[0].to(dtype) * 3000,))
         pulls.append(step.gradient)
     torch.testing.assert_close(pulls[1], pulls[0], rtol=0.02, atol=0.02 * pulls[0].abs().max().item())
 
@@ -310,6 +323,64 @@ def test_weight_zero_makes_cds_equal_to_dds():
     assert torch.equal(cds, dds)
     assert not cds.requires_grad
     assert all(call[3] is None for call in model.calls if call[0] == "predict")  # and catches no features
+
+
+class Timed(LinearDenoiser):
+    """Refuses every t but one. asked: how many predictions."""
+
+    def __init__(self, t):
+        super().__init__()
+        self.t, self.asked, self.alphas = t, 0, sd_alphas().float()
+
+    def noised(self, z, t, noise):
+        assert t == self.t
+        return super().noised(z, t, noise)
+
+    def denoised(self, z_t, t, noise):
+        assert t == self.t
+        return super().denoised(z_t, t, noise)
+
+    def submit(self, *queries):
+        assert [q.t for q in queries] == [self.t] * len(queries)
+        self.asked += len(queries)
+        return super().submit(*queries)
+
+
+@pytest.mark.parametrize(
+    ("name", "t", "forwards"),
+    [("sds", 300, 2), ("dds", 300, 4), ("cds", 300, 4), ("pds", 300, 4), ("csd", 300, 2), ("nfsd", 100, 2),
+     ("nfsd", 300, 3), ("ids", 300, 10), ("ids-cds", 300, 10), ("ssd", 300, 4), ("ssd-cds", 300, 5)],
+)  # fmt: skip
+def test_every_forward_is_at_the_steps_own_t(name, t, forwards):
+    z_tgt, z_src = latents(1, (1, 2, 4, 3))
+    model = Timed(t)
+    objective(name).gradient(model, TwoLatents(z_src, z_tgt), PROMPTS, Draw(t, torch.randn_like(z_src)))
+    assert model.asked == forwards
+
+
+def test_t_of_another_prior_is_refused():
+    model = LinearDenoiser()
+    for group, wrong in (("objective", dict(t_max=1000)), ("edit.redraw", dict(t_min=950)), ("x", dict(t_min=-1))):
+        with pytest.raises(UserError, match=rf"^{group}.t_min..t_max is -?\d+..\d+: it has to lie in 0..999$"):
+            check_timesteps(objective("dds", **wrong), model, *([group] if group != "objective" else []))
+    check_timesteps(objective("dds", t_min=0, t_max=999), model)
+    check_timesteps(objective("dds", t_min=7, t_max=7), model)
+
+
+def test_prompts_that_are_the_same_to_the_prior_are_refused():
+    """The fake reads their lengths."""
+    prompts = Prompts.of(LinearDenoiser(), "a cat", "a zebra")
+    assert [p.tokens.item() for p in (prompts.null, prompts.source, prompts.target)] == [0, 5, 7]
+    with pytest.raises(UserError, match="--src.*--tgt.*same for the text encoder"):
+        Prompts.of(LinearDenoiser(), "a cat", "a dog")
+
+
+def test_fetched_are_numbers_in_their_order():
+    numbers = fetched([1.5, torch.tensor(2.25), 3, torch.tensor(4.0, requires_grad=True)])
+    assert numbers == [1.5, 2.25, 3, 4.0] and not any(isinstance(number, torch.Tensor) for number in numbers)
+    assert fetched([torch.tensor(2)]) == [2]
+    assert fetched(iter([torch.tensor(0.1, dtype=torch.float64), torch.tensor(1)])) == [0.1, 1.0]
+    assert fetched([]) == [] and fetched([7]) == [7]
 
 
 @pytest.mark.parametrize(("kind", "rows"), [("sds", [2]), ("dds", [4]), ("cds", [3, 1])])
@@ -358,11 +429,23 @@ def test_the_target_latent_is_left_alone():
         ("pds", dict(stride=21)),
         ("csd", dict(versus="target")),
         ("ids", dict(noise_steps=-1)),
+        ("ids", dict(noise_rate=math.inf)),
+        ("cds", dict(weight=math.inf)),
     ],
 )
 def test_options_that_make_no_sense_are_refused_by_name(name, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         OBJECTIVES[name](**changed(objective(name), **wrong))
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("cds", dict(patches=1, patch_sizes=(1,))), ("ids", dict(noise_steps=0)), ("ids", dict(noise_rate=0.0)),
+     ("pds", dict(stride=1)), ("pds", dict(stride=20, t_min=20)), ("dds", dict(source_share=0.0))],
+)  # fmt: skip
+def test_options_at_their_limits_are_taken(name, least):
+    assert changed(objective(name), **least) | least == changed(objective(name), **least)
+    OBJECTIVES[name](**changed(objective(name), **least))
 
 
 def test_every_file_in_configs_is_an_objective_and_every_objective_has_one():
@@ -449,18 +532,20 @@ def test_nfsd_by_its_formula(t):
 
 def test_ssd_by_its_formula():
     z_tgt, z_src = latents()
-    ssd = objective("ssd", t_min=400, t_max=400, t_order="random")
-    gradient, _, model = gradient_of(ssd, z_tgt, z_src)
+    ssd = objective("ssd", t_min=400, t_max=400, t_order="random", identity=5.0)
+    far = Prompts(PROMPTS.null, PROMPTS.source, Prompt(torch.full((1, 1, 1), 7.0)))
+    gradient, _, model = gradient_of(ssd, z_tgt, z_src, far)
     noise = drawn_noise(model)
     z_t, z_s = noisy(z_tgt, noise), noisy(z_src, noise)
     half = 0.5
     expected = (
         half * 2 * ((0.5 * z_t + 2) - 0.5 * z_s)
-        + half * 7.5 * (3 - 2)
-        + 5.5 * (3 - 0)
-        + 0.075 * math.exp(0.4) * (z_t - z_s)
+        + half * 7.5 * (7 - 2)
+        + 5.5 * (7 - 0)
+        + 5.0 * math.exp(0.4) * (z_t - z_s)
     )
-    torch.testing.assert_close(gradient, SCORE_SCALE * expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(gradient, SCORE_SCALE * expected, atol=1e-5, rtol=1e-5)
+    assert objective("ssd").identity == 0.075  # as published
 
 
 @pytest.mark.parametrize("pair", [("ssd-cds", "ssd"), ("ids-cds", "ids")])

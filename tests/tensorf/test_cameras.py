@@ -65,6 +65,18 @@ def test_intrinsics_that_no_camera_has_are_refused(turned, name, value):
     assert replace(turned, cx=-3.0, width=np.int64(7)).cx == -3.0  # crops look past their own middle
 
 
+def test_small_focal_lengths_are_taken_and_limits_are_told(turned):
+    assert replace(turned, fx=0.5, cy=-3.0).cy == -3.0
+    for name, what in (
+        ("fx", "number above 0, in"),
+        ("fy", "number above 0, in"),
+        ("cx", "number, in"),
+        ("cy", "number, in"),
+    ):
+        with pytest.raises(ValueError, match=f"{name}=nan has to be a finite {what} pixels"):
+            replace(turned, **{name: math.nan})
+
+
 def test_rays_are_cast_without_matrix_products(turned, ndc_capture):
     """A GPU may make those in TF32, and rays would miss their pixels."""
 

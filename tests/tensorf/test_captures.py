@@ -423,6 +423,7 @@ def test_few_photos_are_not_said_to_be_missing(tmp_path, count, photos):
     ("change", "words"),
     [
         (lambda rows: rows.__setitem__((2, 3), np.nan), ("poses_bounds.npy", "row 2", "NaN")),
+        (lambda rows: rows.__setitem__((2, 3), 1e300), ("poses_bounds.npy", "row 2", "1e+300 units from the origin")),
         (lambda rows: rows.__setitem__((1, slice(0, 15, 5)), 3 * rows[1, 0:15:5]), ("row 1", "not a rotation")),
         (lambda rows: rows.__setitem__((1, slice(0, 15, 5)), -rows[1, 0:15:5]), ("row 1", "mirror")),
         (lambda rows: rows.__setitem__((3, 14), 0), ("poses_bounds.npy", "row 3", "focal")),

@@ -63,6 +63,24 @@ def test_course_by_hand():
     assert warp.parameter(torch.tensor([5.0])).item() == pytest.approx(1 + 3 / 6)
 
 
+def test_rays_past_the_box_are_nearest_to_its_centre_each_for_itself():
+    # o + s d is nearest at s = -(o d) / (d d): 0.5 / 1.25 = 0.4, at (-1.6, 3.2); for the other 4 / 1.0625.
+    origins = torch.tensor([[-2.0, 3, 0], [-4, 0, -3], [0, 0, 1.5]])
+    directions = torch.tensor([[1.0, 0.5, 0], [1, 0.25, 0], [0, 1, 0]])
+    warp = RayWarp.of(origins, directions)
+    assert warp.enter.tolist() == warp.leave.tolist() == pytest.approx([0.4, 4 / 1.0625, 0])
+    assert warp.reach.tolist() == pytest.approx([3.2, 3, 1.5])
+
+
+def test_beyond_both_ends_the_distance_stays_finite():
+    """t runs from 0 to 2 more than the length in the box, here 4; what lies 1e-4 before an end is as far as it gets."""
+    warp = RayWarp.of(torch.tensor([[-3.0, 0.2, 0]]), torch.tensor([[1.0, 0, 0]]))
+    for t, end in ((4.0, 4), (4.6, 4), (0.0, 2), (-0.6, 2)):
+        far = (warp.distance(torch.tensor([t])) - end).item()
+        assert far == pytest.approx(9999 if t > 2 else -9999, rel=1e-2)
+        assert warp.rate(torch.tensor([t])).item() == pytest.approx(1e8, rel=2e-2)
+
+
 def test_distance_undoes_parameter():
     rays = random_rays(unbounded())
     warp = RayWarp.of(rays.origins, rays.directions)

@@ -330,6 +330,7 @@ def broken(change):
         (lambda t: t["kwargs"].update(gridSize=[9, 1, 9]), "gridSize"),
         (lambda t: t["kwargs"].update(step_ratio=1e-9), "step_ratio 1e-09"),
         (lambda t: t["kwargs"].update(near_far=[3.0]), "cannot be read"),
+        (lambda t: t["kwargs"].update(gridSize=[9, float("inf"), 9]), "cannot be read"),
         (lambda t: t["kwargs"].update(fea2denseAct="exp"), "fea2denseAct 'exp' is unknown: softplus and relu"),
         (lambda t: t["kwargs"].update(shadingMode="MLP_Glow"), "'MLP_Glow' is unknown: MLP_Fea, MLP_PE, MLP, SH, RGB"),
         (lambda t: t["kwargs"].update(shadingMode="SH", app_dim=9), "SH needs 27 features, not 9"),

@@ -1,10 +1,13 @@
 """Sums along rays of packed samples: by hand, differentiable, and exact over millions of samples."""
 
+from unittest import mock
+
 import numpy as np
+import pytest
 import torch
 
 from tensorf.occupancy import Samples
-from tensorf.packed import exclusive_sum, ray_sum
+from tensorf.packed import exclusive_sum, ray_sum, split_indices
 
 
 def packed(ray, rays):
@@ -21,6 +24,23 @@ def test_five_samples_by_hand():
     values = torch.tensor(VALUES)
     assert exclusive_sum(values, FIVE).tolist() == [0, 1, 3, 0, 8]
     assert ray_sum(values, FIVE).tolist() == [0, 7, 0, 24, 0]
+
+
+def test_a_last_ray_of_one_sample():
+    assert exclusive_sum(torch.tensor([1.0, 2.0, 4.0]), packed([0, 0, 1], rays=2)).tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("count", [None, 300])
+def test_indices_that_are_split(elsewhere, count):
+    """On a GPU they are sorted, where the CPU looks for those that are not zero."""
+    mask = torch.zeros(600, dtype=torch.bool)
+    mask[::2] = True
+    if elsewhere:
+        mask = mock.Mock(device=torch.device("cuda"), sum=mask.sum, sort=mask.sort)
+    holds, rest = split_indices(mask, count)
+    assert holds.tolist() == list(range(0, 600, 2)) and rest.tolist() == list(range(1, 600, 2))
+    assert holds.dtype == rest.dtype == torch.int64
 
 
 def test_types():

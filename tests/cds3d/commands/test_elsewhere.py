@@ -1,18 +1,29 @@
 """Whole commands on a device that is not the CPU (`fake_device`): nothing mixes, and fields come out the same."""
 
+import copy
 import json
 from dataclasses import replace
+from unittest import mock
 
+import imageio.v3 as iio
+import numpy as np
 import pytest
 import torch
 from authors import random_model
 from fake_device import DEVICE, Counter, Elsewhere
+from tiny_models import build_xl
 
 from cds3d.cli import run_command
+from cds3d.commands import preparing
 from cds3d.commands.evaluation import rendered
 from cds3d.commands.render import axial_depth
 from cds3d.export.surface import surface_points
+from cds3d.guidance import load_prior
+from cds3d.guidance.loading import DTYPES
+from cds3d.guidance.prior import Prior
 from cds3d.options import groups
+from cds3d.pocket.world.capture import WorldCapture, write_orbit
+from cds3d.pocket.world.scenes import Attributes
 from cds3d.subjects.given import in_ball, in_box, point_at, seen_share, zoomed
 from cds3d.subjects.volume import edited_volume
 from cds3d.viewer.looking import ViewRequest, picture, point_seen
@@ -160,6 +171,100 @@ def test_an_edit_is_resumed_and_edited_on(there, tmp_path, edit_options, trained
     assert (
         run_command("edit", ["--run", f"{tmp_path}/edit", "--tgt", "a red tulip", *own, f"output={tmp_path}/on"]) == 0
     )
+
+
+def figures_of(run):
+    table = json.loads((run / "metrics.json").read_text())
+    return {k: v for k, v in table.items() if k.endswith(("_db", "ssim", "depth_error"))}
+
+
+def test_a_field_fitted_to_pictures_comes_out_as_on_the_cpu(tmp_path, trained, train_options, capture_folder, moved):
+    world, folder = WorldCapture.read(capture_folder), tmp_path / "red"
+    folder.mkdir()
+    for name in world.cameras:
+        iio.imwrite(folder / f"{name}.png", world.view(name, world.attributes.edited(color="red"), 56, 42).image)
+    options = ["--src", "a yellow flower", "--tgt", "a red flower", *train_options, "video_frames=0", "edit.width=48"]
+    options += ["--views", str(folder), "refit.iterations=4"]
+
+    def figures(name):
+        assert run_command("edit", [*options, f"output={tmp_path}/{name}"]) == 0
+        return figures_of(tmp_path / name)
+
+    here = figures("here")
+    with moved():
+        assert figures("there") == pytest.approx(here, rel=1e-3, abs=5e-3)
+
+
+def test_masks_that_are_given(there, tmp_path, edit_options, trained):
+    (tmp_path / "masks").mkdir()
+    mask = np.zeros((48, 64), np.uint8)
+    mask[8:40, 16:56] = 255
+    for i in range(6):
+        iio.imwrite(tmp_path / "masks" / f"view{i:03d}.png", mask)
+    given = [f"mask={tmp_path}/masks", "carve.agreement=0.01", "video_frames=0", f"output={tmp_path}/edit"]
+    assert run_command("edit", [*edit_options, *given]) == 0
+    edited = load_field(tmp_path / "edit" / "field.safetensors")
+    assert 0 < edited.region.sum() < edited.region.numel()
+
+
+def test_what_an_edit_has_changed_is_pasted_as_on_the_cpu(tmp_path, image_options, moved):
+    def pasted(name):
+        assert run_command("edit", [*image_options, "paste=true", f"output={tmp_path}/{name}"]) == 0
+        return iio.imread(tmp_path / name / "edited_full.png").astype(float)
+
+    here = pasted("here")
+    with moved():
+        assert np.abs(pasted("there") - here).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["dataset", "points", "splats"])
+def test_exports_are_those_of_the_cpu(kind, tmp_path, source_run, moved):
+    """The tables and points are as large, and pictures have the same mean."""
+
+    def made(name):
+        output = tmp_path / name if kind == "dataset" else tmp_path / f"{name}.ply"
+        few = [] if kind == "dataset" else ["points=50"]
+        assert run_command("export", [str(source_run), kind, f"output={output}", *few]) == 0
+        files = sorted(output.rglob("*.*")) if output.is_dir() else [output]
+        return [iio.imread(p).mean() if p.suffix == ".png" else p.stat().st_size for p in files if p.is_file()]
+
+    here = made("here")
+    with moved():
+        assert made("there") == pytest.approx(here, rel=0.01)
+
+
+@pytest.mark.parametrize("space", ["box", "unbounded"])
+def test_objects_seen_from_all_sides(space, there, tmp_path, edit_options, train_options):
+    write_orbit(tmp_path / "chair", Attributes(2_000_102, "object", "chair", "red", "sky", "wooden"),
+                views=6, held_out=2, size=48)  # fmt: skip
+    scene = ["--capture", str(tmp_path / "chair"), *train_options[2:], "video_frames=0", f"scene.space={space}"]
+    rest = [o for o in edit_options if o.startswith(("guidance.", "edit."))]
+    assert run_command("train", scene) == 0
+    assert run_command("edit", [*scene, "--src", "a red chair", "--tgt", "a blue chair", *rest]) == 0
+    source = tmp_path / "outputs" / "chair" / "source"
+    assert run_command("render", [str(source), "frames=2", "depth=true", "width=32"]) == 0
+    assert load_field(source / "field.safetensors").space.kind == space
+
+
+@pytest.mark.parametrize("kind", ["v", "xl"])
+def test_other_priors(kind, monkeypatch, moved, tmp_path, edit_options, trained, tiny_v_folder, image_options):
+    folder = tiny_v_folder
+    if kind == "xl":
+        folder = tmp_path / "xl"
+        build_xl(tmp_path / "tokenizer").save_pretrained(folder, safe_serialization=True)
+    with mock.patch.multiple("cds3d.guidance.loading", Prior=dict, _try=lambda *_: None):
+        parts = load_prior(str(folder), device=torch.device("cpu"))  # before: as in `moved`
+    made = []
+
+    def load(*_, dtype="fp32", device=DEVICE, **__):
+        made.append(Prior(**copy.deepcopy(parts) | {"device": device, "dtype": DTYPES[dtype]}))
+        return made[-1]
+
+    with moved():
+        monkeypatch.setattr(preparing, "load_prior", load)
+        assert run_command("edit", [*edit_options, "video_frames=0", f"output={tmp_path}/field"]) == 0
+        assert run_command("edit", [*image_options, f"output={tmp_path}/image"]) == 0
+    assert len(made) == 2 and {prior.device for prior in made} == {DEVICE}
 
 
 def test_places_and_views_of_a_field(there, source_run, capture_folder):
