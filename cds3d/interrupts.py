@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _ONE = 10.0  # seconds within which several signals are one request: shells, kernels and schedulers send two
+_asked = -math.inf  # when SIGTERM or SIGHUP has come, by the monotonic clock
 _waiting: list[_Pressed] = []  # loops that end between their steps, the innermost last
 
 
@@ -22,43 +23,54 @@ class _Pressed:
 
     def interrupt(self, _signal=None, _frame=None) -> None:
         """Ctrl-C. A second one is raised at once."""
-        if self.pressed:
+        if self.pressed and not _just_asked():
             raise KeyboardInterrupt
         self.pressed = True
+
+
+def _just_asked() -> bool:
+    return time.monotonic() - _asked < _ONE
 
 
 @contextmanager
 def gentle_ends() -> Iterator[None]:
     """Within, SIGTERM (`kill`, schedulers) and SIGHUP (a closed terminal) are what Ctrl-C is: KeyboardInterrupt.
 
-    Where a program has its own handlers, or `nohup` ignores SIGHUP, those stay. Outside of the main thread nothing
-    changes.
+    All that comes within ten seconds is one request, so that the state can be kept: a scheduler ends an edit and the
+    sweep that started it, and the sweep interrupts the edit too. Where a program has its own handlers, or `nohup`
+    ignores SIGHUP, those stay. Outside of the main thread nothing changes.
     """
+    global _asked
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    terminals, asked = [fd for fd in (0, 1, 2) if _is_terminal(fd)], -math.inf
+    _asked, terminals = -math.inf, [fd for fd in (0, 1, 2) if _is_terminal(fd)]
 
     def end(number, _frame) -> None:
-        nonlocal asked
+        global _asked
         if number == signal.SIGHUP:
             _let_go(terminals)
-        again, asked = time.monotonic() - asked < _ONE, time.monotonic()
-        if again:  # the state is being kept
+        again, _asked = _just_asked(), time.monotonic()
+        if again:
             return
         if _waiting:
             _waiting[-1].pressed = True
         else:
             raise KeyboardInterrupt
 
-    ours = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_DFL]
+    def interrupt(_signal, _frame) -> None:
+        if not _just_asked():
+            raise KeyboardInterrupt
+
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    ours = {number: handler for number, handler in usual.items() if signal.getsignal(number) == handler}
     for number in ours:
-        signal.signal(number, end)
+        signal.signal(number, interrupt if number == signal.SIGINT else end)
     try:
         yield
     finally:
-        for number in ours:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in ours.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

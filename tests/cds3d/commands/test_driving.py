@@ -127,7 +127,9 @@ def test_a_changed_setting_is_told_at_the_iteration_that_the_work_goes_on_from(t
 
 def test_kill_and_a_closed_terminal_keep_the_state(tmp_path):
     """SIGTERM and SIGHUP wait for the end of the step, even if both come."""
-    for name, signals in (("term", [signal.SIGTERM]), ("both", [signal.SIGHUP, signal.SIGTERM, signal.SIGHUP])):
+    both = [signal.SIGHUP, signal.SIGTERM, signal.SIGHUP]
+    by_the_sweep_too = [signal.SIGTERM, signal.SIGINT]
+    for name, signals in (("term", [signal.SIGTERM]), ("both", both), ("sweep", by_the_sweep_too)):
         work = Count(stop=3, presses=len(signals), signals=signals)
         with gentle_ends(), pytest.raises(KeyboardInterrupt, match="iteration 4.*resume=true"):
             driven(tmp_path / name, work)
@@ -205,11 +207,12 @@ def test_a_second_signal_does_not_cut_the_state_that_is_being_kept(tmp_path):
 
     class Twice(Count):
         def state_dict(self):
-            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), second)
             time.sleep(0.01)
             return super().state_dict()
 
-    work = Twice(stop=2, signals=[signal.SIGHUP])
-    with gentle_ends(), pytest.raises(KeyboardInterrupt, match="iteration 3.*resume=true"):
-        driven(tmp_path / "run", work)
-    assert work.saved == 3
+    for second in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+        work = Twice(stop=2, signals=[signal.SIGHUP])
+        with gentle_ends(), pytest.raises(KeyboardInterrupt, match="iteration 3.*resume=true"):
+            driven(tmp_path / second.name, work)
+        assert work.saved == 3
