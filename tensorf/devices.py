@@ -21,7 +21,11 @@ def usable_device(device: torch.device | str) -> torch.device:
     if found.type == "cuda" and not _has_kernels(found):
         name, kind = torch.cuda.get_device_name(found), "sm_{}{}".format(*torch.cuda.get_device_capability(found))
         why = f"this PyTorch was not built for {name}, {kind}"
-        raise UserError(f"device={device} cannot be used ({why}): try device=cpu, or install PyTorch for an older CUDA")
+        newest = max(int(version) for arch in torch.cuda.get_arch_list() for version in re.findall(r"_(\d+)\d", arch))
+        other = (
+            "a newer PyTorch" if torch.cuda.get_device_capability(found)[0] > newest else "PyTorch for an older CUDA"
+        )
+        raise UserError(f"device={device} cannot be used ({why}): try device=cpu, or install {other}")
     return found
 
 

@@ -31,7 +31,7 @@ def camera_path(kind: str, cameras: Sequence[Camera], frames: int, *, focus: flo
         raise UserError(f"path={kind} is unknown; use one of {', '.join(PATHS)}")
     if frames < 1:
         raise UserError(f"frames={frames}: at least 1 is needed")
-    poses = not_astray(torch.stack([c.pose for c in cameras]))
+    poses = not_astray(torch.stack([c.pose for c in cameras]), focus)
     if kind == "spiral":
         path = _spiral(poses, frames, focus)
     elif kind == "orbit":
@@ -42,9 +42,9 @@ def camera_path(kind: str, cameras: Sequence[Camera], frames: int, *, focus: flo
     return [usual.with_pose(pose) for pose in path]
 
 
-def not_astray(poses: Tensor) -> Tensor:
-    """The poses (n, 3, 4) without those whose positions must be wrong (`geometry.astray`)."""
-    return poses[torch.from_numpy(~astray(poses[:, :, 3].double().numpy()))]
+def not_astray(poses: Tensor, depth: float) -> Tensor:
+    """The poses (n, 3, 4) without those whose positions must be wrong (`geometry.astray`). depth: of the scene."""
+    return poses[torch.from_numpy(~astray(poses[:, :, 3].double().numpy(), depth))]
 
 
 def look_at(eye: Tensor, target: Tensor, down: Tensor) -> Tensor:

@@ -48,6 +48,21 @@ class Work(Protocol):
     def load_state_dict(self, state: dict) -> None: ...
 
 
+def _asks_to_stop(save: Callable[[], None], *told) -> bool:
+    """Whether the program's `on_step` ends the command; the state is kept then, and also where `on_step` raises."""
+    on_step = _on_step.get()
+    if on_step is None:
+        return False
+    try:
+        stop = on_step(*told)
+    except BaseException:
+        save()
+        raise
+    if stop:
+        save()
+    return bool(stop)
+
+
 def drive(
     work: Work, iterations: int, run: RunFolder, *, save_every: int, label: str, each: Callable[[Any, tqdm, Any], None]
 ) -> float:
@@ -86,8 +101,7 @@ def drive(
                 run.report(work.iteration, iterations, figures)
                 if work.iteration % save_every == 0:
                     run.save_state(work.state_dict())
-                if (on_step := _on_step.get()) is not None and on_step(work.iteration, iterations, figures):
-                    run.save_state(work.state_dict())
+                if _asks_to_stop(lambda: run.save_state(work.state_dict()), work.iteration, iterations, figures):
                     raise Stopped(f"at iteration {work.iteration}; the state is kept: resume=true goes on")
                 check()
     except KeyboardInterrupt:

@@ -72,7 +72,7 @@ def edit_command(config: DictConfig, on_step: OnStep | None = None) -> Path:
     on_step: called after each iteration with the number of iterations that are done, how many there are, and the
     iteration's figures, as {"gradient_rms/color": 0.01, ...}. If it returns True the state is kept and `Stopped` is
     raised. A source field that is trained first calls it too, with the iterations of the training and {"psnr_db": ...}.
-    It is not called while figures and videos are made in the end.
+    It is not called while figures and videos are made in the end, nor by baselines that sample instead of iterating.
     """
     with telling(on_step):
         return _edit(config)

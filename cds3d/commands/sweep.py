@@ -92,7 +92,8 @@ def _check(config: DictConfig) -> None:
 def _check_sources(tasks: list[Task]) -> None:
     """UserError where edits ask for another source field than the one that is there: each of them would fail alike."""
     for scene, extra, source in sorted({(task.scene, task.extra, task.source) for task in tasks}):
-        take_over_source(scene_config(scene, *extra)[1], source)
+        if (source / "metrics.json").exists():
+            take_over_source(scene_config(scene, *extra)[1], source)
 
 
 @contextmanager

@@ -52,7 +52,7 @@ class CameraLimits:
     def __init__(self, cameras: list[Camera], depth: float):
         self.positions = torch.stack([c.position for c in cameras])
         self.axes = torch.stack([c.forward for c in cameras])
-        poses = not_astray(torch.stack([c.pose for c in cameras]))
+        poses = not_astray(torch.stack([c.pose for c in cameras]), depth)
         self.up = upward(poses)
         middle, positions = nearest_point(poses, depth), poses[:, :, 3]
         offsets = middle - positions

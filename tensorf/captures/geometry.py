@@ -36,7 +36,8 @@ _MAP = 1e4  # coordinates beyond it are those of maps
 _MOST_POINTS = 20_000  # whose depths are looked at
 _FOCUS_CONDITION = 0.01  # of the axes' normal matrix; below it they are parallel to about 6 degrees
 _FEWEST_POINTS = 50  # of the scene, that tell how large and how near it is
-_ASTRAY = 10.0  # times the cameras' median distance from their middle: farther off, a pose is wrong
+_ASTRAY = 10.0  # times the cameras' median distance from their middle, and the depth: farther off, a pose is wrong
+_FEWEST_CAMERAS, _STILL = 10, 1e-5  # that tell what is usual; their median distance, as a share of the largest
 _ASTRAY_SHARE = 0.1  # of the cameras; more of them are a part of the capture
 
 
@@ -76,7 +77,7 @@ def place(
             "from the origin. The poses carry no parallax, estimate again; if the scene is that small, move the origin "
             "to it"
         )
-    far_off = astray(centres)
+    far_off = astray(centres, _usual_depth(poses, listing, points))
     all_poses, all_lenses = poses, [view.lens for view in listing.views]
     poses, centres = poses[~far_off], centres[~far_off]
     lenses = [lens for lens, off in zip(all_lenses, far_off, strict=True) if not off]
@@ -108,6 +109,14 @@ def place(
     return Placement(space, reason, similarity, near, far, box, far_off)
 
 
+def _usual_depth(poses: np.ndarray, listing: Listing, points: np.ndarray | None) -> float | None:
+    """The depth at which views usually see the scene, in the capture's units; None where nothing tells it."""
+    seen = seen_depths(poses, [view.lens for view in listing.views], points) if points is not None else np.empty(0)
+    if len(seen):
+        return float(np.median(seen))
+    return None if listing.depths is None else 2 / (1 / listing.depths[0] + 1 / listing.depths[1])
+
+
 def off_middle(centres: np.ndarray) -> np.ndarray:
     """(n,) distances of camera centres (n, 3) from their median position, in units of the median distance.
 
@@ -118,12 +127,18 @@ def off_middle(centres: np.ndarray) -> np.ndarray:
     return away / usual if usual > 1e-9 * away.max() else np.ones(len(away))
 
 
-def astray(centres: np.ndarray) -> np.ndarray:
+def astray(centres: np.ndarray, depth: float | None) -> np.ndarray:
     """(n,) bool: which of the cameras at `centres` (n, 3) stand so far off that their poses must be wrong.
 
-    They are few: where many stand far off, such as in a video that begins with a long rest, nobody does.
+    depth: at which cameras usually see the scene, where something tells it: a camera within ten times that may well
+    show the same scene from afar. Without it nobody is astray among few cameras, or where most have hardly moved. Those
+    astray are few: where many stand far off, such as in a video that begins with a long rest, nobody is.
     """
-    far_off = off_middle(centres) > _ASTRAY
+    away = np.linalg.norm(centres - np.median(centres, axis=0), axis=1)
+    usual = float(np.median(away))
+    if depth is None and (len(centres) < _FEWEST_CAMERAS or usual <= _STILL * away.max()):
+        return np.zeros(len(centres), dtype=bool)
+    far_off = away > _ASTRAY * max(usual, depth or 0.0)
     return far_off if far_off.sum() <= max(1, _ASTRAY_SHARE * len(centres)) else np.zeros(len(centres), dtype=bool)
 
 

@@ -142,12 +142,16 @@ def test_few_points_do_not_tell_the_near_plane():
 
 def test_cameras_that_are_few_and_far_off_stand_astray():
     ten = np.array(ring(10))[:, :, 3]
-    assert not astray(ten).any()
-    for factor, said in ((9.0, False), (12.0, True)):
+    assert not astray(ten, None).any()
+    for depth, factor, said in ((None, 9.0, False), (None, 12.0, True), (1.0, 12.0, True), (5.0, 12.0, False)):
         moved_off = np.concatenate([ten, [[factor * 4, 0, 1]]])
-        assert astray(moved_off).tolist() == [False] * 10 + [said]
-    assert not astray(np.concatenate([ten, [[80, 0, 0], [90, 0, 0]]])).any()  # two of twelve are a part of the capture
-    assert not astray(np.array([[0.0, 0, 0]] * 9 + [[1, 0, 0]])).any()  # a video that rests: no distance is usual
+        assert astray(moved_off, depth).tolist() == [False] * 10 + [said]
+    two_more = np.concatenate([ten, [[80, 0, 0], [90, 0, 0]]])
+    assert not astray(two_more, None).any()  # of twelve, two are a part of the capture
+    resting = np.array([[1e-7 * i, 0, 0] for i in range(12)] + [[1.0, 0, 0]])  # a tripod, and one step aside
+    assert not astray(resting, None).any() and not astray(resting, 2.0).any()
+    close = np.array([[0.0, 0, 0], [0.001, 0, 0], [1, 0, 0]])  # of three, two at nearly the same place
+    assert not astray(close, None).any() and not astray(close, 1.0).any()
 
 
 @pytest.mark.parametrize("make", [ring, row_of_cameras])

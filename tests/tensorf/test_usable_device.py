@@ -39,10 +39,17 @@ def test_a_gpu_that_pytorch_was_built_for(gpu, capability, built):
 
 
 @pytest.mark.parametrize("name", ["auto", "cuda", "cuda:0"])
-@pytest.mark.parametrize(("capability", "built"), [((6, 1), ["sm_75", "compute_90"]), ((7, 0), ["sm_75", "sm_80"])])
-def test_a_gpu_that_pytorch_was_not_built_for_is_told_before_anything_runs(gpu, name, capability, built):
+@pytest.mark.parametrize(
+    ("capability", "built", "other"),
+    [
+        ((6, 1), ["sm_75", "compute_90"], "PyTorch for an older CUDA"),
+        ((7, 0), ["sm_75", "sm_80"], "PyTorch for an older CUDA"),
+        ((12, 0), ["sm_50", "sm_90a"], "a newer PyTorch"),
+    ],
+)
+def test_a_gpu_that_pytorch_was_not_built_for_is_told_before_anything_runs(gpu, name, capability, built, other):
     gpu(capability, built)
-    told = f"^device={name} cannot be used .*GTX 1080, sm_.*: try device=cpu, or"
+    told = f"^device={name} cannot be used .*GTX 1080, sm_.*: try device=cpu, or install {other}$"
     with pytest.raises(UserError, match=told) as error:
         usable_device(name)
     assert "\n" not in str(error.value)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from cds3d.commands.driving import drive
+from cds3d.commands.driving import drive, telling
 from cds3d.interrupts import gentle_ends
 from cds3d.runs import RunFolder
 from tensorf.errors import UserError
@@ -130,7 +130,7 @@ def test_kill_and_a_closed_terminal_keep_the_state(tmp_path):
     both = [signal.SIGHUP, signal.SIGTERM, signal.SIGHUP]
     by_the_sweep_too = [signal.SIGTERM, signal.SIGINT]
     for name, signals in (("term", [signal.SIGTERM]), ("both", both), ("sweep", by_the_sweep_too)):
-        work = Count(stop=3, presses=len(signals), signals=signals)
+        work = Count(stop=3, signals=signals)
         with gentle_ends(), pytest.raises(KeyboardInterrupt, match="iteration 4.*resume=true"):
             driven(tmp_path / name, work)
         assert work.saved == 4
@@ -171,7 +171,6 @@ import sys, time
 from pathlib import Path
 from omegaconf import OmegaConf
 from cds3d.commands.driving import drive
-from cds3d.interrupts import gentle_ends
 from cds3d.interrupts import gentle_ends
 from cds3d.runs import RunFolder
 
@@ -216,3 +215,14 @@ def test_a_second_signal_does_not_cut_the_state_that_is_being_kept(tmp_path):
         with gentle_ends(), pytest.raises(KeyboardInterrupt, match="iteration 3.*resume=true"):
             driven(tmp_path / second.name, work)
         assert work.saved == 3
+
+
+def test_the_state_is_kept_where_a_programs_own_on_step_fails(tmp_path):
+    def on_step(done, of, figures):
+        if done == 4:
+            raise ZeroDivisionError
+
+    work = Count()
+    with telling(on_step), pytest.raises(ZeroDivisionError):
+        driven(tmp_path / "run", work)
+    assert work.saved == 4
