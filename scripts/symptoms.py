@@ -25,9 +25,11 @@ import imageio.v3 as iio  # noqa: E402
 import numpy as np  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
 
+from cds3d.bench.fields import make_held_out_capture  # noqa: E402
 from cds3d.cli import run_command  # noqa: E402
 from cds3d.options import data_folder  # noqa: E402
 from cds3d.pictures import colored_depth, depth_range, seen_depth, to_uint8  # noqa: E402
+from cds3d.pocket.world.scenes import Attributes  # noqa: E402
 from tensorf.captures import load_capture  # noqa: E402
 from tensorf.errors import UserError  # noqa: E402
 from tensorf.files import atomic  # noqa: E402
@@ -57,6 +59,21 @@ def training(name: str, spoil: Callable[[list[Path]], None], *options: str) -> n
     depth = seen_depth(rendered)
     picture = [rendered["color"].clamp(0, 1), colored_depth(depth, *depth_range([depth]))]
     return np.concatenate([capture.images[view].numpy(), *(to_uint8(p) for p in picture)], 1)
+
+
+def thin_stem(name: str) -> np.ndarray:
+    """A held-out photo of two flowers, one with a thin stem on grass, and its renders by field=default and =fine."""
+    folder = WORK / name
+    shutil.rmtree(folder, ignore_errors=True)
+    flowers = Attributes.sample(28).edited(species="daisy", color="red", beside="yellow")
+    make_held_out_capture(folder, flowers)
+    pictures = []
+    for preset in ("default", "fine"):
+        trained = WORK / f"{name}-{preset}"
+        options = ("scene=capture", f"capture={folder}", f"scene.width={WIDTH}", f"field={preset}")
+        run("train", *options, f"output={trained}")
+        pictures.append(iio.imread(trained / "views" / "00.png")[..., :3])
+    return np.concatenate([pictures[0], pictures[1][:, WIDTH:]], 1)
 
 
 def edit(name: str, *options: str) -> np.ndarray:
@@ -117,6 +134,7 @@ SYMPTOMS: dict[str, Callable[[], np.ndarray]] = {
     "fog": lambda: training("fog", lambda photos: None, *FOGGY),
     "few": lambda: training("few", few_photos),
     "moved": lambda: training("moved", passer_by),
+    "thin": lambda: thin_stem("thin"),
     "strong": lambda: edit("strong", *RED, "guidance.scale=25"),
     "drift": lambda: edit("drift", *RED, *NO_REGION),
     "shape": lambda: edit("shape", *PIG),

@@ -1,4 +1,4 @@
-"""`.th` files of TensoRF's authors -> what they hold, checked. Nothing in a file is run: see `_unpickled`."""
+"""`.th` files of TensoRF's authors -> what they hold, checked. Nothing in a file is run: see `unpickled`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -72,7 +73,7 @@ def read_official(path: Path) -> Official:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a checkpoint (.th) of github.com/apchenstu/TensoRF")
-    table = _unpickled(path)
+    table = unpickled(path)
     if not isinstance(table, Mapping) or not all(isinstance(table.get(k), Mapping) for k in ("kwargs", "state_dict")):
         raise UserError(f"{path} is no checkpoint of TensoRF's authors: it lacks kwargs and state_dict")
     try:
@@ -83,10 +84,10 @@ def read_official(path: Path) -> Official:
         raise UserError(f"{path} is a checkpoint of TensoRF that cannot be read: {reason(error)}") from error
 
 
-def _unpickled(path: Path):
+def unpickled(path: Path | BinaryIO):
     """The file's contents by torch's restricted unpickler, which builds what is allowed and calls nothing else.
 
-    Beside torch's own list (tensors and plain containers) that is what the alpha mask, an array of bytes, needs.
+    UserError for anything else. Beside torch's own list (tensors and plain containers) that is what the alpha mask, an array of bytes, needs.
     """
     reconstruct = np.empty(0).__reduce__()[0]
     allowed = [np.ndarray, np.dtype, type(np.dtype(np.uint8)), *((reconstruct, name) for name in _RECONSTRUCT)]
