@@ -87,7 +87,8 @@ def read_official(path: Path) -> Official:
 def unpickled(path: Path | BinaryIO):
     """The file's contents by torch's restricted unpickler, which builds what is allowed and calls nothing else.
 
-    UserError for anything else. Beside torch's own list (tensors and plain containers) that is what the alpha mask, an array of bytes, needs.
+    UserError for anything else. Beside torch's own list (tensors and plain containers) that is what the alpha mask, an
+    array of bytes, needs.
     """
     reconstruct = np.empty(0).__reduce__()[0]
     allowed = [np.ndarray, np.dtype, type(np.dtype(np.uint8)), *((reconstruct, name) for name in _RECONSTRUCT)]
