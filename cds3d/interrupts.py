@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_ONE = 10.0  # seconds within which several signals are one request: shells, kernels and schedulers send two
+_ONE_REQUEST = 10.0  # seconds within which several signals count as one: shells, kernels and schedulers send two
 _asked = -math.inf  # when SIGTERM or SIGHUP has come, by the monotonic clock
 _waiting: list[_Pressed] = []  # loops that end between their steps, the innermost last
 
@@ -29,7 +29,7 @@ class _Pressed:
 
 
 def _just_asked() -> bool:
-    return time.monotonic() - _asked < _ONE
+    return time.monotonic() - _asked < _ONE_REQUEST
 
 
 @contextmanager

@@ -111,7 +111,7 @@ class Prior:
     ):
         if prediction not in ("epsilon", "v_prediction"):
             raise ValueError(f"a scheduler that predicts {prediction!r} is not supported: epsilon or v_prediction")
-        device = torch.device("meta") if str(device) == "meta" else usable_device(device)  # whose weights only count
+        device = torch.device("meta") if str(device) == "meta" else usable_device(device)  # meta: sizes without memory
         self.prediction, self.device, self.dtype, self.vae_dtype = prediction, device, dtype, vae_dtype or dtype
         self.alphas = alphas.to(device, torch.float32)
         # Channels-last convolutions are faster. But a CPU's group norms lose digits in that layout as maps grow: none

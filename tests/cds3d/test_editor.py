@@ -5,6 +5,7 @@ import io
 
 import pytest
 import torch
+from default_dtype import default
 from defaults import changed, edit_config, field_views, objective, run
 from fakes import PROMPTS, FixedGradient, LinearPrior
 
@@ -49,15 +50,6 @@ def make_editor(request, prior, source_run, capture_folder):
 
 def parameters(editor):
     return [p.detach().clone() for group in editor.optimizer.param_groups for p in group["params"]]
-
-
-@contextlib.contextmanager
-def default(kind):
-    torch.set_default_dtype(kind)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 def test_edits_do_not_hang_on_what_the_program_computes_in(make_editor):

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from default_dtype import default
 from field_defaults import field_config, train_config
 
 from tensorf.captures import load_capture
@@ -14,15 +15,6 @@ from tensorf.visibility import LocalView, View
 
 CPU = torch.device("cpu")
 FIELD = field_config(density_components=(2, 1, 1), color_components=(4, 2, 2), feature_dim=6, hidden=16)
-
-
-@contextlib.contextmanager
-def default(kind):
-    torch.set_default_dtype(kind)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 SURROUNDINGS = {

@@ -20,6 +20,7 @@ from cds3d.guidance import load_prior
 from cds3d.guidance.loading import DTYPES
 from cds3d.guidance.prior import Prior
 from tensorf import train
+from tensorf.renderable import load_field
 
 
 @pytest.fixture(autouse=True)
@@ -98,3 +99,14 @@ def moved(monkeypatch, tiny_folder):
 def there(moved):
     with moved():
         yield
+
+
+@pytest.fixture()
+def opaque(trained):
+    """The source run with a field that is solid everywhere."""
+    field = load_field(trained / "field.safetensors")
+    for group in field.parameter_groups().get("density", []):
+        group.data.abs_().add_(3)
+    field.occupancy = torch.ones_like(field.occupancy)
+    field.save(trained / "field.safetensors")
+    return trained

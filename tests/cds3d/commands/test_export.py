@@ -26,17 +26,6 @@ from tensorf.captures.writing import Points, capture_poses, write_colmap
 from tensorf.renderable import load_field
 
 
-@pytest.fixture()
-def opaque(trained):
-    """The source run with a field that is solid everywhere."""
-    field = load_field(trained / "field.safetensors")
-    for group in field.parameter_groups().get("density", []):
-        group.data.abs_().add_(3)
-    field.occupancy = torch.ones_like(field.occupancy)
-    field.save(trained / "field.safetensors")
-    return trained
-
-
 def export(run, *options):
     return main(["export", str(run), *options])
 

@@ -3,23 +3,12 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from cds3d.cli import main
 from cds3d.export.field import export_field
 from tensorf.captures import load_capture
 from tensorf.errors import UserError
 from tensorf.renderable import load_field
-
-
-@pytest.fixture()
-def opaque(trained):
-    field = load_field(trained / "field.safetensors")
-    for group in field.parameter_groups().get("density", []):
-        group.data.abs_().add_(3)
-    field.occupancy = torch.ones_like(field.occupancy)
-    field.save(trained / "field.safetensors")
-    return trained
 
 
 def files(path):
