@@ -30,10 +30,12 @@ def write_video(path: Path, frames: Iterable[Tensor], fps: int) -> None:
     Frames are encoded one by one: those of a generator are never in memory together.
     """
     options = {"fps": fps, "codec": "libx264", "macro_block_size": 1, "output_params": ["-crf", "17"]}
-    with atomic(path) as partial, imageio.v2.get_writer(partial, format="FFMPEG", mode="I", **options) as file:
-        for frame in frames:
-            height, width, _ = frame.shape
-            file.append_data(np.pad(to_uint8(frame), [(0, height % 2), (0, width % 2), (0, 0)], "edge"))
+    with atomic(path) as partial:
+        partial.touch()  # ffmpeg would not tell that the disk has no room for one more file
+        with imageio.v2.get_writer(partial, format="FFMPEG", mode="I", **options) as file:
+            for frame in frames:
+                height, width, _ = frame.shape
+                file.append_data(np.pad(to_uint8(frame), [(0, height % 2), (0, width % 2), (0, 0)], "edge"))
 
 
 def side_by_side(*pictures: Tensor) -> Tensor:

@@ -48,21 +48,6 @@ class Work(Protocol):
     def load_state_dict(self, state: dict) -> None: ...
 
 
-def _asks_to_stop(save: Callable[[], None], *told) -> bool:
-    """Whether the program's `on_step` ends the command; the state is kept then, and also where `on_step` raises."""
-    on_step = _on_step.get()
-    if on_step is None:
-        return False
-    try:
-        stop = on_step(*told)
-    except BaseException:
-        save()
-        raise
-    if stop:
-        save()
-    return bool(stop)
-
-
 def drive(
     work: Work, iterations: int, run: RunFolder, *, save_every: int, label: str, each: Callable[[Any, tqdm, Any], None]
 ) -> float:
@@ -70,7 +55,7 @@ def drive(
 
     The seconds of the earlier parts of a resumed run are included. each: called after every step with what it returned,
     the progress bar and the TensorBoard writer. The state is kept every `save_every` iterations, at the end, on Ctrl-C,
-    and if nobody reads any more what is told. When a step raises UserError the state stays the one that was kept
+    and where something fails between two steps. When a step raises UserError the state stays the one that was kept
     before: numbers may have gone wrong since. UserError for a state that the work cannot take, and `Stopped` where a
     program's `on_step` ends it.
     """
@@ -101,7 +86,7 @@ def drive(
                 run.report(work.iteration, iterations, figures)
                 if work.iteration % save_every == 0:
                     run.save_state(work.state_dict())
-                if _asks_to_stop(lambda: run.save_state(work.state_dict()), work.iteration, iterations, figures):
+                if (on_step := _on_step.get()) is not None and on_step(work.iteration, iterations, figures):
                     raise Stopped(f"at iteration {work.iteration}; the state is kept: resume=true goes on")
                 check()
     except KeyboardInterrupt:
@@ -114,7 +99,9 @@ def drive(
         raise KeyboardInterrupt(
             f"at iteration {work.iteration}; the state is kept: the same command with resume=true goes on"
         ) from None
-    except BrokenPipeError:
+    except UserError:
+        raise
+    except Exception:  # `Stopped`, what `on_step` raises, or a pipe whose reader has gone
         if whole:
             run.save_state(work.state_dict())
         raise

@@ -1,5 +1,6 @@
 """`cds3d export` and `render.py`: what other programs read."""
 
+import errno
 import json
 import weakref
 from dataclasses import replace
@@ -386,3 +387,15 @@ def test_a_colmap_model_far_from_the_origin_keeps_its_cameras(capture_folder, tm
         cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
         position = -(np.eye(3) + 2 * w * cross + 2 * cross @ cross).T @ image.translation
         assert np.linalg.norm(position - pose[:, 3]) < 1e-7 * spread
+
+
+def test_a_video_that_finds_no_room_for_its_file_is_told(tmp_path, monkeypatch):
+    """ffmpeg would end without a word that reaches us, and the file would be missing in the end."""
+
+    def full(self, *_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "touch", full)
+    with pytest.raises(OSError) as told:
+        write_video(tmp_path / "video.mp4", [torch.rand(8, 8, 3)], fps=5)
+    assert told.value.errno == errno.ENOSPC and not (tmp_path / "video.mp4").exists()
