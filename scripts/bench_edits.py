@@ -2,6 +2,7 @@
 
     python scripts/bench_edits.py --quick               # minutes
     python scripts/bench_edits.py --full                # hours on two cores
+    python scripts/bench_edits.py tasks=[cat-cow] fields=[] objectives=[bounds] output=outputs/bench/bounds   # no edits
     python scripts/bench_edits.py tasks=[color] cases=4 options='["objective.weight=6"]' output=outputs/bench/heavy
 
 The same as `cds3d bench`; --help lists every option. Writes edits.json, edits.md and contact sheets.

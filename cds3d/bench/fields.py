@@ -20,6 +20,7 @@ from cds3d.commands.edit import edit_command
 from cds3d.commands.scenes import capture_root, load_scene, scene_name
 from cds3d.pocket.world.capture import WorldCapture, write_capture
 from cds3d.pocket.world.scenes import Attributes
+from tensorf.captures import Capture
 from tensorf.errors import UserError
 from tensorf.files import atomic_folder
 
@@ -52,15 +53,25 @@ _FIGURES = ("edit_truth_psnr_db", "edit_gain_db", "edit_truth_ssim", "kept_psnr_
 _FIGURES += ("view_consistency_db", "accuracy")
 
 
+def field_case(config: DictConfig) -> tuple[Capture, WorldCapture, Attributes]:
+    """The capture that `config` (configs/edit.yaml) names, its world, and what the true edit shows.
+
+    UserError where there is no such edit, or no held-out view.
+    """
+    capture, world = load_scene(config), WorldCapture.read(capture_root(config))
+    target = world.edited(str(config.src or config.scene.prompt), config.tgt) if world else None
+    if target is None or not capture.test:
+        raise UserError(f'{scene_name(config)} has no true edit towards "{config.tgt}", or no held-out view')
+    return capture, world, target
+
+
 def edit_field(config: DictConfig) -> tuple[dict, dict[str, Tensor]]:
     """Run `edit_command` on `config` (configs/edit.yaml), unless its folder holds the finished run, and read it.
 
     Returns figures, means over the held-out cameras, and pictures (H, W, 3) of the first of them.
     """
-    folder, capture = Path(config.output), load_scene(config)
-    world = WorldCapture.read(capture_root(config))
-    if not world or not world.edited(str(config.src or config.scene.prompt), config.tgt) or not capture.test:
-        raise UserError(f'{scene_name(config)} has no true edit towards "{config.tgt}", or no held-out view')
+    folder = Path(config.output)
+    field_case(config)
     if not (folder / "metrics.json").exists():
         edit_command(config)
     metrics = json.loads((folder / "metrics.json").read_text())

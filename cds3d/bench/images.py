@@ -82,11 +82,16 @@ def bounds(case: Case, prior: Prior, judge: Judge) -> dict[str, dict[str, float]
     """What doing nothing scores, and what the true edit scores once it has gone through the VAE."""
     before, after = (render(build_scene(a, WIDTH, HEIGHT)) for a in (case.source, case.target))
     truth = Truth.of(before, after)
-    source, ceiling = (LatentImage(_picture_of(r), prior).image().permute(1, 2, 0) for r in (before, after))
+    source, ceiling = (decoded(r, prior) for r in (before, after))
     return {
         name: picture_and_judge(image, source, truth, judge, case.target)
         for name, image in (("unedited", source), ("truth", ceiling))
     }
+
+
+def decoded(rendering, prior: Prior) -> Tensor:
+    """(H, W, 3): a render once it has gone through the VAE."""
+    return LatentImage(_picture_of(rendering), prior).image().permute(1, 2, 0)
 
 
 def _picture_of(rendering) -> Tensor:

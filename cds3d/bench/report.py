@@ -182,9 +182,10 @@ def table(summary: dict, bounds: dict, progress: dict, less: dict) -> str:
     """Markdown of `summarise`, of the figures of bounds, of `equal_progress`, and of `paired`."""
     lines = ["| task | objective | cases | " + " | ".join(heading for _, heading, _ in COLUMNS) + " |"]
     lines.append("|---" * (len(COLUMNS) + 3) + "|")
-    for task, rows in summary.items():
+    for task in dict.fromkeys([*summary, *bounds]):
+        rows = summary.get(task, {})
         for name, row in {**bounds.get(task, {}), **rows}.items():
-            label = name if name in rows else f"({name})"
+            label = name if name in rows else f"({name.replace('_', ' ')})"
             cells = [cell(row, key, decimals) for key, _, decimals in COLUMNS]
             lines.append(f"| {task} | {label} | {row['cases']} | " + " | ".join(cells) + " |")
     if progress:

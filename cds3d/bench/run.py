@@ -3,6 +3,7 @@
     python scripts/bench_edits.py --quick
     python scripts/bench_edits.py --full
     python scripts/bench_edits.py tasks=[] fields=[color,material] field_cases=4 output=outputs/bench/fields
+    python scripts/bench_edits.py tasks=[] fields=[cat-cow] objectives=[bounds] output=outputs/bench/bounds
     cds3d bench tasks=[color] cases=4 objectives=[dds,cds] options='["objective.weight=6"]' output=outputs/bench/heavy
 
 Stopped and started again with the same settings, it goes on from the runs that it finds.
@@ -26,7 +27,8 @@ from tqdm import tqdm
 from cds3d.bench import report
 from cds3d.bench.fields import check_held_out_capture, edit_field, held_out_capture, make_held_out_capture
 from cds3d.bench.images import bounds, edit_case
-from cds3d.bench.tasks import IMAGE_TASKS, SHIPPED_FIELDS, Case, cases
+from cds3d.bench.looks import field_looks, image_looks
+from cds3d.bench.tasks import IMAGE_TASKS, SHIPPED_FIELDS, Case, cases, other_looks
 from cds3d.commands.baselines import build_baseline
 from cds3d.commands.preparing import build_objective
 from cds3d.editor import EditConfig
@@ -63,7 +65,7 @@ _OURS = (*RESERVED, "objective", "seed", "device")
 @dataclass(frozen=True)
 class Run:
     """One edit: `kind` is "image" or "field". objective: an objective's name, or of images a baseline's. "bounds" is no
-    edit: it scores the unedited source and the true edit.
+    edit: of images it scores the unedited source and the true edit, and of both kinds the true edit in other looks.
     """
 
     kind: str
@@ -106,12 +108,10 @@ def bench_command(config: DictConfig) -> Path:
     except KeyboardInterrupt:
         raise KeyboardInterrupt("what is done is kept: the same command goes on from here") from None
     done = [json.loads(r.path.read_text()) for r in runs]
-    edits = [d for d in done if d["objective"] != "bounds"]
-    limits = {
-        name: report.summarise([d | {"objective": name, "figures": d["figures"][name]} for d in done if d not in edits])
-        for name in ("unedited", "truth")
-    }
-    limits = {task: {name: limits[name][task][name] for name in limits} for task in limits["truth"]}
+    edits, found = ([d for d in done if (d["objective"] == "bounds") == bound] for bound in (False, True))
+    limits = report.summarise(
+        [d | {"objective": name, "figures": figures} for d in found for name, figures in d["figures"].items()]
+    )
     summary, progress, less = report.summarise(edits), report.equal_progress(edits), report.paired(edits)
     result = {
         "settings": settings,
@@ -122,6 +122,7 @@ def bench_command(config: DictConfig) -> Path:
         "less_cds": less,
         "curves": report.curves(edits),
         "runs": edits,
+        "bounds_runs": found,
     }
     text = report.table(summary, limits, progress, less)
     _sheets(runs, folder)
@@ -148,7 +149,7 @@ def _settings(config: DictConfig) -> dict:
     for key, known in (
         ("tasks", IMAGE_TASKS),
         ("fields", {**SHIPPED_FIELDS, **IMAGE_TASKS}),
-        ("objectives", groups()["objective"]),
+        ("objectives", [*groups()["objective"], "bounds"]),
         ("baselines", [name for name in groups()["baseline"] if name != "none"]),
     ):
         values = settings[key]
@@ -229,17 +230,20 @@ def _claim(folder: Path, settings: dict, overwrite: bool) -> None:
 def _plan(settings: dict, folder: Path, device: str) -> list[Run]:
     common = dict(tuning=settings["tuning"], options=tuple(settings["options"]), folder=str(folder), device=device)
     common["start"] = settings.get("start", "source")
+    objectives = [o for o in settings["objectives"] if o != "bounds"]
     runs = []
     for task in settings["tasks"]:
         for case in range(settings["cases"]):
             runs.append(Run("image", task, case, "bounds", 0, **common))
             for seed in range(settings["seeds"]):
-                methods = settings["objectives"] + settings["baselines"]
-                runs += [Run("image", task, case, m, seed, **common) for m in methods]
+                runs += [Run("image", task, case, m, seed, **common) for m in objectives + settings["baselines"]]
     for field in settings["fields"]:
         for case in range(1 if field in SHIPPED_FIELDS else settings["field_cases"]):
             for seed in range(settings["seeds"]):
-                runs += [Run("field", f"field-{field}", case, o, seed, **common) for o in settings["objectives"]]
+                runs += [Run("field", f"field-{field}", case, o, seed, **common) for o in objectives]
+            last = Run("field", f"field-{field}", case, "bounds", 0, **common)  # the scene's first trains its source
+            if field in SHIPPED_FIELDS or other_looks(_held_out(last)[0].target):
+                runs.append(last)
     return runs
 
 
@@ -281,8 +285,7 @@ def _first(run: Run, runs: list[Run]) -> Path | None:
 
 def _one(run: Run) -> None:
     """Do one run and write its figures, last, and its pictures."""
-    objective = "cds" if run.objective == "bounds" else run.objective
-    base = _base(run.kind, objective)
+    base = _base(run.kind, run.objective)
     options = [*base, *_fitting(run.options, base), f"seed={run.seed}", f"device={run.device}"]
     result = {"task": run.task, "case": run.case, "objective": run.objective, "seed": run.seed}
     result |= {"device": str(pick_device(run.device)), "threads": torch.get_num_threads()}
@@ -297,7 +300,10 @@ def _one(run: Run) -> None:
         ]
         config = _field_config(run, options)
         result["prompts"] = [config.src, config.tgt]
-        result["figures"], pictures = edit_field(config)
+        if run.objective == "bounds":
+            result["figures"], pictures = field_looks(config), {}
+        else:
+            result["figures"], pictures = edit_field(config)
     else:
         case = cases(run.task, run.case + 1, tuning=run.tuning)[run.case]
         config = load_config("edit", options)
@@ -306,7 +312,7 @@ def _one(run: Run) -> None:
         prior, judge = load_prior(**named, device=pick_device(run.device)), kept("judge", (), load_judge)
         result["prompts"] = [case.src, case.tgt]
         if run.objective == "bounds":
-            result["figures"], pictures = bounds(case, prior, judge), {}
+            result["figures"], pictures = bounds(case, prior, judge) | image_looks(case, prior, judge), {}
         else:
             result["figures"], result["stages"], pictures = edit_case(case, config, prior, judge, run.start)
     run.path.parent.mkdir(parents=True, exist_ok=True)
@@ -339,7 +345,8 @@ def _field_config(run: Run, options: list[str]) -> DictConfig:
 
 
 def _base(kind: str, method: str) -> tuple[str, ...]:
-    """method: an objective or, of images, a baseline."""
+    """method: an objective or, of images, a baseline; bounds are scored as CDS is."""
+    method = "cds" if method == "bounds" else method
     group = "objective" if method in groups()["objective"] else "baseline"
     return (f"{group}={method}", *(("edit=latent",) if kind == "image" else ()))
 
@@ -369,6 +376,8 @@ def _fitting(options: tuple[str, ...], base: tuple[str, ...]) -> list[str]:
 def _sheets(runs: list[Run], folder: Path) -> None:
     for task in dict.fromkeys(r.task for r in runs):
         mine = [r for r in runs if r.task == task and r.objective != "bounds" and r.seed == 0]
+        if not mine:
+            continue
         rows = []
         for case in sorted({r.case for r in mine})[:_SHEET_ROWS]:
             edits = [r for r in mine if r.case == case]

@@ -8,6 +8,7 @@ from cds3d.pocket.world.scenes import ANIMALS, COLORS, FLOWERS, OBJECTS, Attribu
 
 # Seeds that nothing was trained on. Settings are tuned on the first stretch and judged on the second.
 TUNING_SEED, JUDGING_SEED = 3_000_000, 4_000_000
+_LOOKS, _LOOKS_APART = 16, 10_000_000  # each scene has looks of its own
 
 
 @dataclass(frozen=True)
@@ -69,3 +70,11 @@ def cases(task: str, count: int, *, tuning: bool = False) -> list[Case]:
     """The first `count` cases of an image task; scenes of different tasks and of tuning and judging differ."""
     first = (TUNING_SEED if tuning else JUDGING_SEED) + 10_000 * list(IMAGE_TASKS).index(task)
     return [IMAGE_TASKS[task](Attributes.sample(seed), Jitter(seed)) for seed in range(first, first + count)]
+
+
+def other_looks(target: Attributes) -> list[int]:
+    """Seeds of other coats, or other pieces of wood or metal, than the true edit's (`build_scene`).
+
+    Empty where the prompt names the colour: it leaves nothing open then.
+    """
+    return [] if target.painted else [target.seed + _LOOKS_APART * k for k in range(1, _LOOKS + 1)]

@@ -1,20 +1,27 @@
 """The benchmark of edits: its cases, figures and statistics by hand."""
 
+import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from fakes import TINY_SCENE
 
-from cds3d.bench import report
+from cds3d.bench import fields, looks, report
+from cds3d.bench import run as bench_run
 from cds3d.bench.images import picture_and_judge
-from cds3d.bench.tasks import IMAGE_TASKS, cases
+from cds3d.bench.tasks import IMAGE_TASKS, cases, other_looks
+from cds3d.cli import run_command
 from cds3d.metrics.truth import Truth
+from cds3d.options import load_config
 from cds3d.pocket.model.judge import agrees, held_out_accuracy, labels, load_judge
 from cds3d.pocket.model.training import HELD_OUT_SEED
-from cds3d.pocket.world.capture import WorldCapture
+from cds3d.pocket.world.capture import WorldCapture, write_capture
 from cds3d.pocket.world.raycast import render
-from cds3d.pocket.world.scenes import Attributes, build_scene
+from cds3d.pocket.world.scenes import ANIMALS, FLOWERS, OBJECTS, Attributes, build_scene
+from tensorf.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +71,148 @@ def test_labels_are_of_what_is_shown():
     assert set(labels(rose)) == {"species", "color"} and set(labels(rose.edited(species="cat"))) == {"species"}
     assert set(labels(rose.edited(species="mug"))) == {"species", "color", "material"}
     assert set(labels(rose.edited(species="mug", material="metal"))) == {"species", "material"}
+
+
+# --- Other looks: what the prompt leaves open ---
+
+LOOKS = {"another_look", "best_look", "average_look"}
+
+
+def shown(attributes, look=None, width=64, height=48):
+    """A view as (H, W, 3) in [0, 1], and its render."""
+    view = render(build_scene(attributes, width, height, look=look))
+    return torch.from_numpy(view.image).float() / 255, view
+
+
+@pytest.mark.parametrize("species", [*ANIMALS, *OBJECTS])
+@pytest.mark.parametrize("seed", [4_000_001, 4_000_002, 4_000_003])
+def test_another_look_is_the_same_scene_in_another_coat(species, seed):
+    for material in ("plastic",) if species in ANIMALS else ("wooden", "metal"):
+        target = Attributes.sample(seed).edited(species=species, material=material)
+        picture, view = shown(target)
+        others = [shown(target, look) for look in other_looks(target)[:3]]
+        assert torch.equal(shown(target, look=seed)[0], picture)
+        for other, again in others:
+            assert np.array_equal(again.parts, view.parts) and np.array_equal(again.depth, view.depth)
+            differs = (other != picture).any(-1).numpy()
+            padded = np.pad(view.subject, 1)  # renders are softened by a pixel
+            near = np.any([padded[i : i + 48, j : j + 64] for i in range(3) for j in range(3)], 0)
+            assert differs.mean() > 0.5 * view.subject.mean() and not (differs & ~near).any()
+        assert not torch.equal(others[0][0], others[1][0])
+
+
+def test_looks_differ_in_more_than_their_tone():
+    def of_subject(species, **material):
+        target = Attributes.sample(4_000_001).edited(species=species, **material)
+        picture, view = shown(target)
+        return [
+            p[torch.from_numpy(view.subject)] for p in (picture, *(shown(target, k)[0] for k in other_looks(target)))
+        ]
+
+    hues = [(dog.mean(0)[0] / dog.mean(0)[2]).item() for dog in of_subject("dog")]
+    assert max(hues) > 1.3 * min(hues)  # golden and brown
+    cow, *others = of_subject("cow")
+    assert all(((cow.mean(1) > 0.3) != (other.mean(1) > 0.3)).float().mean() > 0.05 for other in others)  # patches
+    ball, *others = (wood / wood.mean(0) for wood in of_subject("ball", material="wooden"))
+    assert all((ball - other).abs().mean() > 0.03 for other in others)  # grain
+
+
+def test_a_flower_has_no_other_look():
+    for species in FLOWERS:
+        flower = Attributes.sample(4_000_001).edited(species=species)
+        assert torch.equal(shown(flower, look=5)[0], shown(flower)[0])
+
+
+def test_looks_are_drawn_where_the_prompt_names_no_colour():
+    for task in ("color", "species"):
+        assert all(other_looks(case.target) == [] for case in cases(task, 20))
+    seeds = [
+        seed for task in ("material", "cat-dog", "cat-cow") for c in cases(task, 20) for seed in other_looks(c.target)
+    ]
+    assert len(set(seeds)) == len(seeds) == 3 * 20 * 16  # no two scenes share a coat
+
+
+def test_figures_of_looks_by_hand(judge):
+    everywhere = torch.ones(24, 32, dtype=torch.bool)
+    at = partial(torch.full, (24, 32, 3))
+    # Two views whose source is 0.4 off the truth; one look is 0.2 off, the other 0.3 the other way.
+    views = [(at(v - 0.4), Truth(at(v), everywhere, everywhere)) for v in (0.5, 0.6)]
+    near, far = [at(0.7), at(0.8)], [at(0.2), at(0.3)]
+    figures = looks.look_figures([far, near], views, judge, cases("cat-cow", 1)[0].target)
+    gain = lambda off: 20 * math.log10(0.4 / off)  # noqa: E731
+    assert set(figures) == LOOKS
+    assert figures["another_look"]["edit_gain_db"] == pytest.approx((gain(0.2) + gain(0.3)) / 2, abs=1e-3)
+    assert figures["best_look"]["edit_gain_db"] == pytest.approx(gain(0.2), abs=1e-3)
+    assert figures["average_look"]["edit_gain_db"] == pytest.approx(gain(0.05), abs=1e-3)
+    assert math.isnan(figures["another_look"]["kept_psnr_db"])  # all is changed: nothing is kept
+
+
+def test_looks_of_an_image_are_the_true_edits_in_other_coats(judge, monkeypatch):
+    monkeypatch.setattr(looks, "decoded", lambda view, prior: torch.from_numpy(view.image).float() / 255)
+    case = cases("cat-cow", 1)[0]
+    source, target = (render(build_scene(a)) for a in (case.source, case.target))
+    truth, before = Truth.of(source, target), torch.from_numpy(source.image).float() / 255
+    others = [render(build_scene(case.target, look=seed)).image for seed in other_looks(case.target)]
+    rows = [picture_and_judge(torch.from_numpy(o).float() / 255, before, truth, judge, case.target) for o in others]
+    found = looks.image_looks(case, None, judge)
+    for key in ("edit_gain_db", "kept_psnr_db", "structure", "accuracy"):
+        assert found["another_look"][key] == pytest.approx(np.mean([row[key] for row in rows]))
+    assert found["best_look"]["edit_gain_db"] == max(row["edit_gain_db"] for row in rows)
+    assert looks.image_looks(cases("color", 1)[0], None, judge) == {}
+
+
+def test_looks_of_a_field_are_seen_by_its_held_out_cameras(tmp_path, judge):
+    case = cases("cat-cow", 1)[0]
+    write_capture(tmp_path / "cat", case.source, views=9, width=64, height=48)
+    config = load_config("edit", [f"capture={tmp_path / 'cat'}", "edit.width=48", *TINY_SCENE])
+    config.src, config.tgt = case.src, case.tgt
+    found = looks.field_looks(config)
+    world = WorldCapture.read(tmp_path / "cat")
+    rows = []
+    for name in ("view000", "view008"):  # every eighth
+        camera = world.cameras[name].resized(48, 36)
+        seen = lambda a, look=None, c=camera: render(build_scene(a, 48, 36, look=look), c, supersample=2)  # noqa: E731
+        source, truth = seen(case.source), Truth.of(seen(case.source), seen(case.target))
+        for look in other_looks(case.target):
+            other, before = (torch.from_numpy(v.image).float() / 255 for v in (seen(case.target, look), source))
+            rows.append(picture_and_judge(other, before, truth, judge, case.target)["edit_gain_db"])
+    assert found["another_look"]["edit_gain_db"] == pytest.approx(np.mean(rows))
+    assert found["best_look"]["edit_gain_db"] == pytest.approx(np.add(rows[:16], rows[16:]).max() / 2)
+    config.tgt = "a red mug"
+    assert looks.field_looks(config) == {}
+    config.tgt = "a green fox"
+    with pytest.raises(UserError, match="no true edit towards"):
+        looks.field_looks(config)
+
+
+def test_bounds_alone_are_reported_where_something_is_left_open(tmp_path, monkeypatch, tiny_folder, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fields, "write_capture", partial(write_capture, views=8, width=64, height=48))
+    bench = ["tasks=[color,cat-cow]", "cases=2", "fields=[color,cat-cow]", "field_cases=1", "objectives=[bounds]"]
+    options = ",".join(f'"{o}"' for o in (f"guidance.path={tiny_folder}", "edit.width=48", TINY_SCENE[0]))
+    assert run_command("bench", [*bench, "jobs=1", "threads=1", f"options=[{options}]"]) == 0
+    result = json.loads((tmp_path / "outputs" / "bench" / "edits.json").read_text())
+    assert result["summary"] == {} and result["runs"] == []
+    assert {task: set(rows) for task, rows in result["bounds"].items()} == {
+        "color": {"unedited", "truth"},
+        "cat-cow": {"unedited", "truth", *LOOKS},
+        "field-cat-cow": LOOKS,
+    }
+    cow = result["bounds"]["cat-cow"]
+    assert cow["another_look"]["cases"] == 2 and cow["best_look"]["edit_gain_db"] > cow["another_look"]["edit_gain_db"]
+    assert [run["task"] for run in result["bounds_runs"]] == ["color"] * 2 + ["cat-cow"] * 2 + ["field-cat-cow"]
+    assert not (tmp_path / "outputs" / "captures" / "held-out-color-000").exists()  # no bound, so no capture
+    table = capsys.readouterr().out
+    assert "| cat-cow | (another look) | 2 |" in table and "| field-cat-cow | (best look) | 1 |" in table
+
+
+def test_a_field_is_edited_before_its_bounds_are_taken(tmp_path):
+    sizes = {"tasks": [], "cases": 1, "fields": ["cat", "cat-cow", "color"], "field_cases": 1, "seeds": 2}
+    settings = sizes | {"objectives": ["cds", "bounds"], "baselines": [], "tuning": False, "options": []}
+    runs = bench_run._plan(settings, tmp_path, "cpu")
+    of = {task: [r.objective for r in runs if r.task == f"field-{task}"] for task in sizes["fields"]}
+    assert of == {"cat": ["cds", "cds", "bounds"], "cat-cow": ["cds", "cds", "bounds"], "color": ["cds", "cds"]}
+    assert bench_run._first(runs[0], runs) is None and bench_run._first(runs[2], runs) == runs[0].path
 
 
 # --- Statistics by hand ---

@@ -47,6 +47,8 @@ GROUNDS = {
 VERTICAL_FOV = 0.70  # radians
 _CLOSE_UPS = 0.4  # share of training images that are taken from near: heads and petals are small otherwise
 _APART = 0.85  # between two flowers
+# What a prompt leaves open of animals, wood and metal: nothing else depends on these draws.
+_LOOK = ("coat", "coat tone", "coat pattern", "object tone", "object grain")
 
 
 @dataclass(frozen=True)
@@ -155,15 +157,19 @@ def article(noun: str) -> str:
 
 
 class Jitter:
-    """Named random numbers of one seed: `draw("bend", -1, 1)` is the same number whenever it is asked for."""
+    """Named random numbers of one seed: `draw("bend", -1, 1)` is the same number whenever it is asked for.
 
-    def __init__(self, seed: int):
-        self.seed = seed
+    look: a seed of its own for coats, and for the tone and grain of objects; None is `seed`.
+    """
+
+    def __init__(self, seed: int, look: int | None = None):
+        self.seed, self.look = seed, seed if look is None else look
 
     def __call__(self, name: str, low: float = 0.0, high: float = 1.0) -> float:
         # SplitMix64 of seed and name: well mixed, and a thousand times cheaper than a generator for each name.
         mask = (1 << 64) - 1
-        x = (self.seed * 0x9E3779B97F4A7C15 + zlib.crc32(name.encode()) * 0xD1B54A32D192ED03 + 1) & mask
+        seed = self.look if name in _LOOK else self.seed
+        x = (seed * 0x9E3779B97F4A7C15 + zlib.crc32(name.encode()) * 0xD1B54A32D192ED03 + 1) & mask
         x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
         x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
         return low + (high - low) * ((x ^ (x >> 31)) >> 11) / (1 << 53)
@@ -172,9 +178,12 @@ class Jitter:
         return options[int(self(name) * len(options))]
 
 
-def build_scene(attributes: Attributes, width: int = 256, height: int = 192) -> Scene:
-    """The 3D scene, with a camera of the given image size in front of it."""
-    draw = Jitter(attributes.seed)
+def build_scene(attributes: Attributes, width: int = 256, height: int = 192, *, look: int | None = None) -> Scene:
+    """The 3D scene, with a camera of the given image size in front of it.
+
+    look: a seed of another coat, or of another piece of wood or metal; pose, light, camera and ground stay.
+    """
+    draw = Jitter(attributes.seed, look)
     place = draw("place x", -0.25, 0.25)
     if attributes.beside is not None:
         place = -_APART / 2  # both flowers are in the picture
