@@ -25,7 +25,7 @@ from cds3d.viewer.guard import start_server
 from cds3d.viewer.listing import Listing, iterations_of, options_of
 from cds3d.viewer.looking import CameraLimits, point_seen
 from cds3d.viewer.photos import small_photos
-from cds3d.viewer.places import Place
+from cds3d.viewer.places import SHAPES, Place
 from cds3d.viewer.window import Window, fov_of
 from tensorf.captures import Capture
 from tensorf.errors import UserError
@@ -188,7 +188,7 @@ class Viewer:
 
     def _clicked(self, event) -> None:
         window = self.windows.get(event.client.client_id)
-        if window is None or self.place.kind == "anywhere" or not self.controls.pointing:
+        if window is None or self.place.kind not in SHAPES or not self.controls.pointing:
             return
         u, v = event.screen_pos
         request = window.look()
@@ -196,10 +196,11 @@ class Viewer:
         with self.lock:
             point = point_seen(request, u, v, self.source if of_source else self.edited)
         if point is None:
-            self.controls.say("the field is too thin there")
-            return
+            told = f"the field is too thin there: the {self.place.kind} stays where it was"
+            event.client.add_notification("Nothing there", told, auto_close_seconds=5)
+            return  # told above the picture: on a phone the panel is closed while somebody taps
         self.place.put(point.numpy())
-        self.controls.say(f"edits stay in this {self.place.kind}: see Where")
+        self.controls.say(f"edits stay in this {self.place.kind}: Size makes it larger or smaller")
 
     # --- edits
 
@@ -216,17 +217,19 @@ class Viewer:
         ]
         start = self._start_of_edits(values["onward"])
         config = load_config("edit", [o for o in [*pairs, *self.shown.options] if not o.startswith("--")])
-        words = values["where"] if values["where"] and not self.place.option() else None
+        words = values["words"] if self.place.kind == "words" else None
         for name, label in (("src", "From"), ("tgt", "To")):
             set_text(config, name, values[name], label)
         config.run, config.where = None if start is None else str(start), None
         if words:
-            set_text(config, "where", words, "Where")
+            set_text(config, "where", words, "Words")
         for name, label, what in (("src", "From", "it shows now"), ("tgt", "To", "it should become")):
             if not values[name]:
                 raise UserError(f"say what {what}: the field {label} is empty")
         if values["src"].lower() == values["tgt"].lower():
             raise UserError("From and To say the same")
+        if words == "":
+            raise UserError("say what the edit may change: the field Words is empty")
         folder = output_folder(config, self.shown.folder)
         flags = [f"--src={values['src']}", f"--tgt={values['tgt']}"]
         flags += [f"--where={words}"] if words else []

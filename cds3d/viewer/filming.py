@@ -11,17 +11,18 @@ import viser
 from cds3d.commands.videos import path_kind
 from cds3d.jobs import Job
 from tensorf.captures.writing import capture_poses, write_transforms
-from tensorf.errors import UserError
+from tensorf.errors import UserError, reason
 from tensorf.paths import keyframed
 
 
 class Filming:
-    """Of one viewer (`app.Viewer`). job: the video that is being rendered, or None."""
+    """Of one viewer (`app.Viewer`). job: the video that is being rendered, or None. made: the last one, or None."""
 
     def __init__(self, viewer):
         self._viewer = viewer
         self._starting = threading.Lock()  # clicks are answered in many threads: two of them start one video
         self.job: Job | None = None
+        self.made: Path | None = None
         self.keyframes: list[torch.Tensor] = []
 
     def add_keyframe(self, client: viser.ClientHandle) -> int:
@@ -57,7 +58,7 @@ class Filming:
             write_transforms(file, names, cameras, capture_poses(cameras, viewer.capture))
             options = [str(run), f"path={file}", f"width={viewer.config.width}"]
         self.job = Job("render", [*options, f"device={viewer.config.device}"], run)
-        self._path = path
+        self._path, self.made = path, None
         return path
 
     def look(self) -> str | None:
@@ -65,4 +66,14 @@ class Filming:
         if self.job is None or self.job.running:
             return None
         outcome, self.job = self.job.outcome(), None
+        self.made = self._path if outcome == "done" else None
         return f"{self._path}: {outcome}"
+
+    def send(self, client: viser.ClientHandle) -> None:
+        """Let a browser keep the last video. It names no file: what it gets is what was rendered here."""
+        try:
+            content = self.made.read_bytes() if self.made is not None else b""
+        except OSError as error:
+            raise UserError(f"{self.made} cannot be read: {reason(error)}") from error
+        if content:
+            client.send_file_download(f"{self.made.parent.name}-{self.made.name}", content, save_immediately=True)

@@ -22,6 +22,8 @@ import websockets.asyncio.server
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
+from cds3d.viewer.taps import add_taps
+
 COOKIE = "cds3d_token"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -49,6 +51,7 @@ def start_server(host: str, port: int, token: str | None) -> viser.ViserServer:
         server.stop()
         raise RuntimeError("this version of viser starts its server in another way: its connections are not guarded")
     server.gui.configure_theme(show_share_button=False, show_logo=False, control_width="large")
+    server.gui.main_panel.dock_right()  # beside the picture, not on its edited half
     return server
 
 
@@ -62,6 +65,8 @@ async def _checked(then: Callable, token: str | None, connection, request: Reque
     answer = then(connection, request)
     if inspect.isawaitable(answer):
         answer = await answer
+    if answer is not None:
+        add_taps(answer)
     if answer is not None and token is not None and _token_of_address(request) == token:
         answer.headers["Set-Cookie"] = f"{_cookie(request)}={token}; HttpOnly; SameSite=Strict; Path=/"
     return answer

@@ -1,4 +1,4 @@
-"""The ball or box that an edit is to stay in, drawn in the scene with handles."""
+"""Where an edit is to stay: anywhere, in a ball or box that is drawn in the scene with handles, or where words fit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import threading
 import numpy as np
 import viser
 
-PLACES = ("anywhere", "ball", "box")
+SHAPES = ("ball", "box")
+PLACES = ("anywhere", *SHAPES, "words")
 _BALL, _BOX = (230, 80, 40), (40, 120, 230)
 
 
@@ -26,10 +27,10 @@ class Place:
             self._draw()
 
     def put(self, middle: np.ndarray) -> None:
-        """Move to a point, such as a clicked one; what has no shape yet becomes a ball."""
+        """Move the ball or box to a point, such as a clicked one."""
         with self._lock:
             self.middle = np.asarray(middle, float)
-            self.show("ball" if self.kind == "anywhere" else self.kind)
+            self._draw()
 
     def resize(self, radius: float) -> None:
         with self._lock:
@@ -38,7 +39,7 @@ class Place:
             self._draw()
 
     def option(self) -> list[str]:
-        """The option of `edit.py` for this place."""
+        """The option of `edit.py` for this ball or box."""
         with self._lock:
             if self.kind == "ball":
                 numbers = [*self.middle, self.radius]
@@ -52,7 +53,7 @@ class Place:
         for handle in self._drawn:
             handle.remove()
         self._drawn = []
-        if self.kind == "anywhere":
+        if self.kind not in SHAPES:
             return
         scene, scale = self._server.scene, 0.7 * self.radius
         if self.kind == "ball":

@@ -95,7 +95,12 @@ class Window:
             handle.position = camera.position.numpy()
             handle.look_at = self._pivot
             handle.up_direction = self._limits.vertical(camera)
-            handle.fov = fov_of(camera, handle.aspect)
+            self._fit(camera)
+
+    def _fit(self, camera: Camera) -> None:
+        """Show all of a camera's picture, in a window of the present shape."""
+        self._fitted, self._aspect = camera, self.client.camera.aspect
+        self.client.camera.fov = fov_of(camera, self._aspect)
 
     def show_photos(self, on: bool) -> None:
         self.photos.show(on, self.look().pose[:, 3].numpy())
@@ -109,6 +114,8 @@ class Window:
         self._wanted.set()
 
     def _moved(self) -> None:
+        if abs(self.client.camera.aspect - self._aspect) > _APART:  # another shape, such as of a phone that was turned
+            self._fit(self._fitted)
         self._moved_at = time.monotonic()
         self._wanted.set()
 

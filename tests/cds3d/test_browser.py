@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from fakes import TINY_FIELD
 from PIL import Image
 
@@ -31,7 +32,8 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip
 pytest.importorskip("viser", reason='no viser: pip install ".[viewer]"')
 
 LONG = 300  # seconds; much less where nothing else runs
-CANVAS = (300, 200, 840, 600)  # of the page, left of the panel and below messages
+CANVAS = (60, 200, 840, 600)  # of the page, below messages
+WIDE, HIGH = 892, 720  # of the picture, left of the panel
 ITERATIONS = 60
 
 
@@ -59,7 +61,7 @@ def page(viewer):
     with sync_api.sync_playwright() as playwright:
         software = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--no-sandbox"]
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=software)
-        page = browser.new_page(viewport={"width": 1280, "height": 720})
+        page = browser.new_page(viewport={"width": 1280, "height": HIGH})
         page.goto(viewer.url)
         yield page
         browser.close()
@@ -85,8 +87,8 @@ def still(page, viewer) -> np.ndarray:
 
 
 def moved(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
-    """Mean differences of the source's and the edit's half; the slider is in the middle of the page."""
-    apart, middle = np.abs(before - after).mean(-1), 640 - CANVAS[0]
+    """Mean differences of the source's and the edit's half; the slider is in the middle of the picture."""
+    apart, middle = np.abs(before - after).mean(-1), WIDE // 2 - CANVAS[0]
     return float(apart[:, : middle - 40].mean()), float(apart[:, middle + 40 :].mean())
 
 
@@ -166,22 +168,85 @@ def test_a_killed_edit_is_told_and_resumed(page, viewer):
     page.get_by_role("button", name="Start").wait_for()
 
 
-def test_a_click_puts_the_ball(page, viewer):
-    page.mouse.click(600, 250)
-    page.wait_for_timeout(1500)
-    assert viewer.place.kind == "anywhere"  # a stray click restricts nothing
-    page.get_by_text("Where", exact=True).click()
-    field(page, "Stays in").click()
-    page.get_by_role("option", name="ball").click()
-    wait_for(page, lambda: viewer.place.kind == "ball")
-    page.mouse.click(600, 250)
-    page.get_by_text("edits stay in this ball").wait_for(timeout=1000 * LONG)
-    assert viewer.place.option()[0].startswith("ball=")
-    camera = next(iter(viewer.windows.values())).look().camera(128)
+def choose_place(page, kind: str):
+    field(page, "Where").click()
+    page.get_by_role("option", name=kind).click()
+
+
+def place_in(viewer, camera) -> tuple[float, float]:
+    """Where a camera sees the ball's middle, as shares of its picture."""
     local = (np.asarray(viewer.place.middle) - camera.position.numpy()) @ camera.pose[:, :3].numpy()
     assert local[2] > 0
     u, v = local[0] / local[2] * camera.fx / camera.width, local[1] / local[2] * camera.fy / camera.height
-    assert abs(u + 0.5 - 600 / 1280) < 0.03 and abs(v + 0.5 - 250 / 720) < 0.03
+    return float(u) + 0.5, float(v) + 0.5
+
+
+def test_the_panel_covers_no_part_of_the_picture(page, viewer):
+    assert page.locator("canvas").first.bounding_box() == {"x": 0, "y": 0, "width": WIDE, "height": HIGH}
+    camera = next(iter(viewer.windows.values())).look().camera(WIDE)
+    assert camera.width / camera.fx == pytest.approx(viewer.start.width / viewer.start.fx, rel=1e-2)  # all of a photo
+
+
+def test_a_click_puts_the_ball(page, viewer):
+    page.mouse.click(400, 250)
+    page.wait_for_timeout(1500)
+    assert viewer.place.kind == "anywhere"  # a stray click restricts nothing
+    choose_place(page, "ball")
+    wait_for(page, lambda: viewer.place.kind == "ball")
+    page.mouse.click(400, 250)
+    page.get_by_text("edits stay in this ball").wait_for(timeout=1000 * LONG)
+    assert viewer.place.option()[0].startswith("ball=")
+    u, v = place_in(viewer, next(iter(viewer.windows.values())).look().camera(128))
+    assert abs(u - 400 / WIDE) < 0.03 and abs(v - 250 / HIGH) < 0.03
+
+
+@pytest.fixture
+def phone(page, viewer):
+    """A touch screen as wide as a phone's, with the panel closed."""
+    context = page.context.browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    other, before = context.new_page(), set(viewer.windows)
+    other.goto(viewer.url)
+    wait_for(other, lambda: any(w.frames > 0 for i, w in viewer.windows.items() if i not in before))
+    other.get_by_text("cds3d").tap()
+    wait_for(other, lambda: not other.get_by_role("button", name="Start").is_visible())
+    yield other
+    context.close()
+    wait_for(page, lambda: len(viewer.windows) == 1)
+
+
+def drag(phone, *moments):
+    """moments: where the fingers are, one after the other."""
+    session, fingers = phone.context.new_cdp_session(phone), 0
+    for points in (*moments, ()):
+        kind = "touchStart" if len(points) > fingers else "touchMove" if points else "touchEnd"
+        touches, fingers = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(points)], len(points)
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": touches})
+        phone.wait_for_timeout(50)
+
+
+def test_a_tap_puts_the_ball_and_fingers_move_it_and_the_view(page, phone, viewer):
+    viewer.place.show("ball")
+    window, before = viewer.windows[max(viewer.windows)], viewer.place.middle.copy()
+    phone.touchscreen.tap(150, 330)
+    wait_for(phone, lambda: not np.allclose(viewer.place.middle, before))
+    u, v = place_in(viewer, window.look().camera(128))
+    assert abs(u - 150 / 390) < 0.03 and abs(v - 330 / 844) < 0.03
+
+    phone.wait_for_timeout(2000)  # until the handles are drawn there
+    put, pose = viewer.place.middle.copy(), window.look().pose
+    camera = window.look().camera(390)
+    away = float((viewer.place.middle - camera.position.numpy()) @ camera.pose[:, 2].numpy())
+    shaft = 150 + 0.3 * viewer.place.radius * camera.fx / away  # of the handle to the right
+    drag(phone, *([(shaft + step, 330)] for step in (0, 10, 25, 40)))
+    wait_for(phone, lambda: not np.allclose(viewer.place.middle, put))
+    assert torch.equal(window.look().pose, pose)
+
+    moved = viewer.place.middle.copy()
+    drag(phone, *([(60 + step, 700)] for step in (0, 10, 25, 40)))
+    wait_for(phone, lambda: not torch.allclose(window.look().pose, pose, atol=1e-3))
+    drag(phone, [(60, 330)], *([(60, 330), (330 - step, 700)] for step in (0, 10, 25, 40)))
+    phone.wait_for_timeout(1500)
+    assert np.array_equal(viewer.place.middle, moved)  # neither a drag nor a finger that rests beside one is a tap
 
 
 def test_a_click_on_a_photo_goes_there_and_puts_nothing(page, viewer):
@@ -207,11 +272,11 @@ def test_a_click_on_a_photo_goes_there_and_puts_nothing(page, viewer):
 
 def photo_in_sight(viewer, window) -> tuple[float, float] | None:
     """Where on the page one of the photos is drawn, if any is."""
-    camera = window.look().camera(1280)
+    camera = window.look().camera(WIDE)
     for photographed, handle in zip(viewer.capture.cameras, window.photos._handles, strict=True):
         size = handle.scale  # the photo is some way in front of its camera, on its axis
         local = (photographed.position + 2 * size * photographed.forward - camera.position) @ camera.pose[:, :3]
-        x, y = (float(local[i] / local[2]) * camera.fx + middle for i, middle in ((0, 640), (1, 360)))
+        x, y = (float(local[i] / local[2]) * camera.fx + middle for i, middle in ((0, WIDE / 2), (1, HIGH / 2)))
         if handle.visible and local[2] > 0 and CANVAS[0] < x < CANVAS[2] and CANVAS[1] < y < CANVAS[3]:
             return x, y
     return None
@@ -237,7 +302,11 @@ def test_the_path_of_a_video_is_laid_by_hand(page, viewer):
     page.wait_for_timeout(500)
     page.get_by_role("button", name="Render").click()
     wait_for(page, lambda: viewer.controls._video.content.endswith("done"))
-    assert (viewer.run / "keyframes.mp4").stat().st_size > 1000
+    film = viewer.run / "keyframes.mp4"
+    with page.expect_download(timeout=1000 * LONG) as download:
+        page.get_by_role("button", name="Download").click()
+    assert download.value.suggested_filename == f"{viewer.run.name}-keyframes.mp4"
+    assert download.value.path().read_bytes() == film.read_bytes() and film.stat().st_size > 1000
 
 
 def test_a_second_window_and_one_that_goes_away(page, viewer):

@@ -179,7 +179,7 @@ def test_no_public_address_is_asked_for(viewer, monkeypatch):
 
 @pytest.fixture
 def controls(viewer):
-    names = ("_src", "_tgt", "_where", "_preset", "_iterations")
+    names = ("_src", "_tgt", "_words", "_preset", "_iterations")
     values = {name: getattr(viewer.controls, name).value for name in names}
     yield viewer.controls
     for name, value in values.items():
@@ -194,13 +194,17 @@ def test_the_controls_are_options_of_an_edit(viewer, controls):
     assert "--src=a yellow flower" in options and "--tgt=a red flower" in options
     assert {"edit.iterations=7", "objective=cds", "edit=field", "edit.width=48", f"output={folder}"} <= set(options)
     assert f"--capture={viewer.config.capture}" in options
+    viewer.place.show("ball")
     viewer.place.put(np.array([0.1, 0.2, 2.0]))
     assert f"ball=0.1,0.2,2,{viewer.place.radius:.5g}" in viewer.edit_options()[0]
-    controls._where.value = "the flower"
-    assert not any(o.startswith("--where") for o in viewer.edit_options()[0])  # one of both, and the ball is seen
-    viewer.place.show("anywhere")
+    controls._words.value = "the flower"
+    for kind in ("ball", "anywhere"):  # words that were written before something else was chosen
+        viewer.place.show(kind)
+        assert not any(o.startswith("--where") for o in viewer.edit_options()[0])
+    viewer.place.show("words")
     options, folder = viewer.edit_options()
     assert "--where=the flower" in options and folder.name == "a-red-flower-where"
+    assert not any(o.startswith(("ball=", "box=")) for o in options)
     viewer.place.show("box")
     half = viewer.place.half[0]
     corners = ",".join(f"{x:.5g}" for x in (0.1 - half, 0.2 - half, 2 - half, 0.1 + half, 0.2 + half, 2 + half))
@@ -358,7 +362,8 @@ def test_a_click_is_answered_by_the_field_that_is_seen_there(viewer, monkeypatch
     monkeypatch.setattr(viewer, "windows", {0: SimpleNamespace(look=lambda: request)})
     monkeypatch.setattr(viewer, "controls", SimpleNamespace(pointing=True, say=lambda text: None))
     monkeypatch.setattr(viewer.place, "kind", "ball")
-    viewer._clicked(SimpleNamespace(client=SimpleNamespace(client_id=0), screen_pos=(0.3, 0.6)))
+    client = SimpleNamespace(client_id=0, add_notification=lambda *_, **__: None)
+    viewer._clicked(SimpleNamespace(client=client, screen_pos=(0.3, 0.6)))
     assert asked == [field]
 
 

@@ -148,7 +148,8 @@ def test_resume_goes_on_with_the_edit_that_was_stopped_whatever_the_controls_say
     add_run("a-red-daisy", finished=False, iteration=72)
     first.resumable, first.running = True, False
     wait_for(lambda: not viewer.controls._resume.disabled)
-    assert viewer.controls._stopped.value == "a-red-daisy (stopped at 72)" and viewer.controls._stopped.visible
+    assert viewer.controls._stopped.value == "a-red-daisy (stopped at 72)"
+    assert viewer.controls._stopped.visible and viewer.controls._resume.visible
     viewer.controls._tgt.value, viewer.controls._src.value = "a mug", "a table"
     viewer.resume_edit(viewer.controls._stopped.value)
     wanted = [o for o in first.options if o != "overwrite=true"]
@@ -191,6 +192,16 @@ def test_the_last_edit_that_was_stopped_is_the_one_to_resume(viewer):
     add_run("a-red-daisy", finished=False, iteration=2)
     viewer.job.resumable, viewer.job.running = True, False
     wait_for(lambda: viewer.controls._stopped.value == "a-red-daisy (stopped at 2)")
+
+
+def test_overwrite_is_for_one_start(viewer):
+    add_run("a-red-daisy", edit__iterations=400)
+    viewer.controls._overwrite.value = True
+    viewer.controls._begin(viewer.controls._start_edit)
+    assert viewer.job.options[-1] == "overwrite=true" and not viewer.controls._overwrite.value
+    viewer.controls._overwrite.value = True  # of a start that is refused, since an edit is running
+    viewer.controls._begin(viewer.controls._start_edit)
+    assert viewer.controls._overwrite.value
 
 
 # --- what is told

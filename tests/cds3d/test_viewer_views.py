@@ -185,7 +185,8 @@ def test_what_cameras_look_at_lies_ahead_of_them():
 
 
 @pytest.mark.parametrize(
-    "kind, photos, puts", [("anywhere", False, False), ("ball", False, True), ("ball", True, False)]
+    "kind, photos, puts",
+    [("anywhere", False, False), ("words", False, False), ("ball", False, True), ("ball", True, False)],
 )
 def test_a_click_puts_only_what_was_chosen(viewer, monkeypatch, kind, photos, puts):
     monkeypatch.setattr(app, "point_seen", lambda request, u, v, of: torch.tensor([0.1, 0.2, 3.0]))
@@ -199,7 +200,7 @@ def test_a_click_puts_only_what_was_chosen(viewer, monkeypatch, kind, photos, pu
         messages(socket, 1)
     np.testing.assert_allclose(viewer.place.middle, [0.1, 0.2, 3.0] if puts else before, atol=1e-6)
     assert viewer.place.kind == kind
-    assert ("see Where" in viewer.controls._status.content) == puts
+    assert ("edits stay in this ball" in viewer.controls._status.content) == puts
     viewer.controls.say("")
     viewer.place.show("anywhere")
     viewer.place.middle = viewer.limits.middle.astype(float)
@@ -208,7 +209,19 @@ def test_a_click_puts_only_what_was_chosen(viewer, monkeypatch, kind, photos, pu
 def test_a_click_on_thin_air_says_so(viewer, monkeypatch):
     monkeypatch.setattr(app, "point_seen", lambda *_: None)
     viewer.place.show("ball")
-    with socket_of(viewer):
+    before = viewer.place.middle.copy()
+    with socket_of(viewer) as socket:
         viewer._clicked(SimpleNamespace(client=window_of(viewer).client, screen_pos=(0.5, 0.5)))
-    assert viewer.controls._status.content == "the field is too thin there"
+        told = [m["props"]["body"] for m in messages(socket, 3) if m["type"] == "NotificationShowMessage"]
+    assert told == ["the field is too thin there: the ball stays where it was"]
+    np.testing.assert_array_equal(viewer.place.middle, before)
     viewer.place.show("anywhere")
+
+
+def test_a_window_that_changes_its_shape_still_shows_the_whole_photo(viewer):
+    with socket_of(viewer) as socket:
+        window = window_of(viewer)
+        for size in ((300, 600), (900, 300)):
+            look(socket, viewer.start, size=size)
+            messages(socket, 3)
+            assert window.client.camera.fov == pytest.approx(fov_of(viewer.start, size[0] / size[1]))

@@ -44,13 +44,16 @@ def messages(socket, timeout=20):
     return found
 
 
-def look(socket, camera, moved=0.0, at=None):
-    """Tell that the browser's camera stands there. at: the point that it turns around, of its own axis if not given."""
+def look(socket, camera, moved=0.0, at=None, size=(400, 300)):
+    """Tell that the browser's camera stands there, in a window of that size.
+
+    at: the point that it turns around, of its own axis if not given.
+    """
     wxyz = viser.transforms.SO3.from_matrix(camera.pose[:, :3].double().numpy()).wxyz
     position = (camera.position + moved).tolist()
     message = {
         "type": "ViewerCameraMessage", "wxyz": wxyz.tolist(), "position": position, "near": 0.01, "far": 1000.0,
-        "fov": 2 * math.atan(camera.height / 2 / camera.fy), "image_height": 300, "image_width": 400,
+        "fov": 2 * math.atan(camera.height / 2 / camera.fy), "image_width": size[0], "image_height": size[1],
         "look_at": (camera.position + camera.forward if at is None else at).tolist(),
         "up_direction": (-camera.pose[:, 1]).tolist(),
     }  # fmt: skip
