@@ -31,6 +31,7 @@ _FEWEST = 12  # matches of a pair, below which the two views do not show the sam
 _FITS = 2.0  # pixels; what is triangulated
 _ENOUGH, _WRONG = 100, 3.0  # matches and pixels; of a capture as a whole
 _TELLING, _STANDS_OUT = 40, 5.0  # matches of one photo, and times the residual of all, that say its pose is wrong
+_ALIKE = 0.65  # share of them that fits one other pose; what repeats in a scene is matched at random, and 0.45 do
 _PARALLAX = np.radians(0.7)  # between the two rays of a triangulated point
 # OpenCV stops after five steps otherwise, which leaves pictures of wide lenses pixels off.
 _CONVERGED = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 100, 1e-9)
@@ -47,6 +48,20 @@ class Matches:
 
 
 @dataclass(frozen=True)
+class PairFit:
+    """Matches of two views `i` and `j`: how many, and their median distance, in pixels, as in `Fit`.
+
+    alike: how many of them fit one relative pose, whatever the views' own poses are.
+    """
+
+    i: int
+    j: int
+    matches: int
+    residual: float
+    alike: int
+
+
+@dataclass(frozen=True)
 class Misfit:
     """A view whose photo does not fit its pose. residual: the smallest median of its pairs, in pixels, as in `Fit`."""
 
@@ -60,13 +75,13 @@ class Fit:
     """How well matches fit the poses.
 
     residual: median Sampson distance of all matches, in pixels of a photo whose longer side has LONGEST. matches: how
-    many there are. pairs: of views that have matches, each with how many, and their median distance. points: (n, 3)
-    triangulated, in the poses' coordinates; seen_by: (n, 2) the two views that show each.
+    many there are. pairs: of views that have matches. points: (n, 3) triangulated, in the poses' coordinates; seen_by:
+    (n, 2) the two views that show each.
     """
 
     residual: float
     matches: int
-    pairs: list[tuple[int, int, int, float]]
+    pairs: list[PairFit]
     points: np.ndarray
     seen_by: np.ndarray
 
@@ -82,17 +97,22 @@ class Fit:
 
     @property
     def misfits(self) -> list[Misfit]:
-        """Views that fit none of at least two others that they were matched with, one of which fits elsewhere."""
+        """Views that fit none of at least two others that they were matched with, one of which fits elsewhere.
+
+        Their matches have to fit another pose: else it is the matches that are wrong, as on tiles that all look alike.
+        """
         if self.matches < _ENOUGH or self.unlikely:
             return []
         wrong = max(_WRONG, _STANDS_OUT * self.residual)
-        fitting = {k for i, j, _, residual in self.pairs for k in (i, j) if residual <= wrong}
+        fitting = {k for pair in self.pairs for k in (pair.i, pair.j) if pair.residual <= wrong}
         found = []
-        for view in sorted({k for i, j, *_ in self.pairs for k in (i, j)} - fitting):
-            mine = [pair for pair in self.pairs if view in pair[:2]]
-            matches = sum(pair[2] for pair in mine)
-            if len(mine) >= 2 and matches >= _TELLING and any(fitting & {i, j} for i, j, *_ in mine):
-                found.append(Misfit(view, matches, min(pair[3] for pair in mine)))
+        for view in sorted({k for pair in self.pairs for k in (pair.i, pair.j)} - fitting):
+            mine = [pair for pair in self.pairs if view in (pair.i, pair.j)]
+            matches, alike = sum(pair.matches for pair in mine), sum(pair.alike for pair in mine)
+            if len(mine) < 2 or matches < _TELLING or alike < _ALIKE * matches:
+                continue
+            if any(fitting & {pair.i, pair.j} for pair in mine):
+                found.append(Misfit(view, matches, min(pair.residual for pair in mine)))
         return found
 
 
@@ -108,9 +128,12 @@ def fit(views: Sequence[View]) -> Fit:
             continue
         distance = sampson_distance(matches, views[i].pose, views[j].pose)
         lens = views[i].lens
-        pixels = distance * lens.fx * LONGEST / max(lens.width, lens.height)
+        focal = lens.fx * LONGEST / max(lens.width, lens.height)
+        pixels = distance * focal
         residuals.append(pixels)
-        pairs.append((i, j, len(pixels), float(np.median(pixels))))
+        middle = float(np.median(pixels))
+        alike = len(pixels) if middle <= _WRONG else _alike(matches, _FITS / focal)
+        pairs.append(PairFit(i, j, len(pixels), middle, alike))
         found = triangulate(matches, views[i].pose, views[j].pose)
         sure = (pixels < _FITS) & np.isfinite(found).all(1)
         points.append(found[sure])
@@ -159,6 +182,13 @@ def _match(i: int, j: int, views: Sequence[View]) -> Matches | None:
     first, second = _undistorted(place_i[keep], views[i].lens), _undistorted(place_j[best[keep]], views[j].lens)
     found = np.isfinite(first).all(1) & np.isfinite(second).all(1)
     return Matches(i, j, first[found], second[found]) if found.sum() >= _FEWEST else None
+
+
+def _alike(matches: Matches, tolerance: float) -> int:
+    """How many matches lie within `tolerance`, in focal lengths, of the epipolar lines of one relative pose."""
+    options = dict(method=cv2.RANSAC, prob=0.999, threshold=tolerance)
+    _, mask = cv2.findEssentialMat(matches.first, matches.second, np.eye(3), **options)
+    return 0 if mask is None else int(np.count_nonzero(mask))
 
 
 def _features_of(view: View) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,17 @@ from tiny_captures import frame
 
 from tensorf.captures import load_capture
 from tensorf.captures.llff import read_llff
-from tensorf.captures.matching import Fit, Matches, Misfit, _features_of, fit, sampson_distance, triangulate
+from tensorf.captures.matching import (
+    Fit,
+    Matches,
+    Misfit,
+    PairFit,
+    _alike,
+    _features_of,
+    fit,
+    sampson_distance,
+    triangulate,
+)
 from tensorf.captures.views import Lens, View
 from tensorf.errors import UserError
 
@@ -115,16 +125,28 @@ def test_photos_that_were_swapped_are_named(numbered, tmp_path, caplog):
 
 
 def test_a_photo_is_wrong_if_it_fits_none_of_several_that_fit():
-    def found(*pairs):
-        return Fit(0.5, 1000, list(pairs), np.empty((0, 3)), np.empty((0, 2), int)).misfits
+    def found(*pairs, alike=0.9):
+        pairs = [PairFit(i, j, matches, residual, round(alike * matches)) for i, j, matches, residual in pairs]
+        return Fit(0.5, 1000, pairs, np.empty((0, 3)), np.empty((0, 2), int)).misfits
 
     good = [(0, 1, 300, 0.4), (1, 2, 300, 0.5), (2, 3, 300, 0.5)]
     assert found(*good, (1, 4, 30, 9.0), (2, 4, 30, 12.0)) == [Misfit(4, 60, 9.0)]
+    assert found(*good, (1, 4, 30, 9.0), (2, 4, 30, 12.0), alike=0.45) == []  # matched at random
     assert found(*good, (1, 4, 60, 9.0)) == []  # one pair: it could be either's fault
     assert found(*good, (1, 4, 15, 9.0), (2, 4, 15, 12.0)) == []  # too few
     assert found(*good, (1, 4, 30, 9.0), (2, 4, 30, 1.0)) == []
     wrong = [(1, 4, 30, 9.0), (2, 4, 30, 12.0), (1, 5, 30, 9.0), (2, 5, 30, 12.0)]
     assert [m.view for m in found(*good, *wrong, (4, 6, 40, 9.0), (5, 6, 40, 9.0))] == [4, 5]  # 6 had no other partners
+
+
+def test_matches_of_one_relative_pose_are_told_from_random_ones():
+    rng = np.random.default_rng(0)
+    points = rng.uniform((-2, -2, 4), (2, 2, 8), (60, 3))
+    moved = points @ cv2.Rodrigues(np.array([0.0, 0.2, 0.05]))[0].T + (0.5, 0.1, 0.2)
+    seen = Matches(0, 1, points[:, :2] / points[:, 2:], moved[:, :2] / moved[:, 2:])
+    assert _alike(seen, 2 / 600) == 60
+    mixed = Matches(0, 1, seen.first, seen.second[rng.permutation(60)])
+    assert _alike(mixed, 2 / 600) < 0.5 * 60
 
 
 def test_points_lie_on_what_was_photographed(numbered):
