@@ -12,10 +12,11 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from cds3d.commands.command import command
-from cds3d.commands.diagnosis import diagnose, mean_picture_psnr
+from cds3d.commands.diagnosis import APART, diagnose, mean_picture_psnr
 from cds3d.commands.driving import OnStep, after_the_last_iteration, drive, telling
 from cds3d.commands.scenes import capture_root, load_scene, naming_options, source_folder
 from cds3d.commands.videos import frames_of, path_cameras
+from cds3d.metrics.coverage import rarely_seen
 from cds3d.metrics.psnr import psnr
 from cds3d.metrics.ssim import ssim
 from cds3d.options import MOST_SEED, build, pick_device, whole
@@ -91,12 +92,18 @@ def _train(config: DictConfig) -> Path:
     which = "held-out" if capture.test else "training"
     log.info("%s: %s PSNR %.2f dB, SSIM %.3f", run.path, which, metrics["psnr_db"], metrics["ssim"])
     held_out = metrics["psnr_db"] if capture.test else None
-    named = not is_llff(capture.root)
-    near = trainer.share_at_near_plane()
-    problem = diagnose(held_out, metrics["train_psnr_db"], watch.mean_picture, capture.space, named, near)
-    if problem is not None and not watch.warned:
+    if not watch.warned and (problem := _problem(trainer, held_out, metrics["train_psnr_db"], watch.mean_picture)):
         log.warning("%s", problem)
     return run.path
+
+
+def _problem(trainer: Trainer, held_out: float | None, training: float, mean_picture: float | None) -> str | None:
+    """`diagnose` of the field as it is now; PSNRs in dB as there."""
+    capture, field = trainer.capture, trainer.field
+    apart = held_out is not None and training - held_out > APART
+    rare = rarely_seen(field, capture) if apart else None
+    named, near = not is_llff(capture.root), trainer.share_at_near_plane()
+    return diagnose(held_out, training, mean_picture, capture.space, named, near, rare)
 
 
 def field_options(config: DictConfig, space: str) -> tuple[FieldConfig, TrainConfig]:
@@ -154,13 +161,12 @@ class _Watch:
             if self.held_out is not None:
                 writer.add_scalar("held_out/psnr_db", self.held_out, trainer.iteration)
             late = trainer.iteration >= total / 2 and trainer.iteration >= 300
-            kind, named = trainer.field.space.kind, not is_llff(trainer.capture.root)
-            near = trainer.share_at_near_plane() if late else 0.0
-            problem = diagnose(self.held_out, self.smooth, self.mean_picture, kind, named, near)
-            if problem is not None and late and not self.warned:
-                bar.clear()
-                log.warning("at iteration %d, %s", trainer.iteration, problem)
-                self.warned = True
+            if late and not self.warned:
+                problem = _problem(trainer, self.held_out, self.smooth, self.mean_picture)
+                if problem is not None:
+                    bar.clear()
+                    log.warning("at iteration %d, %s", trainer.iteration, problem)
+                    self.warned = True
 
 
 @torch.no_grad()

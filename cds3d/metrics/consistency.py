@@ -24,15 +24,15 @@ def view_consistency(space: Space, cameras: list[Camera], views: list[dict[str, 
         points = space.points(camera, view["depth"])
         place, depth = project(space, other, points)
         inside = (place.abs() < 1).all(-1) & (depth > 0)
-        there = _sampled(seen["depth"][..., None], place)[..., 0]
-        solid = (view["opacity"] > _SOLID) & (_sampled(seen["opacity"][..., None], place)[..., 0] > _SOLID)
+        there = sampled(seen["depth"][..., None], place)[..., 0]
+        solid = (view["opacity"] > _SOLID) & (sampled(seen["opacity"][..., None], place)[..., 0] > _SOLID)
         same = inside & solid & ((there - depth).abs() < _SAME_DEPTH * depth)
         if same.any():
-            values.append(psnr(view["color"], _sampled(seen["color"], place), same))
+            values.append(psnr(view["color"], sampled(seen["color"], place), same))
     return sum(values) / len(values) if values else float("nan")
 
 
-def _sampled(image: Tensor, place: Tensor) -> Tensor:
+def sampled(image: Tensor, place: Tensor) -> Tensor:
     """(H, W, C) at places (h, w, 2) in [-1, 1], bilinear -> (h, w, C)."""
     channels = image.permute(2, 0, 1)[None]
     sampled = F.grid_sample(channels, place[None], padding_mode="border", align_corners=False)

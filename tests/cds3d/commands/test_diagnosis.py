@@ -1,5 +1,6 @@
 """When a field does not show its capture, a line says so."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from cds3d.cli import run_command
 from cds3d.commands import scenes
 from cds3d.commands.diagnosis import diagnose, mean_picture_psnr
 from cds3d.commands.train import field_options
+from cds3d.metrics.coverage import RarelySeen
 from cds3d.options import load_config
 from cds3d.pictures import colored_depth, depth_range, seen_depth
 from cds3d.pocket.world.capture import write_capture
@@ -44,6 +46,33 @@ def test_another_order_is_named_only_where_poses_have_no_names():
     lines = [diagnose(15.0, 16.0, 14.0, "unbounded", named=named) for named in (False, True)]
     assert all("estimate the poses again" in line for line in lines)
     assert ["scene.order" in line for line in lines] == [True, False]
+
+
+def test_parts_that_hardly_any_photo_shows_are_told():
+    rare = RarelySeen(0.12, 0.78, "003.png")
+    line = diagnose(20.0, 29.0, 14.0, "unbounded", named=True, rare=rare)
+    assert "12% of what held-out photos show" in line and "78% of the error" in line and "003.png" in line
+    assert "fog" not in line and "from more places" in line
+    assert "fog" in diagnose(20.0, 29.0, 14.0, "unbounded", named=True, rare=replace(rare, error=0.1))
+    assert diagnose(24.0, 25.0, 14.0, "unbounded", named=True, rare=rare) is None
+
+
+def test_a_training_tells_parts_that_hardly_any_photo_shows(tmp_path, capture_folder, caplog, monkeypatch):
+    looked = []
+
+    def found(field, capture):
+        looked.append(capture)
+        return RarelySeen(0.12, 0.78, "3.png")
+
+    monkeypatch.setattr("cds3d.commands.train.rarely_seen", found)
+    options = ["--capture", str(capture_folder), *TINY_SCENE, *TINY_FIELD]
+    assert run_command("train", [*options, f"output={tmp_path / 'good'}"]) == 0
+    assert looked == []  # it takes seconds: only where PSNRs are apart
+    for module in ("train", "diagnosis"):
+        monkeypatch.setattr(f"cds3d.commands.{module}.APART", -100)
+    monkeypatch.setattr("cds3d.commands.train.mean_picture_psnr", lambda capture: -10.0)
+    assert run_command("train", [*options, f"output={tmp_path / 'bad'}"]) == 0
+    assert "12% of what held-out photos show" in caplog.text
 
 
 def test_what_stands_before_the_near_plane_is_told():
