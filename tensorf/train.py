@@ -130,8 +130,7 @@ class Trainer:
         self._poses = torch.stack([c.pose for c in capture.cameras]).to(device)
         sightings = capture.sightings if config.sightings else None
         self._sightings = tuple(t.to(device) for t in sightings) if sightings and len(sightings[0]) else None
-        # In a box, cameras stand inside or close by; in NDC nothing lies before the near plane.
-        self._near = {"box": float(space.extent.max()) / 3, "unbounded": 1.0, "ndc": 0.0}[space.kind]
+        self._near = space.damped_near
         self._exposure_weight = config.exposure
         if config.exposure is None:
             self._exposure_weight = LEARNT if (exposure_difference(capture) or 0.0) >= UNEVEN else 0.0
@@ -258,7 +257,7 @@ class Trainer:
         config, progress = self.config, self.iteration / self.config.iterations
         threshold = config.prune_thresholds[0 if progress < config.prune_tolerant else 1]
         self._measure(threshold, config.prune_rays, generator)
-        if 1 in turns and self.field.space.kind == "box":
+        if 1 in turns and self.field.space.shrinks:
             self._shrink()
             self._measure(threshold, config.prune_rays, generator)
 
