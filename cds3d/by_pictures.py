@@ -24,11 +24,12 @@ from tqdm import tqdm
 
 from cds3d.editor import EditConfig, Editor, cloned
 from cds3d.guidance.prior import Prior
+from cds3d.masks import dilated
 from cds3d.objectives.objective import Objective, Prompts
 from cds3d.subjects.field import FieldRates, moved_groups
 from cds3d.subjects.given import seen_share
 from cds3d.subjects.image import LatentImage, LatentPair
-from cds3d.subjects.region import EditedRegion, RegionConfig, dilated
+from cds3d.subjects.region import EditedRegion, RegionConfig
 from cds3d.subjects.sources import as_batch, check_cameras, spread, turn_of
 from cds3d.subjects.volume import agreed_region, check_volume
 from tensorf.adam import Adam

@@ -24,6 +24,7 @@ from cds3d.baselines.baseline import noise_like
 from cds3d.baselines.sampling import ddim, guided
 from cds3d.editor import Editor, cloned
 from cds3d.guidance.prior import CELL, Prior
+from cds3d.masks import averaged, dilated
 from cds3d.objectives.objective import Prompts
 from cds3d.subjects.field import FieldRates, moved_groups
 from cds3d.subjects.given import sees
@@ -201,7 +202,7 @@ class RedrawnShape:
         new, before = (old.decoded(z)[None].to(source) for z in (latent, old.source))
         taken = differs(new, before, config.change) * widened(crop.enlarged(changed), config.grow)
         taken = closed(taken, config.close)
-        soft = F.avg_pool2d(F.max_pool2d(taken, 3, 1, 1), 3, 1, 1, count_include_pad=False)
+        soft = averaged(dilated(taken, 1), 3)  # 1 on what is taken, fading over the two pixels around it
         mask = crop.put_back(soft, torch.zeros_like(inside)) * inside
         around = crop.filled(torch.where(changed > 0, seen, source), source)
         return torch.lerp(around, crop.put_back(new, source), mask)[0].permute(1, 2, 0).contiguous()
@@ -325,21 +326,19 @@ class Crop:
 def differs(picture: Tensor, other: Tensor, change: float) -> Tensor:
     """(1, 3, H, W) each -> (1, 1, H, W): 1 where a colour differs by more than `change` on average nearby, else 0."""
     side = 2 * round(_BLUR * picture.shape[3] / 2) + 1
-    apart = F.avg_pool2d((picture - other).abs().amax(1, keepdim=True), side, 1, side // 2, count_include_pad=False)
+    apart = averaged((picture - other).abs().amax(1, keepdim=True), side)
     return (apart > change).to(picture)
 
 
 def widened(mask: Tensor, share: float) -> Tensor:
     """(1, 1, H, W) in [0, 1] -> 1 or 0: what is above 0.5, and around it as far as `share` of the width."""
-    radius = round(share * mask.shape[3])
-    return F.max_pool2d((mask > 0.5).to(mask), 2 * radius + 1, 1, radius)
+    return dilated((mask > 0.5).to(mask), round(share * mask.shape[3]))
 
 
 def closed(mask: Tensor, share: float) -> Tensor:
     """(1, 1, H, W), 1 or 0: with its gaps closed that are narrower than `share` of the width."""
     radius = round(share * mask.shape[3] / 2)
-    grown = F.max_pool2d(mask, 2 * radius + 1, 1, radius)
-    return -F.max_pool2d(-grown, 2 * radius + 1, 1, radius)
+    return -dilated(-dilated(mask, radius), radius)
 
 
 def free_cells(inside: Tensor) -> Tensor:
