@@ -22,6 +22,7 @@ from tensorf.errors import UserError
 from tensorf.exposure import LEARNT, UNEVEN, Exposure, exposure_difference
 from tensorf.field import Field, FieldConfig
 from tensorf.losses import away_from_points, distortion
+from tensorf.occupancy import grown
 from tensorf.packed import ray_sum
 from tensorf.precision import full_precision, rotated
 from tensorf.pruning import measure, occupied_box
@@ -272,13 +273,7 @@ class Trainer:
     def open_occupancy(self, share: float) -> None:
         """Open the cells around occupied ones, as far as `share` of the longest side, for new surfaces to appear in."""
         occupancy = self.field.occupancy
-        radius = round(share * max(occupancy.shape))
-        grown = occupancy[None, None].float()
-        for axis in range(3):  # one axis after the other: a cube
-            size, padding = [1, 1, 1], [0, 0, 0]
-            size[axis], padding[axis] = 2 * radius + 1, radius
-            grown = F.max_pool3d(grown, size, 1, padding)
-        self.field.occupancy = grown[0, 0] > 0
+        self.field.occupancy = grown(occupancy, round(share * max(occupancy.shape)))
 
     def _shrink(self) -> None:
         self.field.shrink(occupied_box(self.field))
