@@ -38,6 +38,7 @@ from tensorf.errors import UserError
 from tensorf.local import LocalField
 from tensorf.precision import full_precision
 from tensorf.renderable import FastView, Renderable
+from tensorf.seeds import seed_of_step
 from tensorf.visibility import LocalView
 
 log = logging.getLogger("cds3d")
@@ -100,7 +101,7 @@ class ViewLatents:
     def pair(self, step: int, generator: torch.Generator) -> LatentPair:
         """As `Subject.pair`. The generator is seeded anew: what the objective draws next is the same for all views."""
         turn, view = divmod(step, len(self.images))
-        generator.manual_seed(self.seed * 1_000_003 + self.turns + turn)
+        generator.manual_seed(seed_of_step(self.seed, self.turns + turn))
         return self.images[view].pair(turn, generator)
 
     def observe(self, pair: LatentPair, image_gradient: Tensor) -> None:

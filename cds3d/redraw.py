@@ -35,6 +35,7 @@ from tensorf.adam import Adam
 from tensorf.errors import UserError
 from tensorf.local import LocalField
 from tensorf.precision import full_precision
+from tensorf.seeds import seed_of_step
 
 log = logging.getLogger("cds3d")
 
@@ -210,7 +211,7 @@ class RedrawnShape:
     def _drawn(self, start: Tensor, free: Tensor, strength: float) -> Tensor:
         """SDEdit of a latent (1, C, h, w) where `free` (1, 1, h, w) is 1; elsewhere it stays."""
         prior = self.prior
-        noise = noise_like(start, torch.Generator().manual_seed(self.seed * 1_000_003 + self.round))
+        noise = noise_like(start, torch.Generator().manual_seed(seed_of_step(self.seed, self.round)))
         every = self._scheduler.timesteps.tolist()
         timesteps = [t for t in every if t < strength * len(prior.alphas)] or every[-1:]
         z = prior.noised(start, timesteps[0], noise)

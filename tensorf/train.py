@@ -27,6 +27,7 @@ from tensorf.packed import ray_sum
 from tensorf.precision import full_precision, rotated
 from tensorf.pruning import measure, occupied_box
 from tensorf.render import render_rays
+from tensorf.seeds import seed_of_step, seeded
 from tensorf.settings import TrainConfig, finest_resolution, grid_resolution, step_count
 from tensorf.space import Space, space_of
 
@@ -79,11 +80,6 @@ def _true_places(masks: Tensor) -> Tensor:
     """
     size, kind = masks[0].numel(), torch.int32 if masks.numel() < 2**31 else torch.int64
     return torch.cat([mask.flatten().nonzero()[:, 0].to(kind) + i * size for i, mask in enumerate(masks)])
-
-
-def seeded(device: torch.device, seed: int) -> torch.Generator:
-    """A generator of random numbers on the device."""
-    return torch.Generator(device).manual_seed(seed)
 
 
 def _seeded_field(config: FieldConfig, space: Space, resolution: tuple[int, int, int], steps: int, seed: int) -> Field:
@@ -160,8 +156,7 @@ class Trainer:
         )
 
     def _generator(self) -> torch.Generator:
-        # A stream a step: a resumed run draws what an unbroken one would have drawn.
-        return seeded(self.device, self.config.seed * 1_000_003 + self.iteration)
+        return seeded(self.device, seed_of_step(self.config.seed, self.iteration))
 
     def _due(self, shares: tuple[float, ...]) -> list[int]:
         """Which of `shares` of the run begin at this iteration; in a short run several may begin at once."""
