@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cds3d.editor import EditConfig, Editor, cloned
+from cds3d.fitting import fit_step
 from cds3d.guidance.prior import Prior
 from cds3d.masks import dilated
 from cds3d.objectives.objective import Objective, Prompts
@@ -44,7 +45,6 @@ from tensorf.visibility import LocalView
 log = logging.getLogger("cds3d")
 
 _SETTLE = 25  # steps of the fit after which the cells of the region that are empty by now are no longer sampled
-_LR_END = 0.1  # what is left of the fit's rate at its end
 
 
 @dataclass(frozen=True)
@@ -206,22 +206,13 @@ class PictureEdit:
         if self.fitted and self.fitted % _SETTLE == 0:
             self.target.settle()
         camera = turn_of(self.fitted, len(self.cameras), self.latents.seed)
-        view = self._local[camera]
-        wanted = self._pictures[camera].view(-1, 3)[view.index]
-        loss = (view.color(self.target) - wanted).square().sum() / max(1, wanted.numel())  # a view may not see it
-        self.optimizer.zero_grad()
-        loss.backward()
-        moved = (p for group in self.optimizer.param_groups for p in group["params"])
-        gradients = [p.grad.sum() for p in moved if p.grad is not None]
-        error, *sums = torch.stack([loss.detach(), *gradients]).tolist()  # a GPU is asked once
-        if not all(map(math.isfinite, (error, *sums))):
+        view, picture, done = self._local[camera], self._pictures[camera], self.fitted / self.fit.iterations
+        error = fit_step(self.optimizer, self._rates, done, self.target, view, picture)
+        if math.isnan(error):
             raise UserError(
                 f"the fit to the pictures is no longer finite at iteration {self.iteration}: lower edit.fit.lr "
                 f"(now {self.fit.lr}) and go on from the state before it with resume=true"
             )
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * _LR_END ** (self.fitted / self.fit.iterations)
-        self.optimizer.step()
         self.fitted += 1
         return -10 * math.log10(max(error, 1e-10))
 

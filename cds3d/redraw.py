@@ -23,6 +23,7 @@ from torch import Tensor
 from cds3d.baselines.baseline import noise_like
 from cds3d.baselines.sampling import ddim, guided
 from cds3d.editor import Editor, cloned
+from cds3d.fitting import fit_step
 from cds3d.guidance.prior import CELL, Prior
 from cds3d.masks import averaged, dilated
 from cds3d.objectives.objective import Prompts
@@ -40,7 +41,6 @@ from tensorf.seeds import seed_of_step
 log = logging.getLogger("cds3d")
 
 _SETTLE = 3  # rounds after which the cells of the region that are empty by now are no longer sampled
-_LR_END = 0.1  # what is left of the rate at the end
 _BLUR = 0.02  # side of the square over which differences are averaged, as a share of the width
 _RIM = 0.01  # share of the changed pixels, at either side, that a crop need not hold
 _LEAST = 0.3  # of a view's width and height that a crop shows: less of it are a few blurred pixels
@@ -165,23 +165,14 @@ class RedrawnShape:
 
     def _fit(self, camera: int, k: int) -> float:
         """The k-th step of a round towards one picture; returns the mean squared error before it."""
-        view = self.subject.view(camera)
-        wanted = self._pictures[camera].view(-1, 3)[view.index]
-        loss = (view.color(self.target) - wanted).square().sum() / max(1, wanted.numel())
-        self._optimizer.zero_grad()
-        loss.backward()
-        moved = (p for group in self._optimizer.param_groups for p in group["params"])
-        gradients = [p.grad.sum() for p in moved if p.grad is not None]
-        error, *sums = torch.stack([loss.detach(), *gradients]).tolist()  # a GPU is asked once
-        if not all(map(math.isfinite, (error, *sums))):
+        view, picture = self.subject.view(camera), self._pictures[camera]
+        done = (self.round + k / self.config.fits) / (self._redraws + self.config.polish)
+        error = fit_step(self._optimizer, self._rates, done, self.target, view, picture)
+        if math.isnan(error):
             raise UserError(
                 f"the fit to the redrawn views is no longer finite at iteration {self.iteration}: lower "
                 f"edit.redraw.lr (now {self.config.lr}) and go on from the state before it with resume=true"
             )
-        done = (self.round + k / self.config.fits) / (self._redraws + self.config.polish)
-        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * _LR_END**done
-        self._optimizer.step()
         return error
 
     @torch.no_grad()
