@@ -44,7 +44,7 @@ from tensorf.visibility import LocalView
 
 log = logging.getLogger("cds3d")
 
-_SETTLE = 25  # steps of the fit after which the cells of the region that are empty by now are no longer sampled
+_SETTLE = 25  # steps of the fit after which empty cells are no longer sampled, as in `subjects/local.py`
 
 
 @dataclass(frozen=True)

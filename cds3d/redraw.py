@@ -40,9 +40,9 @@ from tensorf.seeds import seed_of_step
 
 log = logging.getLogger("cds3d")
 
-_SETTLE = 3  # rounds after which the cells of the region that are empty by now are no longer sampled
-_BLUR = 0.02  # side of the square over which differences are averaged, as a share of the width
-_RIM = 0.01  # share of the changed pixels, at either side, that a crop need not hold
+_SETTLE = 3  # rounds, by default of 8 steps, after which empty cells are no longer sampled: as `subjects/local.py`'s 25
+_BLUR = 0.02  # side of the square over which differences are averaged, a share of the width: one pixel is no change
+_RIM = 0.01  # share of the changed pixels, at either side, that a crop need not hold: stray ones would make it wide
 _LEAST = 0.3  # of a view's width and height that a crop shows: less of it are a few blurred pixels
 
 

@@ -27,7 +27,8 @@ from tensorf.renderable import Renderable, load_field
 
 log = logging.getLogger("cds3d")
 
-_EDGE, _OUTSIDE = 0.02, 0.05  # of a view's width; the share of a region in a pixel
+_EDGE = 0.02  # of a view's width: pixels as close to the region's edge do not count as outside of it
+_OUTSIDE = 0.05  # of what a pixel shows, the share in the region below which it is outside
 # Figures that say how far an edit is from what it started from.
 _AGAINST_SOURCE = ("psnr_to_source_db", "edit_gain_db", "kept_psnr_db")
 
