@@ -23,12 +23,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cds3d.editor import EditConfig, Editor, cloned
+from cds3d.fitting import fit_step
 from cds3d.guidance.prior import Prior
+from cds3d.masks import dilated
 from cds3d.objectives.objective import Objective, Prompts
 from cds3d.subjects.field import FieldRates, moved_groups
 from cds3d.subjects.given import seen_share
 from cds3d.subjects.image import LatentImage, LatentPair
-from cds3d.subjects.region import EditedRegion, RegionConfig, dilated
+from cds3d.subjects.region import EditedRegion, RegionConfig
 from cds3d.subjects.sources import as_batch, check_cameras, spread, turn_of
 from cds3d.subjects.volume import agreed_region, check_volume
 from tensorf.adam import Adam
@@ -37,12 +39,12 @@ from tensorf.errors import UserError
 from tensorf.local import LocalField
 from tensorf.precision import full_precision
 from tensorf.renderable import FastView, Renderable
+from tensorf.seeds import seed_of_step
 from tensorf.visibility import LocalView
 
 log = logging.getLogger("cds3d")
 
-_SETTLE = 25  # steps of the fit after which the cells of the region that are empty by now are no longer sampled
-_LR_END = 0.1  # what is left of the fit's rate at its end
+_SETTLE = 25  # steps of the fit after which empty cells are no longer sampled, as in `subjects/local.py`
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class ViewLatents:
     def pair(self, step: int, generator: torch.Generator) -> LatentPair:
         """As `Subject.pair`. The generator is seeded anew: what the objective draws next is the same for all views."""
         turn, view = divmod(step, len(self.images))
-        generator.manual_seed(self.seed * 1_000_003 + self.turns + turn)
+        generator.manual_seed(seed_of_step(self.seed, self.turns + turn))
         return self.images[view].pair(turn, generator)
 
     def observe(self, pair: LatentPair, image_gradient: Tensor) -> None:
@@ -204,22 +206,13 @@ class PictureEdit:
         if self.fitted and self.fitted % _SETTLE == 0:
             self.target.settle()
         camera = turn_of(self.fitted, len(self.cameras), self.latents.seed)
-        view = self._local[camera]
-        wanted = self._pictures[camera].view(-1, 3)[view.index]
-        loss = (view.color(self.target) - wanted).square().sum() / max(1, wanted.numel())  # a view may not see it
-        self.optimizer.zero_grad()
-        loss.backward()
-        moved = (p for group in self.optimizer.param_groups for p in group["params"])
-        gradients = [p.grad.sum() for p in moved if p.grad is not None]
-        error, *sums = torch.stack([loss.detach(), *gradients]).tolist()  # a GPU is asked once
-        if not all(map(math.isfinite, (error, *sums))):
+        view, picture, done = self._local[camera], self._pictures[camera], self.fitted / self.fit.iterations
+        error = fit_step(self.optimizer, self._rates, done, self.target, view, picture)
+        if math.isnan(error):
             raise UserError(
                 f"the fit to the pictures is no longer finite at iteration {self.iteration}: lower edit.fit.lr "
                 f"(now {self.fit.lr}) and go on from the state before it with resume=true"
             )
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * _LR_END ** (self.fitted / self.fit.iterations)
-        self.optimizer.step()
         self.fitted += 1
         return -10 * math.log10(max(error, 1e-10))
 

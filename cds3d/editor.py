@@ -18,6 +18,7 @@ from cds3d.subjects import Subject
 from tensorf.adam import Adam
 from tensorf.errors import UserError
 from tensorf.precision import full_precision
+from tensorf.seeds import seed_of_step
 
 OPTIMIZERS = {
     "adam": lambda groups: Adam(groups, betas=(0.9, 0.99)),
@@ -87,7 +88,7 @@ class Editor:
 
         Steps beyond the last iteration go on with the timestep and the guidance of the last one.
         """
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.iteration)
+        generator = torch.Generator().manual_seed(seed_of_step(self.config.seed, self.iteration))
         pair = self.subject.pair(self.iteration, generator)
         turn, turns = self.iteration // self.sharing, self.config.iterations // self.sharing
         objective = self.objective.at(_progress(self.iteration, self.config.iterations))

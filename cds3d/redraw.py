@@ -23,7 +23,9 @@ from torch import Tensor
 from cds3d.baselines.baseline import noise_like
 from cds3d.baselines.sampling import ddim, guided
 from cds3d.editor import Editor, cloned
+from cds3d.fitting import fit_step
 from cds3d.guidance.prior import CELL, Prior
+from cds3d.masks import averaged, dilated
 from cds3d.objectives.objective import Prompts
 from cds3d.subjects.field import FieldRates, moved_groups
 from cds3d.subjects.given import sees
@@ -34,13 +36,13 @@ from tensorf.adam import Adam
 from tensorf.errors import UserError
 from tensorf.local import LocalField
 from tensorf.precision import full_precision
+from tensorf.seeds import seed_of_step
 
 log = logging.getLogger("cds3d")
 
-_SETTLE = 3  # rounds after which the cells of the region that are empty by now are no longer sampled
-_LR_END = 0.1  # what is left of the rate at the end
-_BLUR = 0.02  # side of the square over which differences are averaged, as a share of the width
-_RIM = 0.01  # share of the changed pixels, at either side, that a crop need not hold
+_SETTLE = 3  # rounds, by default of 8 steps, after which empty cells are no longer sampled: as `subjects/local.py`'s 25
+_BLUR = 0.02  # side of the square over which differences are averaged, a share of the width: one pixel is no change
+_RIM = 0.01  # share of the changed pixels, at either side, that a crop need not hold: stray ones would make it wide
 _LEAST = 0.3  # of a view's width and height that a crop shows: less of it are a few blurred pixels
 
 
@@ -163,23 +165,14 @@ class RedrawnShape:
 
     def _fit(self, camera: int, k: int) -> float:
         """The k-th step of a round towards one picture; returns the mean squared error before it."""
-        view = self.subject.view(camera)
-        wanted = self._pictures[camera].view(-1, 3)[view.index]
-        loss = (view.color(self.target) - wanted).square().sum() / max(1, wanted.numel())
-        self._optimizer.zero_grad()
-        loss.backward()
-        moved = (p for group in self._optimizer.param_groups for p in group["params"])
-        gradients = [p.grad.sum() for p in moved if p.grad is not None]
-        error, *sums = torch.stack([loss.detach(), *gradients]).tolist()  # a GPU is asked once
-        if not all(map(math.isfinite, (error, *sums))):
+        view, picture = self.subject.view(camera), self._pictures[camera]
+        done = (self.round + k / self.config.fits) / (self._redraws + self.config.polish)
+        error = fit_step(self._optimizer, self._rates, done, self.target, view, picture)
+        if math.isnan(error):
             raise UserError(
                 f"the fit to the redrawn views is no longer finite at iteration {self.iteration}: lower "
                 f"edit.redraw.lr (now {self.config.lr}) and go on from the state before it with resume=true"
             )
-        done = (self.round + k / self.config.fits) / (self._redraws + self.config.polish)
-        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * _LR_END**done
-        self._optimizer.step()
         return error
 
     @torch.no_grad()
@@ -201,7 +194,7 @@ class RedrawnShape:
         new, before = (old.decoded(z)[None].to(source) for z in (latent, old.source))
         taken = differs(new, before, config.change) * widened(crop.enlarged(changed), config.grow)
         taken = closed(taken, config.close)
-        soft = F.avg_pool2d(F.max_pool2d(taken, 3, 1, 1), 3, 1, 1, count_include_pad=False)
+        soft = averaged(dilated(taken, 1), 3)  # 1 on what is taken, fading over the two pixels around it
         mask = crop.put_back(soft, torch.zeros_like(inside)) * inside
         around = crop.filled(torch.where(changed > 0, seen, source), source)
         return torch.lerp(around, crop.put_back(new, source), mask)[0].permute(1, 2, 0).contiguous()
@@ -209,7 +202,7 @@ class RedrawnShape:
     def _drawn(self, start: Tensor, free: Tensor, strength: float) -> Tensor:
         """SDEdit of a latent (1, C, h, w) where `free` (1, 1, h, w) is 1; elsewhere it stays."""
         prior = self.prior
-        noise = noise_like(start, torch.Generator().manual_seed(self.seed * 1_000_003 + self.round))
+        noise = noise_like(start, torch.Generator().manual_seed(seed_of_step(self.seed, self.round)))
         every = self._scheduler.timesteps.tolist()
         timesteps = [t for t in every if t < strength * len(prior.alphas)] or every[-1:]
         z = prior.noised(start, timesteps[0], noise)
@@ -325,21 +318,19 @@ class Crop:
 def differs(picture: Tensor, other: Tensor, change: float) -> Tensor:
     """(1, 3, H, W) each -> (1, 1, H, W): 1 where a colour differs by more than `change` on average nearby, else 0."""
     side = 2 * round(_BLUR * picture.shape[3] / 2) + 1
-    apart = F.avg_pool2d((picture - other).abs().amax(1, keepdim=True), side, 1, side // 2, count_include_pad=False)
+    apart = averaged((picture - other).abs().amax(1, keepdim=True), side)
     return (apart > change).to(picture)
 
 
 def widened(mask: Tensor, share: float) -> Tensor:
     """(1, 1, H, W) in [0, 1] -> 1 or 0: what is above 0.5, and around it as far as `share` of the width."""
-    radius = round(share * mask.shape[3])
-    return F.max_pool2d((mask > 0.5).to(mask), 2 * radius + 1, 1, radius)
+    return dilated((mask > 0.5).to(mask), round(share * mask.shape[3]))
 
 
 def closed(mask: Tensor, share: float) -> Tensor:
     """(1, 1, H, W), 1 or 0: with its gaps closed that are narrower than `share` of the width."""
     radius = round(share * mask.shape[3] / 2)
-    grown = F.max_pool2d(mask, 2 * radius + 1, 1, radius)
-    return -F.max_pool2d(-grown, 2 * radius + 1, 1, radius)
+    return -dilated(-dilated(mask, radius), radius)
 
 
 def free_cells(inside: Tensor) -> Tensor:

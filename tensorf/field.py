@@ -251,6 +251,5 @@ class Field(nn.Module):
             grid.crop(low.tolist(), high.tolist())
         self.space = self.space.with_box(new_box)
         self.resolution = tuple((high - low + 1).tolist())
-        if self.space.kind == "box":
-            self.steps = max(1, round(self.space.t_span / step))
+        self.steps = max(1, round(self.space.t_span / step))  # as many as before where rays do not end at the box
         self.occupancy = torch.ones(1, 1, 1, dtype=torch.bool, device=box.device)

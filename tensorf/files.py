@@ -1,4 +1,8 @@
-"""Files that are there whole or not at all, also after a power failure: what `atomic` has written is on the disk."""
+"""Files that are there whole or not at all, also after a power failure: what `atomic` has written is on the disk.
+
+Until then they lie beside their place, under a hidden name with the number of the process: processes that write to one
+place do not spoil each other's file, and the last one wins.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +25,9 @@ def atomic(path: Path) -> Iterator[Path]:
     the disk, the file before it gets its name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.part{path.suffix}")
-    partial.unlink(missing_ok=True)  # of a killed process, whose own children may still be writing to it
+    for left in _left_behind(path.parent, path.stem, "part", path.suffix):
+        left.unlink(missing_ok=True)  # the killed process's own children may still be writing to it
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         yield partial
         _synchronise(partial)
@@ -37,14 +42,17 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """Gives an empty folder beside `folder`, which takes its place at the end; an exception leaves `folder` alone.
 
     Write the files in it with `atomic`. A process that is killed while the two change places leaves the old one as
-    `.NAME.old`; the next call puts it back.
+    `.NAME.PROCESS.old`; the next call puts it back.
     """
-    begun, old = (folder.with_name(f".{folder.name}.{state}") for state in ("part", "old"))
-    if old.exists() and not folder.exists():
-        old.rename(folder)
-    for left in (begun, old):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in _left_behind(folder.parent, folder.name, "old"):
+        if not folder.exists():
+            left.rename(folder)
         shutil.rmtree(left, ignore_errors=True)
-    begun.mkdir(parents=True)
+    for left in _left_behind(folder.parent, folder.name, "part"):
+        shutil.rmtree(left, ignore_errors=True)
+    begun, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{state}") for state in ("part", "old"))
+    begun.mkdir()
     try:
         yield begun
         _synchronise(begun)
@@ -55,6 +63,28 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(begun, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _left_behind(folder: Path, name: str, state: str, suffix: str = "") -> list[Path]:
+    """What processes that are no more have left in `folder` of a file or folder `name`; those of earlier versions too,
+    which gave no number. A process of another machine counts as one that is no more.
+    """
+    pattern = re.compile(rf"\.{re.escape(name)}(?:\.(\d+))?\.{state}{re.escape(suffix)}")
+    found = ((path, pattern.fullmatch(path.name)) for path in folder.iterdir())
+    return [path for path, match in found if match and not _at_work(int(match[1] or 0))]
+
+
+def _at_work(process: int) -> bool:
+    """Whether this process can be the one that writes to a partial file, besides this one, which has just come."""
+    if process in (0, os.getpid()):
+        return False
+    try:
+        os.kill(process, 0)  # only asks
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
 
 
 def is_partial(path: Path) -> bool:

@@ -10,12 +10,11 @@ import copy
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tensorf.cameras import Camera
 from tensorf.field import Field
-from tensorf.occupancy import cell_index
+from tensorf.occupancy import cell_index, grown
 from tensorf.packed import split_indices
 from tensorf.precision import full_precision
 from tensorf.space import Space
@@ -80,8 +79,7 @@ class LocalField(nn.Module):
             x = (centers[part][:, None] + offsets / size).view(-1, 3)
             opacity = -torch.expm1(-self.target.density(x) * self.step)
             filled.view(-1)[part] = opacity.view(len(part), -1).amax(1)
-        near = F.max_pool3d((filled > _EMPTY).float()[None, None], 3, 1, 1)[0, 0] > 0
-        self.occupancy = torch.where(self.region, near, self.source.occupancy)
+        self.occupancy = torch.where(self.region, grown(filled > _EMPTY, 1), self.source.occupancy)
 
     def pruned(self) -> LocalField:
         """The same field without parts that show nowhere; what is left is shared, not copied.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tensorf.contraction import RayWarp, contract
@@ -120,3 +121,13 @@ def cell_index(shape, x: Tensor) -> Tensor:
     share = (x.clamp(-1, 1) + 1) * 0.5
     ix, iy, iz = ((share[:, k] * n).long().clamp(0, n - 1) for k, n in enumerate((width, height, depth)))
     return (iz * height + iy) * width + ix
+
+
+def grown(cells: Tensor, radius: int) -> Tensor:
+    """(z, y, x): the largest of the cube of 2 radius + 1 cells around each. Of true and false: where any is true."""
+    largest = cells.float()[None, None]
+    for axis in range(3):  # one after the other: a cube of cells takes three lines of them
+        size, padding = [1, 1, 1], [0, 0, 0]
+        size[axis], padding[axis] = 2 * radius + 1, radius
+        largest = F.max_pool3d(largest, size, 1, padding)
+    return largest[0, 0].to(cells.dtype)

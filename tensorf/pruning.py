@@ -6,11 +6,10 @@ A cell counts if some ray gives it weight, so that empty space *and* space hidde
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tensorf.field import Field
-from tensorf.occupancy import cell_index
+from tensorf.occupancy import cell_index, grown
 from tensorf.render import march, weights_of
 from tensorf.space import Rays
 
@@ -37,12 +36,12 @@ def measure(
         cell = cell_index(shape, samples.x)
         peak.scatter_reduce_(0, cell, weights, "amax")
         total.index_add_(0, cell, weights)
-    grown = F.max_pool3d(peak.view(1, 1, *shape), 2 * dilate + 1, 1, dilate)[0, 0]
-    ordered, order = grown.flatten().sort()
+    peak = grown(peak.view(shape), dilate)
+    ordered, order = peak.flatten().sort()
     lost = total[order].cumsum(0)
     dispensable = int((lost <= most * lost[-1]).sum())  # cells that may go, the faintest first
     least = ordered[min(dispensable, len(ordered) - 1)].item()
-    return (grown > threshold) | (grown >= max(least, torch.finfo(grown.dtype).tiny))
+    return (peak > threshold) | (peak >= max(least, torch.finfo(peak.dtype).tiny))
 
 
 def occupied_box(field: Field) -> Tensor:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from tensorf.cameras import Camera
-from tensorf.contraction import RayWarp
 from tensorf.field import Field
 from tensorf.occupancy import Samples, occupied_samples
 from tensorf.packed import exclusive_sum, ray_sum
@@ -30,14 +29,9 @@ def march(field: Field, rays: Rays, jitter: Tensor | None = None, occupancy: Ten
     bool; None is the field's.
     """
     begin = rays.t_near + (0.5 if jitter is None else jitter) * field.step
-    if field.space.kind == "unbounded":
-        origin, direction, warp = rays.origins, rays.directions, RayWarp.of(rays.origins, rays.directions)
-    else:
-        origin, warp = field.space.normalise(rays.origins), None
-        direction = field.space.normalise(rays.origins + rays.directions) - origin
-    end = rays.t_far
+    origin, direction, warp = field.space.lines(rays)
     occupancy = field.occupancy if occupancy is None else occupancy
-    samples = occupied_samples(occupancy, origin, direction, begin, end, field.step, field.steps, warp)
+    samples = occupied_samples(occupancy, origin, direction, begin, rays.t_far, field.step, field.steps, warp)
     pace = field.space.pace(rays)
     return samples if pace is None else replace(samples, step=samples.step * pace[samples.ray])
 

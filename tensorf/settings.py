@@ -124,6 +124,7 @@ def step_count(space: Space, longest: int, config: TrainConfig) -> int:
     """Samples on the longest ray."""
     if space.kind == "ndc":
         return max(16, round(config.ndc_samples * longest))
+    # Of the longest axis: a box's diagonal is longer; all of t is as long as contracted space is wide.
     span = 1.0 if space.kind == "unbounded" else space.t_span / float(space.extent.max())
     return max(16, round(config.samples_per_voxel * span * longest))
 

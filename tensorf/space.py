@@ -95,6 +95,18 @@ class Space:
         """(3,) of the box that grids fill: field coordinates, or, if unbounded, a cube's."""
         return self.box[1] - self.box[0] if self.kind != "unbounded" else torch.ones_like(self.box[0])
 
+    @property
+    def shrinks(self) -> bool:
+        """Whether training crops the box to what is in it. NDC's holds all rays, an inner box is no border."""
+        return self.kind == "box"
+
+    @property
+    def damped_near(self) -> float:
+        """World units from a camera within which training damps gradients of density (`render_rays`); 0: none."""
+        if self.kind == "box":
+            return float(self.extent.max()) / 3  # cameras stand inside or close by
+        return 1.0 if self.kind == "unbounded" else 0.0  # nothing lies before NDC's near plane
+
     def with_box(self, box: Tensor) -> Space:
         return replace(self, box=box)
 
@@ -174,6 +186,13 @@ class Space:
         """(rays,) world units in one of s, the unbounded rays' distance."""
         half = (self.box[1] - self.box[0]).to(viewdirs) / 2
         return 1 / (viewdirs / half).abs().amax(1)
+
+    def lines(self, rays: Rays) -> tuple[Tensor, Tensor, RayWarp | None]:
+        """Rays as `occupied_samples` takes them: origins and directions (rays, 3), and the warp of unbounded space."""
+        if self.kind == "unbounded":
+            return rays.origins, rays.directions, RayWarp.of(rays.origins, rays.directions)
+        origins = self.normalise(rays.origins)
+        return origins, self.normalise(rays.origins + rays.directions) - origins, None
 
     def distance(self, t: Tensor, rays: Rays, ray: Tensor) -> Tensor:
         """t (n,) on the rays with index `ray` (n,) -> distances along them, world units; in NDC, which has none, t."""

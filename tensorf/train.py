@@ -22,10 +22,12 @@ from tensorf.errors import UserError
 from tensorf.exposure import LEARNT, UNEVEN, Exposure, exposure_difference
 from tensorf.field import Field, FieldConfig
 from tensorf.losses import away_from_points, distortion
+from tensorf.occupancy import grown
 from tensorf.packed import ray_sum
 from tensorf.precision import full_precision, rotated
 from tensorf.pruning import measure, occupied_box
 from tensorf.render import render_rays
+from tensorf.seeds import seed_of_step, seeded
 from tensorf.settings import TrainConfig, finest_resolution, grid_resolution, step_count
 from tensorf.space import Space, space_of
 
@@ -80,11 +82,6 @@ def _true_places(masks: Tensor) -> Tensor:
     return torch.cat([mask.flatten().nonzero()[:, 0].to(kind) + i * size for i, mask in enumerate(masks)])
 
 
-def seeded(device: torch.device, seed: int) -> torch.Generator:
-    """A generator of random numbers on the device."""
-    return torch.Generator(device).manual_seed(seed)
-
-
 def _seeded_field(config: FieldConfig, space: Space, resolution: tuple[int, int, int], steps: int, seed: int) -> Field:
     """A new field on the CPU whose numbers follow from the seed; the global random state stays as it is."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
@@ -130,8 +127,7 @@ class Trainer:
         self._poses = torch.stack([c.pose for c in capture.cameras]).to(device)
         sightings = capture.sightings if config.sightings else None
         self._sightings = tuple(t.to(device) for t in sightings) if sightings and len(sightings[0]) else None
-        # In a box, cameras stand inside or close by; in NDC nothing lies before the near plane.
-        self._near = {"box": float(space.extent.max()) / 3, "unbounded": 1.0, "ndc": 0.0}[space.kind]
+        self._near = space.damped_near
         self._exposure_weight = config.exposure
         if config.exposure is None:
             self._exposure_weight = LEARNT if (exposure_difference(capture) or 0.0) >= UNEVEN else 0.0
@@ -160,8 +156,7 @@ class Trainer:
         )
 
     def _generator(self) -> torch.Generator:
-        # A stream a step: a resumed run draws what an unbroken one would have drawn.
-        return seeded(self.device, self.config.seed * 1_000_003 + self.iteration)
+        return seeded(self.device, seed_of_step(self.config.seed, self.iteration))
 
     def _due(self, shares: tuple[float, ...]) -> list[int]:
         """Which of `shares` of the run begin at this iteration; in a short run several may begin at once."""
@@ -258,7 +253,7 @@ class Trainer:
         config, progress = self.config, self.iteration / self.config.iterations
         threshold = config.prune_thresholds[0 if progress < config.prune_tolerant else 1]
         self._measure(threshold, config.prune_rays, generator)
-        if 1 in turns and self.field.space.kind == "box":
+        if 1 in turns and self.field.space.shrinks:
             self._shrink()
             self._measure(threshold, config.prune_rays, generator)
 
@@ -273,13 +268,7 @@ class Trainer:
     def open_occupancy(self, share: float) -> None:
         """Open the cells around occupied ones, as far as `share` of the longest side, for new surfaces to appear in."""
         occupancy = self.field.occupancy
-        radius = round(share * max(occupancy.shape))
-        grown = occupancy[None, None].float()
-        for axis in range(3):  # one axis after the other: a cube
-            size, padding = [1, 1, 1], [0, 0, 0]
-            size[axis], padding[axis] = 2 * radius + 1, radius
-            grown = F.max_pool3d(grown, size, 1, padding)
-        self.field.occupancy = grown[0, 0] > 0
+        self.field.occupancy = grown(occupancy, round(share * max(occupancy.shape)))
 
     def _shrink(self) -> None:
         self.field.shrink(occupied_box(self.field))

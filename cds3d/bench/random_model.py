@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from cds3d.guidance.prior import Prior
 from cds3d.guidance.text import Prompt
 from cds3d.objectives.objective import Prompts
+from cds3d.quiet import quiet
 
 
 class ImagePair:
@@ -31,6 +31,7 @@ class ImagePair:
         return self.image.grad
 
 
+@quiet()  # diffusers would warn of every cast
 def random_sd(
     dtype: torch.dtype, device: torch.device, *, share: int = 1, layout: torch.memory_format | None = None
 ) -> Prior:
@@ -40,7 +41,6 @@ def random_sd(
     layers. layout: `Prior`'s.
     """
     torch.manual_seed(0)
-    diffusers_logging.set_verbosity_error()  # it would warn of every cast
     with torch.device(device if device.type == "cuda" else "cpu"):  # a GPU draws a billion numbers at once
         unet = UNet2DConditionModel(
             sample_size=64,
@@ -53,10 +53,10 @@ def random_sd(
     return _prior(unet, vae, dtype, device, layout)
 
 
+@quiet()
 def random_sdxl(dtype: torch.dtype, device: torch.device) -> Prior:
     """Random weights in the U-Net and the VAE of Stable Diffusion XL base 1.0 (its published configuration)."""
     torch.manual_seed(0)
-    diffusers_logging.set_verbosity_error()
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)  # 2.6 billion weights: in fp32 they alone would take 10 GB
     try:

@@ -14,20 +14,21 @@ from tqdm import tqdm
 from cds3d.commands.history import EditHistory
 from cds3d.commands.scenes import capture_root
 from cds3d.commands.videos import frames_of, path_cameras, resized_to
+from cds3d.masks import dilated
 from cds3d.metrics.consistency import view_consistency
 from cds3d.metrics.depth import depth_error, true_depth
 from cds3d.metrics.psnr import psnr
 from cds3d.metrics.truth import Truth, mean_figures, picture_figures
 from cds3d.pictures import side_by_side, write_image, write_video
 from cds3d.subjects.given import seen_share
-from cds3d.subjects.region import dilated
 from tensorf.cameras import Camera
 from tensorf.captures import Capture
 from tensorf.renderable import Renderable, load_field
 
 log = logging.getLogger("cds3d")
 
-_EDGE, _OUTSIDE = 0.02, 0.05  # of a view's width; the share of a region in a pixel
+_EDGE = 0.02  # of a view's width: pixels as close to the region's edge do not count as outside of it
+_OUTSIDE = 0.05  # of what a pixel shows, the share in the region below which it is outside
 # Figures that say how far an edit is from what it started from.
 _AGAINST_SOURCE = ("psnr_to_source_db", "edit_gain_db", "kept_psnr_db")
 

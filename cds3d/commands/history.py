@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from cds3d.commands.scenes import require_capture_of, source_folder
 from cds3d.commands.sources import take_over_source
-from cds3d.commands.worlds import fingerprint
+from cds3d.commands.worlds import edited_from, fingerprint
 from cds3d.runs import read_config
 from tensorf.errors import UserError
 from tensorf.untrusted import load_json
@@ -84,9 +84,7 @@ def source_of(run: Path, of_run: DictConfig) -> Path:
     """
     beside, usual = run.parent / "source", source_folder(of_run)
     there = [folder for folder in (beside, usual) if (folder / "field.safetensors").exists()]
-    noted = run / "state" / "source.txt"
-    if noted.is_file() and of_run.get("run") is None:
-        field = noted.read_text(errors="replace").strip()
+    if (field := edited_from(run)) is not None and of_run.get("run") is None:
         if same := [folder for folder in there if fingerprint(folder) == field]:
             return same[0]
         if there:

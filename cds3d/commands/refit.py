@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
@@ -29,6 +28,7 @@ from cds3d.commands.named_pictures import by_photo, picture_files, read_as_photo
 from cds3d.commands.scenes import load_scene, may_lie_outside, naming_options
 from cds3d.commands.train import field_options
 from cds3d.commands.worlds import fingerprint
+from cds3d.masks import averaged, dilated
 from cds3d.options import build, pick_device
 from cds3d.process_memory import peak_memory_mb, reset_peak_memory
 from cds3d.runs import RunFolder
@@ -172,6 +172,5 @@ def changed_mask(picture: Tensor, photo: Tensor, refit: RefitConfig) -> Tensor:
         return torch.ones(picture.shape[:2], dtype=torch.bool)
     apart = ((picture.float() - photo.float()).abs().amax(-1) / 255)[None, None]
     side = 2 * round(refit.blur * picture.shape[1] / 2) + 1
-    near = F.avg_pool2d(apart, side, 1, side // 2, count_include_pad=False) > refit.mask_threshold
-    margin = round(refit.margin * picture.shape[1])
-    return F.max_pool2d(near.float(), 2 * margin + 1, 1, margin)[0, 0] > 0
+    near = averaged(apart, side)[0, 0] > refit.mask_threshold
+    return dilated(near, round(refit.margin * picture.shape[1]))

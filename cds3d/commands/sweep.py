@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from cds3d.commands.command import command
 from cds3d.commands.sources import take_over_source
+from cds3d.commands.worlds import edited_from, fingerprint
 from cds3d.holding import hold
 from cds3d.jobs import usable_cores
 from cds3d.options import whole
@@ -59,6 +60,7 @@ def sweep_command(config: DictConfig) -> Path:
         "%d edits of %d source fields: %d of these %d runs are done; the table is %s",
         len(tasks), len({task.source for task in tasks}), len(done), len(todo), report.page,
     )  # fmt: skip
+    _tell_replaced([task for task in tasks if task.folder in done])
     try:
         if len(done) < len(todo):
             with _engine(config, open_tasks, fixed, output) as run:
@@ -94,6 +96,21 @@ def _check_sources(tasks: list[Task]) -> None:
     for scene, extra, source in sorted({(task.scene, task.extra, task.source) for task in tasks}):
         if (source / "metrics.json").exists():
             take_over_source(scene_config(scene, *extra)[1], source)
+
+
+def _tell_replaced(done: list[Task]) -> None:
+    """Warn of edits whose source field has been trained again since: the table would compare edits of two fields.
+
+    Runs in a store have not noted which field they were edited from: nothing is told of them.
+    """
+    sources = {task.source for task in done if (task.source / "field.safetensors").is_file()}
+    now = {source: fingerprint(source) for source in sources}  # each is read once: ten thousand edits may share it
+    old = [t for t in done if t.source in now and edited_from(t.folder) not in (None, now[t.source])]
+    if old:
+        log.warning(
+            "%s has been trained again since %d of the edits that are done, the first is %s: delete their folders to "
+            "have them done with the field that is there now", old[0].source, len(old), old[0].folder,
+        )  # fmt: skip
 
 
 @contextmanager

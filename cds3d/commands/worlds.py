@@ -27,6 +27,12 @@ def fingerprint(source: Path) -> str:
     return digest.hexdigest()
 
 
+def edited_from(run: Path) -> str | None:
+    """`fingerprint` of the field that an edit was begun from, as its run has noted it; None where it has not."""
+    path = run / "state" / "source.txt"
+    return path.read_text(errors="replace").strip() if path.is_file() else None
+
+
 def require_fitting_cameras(run: Path, config: DictConfig, capture: Capture) -> None:
     """UserError if the capture has changed since the run's field was trained, so that its cameras no longer fit.
 
@@ -59,10 +65,9 @@ def _trained(run: Path) -> Path | None:
         if not (run / "config.yaml").is_file() or "tgt" not in (of_run := read_config(run)):
             return None  # a source's configuration has no prompts
         before = Path(of_run.run) if of_run.get("run") is not None else run.parent / "source"
-        noted = run / "state" / "source.txt"
         if before.resolve() in seen or not (before / "field.safetensors").is_file():
             return None
-        if noted.is_file() and noted.read_text(errors="replace").strip() != fingerprint(before):
+        if (field := edited_from(run)) is not None and field != fingerprint(before):
             return None
         run = before
     return run

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cds3d.masks import dilated
+
 _STRONG = 0.15  # of the gradient's length after a 5x5 blur, where a step from black to white has 0.62
 _APART = 2  # pixels that matching edges may lie apart
 
@@ -37,16 +39,11 @@ def edge_f1(image: Tensor, reference: Tensor, region: Tensor | None = None) -> f
     """
     mine, theirs = edges(image), edges(reference)
     region = torch.ones_like(mine) if region is None else region
-    precision = _share(mine & region, _near(theirs))
-    recall = _share(theirs & region, _near(mine))
+    precision = _share(mine & region, dilated(theirs, _APART))
+    recall = _share(theirs & region, dilated(mine, _APART))
     if precision != precision or recall != recall:
         return 0.0 if (mine & region).any() or (theirs & region).any() else float("nan")
     return 0.0 if precision + recall == 0 else 2 * precision * recall / (precision + recall)
-
-
-def _near(mask: Tensor) -> Tensor:
-    size = 2 * _APART + 1
-    return F.max_pool2d(mask[None, None].float(), size, 1, _APART)[0, 0] > 0
 
 
 def _share(of: Tensor, inside: Tensor) -> float:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from cds3d.masks import dilated
 from cds3d.metrics.edges import edge_f1
 from cds3d.metrics.psnr import psnr
 from cds3d.metrics.ssim import ssim_map
@@ -32,9 +32,7 @@ class Truth:
     @staticmethod
     def of(before, after) -> Truth:
         """before, after: renders with `image` (H, W, 3) uint8 and `subject` (H, W) bool, as `raycast.Render`."""
-        either = torch.from_numpy(before.subject | after.subject)
-        size = 2 * _MARGIN + 1
-        subject = F.max_pool2d(either[None, None].float(), size, 1, _MARGIN)[0, 0] > 0
+        subject = dilated(torch.from_numpy(before.subject | after.subject), _MARGIN)
         changed = torch.from_numpy(changed_region(before.image, after.image))
         return Truth(torch.from_numpy(after.image).float() / 255, changed, subject)
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from cds3d.guidance.prior import Prior, encoder_gradient
+from cds3d.masks import dilated
 from cds3d.subjects.given import seen_share
-from cds3d.subjects.region import EditedRegion, RegionConfig, dilated
+from cds3d.subjects.region import EditedRegion, RegionConfig
 from cds3d.subjects.sources import SourceView, SourceViews, as_batch, spread
 from cds3d.subjects.volume import edited_volume
 from tensorf.cameras import Camera

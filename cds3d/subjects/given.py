@@ -17,9 +17,9 @@ from tensorf.occupancy import cell_index
 from tensorf.renderable import FastView, LocallyEditable, Renderable
 
 _SEEN = 0.5  # opacity from which a pixel shows a surface
-_IN_VIEW = 0.3  # share of a region's cells that a camera has to have in its picture
+_IN_VIEW = 0.3  # share of a region's cells that a camera has to have in its picture: less of it is a fragment
 _LEAST = 0.1  # of a picture's width or height that a crop shows: less of it are a few blurred pixels
-_RIM = 0.02  # share of the cells, at either side, that a crop need not hold
+_RIM = 0.02  # share of the cells, at either side, that a crop need not hold: a few stray ones would make it wide
 
 
 def in_box(field: LocallyEditable, low: Tensor, high: Tensor) -> Tensor:

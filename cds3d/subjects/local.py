@@ -25,7 +25,9 @@ from tensorf.visibility import LocalView
 
 log = logging.getLogger("cds3d")
 
-_SETTLE = 25  # steps after which the cells of the region that are empty by now are no longer sampled
+# Steps after which the cells of the region that are empty by now are no longer sampled: renders become faster. To find
+# them, the density of the whole region is looked at.
+_SETTLE = 25
 
 
 class LookPair:

@@ -18,6 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cds3d.masks import averaged, dilated
+
+# Side in cells (of gradients) or pixels (of colours' probabilities) of the square over which single ones, which are
+# noise, are averaged. The smallest there is: edges stay where they are.
+_NEARBY = 3
+
 
 @dataclass(frozen=True)
 class RegionConfig:
@@ -69,7 +75,7 @@ class _Visited:
 
     def __init__(self, mean: Tensor, visits: int, picture: Tensor, bins: int):
         self.mean, self.visits, self.picture = mean, visits, picture
-        self.length = F.avg_pool2d(mean[None], 3, 1, 1, count_include_pad=False).norm(dim=1, keepdim=True)
+        self.length = averaged(mean[None], _NEARBY).norm(dim=1, keepdim=True)
         squares = self.length.square()
         tiny = torch.finfo(torch.float32).tiny
         self.gradient_rms = mean.square().sum(0).mean().sqrt().double()
@@ -173,7 +179,7 @@ class EditedRegion:
         colors, trust = self._colors
         points = picture.flip(-1).reshape(1, 1, 1, -1, 3) * 2 - 1  # the last axis comes first
         found = F.grid_sample(colors, points, padding_mode="border", align_corners=True)
-        return F.avg_pool2d(found.view(1, 1, *picture.shape[:2]), 3, 1, 1, count_include_pad=False)[0, 0], trust
+        return averaged(found.view(1, 1, *picture.shape[:2]), _NEARBY)[0, 0], trust
 
     @property
     def visited(self) -> list[int]:
@@ -195,13 +201,6 @@ class EditedRegion:
                 for k, (mean, visits, picture) in state.items()
             }
         )
-
-
-def dilated(weight: Tensor, radius: int) -> Tensor:
-    """(H, W): the largest of the square of 2 radius + 1 pixels around each."""
-    for size, padding in (((2 * radius + 1, 1), (radius, 0)), ((1, 2 * radius + 1), (0, radius))):
-        weight = F.max_pool2d(weight[None], size, 1, padding)[0]
-    return weight
 
 
 def _pixels(share: float, picture: Tensor, least: int = 0) -> int:

@@ -19,10 +19,11 @@ from tensorf.local import cell_centers
 from tensorf.occupancy import cell_index
 from tensorf.renderable import FastView, LocallyEditable
 
-_STRAY = 1.5  # subject sizes from its middle, beyond which a cell is no part of it
+# Subject sizes from its middle, beyond which a cell is no part of it. Even the ends of a rod lie at 0.87 of them.
+_STRAY = 1.5
 _ROUNDS = 10  # of finding the subject among far spots, at most; two or three are usual
-_SEEN = 0.3  # weight, over all views, from which a cell holds a surface
-_PAIRS = 2**22  # of cells and points, at a time
+_SEEN = 0.3  # compositing weight, added up over all views, from which a cell holds a surface and not haze
+_PAIRS = 2**22  # of cells and points, whose distances are in memory at a time: 16 MB
 
 
 @dataclass(frozen=True)

@@ -460,6 +460,11 @@ def test_a_sweep_survives_kills_and_does_nothing_twice(capture_folder, tiny_fold
     count = len(jobs)
     assert main(command) == 0  # all is done
     assert len(jobs) == count and times == [os.stat(run / "metrics.json").st_mtime_ns for run in runs]
+    assert "trained again" not in caplog.text
+    (tmp_path / "outputs/daisies/source/field.safetensors").write_bytes(b"another")
+    assert main(command) == 0
+    told = "outputs/daisies/source has been trained again since 2 of the edits that are done, the first is "
+    assert told in caplog.text and table_in(tmp_path / "outputs" / "sweep") == table
     shutil.rmtree(tmp_path / "outputs" / "daisies")
     assert main(command) == 0  # no edit needs the source
     assert len(jobs) == count and "could not be told" not in caplog.text

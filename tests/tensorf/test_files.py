@@ -1,6 +1,7 @@
 """Files are there whole or not at all."""
 
 import os
+import subprocess
 
 import pytest
 
@@ -99,3 +100,47 @@ def test_a_folder_that_was_killed_between_two_names_comes_back(tmp_path):
 )
 def test_partial_files_are_told_by_their_names(tmp_path, name, partial):
     assert is_partial(tmp_path / name) == partial
+
+
+@pytest.fixture
+def another():
+    """The number of a process that is at work, and after `stop` of one that is no more."""
+    process = subprocess.Popen(["sleep", "600"])
+    process.stop = lambda: (process.kill(), process.wait())
+    yield process
+    process.stop()
+
+
+def test_two_that_write_to_one_place_do_not_spoil_each_others_file(tmp_path, another):
+    path, other = tmp_path / "orbit.mp4", tmp_path / f".orbit.{another.pid}.part.mp4"
+    other.write_text("half")
+    with atomic(path) as partial:
+        partial.write_text("mine")
+        assert partial.name == f".orbit.{os.getpid()}.part.mp4" and is_partial(partial)
+    assert (path.read_text(), other.read_text()) == ("mine", "half")
+    another.stop()
+    write_text(path, "mine again")
+    assert list(tmp_path.iterdir()) == [path]  # what the killed one has left is gone
+
+
+def test_so_do_folders(tmp_path, another):
+    folder, *others = (tmp_path / name for name in ("frames", *(f".frames.{another.pid}.{s}" for s in ("part", "old"))))
+    for other in others:
+        other.mkdir()
+        (other / "a.txt").write_text("theirs")
+    for left in (others, []):
+        with atomic_folder(folder) as begun:
+            assert begun.name == f".frames.{os.getpid()}.part" and is_partial(begun)
+            (begun / "a.txt").write_text("mine")
+        assert (folder / "a.txt").read_text() == "mine" and set(tmp_path.iterdir()) == {folder, *left}
+        another.stop()
+
+
+def test_leftovers_of_another_name_stay(tmp_path):
+    others = {
+        tmp_path / name for name in (".orbit.1.2.part.mp4", ".orbit2.part.mp4", ".orbit.part.png", "orbit.part.mp4")
+    }
+    for other in others:
+        other.touch()
+    write_text(tmp_path / "orbit.mp4", "mine")
+    assert set(tmp_path.iterdir()) == {tmp_path / "orbit.mp4", *others}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tensorf.cameras import Camera
-from tensorf.occupancy import Samples, cell_index, occupied_samples
+from tensorf.occupancy import Samples, cell_index, grown, occupied_samples
 from tensorf.pruning import measure, occupied_box
 from tensorf.render import render_rays
 from tensorf.space import Rays
@@ -199,3 +199,13 @@ def test_samples_have_their_rays_type_whatever_torchs_default_is(monkeypatch):
     finally:
         torch.set_default_dtype(torch.float32)
     assert found.t.dtype == found.x.dtype == torch.float32 and torch.equal(found.t, expected.t)
+
+
+@pytest.mark.parametrize("radius", [0, 1, 2])
+def test_cells_grow_by_cubes(radius):
+    torch.manual_seed(0)
+    numbers, expected = torch.rand(4, 5, 6), torch.zeros(4, 5, 6)
+    for place in torch.cartesian_prod(*map(torch.arange, numbers.shape)).tolist():
+        expected[tuple(place)] = numbers[tuple(slice(max(0, k - radius), k + radius + 1) for k in place)].max()
+    assert torch.equal(grown(numbers, radius), expected)
+    assert torch.equal(grown(numbers > 0.9, radius), expected > 0.9)

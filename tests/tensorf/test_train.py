@@ -403,7 +403,7 @@ def test_regularisers_are_added_up_with_their_weights(request, kind):
     assert total(distortion=7.0, progress=0.05)[0] == 0.0  # before the first pruning
 
 
-def test_rates_fall_to_their_share_and_near_density_learns_less(ndc_capture, box_capture, monkeypatch):
+def test_rates_fall_to_their_share_and_near_density_learns_less(ndc_capture, box_capture, world_folder, monkeypatch):
     trainer = Trainer(ndc_capture, FIELD, replace(SHORT, batch=16, lr_decay=0.01, prune_at=(), exposure=0.01), CPU)
     trainer.iteration = 20  # of 40
     trainer.step()
@@ -416,10 +416,11 @@ def test_rates_fall_to_their_share_and_near_density_learns_less(ndc_capture, box
         return render(*arguments, near=near)
 
     monkeypatch.setattr(train, "render_rays", rendered)
-    for capture in (ndc_capture, box_capture):
+    unbounded = load_capture(world_folder, space="unbounded", bound=0.6)
+    for capture in (ndc_capture, unbounded, box_capture):
         trainer = Trainer(capture, FIELD, replace(SHORT, batch=16), CPU)
         trainer.step()
-    assert told == [0.0, pytest.approx(float(trainer.field.space.extent.max()) / 3)]
+    assert told == [0.0, 1.0, pytest.approx(float(trainer.field.space.extent.max()) / 3)]
 
 
 def test_view_directions_are_noisy_in_training_alone(ndc_capture, monkeypatch):

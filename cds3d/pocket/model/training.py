@@ -31,6 +31,7 @@ from cds3d.pocket.world.raycast import render
 from cds3d.pocket.world.scenes import Attributes, build_scene, training_view
 from tensorf.errors import UserError
 from tensorf.files import atomic, write_text
+from tensorf.seeds import seed_of_step, seeded
 
 WIDTH, HEIGHT = 256, 192
 CAPTION_STYLES = 4
@@ -273,7 +274,7 @@ def train_unet(work: Path, latents: torch.Tensor, plan: Plan, device: str, start
     latents, smooth = latents.to(device), None
     bar = tqdm(range(first, plan.unet_steps), initial=first, total=plan.unet_steps, desc="unet", unit="step")
     for step in bar:
-        g = torch.Generator(device).manual_seed(plan.seed * 1_000_003 + step)
+        g = seeded(device, seed_of_step(plan.seed, step))
         pick = lambda high: torch.randint(high, (plan.unet_batch,), generator=g, device=device)  # noqa: B023, E731
         image, t = pick(len(latents)), pick(len(alphas))
         z, text = latents[image, pick(2)].float(), ids[image, pick(CAPTION_STYLES)]

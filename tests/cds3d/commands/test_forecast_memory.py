@@ -1,11 +1,14 @@
 """scripts/forecast_memory.py: models of the published sizes, and a table that adds up."""
 
 import json
+import logging
 
 import pytest
 import torch
 from checks import load_script
+from diffusers.utils import logging as diffusers_logging
 
+from cds3d.bench import random_model
 from cds3d.bench.random_model import random_prompts, random_sd, random_sdxl, text_parameters
 
 
@@ -34,3 +37,17 @@ def test_random_xl_has_the_published_size():
 def test_text_encoders_have_the_published_sizes():
     assert text_parameters(xl=False) == 123_060_480
     assert text_parameters(xl=True) == 123_060_480 + 694_659_840
+
+
+def test_diffusers_tells_errors_only_meanwhile_and_afterwards_what_it_told_before(monkeypatch):
+    before, meanwhile = diffusers_logging.get_verbosity(), []
+    monkeypatch.setattr(random_model, "Prior", lambda **_: meanwhile.append(diffusers_logging.get_verbosity()))
+    try:
+        diffusers_logging.set_verbosity_info()
+        random_sd(torch.bfloat16, torch.device("cpu"), share=10)
+        with torch.device("meta"):
+            random_sdxl(torch.bfloat16, torch.device("meta"))
+        assert meanwhile == 2 * [logging.ERROR]  # else it would warn of every cast
+        assert diffusers_logging.get_verbosity() == logging.INFO
+    finally:
+        diffusers_logging.set_verbosity(before)
