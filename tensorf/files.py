@@ -1,7 +1,7 @@
 """Files that are there whole or not at all, also after a power failure: what `atomic` has written is on the disk.
 
-Until then they lie beside their place, under a hidden name with the number of the process: processes that write to one
-place do not spoil each other's file, and the last one wins.
+Until then they lie beside their place, under a hidden name with the number of the process. So processes of one machine
+that write the same file do not spoil each other's, and the last one wins.
 """
 
 from __future__ import annotations
@@ -66,8 +66,9 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def _left_behind(folder: Path, name: str, state: str, suffix: str = "") -> list[Path]:
-    """What processes that are no more have left in `folder` of a file or folder `name`; those of earlier versions too,
-    which gave no number. A process of another machine counts as one that is no more.
+    """Partial files of `name` in `folder` whose process has ended. Earlier versions gave no number: theirs count too.
+
+    A process of another machine counts as one that has ended.
     """
     pattern = re.compile(rf"\.{re.escape(name)}(?:\.(\d+))?\.{state}{re.escape(suffix)}")
     found = ((path, pattern.fullmatch(path.name)) for path in folder.iterdir())
@@ -75,7 +76,7 @@ def _left_behind(folder: Path, name: str, state: str, suffix: str = "") -> list[
 
 
 def _at_work(process: int) -> bool:
-    """Whether this process can be the one that writes to a partial file, besides this one, which has just come."""
+    """Whether another process of this number is running."""
     if process in (0, os.getpid()):
         return False
     try:

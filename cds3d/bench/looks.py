@@ -68,7 +68,7 @@ def look_figures(
     """pictures: of each look the true edit (H, W, 3) in it, one for each of `views`.
 
     another_look: the mean of the looks. best_look: the one of the largest gain. average_look: the average of the
-    pictures, which is no animal of the world, but nothing is closer to all of them in PSNR.
+    pictures, which is no animal of the world, but has the least mean squared error to all of them.
     """
 
     def figures(of_look: list[Tensor]) -> dict[str, float]:

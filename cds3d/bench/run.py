@@ -97,6 +97,10 @@ def bench_command(config: DictConfig) -> Path:
     output = Path(config.output)
     folder = output / "edits"
     runs = _plan(settings, folder, config.device)
+    if not runs:
+        raise UserError(
+            "prompts that name a colour leave nothing open, so these fields have no bounds: name other fields"
+        )
     for run in runs:
         if run.kind == "field" and run.task.removeprefix("field-") in IMAGE_TASKS:
             case, capture = _held_out(run)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from cds3d.metrics.coverage import RarelySeen
@@ -11,7 +13,7 @@ from tensorf.captures import Capture
 _BARELY = 2.0  # dB above the mean picture
 _ALIKE = 1.0  # dB between training and held-out photos: nothing has been learnt by heart yet
 _MUCH = 0.03  # of the pixels at the near plane; fields of good captures have 0.002 at most
-APART = 4.0  # dB between photos that were trained on and held-out ones; good captures stay below 3
+_APART = 4.0  # dB between photos that were trained on and held-out ones; good captures stay below 3
 _RARE = 0.25  # of the error in parts that hardly any photo shows; good captures have 0.1 at most
 
 
@@ -34,13 +36,14 @@ def diagnose(
     space: str,
     named: bool,
     near: float = 0.0,
-    rare: RarelySeen | None = None,
+    look: Callable[[], RarelySeen | None] = lambda: None,
 ) -> str | None:
     """One line with the likely cause and a remedy, where the figures (PSNR in dB) are those of a failure; else None.
 
     held_out: of photos left out of training; training: of photos trained on; mean_picture: `mean_picture_psnr`; space:
     the capture's; named: whether its poses say which photo they are of, as all but LLFF's do. near:
-    `Trainer.share_at_near_plane`. rare: `rarely_seen`, looked at where PSNRs are more than APART dB apart.
+    `Trainer.share_at_near_plane`. look: gives `rarely_seen`, which takes seconds: called where
+    nothing else explains the figures.
     """
     if near > _MUCH:
         return (
@@ -56,8 +59,9 @@ def diagnose(
         causes = [short, f"photos and poses do not belong together ({remedy})", boxed]
         what = f"held-out PSNR is {held_out:.1f} dB, and a mere mean of all photos has {mean_picture:.1f} dB"
         return f"{what}: the field does not show the scene. Likely: {_either(causes)}"
-    if training - held_out > APART:
+    if training - held_out > _APART:
         what = f"PSNR is {training:.1f} dB on photos trained on, {held_out:.1f} dB on held-out ones"
+        rare = look()
         if rare is not None and rare.error > _RARE:
             return (
                 f"{what}: {rare.share:.0%} of what held-out photos show is in fewer than two of the others, and has "

@@ -104,13 +104,16 @@ def _tell_replaced(done: list[Task]) -> None:
     Runs in a store have not noted which field they were edited from: nothing is told of them.
     """
     sources = {task.source for task in done if (task.source / "field.safetensors").is_file()}
-    now = {source: fingerprint(source) for source in sources}  # each is read once: ten thousand edits may share it
-    old = [t for t in done if t.source in now and edited_from(t.folder) not in (None, now[t.source])]
-    if old:
-        log.warning(
-            "%s has been trained again since %d of the edits that are done, the first is %s: delete their folders to "
-            "have them done with the field that is there now", old[0].source, len(old), old[0].folder,
-        )  # fmt: skip
+    now = {
+        source: fingerprint(source) for source in sorted(sources)
+    }  # each is read once: ten thousand edits may share it
+    for source, field in now.items():
+        old = [t.folder for t in done if t.source == source and edited_from(t.folder) not in (None, field)]
+        if old:
+            log.warning(
+                "%s has been trained again since %d of the edits that are done, the first is %s: delete their folders "
+                "to have them done with the field that is there now", source, len(old), old[0],
+            )  # fmt: skip
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from cds3d.commands.command import command
-from cds3d.commands.diagnosis import APART, diagnose, mean_picture_psnr
+from cds3d.commands.diagnosis import diagnose, mean_picture_psnr
 from cds3d.commands.driving import OnStep, after_the_last_iteration, drive, telling
 from cds3d.commands.scenes import capture_root, load_scene, naming_options, source_folder
 from cds3d.commands.videos import frames_of, path_cameras
@@ -100,10 +100,8 @@ def _train(config: DictConfig) -> Path:
 def _problem(trainer: Trainer, held_out: float | None, training: float, mean_picture: float | None) -> str | None:
     """`diagnose` of the field as it is now; PSNRs in dB as there."""
     capture, field = trainer.capture, trainer.field
-    apart = held_out is not None and training - held_out > APART
-    rare = rarely_seen(field, capture) if apart else None
     named, near = not is_llff(capture.root), trainer.share_at_near_plane()
-    return diagnose(held_out, training, mean_picture, capture.space, named, near, rare)
+    return diagnose(held_out, training, mean_picture, capture.space, named, near, lambda: rarely_seen(field, capture))
 
 
 def field_options(config: DictConfig, space: str) -> tuple[FieldConfig, TrainConfig]:

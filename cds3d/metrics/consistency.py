@@ -35,8 +35,8 @@ def view_consistency(space: Space, cameras: list[Camera], views: list[dict[str, 
 def sampled(image: Tensor, place: Tensor) -> Tensor:
     """(H, W, C) at places (h, w, 2) in [-1, 1], bilinear -> (h, w, C)."""
     channels = image.permute(2, 0, 1)[None]
-    sampled = F.grid_sample(channels, place[None], padding_mode="border", align_corners=False)
-    return sampled[0].permute(1, 2, 0)
+    found = F.grid_sample(channels, place[None], padding_mode="border", align_corners=False)
+    return found[0].permute(1, 2, 0)
 
 
 def project(space: Space, camera: Camera, points: Tensor) -> tuple[Tensor, Tensor]:

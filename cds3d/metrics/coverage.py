@@ -17,7 +17,7 @@ from tensorf.space import Space
 _FEW = 2  # photos: depth comes from two
 _WIDTH, _MOST_VIEWS = 64, 100  # pixels of the training views' renders; of more views they are still smaller
 _LEAST_WIDTH = 24
-_MOST_HELD_OUT = 12  # photos that are looked at
+_MOST_HELD_OUT, _PLACES = 12, 256  # photos that are looked at, and pixels of their width, evenly spread
 _HIDDEN = 0.07  # relative: what lies that much farther than a camera sees is hidden from it
 _SOLID = 0.5  # opacity from which on a pixel shows an object; around it is nothing that a photo could show
 
@@ -57,11 +57,13 @@ def rarely_seen(field: Renderable, capture: Capture) -> RarelySeen | None:
     rare, counted, error, rare_errors = 0, 0, 0.0, {}
     for i in capture.test[:: math.ceil(len(capture.test) / _MOST_HELD_OUT)]:
         camera, view = seen(capture.cameras[i])
-        few = shown_by(space, camera, view["depth"], others) < _FEW
+        every = math.ceil(camera.width / _PLACES)
+        some = slice(None, None, every), slice(None, None, every)
+        few = shown_by(space, space.points(camera, view["depth"])[some], others) < _FEW
         if space.kind == "box":
-            few &= view["opacity"] > _SOLID
-        squared = (view["color"].clamp(0, 1) - capture.images[i].float() / 255).square().mean(-1)
-        counts = torch.ones_like(few) if capture.masks is None else capture.masks[i]
+            few &= view["opacity"][some] > _SOLID
+        squared = (view["color"].clamp(0, 1) - capture.images[i].float() / 255).square().mean(-1)[some]
+        counts = torch.ones_like(few) if capture.masks is None else capture.masks[i][some]
         rare, counted = rare + int((few & counts).sum()), counted + int(counts.sum())
         error += float(squared[counts].sum())
         rare_errors[capture.image_names[i]] = float(squared[few & counts].sum())
@@ -70,14 +72,13 @@ def rarely_seen(field: Renderable, capture: Capture) -> RarelySeen | None:
     return RarelySeen(rare / counted, sum(rare_errors.values()) / error, max(rare_errors, key=rare_errors.get))
 
 
-def shown_by(space: Space, camera: Camera, depth: Tensor, others: list[tuple[Camera, dict[str, Tensor]]]) -> Tensor:
-    """(H, W) int64: how many of the other views show what a camera sees at these depths (H, W).
+def shown_by(space: Space, points: Tensor, others: list[tuple[Camera, dict[str, Tensor]]]) -> Tensor:
+    """(H, W) int64: how many views show world points (H, W, 3).
 
     others: cameras, each with what `Renderable.render` gives for it. A point is shown if it is in the picture, and
     nothing stands before it.
     """
-    points = space.points(camera, depth)
-    count = torch.zeros(depth.shape, dtype=torch.int64)
+    count = torch.zeros(points.shape[:2], dtype=torch.int64)
     for other, view in others:
         place, away = project(space, other, points)
         inside = (place.abs() < 1).all(-1) & (away > 0)

@@ -71,9 +71,11 @@ class Filming:
 
     def send(self, client: viser.ClientHandle) -> None:
         """Let a browser keep the last video. It names no file: what it gets is what was rendered here."""
+        made = self.made  # another window may begin the next one meanwhile
+        if made is None:
+            return
         try:
-            content = self.made.read_bytes() if self.made is not None else b""
+            content = made.read_bytes()
         except OSError as error:
-            raise UserError(f"{self.made} cannot be read: {reason(error)}") from error
-        if content:
-            client.send_file_download(f"{self.made.parent.name}-{self.made.name}", content, save_immediately=True)
+            raise UserError(f"{made} cannot be read: {reason(error)}") from error
+        client.send_file_download(f"{made.parent.name}-{made.name}", content, save_immediately=True)

@@ -25,9 +25,10 @@ _SCRIPT = b"""<script>{
 
 def add_taps(answer: Response) -> None:
     """Let the page in an answer know taps. Other answers stay as they are."""
-    if not answer.headers.get("Content-Type", "").startswith("text/html"):
+    encoding = answer.headers.get("Content-Encoding", "identity")
+    if not answer.headers.get("Content-Type", "").startswith("text/html") or encoding not in ("gzip", "identity"):
         return
-    answer.body = _with_taps(answer.body, answer.headers.get("Content-Encoding") == "gzip")
+    answer.body = _with_taps(answer.body, encoding == "gzip")
     if "Content-Length" in answer.headers:  # else a second one would be added
         del answer.headers["Content-Length"]
     answer.headers["Content-Length"] = str(len(answer.body))

@@ -31,7 +31,7 @@ _FEWEST = 12  # matches of a pair, below which the two views do not show the sam
 _FITS = 2.0  # pixels; what is triangulated
 _ENOUGH, _WRONG = 100, 3.0  # matches and pixels; of a capture as a whole
 _TELLING, _STANDS_OUT = 40, 5.0  # matches of one photo, and times the residual of all, that say its pose is wrong
-_ALIKE = 0.65  # share of them that fits one other pose; what repeats in a scene is matched at random, and 0.45 do
+_ALIKE = 0.65  # share of them that fits one other pose; of random matches up to 0.58 do
 _PARALLAX = np.radians(0.7)  # between the two rays of a triangulated point
 # OpenCV stops after five steps otherwise, which leaves pictures of wide lenses pixels off.
 _CONVERGED = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 100, 1e-9)
@@ -99,7 +99,8 @@ class Fit:
     def misfits(self) -> list[Misfit]:
         """Views that fit none of at least two others that they were matched with, one of which fits elsewhere.
 
-        Their matches have to fit another pose: else it is the matches that are wrong, as on tiles that all look alike.
+        Their matches have to fit another pose. Else it is the matches that are wrong: of tiles that all look alike some
+        are matched at random. Where all are matched with their neighbour, this cannot tell.
         """
         if self.matches < _ENOUGH or self.unlikely:
             return []

@@ -51,15 +51,17 @@ def columns(first, last, shade=153):
 def test_a_point_is_shown_where_it_is_in_the_picture_and_nothing_stands_before_it():
     left, here = camera(0.0), camera(4.0)
     free = wall(left)
-    depth = wall(here)["depth"]
-    assert (shown_by(space(), here, depth, [(left, free)])[0] == 1).tolist() == [True] * 40 + [False] * 40
+    points = space().points(here, wall(here)["depth"])
+    assert (shown_by(space(), points, [(left, free)])[0] == 1).tolist() == [True] * 40 + [False] * 40
     hidden = {**free, "depth": free["depth"].clone()}
     hidden["depth"][:, 60:] = 2.0  # from x = 2 on
-    assert (shown_by(space(), here, depth, [(left, free), (left, hidden)])[0]).tolist()[:40] == [2] * 20 + [1] * 20
+    assert shown_by(space(), points, [(left, free), (left, hidden)])[0].tolist()[:40] == [2] * 20 + [1] * 20
 
 
+@pytest.mark.parametrize("places", [256, 40])
 @pytest.mark.parametrize("wrong, error", [((0, 80), 0.475), ((50, 60), 1.0), ((10, 20), 0.0)])
-def test_the_share_and_its_error_by_hand(wrong, error):
+def test_the_share_and_its_error_by_hand(wrong, error, places, monkeypatch):
+    monkeypatch.setattr("cds3d.metrics.coverage._PLACES", places)
     # The second of the three cameras sees to 4.2: column 42 of 80. Below that there are two photos or more.
     found = rarely_seen(field(), capture(columns(*wrong)))
     assert found.share == pytest.approx(0.475, abs=0.02) and found.error == pytest.approx(error, abs=0.02)

@@ -9,12 +9,14 @@ import shutil
 import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fakes import TINY_FIELD, TINY_SCENE
 
 import cds3d.sweep.pool as pool_module
 from cds3d.cli import main
+from cds3d.commands.sweep import _tell_replaced
 from cds3d.options import load_config
 from cds3d.sweep.plan import Task, plan
 from cds3d.sweep.pool import Work, run_pool, works
@@ -469,6 +471,22 @@ def test_a_sweep_survives_kills_and_does_nothing_twice(capture_folder, tiny_fold
     assert main(command) == 0  # no edit needs the source
     assert len(jobs) == count and "could not be told" not in caplog.text
     assert table_in(tmp_path / "outputs" / "sweep") == table
+
+
+def test_each_source_that_was_trained_again_is_told_of_its_own_edits(tmp_path, caplog):
+    tasks = []
+    for scene, count in (("a", 1), ("b", 2)):
+        source = tmp_path / scene / "source"
+        source.mkdir(parents=True)
+        (source / "field.safetensors").write_bytes(b"now")
+        for k in range(count):
+            folder = tmp_path / scene / f"edit-{k}"
+            (folder / "state").mkdir(parents=True)
+            (folder / "state" / "source.txt").write_text("before")
+            tasks.append(SimpleNamespace(source=source, folder=folder))
+    _tell_replaced(tasks)
+    assert "a/source has been trained again since 1 of" in caplog.text
+    assert "b/source has been trained again since 2 of" in caplog.text
 
 
 def test_failures_are_listed_in_the_end(capture_folder, tiny_folder, tmp_path, capsys):

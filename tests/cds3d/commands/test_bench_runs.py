@@ -160,6 +160,7 @@ def test_an_interrupted_bench_tells_how_to_go_on(tmp_path, tiny_folder, capture_
         (["jobs=none"], "jobs=none has to be"),
         (["jobs=0", "overwrite=true"], "jobs=0 has to be"),
         (["objectives=[]"], "nothing to do"),
+        (["tasks=[]", "fields=[color]", "objectives=[bounds]"], "have no bounds"),
         (["tasks=[color,color]"], "a name comes twice"),
         (["tasks=[[color]]"], "tasks: ['color'] is unknown"),
         (["fields=[{color: 1}]"], "fields: {'color': 1} is unknown"),

@@ -48,28 +48,27 @@ def test_another_order_is_named_only_where_poses_have_no_names():
     assert ["scene.order" in line for line in lines] == [True, False]
 
 
+def never():
+    raise AssertionError("not called")
+
+
 def test_parts_that_hardly_any_photo_shows_are_told():
     rare = RarelySeen(0.12, 0.78, "003.png")
-    line = diagnose(20.0, 29.0, 14.0, "unbounded", named=True, rare=rare)
+    line = diagnose(20.0, 29.0, 14.0, "unbounded", named=True, look=lambda: rare)
     assert "12% of what held-out photos show" in line and "78% of the error" in line and "003.png" in line
     assert "fog" not in line and "from more places" in line
-    assert "fog" in diagnose(20.0, 29.0, 14.0, "unbounded", named=True, rare=replace(rare, error=0.1))
-    assert diagnose(24.0, 25.0, 14.0, "unbounded", named=True, rare=rare) is None
+    assert "fog" in diagnose(20.0, 29.0, 14.0, "unbounded", named=True, look=lambda: replace(rare, error=0.1))
+    assert "near plane" in diagnose(20.0, 29.0, 14.0, "ndc", named=True, near=0.17, look=never)  # it takes seconds
+    assert "mean of all photos" in diagnose(15.0, 29.0, 14.0, "ndc", named=True, look=never)
+    assert diagnose(24.0, 25.0, 14.0, "unbounded", named=True, look=never) is None
 
 
 def test_a_training_tells_parts_that_hardly_any_photo_shows(tmp_path, capture_folder, caplog, monkeypatch):
-    looked = []
-
-    def found(field, capture):
-        looked.append(capture)
-        return RarelySeen(0.12, 0.78, "3.png")
-
-    monkeypatch.setattr("cds3d.commands.train.rarely_seen", found)
+    monkeypatch.setattr("cds3d.commands.train.rarely_seen", lambda field, capture: RarelySeen(0.12, 0.78, "3.png"))
     options = ["--capture", str(capture_folder), *TINY_SCENE, *TINY_FIELD]
     assert run_command("train", [*options, f"output={tmp_path / 'good'}"]) == 0
-    assert looked == []  # it takes seconds: only where PSNRs are apart
-    for module in ("train", "diagnosis"):
-        monkeypatch.setattr(f"cds3d.commands.{module}.APART", -100)
+    assert "held-out photos show" not in caplog.text
+    monkeypatch.setattr("cds3d.commands.diagnosis._APART", -100)
     monkeypatch.setattr("cds3d.commands.train.mean_picture_psnr", lambda capture: -10.0)
     assert run_command("train", [*options, f"output={tmp_path / 'bad'}"]) == 0
     assert "12% of what held-out photos show" in caplog.text
