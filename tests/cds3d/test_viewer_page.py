@@ -13,11 +13,15 @@ from fakes import LinearPrior
 
 viser = pytest.importorskip("viser", reason='no viser: pip install ".[viewer]"')
 
+from websockets.datastructures import Headers  # noqa: E402
+from websockets.http11 import Response  # noqa: E402
+
 from cds3d.cli import configured  # noqa: E402
 from cds3d.commands import regions  # noqa: E402
 from cds3d.commands.view import open_viewer  # noqa: E402
 from cds3d.options import load_config  # noqa: E402
 from cds3d.runs import RunFolder  # noqa: E402
+from cds3d.viewer.taps import add_taps  # noqa: E402
 from tensorf.errors import UserError  # noqa: E402
 
 
@@ -67,6 +71,13 @@ def test_other_answers_are_served_as_they_are(viewer):
     door.request("GET", "/nothing")
     answer = door.getresponse()
     assert answer.status == 404 and answer.getheader("Content-Length") is None
+
+
+def test_a_page_in_another_encoding_is_left_as_it_is():
+    headers = Headers({"Content-Type": "text/html", "Content-Encoding": "br", "Content-Length": "6"})
+    answer = Response(200, "OK", headers, b"<head>")
+    add_taps(answer)
+    assert answer.body == b"<head>" and answer.headers["Content-Length"] == "6"
 
 
 # --- where
@@ -172,6 +183,18 @@ def test_a_video_can_be_kept_once_it_is_made(viewer, tmp_path):
         controls._send_film(client)
         assert controls._download.visible == made == bool(sent)
     assert sent == [("a-red-daisy-keyframes.mp4", b"film")]
+
+    class Film:  # the next one is begun in another window while this one is read
+        parent, name = film.parent, film.name
+
+        def read_bytes(self):
+            filming.made = None
+            return b"film"
+
+    filming.made = Film()
+    controls._send_film(client)
+    assert len(sent) == 2
+    filming.made = film
     film.unlink()
     controls._send_film(client)
-    assert "cannot be read" in controls._video.content and len(sent) == 1
+    assert "cannot be read" in controls._video.content and len(sent) == 2
