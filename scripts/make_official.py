@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from tqdm import tqdm  # noqa: E402
 from cds3d.commands.scenes import load_scene  # noqa: E402
 from cds3d.commands.train import field_options  # noqa: E402
 from cds3d.options import load_config  # noqa: E402
+from tensorf.captures import Capture  # noqa: E402
 from tensorf.errors import UserError  # noqa: E402
 from tensorf.files import atomic  # noqa: E402
 from tensorf.official.field import OfficialConfig, OfficialField  # noqa: E402
@@ -61,9 +63,12 @@ def checkpoint(field: OfficialField) -> dict:
     return {"kwargs": {**SETTINGS, "gridSize": list(field.resolution)}, "state_dict": state}
 
 
-def write(path: Path, saved: dict) -> None:
-    with atomic(path) as partial:
-        torch.save(saved, partial)
+def placed(field: OfficialField, capture: Capture) -> OfficialField:
+    """The field where an import would place it in the capture's world."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.th")
+        torch.save(checkpoint(field), path)
+        return official_field(read_official(path), capture, True)
 
 
 def main(argv=None) -> int:
@@ -73,7 +78,11 @@ def main(argv=None) -> int:
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--width", type=int, help="of the photos, pixels (the scene's own)")
     args = parser.parse_args(argv)
-    config = load_config("train", [f"scene={args.scene}", *([f"scene.width={args.width}"] if args.width else [])])
+    if args.steps < 1:
+        raise UserError(f"--steps {args.steps} has to be at least 1")
+    config = load_config(
+        "train", [f"scene={args.scene}", *([] if args.width is None else [f"scene.width={args.width}"])]
+    )
     capture = load_scene(config)
     if capture.space != "ndc":
         raise UserError(f"{args.scene} is not forward-facing: name another scene")
@@ -83,7 +92,6 @@ def main(argv=None) -> int:
     field, done = OfficialField(settings, None, tuple(grid_size(STAGES[0][0])), 1), 0.0
     for points, share in STAGES:
         field.resample(tuple(grid_size(points)), 1)
-        write(args.output, checkpoint(field))
         late = done > 0.3
         stage = replace(
             options,
@@ -94,7 +102,7 @@ def main(argv=None) -> int:
             batch=options.batch if late else options.batch // 2,
             prune_at=(0.01, 0.4) if late else (),
         )
-        trainer = Trainer(capture, None, stage, "cpu", start=official_field(read_official(args.output), capture, True))
+        trainer = Trainer(capture, None, stage, "cpu", start=placed(field, capture))
         for _ in tqdm(range(stage.iterations), desc=f"grid of {'x'.join(map(str, grid_size(points)))}", unit="step"):
             trainer.step()
         field, done = trainer.field, done + share
@@ -102,11 +110,9 @@ def main(argv=None) -> int:
     # The mask of the authors' code has points where the field's occupancy has cells.
     mask = F.max_pool3d(F.pad(trainer.field.occupancy[None, None].float(), (1,) * 6), 2, 1)[0, 0] > 0
     bits = np.packbits(mask.numpy().reshape(-1))
-    write(
-        args.output,
-        checkpoint(trainer.field)
-        | {"alphaMask.shape": (1, 1, *mask.shape), "alphaMask.mask": bits, "alphaMask.aabb": BOX},
-    )
+    mask_parts = {"alphaMask.shape": (1, 1, *mask.shape), "alphaMask.mask": bits, "alphaMask.aabb": BOX}
+    with atomic(args.output) as partial:
+        torch.save(checkpoint(trainer.field) | mask_parts, partial)
     print(f"{args.output}: {trainer.held_out_psnr():.1f} dB on pixels of the held-out photos")
     return 0
 
