@@ -40,10 +40,6 @@ class Storage:
     def _at(self, *parts: str) -> str:
         return "/".join((self._root.rstrip("/"), *parts))
 
-    def _below(self, name: str, path: str) -> str:
-        """A path of a listing, relative to a run. Stores differ in whether paths begin with a slash."""
-        return PurePosixPath(path.lstrip("/")).relative_to(self._at(name).lstrip("/")).as_posix()
-
     def has(self, name: str) -> bool:
         """Whether a finished run is there under this name."""
         return self._fs.exists(self._at(name, _LAST))
@@ -73,21 +69,17 @@ class Storage:
         if only is None and self._fs.exists(self._at(name, "state")):
             self._fs.rm(self._at(name, "state"), recursive=True)
 
-    def pull(self, name: str, folder: Path, only: tuple[str, ...] | None = None) -> None:
-        """Copy what is there under this name, or those files of `only` that are; metrics.json last."""
-        if only is None:
-            found = [self._below(name, path) for path in self._fs.find(self._at(name))]
-        else:
-            found = [file for file in only if self._fs.exists(self._at(name, file))]
+    def pull(self, name: str, folder: Path, only: tuple[str, ...]) -> None:
+        """Copy those files of `only` that are there under this name; metrics.json last."""
+        found = [file for file in only if self._fs.exists(self._at(name, file))]
         for file in sorted(found, key=lambda f: f == _LAST):
-            if ".." in file.split("/"):
-                raise UserError(f"{self.url}: {name}/{file} would lie outside of {folder}")
             with atomic(folder / file) as partial:
                 self._fs.get_file(self._at(name, file), str(partial))
 
     def read(self, names: list[str], file: str) -> dict[str, bytes]:
         """A small file of many runs at once, by the runs' names."""
         found = self._fs.cat([self._at(name, file) for name in names], on_error="omit") if names else {}
+        # Stores differ in whether paths begin with a slash.
         by_name = {self._at(name, file).lstrip("/"): name for name in names}
         return {by_name[path.lstrip("/")]: data for path, data in found.items()}
 

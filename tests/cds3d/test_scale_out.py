@@ -51,7 +51,7 @@ def test_a_run_comes_back_as_it_was(url, tmp_path):
     (run / ".lock").touch()
     assert not storage.has("runs/a") and storage.finished("runs") == set()
     storage.push(run, "runs/a")
-    storage.pull("runs/a", tmp_path / "b")
+    storage.pull("runs/a", tmp_path / "b", ("metrics.json", "state/state.pt", "config.yaml", "views/00.png", ".lock"))
     found = {
         p.relative_to(tmp_path / "b").as_posix(): p.read_text() for p in (tmp_path / "b").rglob("*") if p.is_file()
     }
