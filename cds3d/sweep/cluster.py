@@ -10,15 +10,15 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import cds3d
 from cds3d.jobs import NICE
 from cds3d.sweep.calls import Call
-from cds3d.sweep.memory import Forecast, Question, forecast
-from cds3d.sweep.node import Order, do, enter, write_light
+from cds3d.sweep.memory import Forecast, forecast
+from cds3d.sweep.node import Order, do, enter, source_folder_of, write_light
 from cds3d.sweep.pool import Work
 from cds3d.sweep.ports import is_loopback, open_ports
 from cds3d.sweep.shipping import ship
@@ -55,10 +55,11 @@ class Cluster:
     def _nodes(self) -> list[dict]:
         return [node for node in self._ray.nodes() if node["Alive"]]
 
-    def reserve(self, questions: list[Question], device: str) -> None:
+    def reserve(self, questions: Sequence[Sequence[str]], device: str) -> None:
         """Ask a node what the largest of some edits needs, and let each take that much of a node from now on.
 
-        Without questions each takes a whole GPU, where there are GPUs. UserError if device= asks for one in vain.
+        questions: flags and options of each such edit. Without any, each takes a whole GPU, where there are GPUs.
+        UserError if device= asks for one in vain.
         """
         if device.startswith("cuda:") and device != "cuda:0":
             raise UserError(f"device={device}: Ray shows each run its own GPU alone and chooses which: use device=cuda")
@@ -66,7 +67,7 @@ class Cluster:
         if device.startswith("cuda") and not gpus:
             raise UserError(f"device={device}: no node of the cluster has a GPU")
         on_gpu = bool(gpus) and device != "cpu"
-        shipped = [q.with_flags(ship(q.flags, self._put, self._inputs)) for q in questions]
+        shipped = [ship(flags, self._put, self._inputs) for flags in questions]
         order = self._order("forecast", [], "forecast")
         task = self._ray.remote(_forecast_on_node).options(num_cpus=1, num_gpus=int(on_gpu), max_retries=3)
         try:
@@ -95,7 +96,7 @@ class Cluster:
         name = name_of(work)
         folder = str(work.folder.absolute())
         if self.storage is not None:
-            folder = name if work.command == "edit" else f"outputs/{name.partition('/')[2]}/source"
+            folder = name if work.command == "edit" else str(source_folder_of(name))
         order = self._order(work.command, flags, folder, name, work.after and f"sources/{work.after.name}")
         return self._call(partial(_taken, work), _do_on_node, order)
 
@@ -212,7 +213,7 @@ def _call_on_node(folder: str, threads: int, function: Callable, arguments: tupl
         return reason(error)
 
 
-def _forecast_on_node(order: Order, questions: list[Question]) -> Forecast | str | None:
+def _forecast_on_node(order: Order, questions: Sequence[Sequence[str]]) -> Forecast | str | None:
     import ray
 
     try:

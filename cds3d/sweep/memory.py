@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -38,16 +38,6 @@ _CONTEXT_MB = 1536.0  # what a process takes of a GPU beside its tensors: CUDA's
 
 
 @dataclass(frozen=True)
-class Question:
-    """An edit of which the memory is asked, by flags and options of `edit.py`."""
-
-    flags: tuple[str, ...]
-
-    def with_flags(self, flags: Sequence[str]) -> Question:
-        return replace(self, flags=tuple(flags))
-
-
-@dataclass(frozen=True)
 class Forecast:
     """edit_mb: what the process of the largest edit needs at its peak, of the device it runs on; free_mb: what that has
     now.
@@ -57,34 +47,36 @@ class Forecast:
     free_mb: float
 
 
-def questions(tasks: Sequence[Task], fixed: Sequence[str]) -> list[Question]:
-    """One for all edits that differ in prompts and seeds alone, which take the same memory."""
+def questions(tasks: Sequence[Task], fixed: Sequence[str]) -> list[tuple[str, ...]]:
+    """Edits of which the memory is asked, each by its flags and options of `edit.py`.
+
+    One for all edits that differ in prompts and seeds alone, which take the same memory.
+    """
     kinds = {(task.scene, task.objective, task.extra): task for task in tasks}
-    return [Question((*task.flags, *task.options, *fixed)) for task in kinds.values()]
+    return [(*task.flags, *task.options, *fixed) for task in kinds.values()]
 
 
-def forecast(asked: Sequence[Question]) -> Forecast:
-    """The forecast of the largest edit.
+def forecast(asked: Sequence[Sequence[str]]) -> Forecast:
+    """The forecast of the largest edit. asked: the flags and options of each, of one edit at least.
 
-    Edits that cannot be made are left out; if none can, the last one's exception is raised. asked: one question at
-    least.
+    Edits that cannot be made are left out; if none can, the last one's exception is raised.
     """
     needed, failure, loaded = [], None, {}
-    for question in asked:
+    for flags in asked:
         try:
-            needed.append(_edit_mb(question, loaded))
+            needed.append(_edit_mb(flags, loaded))
         except Exception as error:  # of any kind of model: the edit itself will tell
             failure = error
     if not needed:
         raise failure
-    device = pick_device(configured("edit", list(asked[0].flags)).device)
+    device = pick_device(configured("edit", list(asked[0])).device)
     context = _CONTEXT_MB if device.type == "cuda" else 0.0
     return Forecast(max(needed) + context, free_mb(device))
 
 
-def _edit_mb(question: Question, loaded: dict[tuple, Capture]) -> float:
-    """loaded: the capture of the last question, which is that of the next one too if the scene is the same."""
-    config = configured("edit", [*question.flags, "scene.check=false"])
+def _edit_mb(flags: Sequence[str], loaded: dict[tuple, Capture]) -> float:
+    """loaded: the capture of the last edit, which is that of the next one too if the scene is the same."""
+    config = configured("edit", [*flags, "scene.check=false"])
     check_prompts(config)
     device = pick_device(config.device)
     prior, objective, prompts = prepare(config, device)

@@ -49,7 +49,7 @@ def test_memory_is_asked_once_for_edits_that_differ_in_prompts_and_seeds(tmp_pat
     config = load_config("sweep", ["seeds=[0,1]", "objectives=[cds,dds]"])
     config.edits, config.options = ["a red flower", "a blue flower"], ["", "edit.width=128"]
     asked = questions(plan(config, tmp_path), ["device=cpu"])
-    assert len(asked) == 4 and all(q.flags[-1] == "device=cpu" for q in asked)
+    assert len(asked) == 4 and all(flags[-1] == "device=cpu" for flags in asked)
 
 
 def test_as_many_edits_as_memory_and_cores_allow(tmp_path, monkeypatch):
@@ -91,8 +91,8 @@ def test_the_forecast_of_another_prior_and_a_larger_view(tiny_folder, monkeypatc
 
     def edit_mb(*options):
         flags = ["--tgt=a red flower", "device=cpu", "scene.width=252", *TINY_FIELD, *options]
-        wrong = memory.Question((*flags, "guidance.dtype=fp16"))  # which needs a GPU
-        return memory.forecast([wrong, memory.Question(tuple(flags))]).edit_mb
+        wrong = [*flags, "guidance.dtype=fp16"]  # which needs a GPU
+        return memory.forecast([wrong, flags]).edit_mb
 
     with pytest.raises(UserError, match="fp16 needs a GPU"):
         edit_mb("guidance.dtype=fp16")
@@ -103,12 +103,12 @@ def test_the_forecast_of_another_prior_and_a_larger_view(tiny_folder, monkeypatc
 
 def test_on_a_gpu_the_forecast_counts_what_a_process_takes_beside_its_tensors(monkeypatch):
     """Else the last of many small edits finds no room for CUDA's context."""
-    monkeypatch.setattr(memory, "_edit_mb", lambda question, loaded: 500.0)
+    monkeypatch.setattr(memory, "_edit_mb", lambda flags, loaded: 500.0)
     monkeypatch.setattr(memory, "free_mb", lambda device: 8192.0)
     told = {}
     for name in ("cpu", "cuda"):
         monkeypatch.setattr(memory, "pick_device", lambda device, name=name: torch.device(name))
-        told[name] = memory.forecast([memory.Question(("--tgt=a red flower",))])
+        told[name] = memory.forecast([["--tgt=a red flower"]])
     assert told["cpu"] == Forecast(500.0, 8192.0) and told["cuda"] == Forecast(500.0 + 1536.0, 8192.0)
     assert resources(1, told["cuda"].edit_mb, 8192, 9000)["num_gpus"] == 0.25
 
@@ -125,7 +125,7 @@ def test_the_forecast_counts_the_views_that_are_edited_and_loads_a_scene_once(ti
     monkeypatch.setattr(memory, "field_edit_mb", lambda *args, **kind: asked.append(args[3]) or {"all": 1.0})
 
     def question(*options):
-        return memory.Question(("--tgt=a red flower", "device=cpu", f"guidance.path={tiny_folder}", *options))
+        return ["--tgt=a red flower", "device=cpu", f"guidance.path={tiny_folder}", *options]
 
     memory.forecast(
         [
