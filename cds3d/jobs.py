@@ -20,13 +20,13 @@ _LEVEL = re.compile("\x02([A-Z]+)\x02(.*)")
 
 
 class Job:
-    """`cds3d COMMAND` with some options, of which the last lines are kept. folder: of its run, or None."""
+    """`cds3d COMMAND` with some options, of which the last lines are kept. folder: of its run."""
 
-    def __init__(self, command: str, options: list[str], folder: Path | None = None):
+    def __init__(self, command: str, options: list[str], folder: Path):
         self.folder, self.lines = folder, deque(maxlen=12)
         self.warnings: list[str] = []  # each once
         self.stopping = False
-        self._told_before = _changed(self._progress_path)  # by an earlier run in this folder
+        self._told_before = changed(self._progress_path)  # by an earlier run in this folder
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", LOG_FORMAT: _MARKED}
         package = str(Path(__file__).resolve().parents[1])
         environment["PYTHONPATH"] = os.pathsep.join(p for p in (package, environment.get("PYTHONPATH")) if p)
@@ -87,7 +87,7 @@ class Job:
 
     def progress(self) -> dict:
         """What `RunFolder.report` wrote last; empty before."""
-        if _changed(self._progress_path) in (None, self._told_before):
+        if changed(self._progress_path) in (None, self._told_before):
             return {}
         try:
             return load_json(self._progress_path)
@@ -95,8 +95,8 @@ class Job:
             return {}
 
     @property
-    def _progress_path(self) -> Path | None:
-        return None if self.folder is None else self.folder / "state" / "progress.json"
+    def _progress_path(self) -> Path:
+        return self.folder / "state" / "progress.json"
 
     def outcome(self) -> str:
         """One line for the page, once it has ended."""
@@ -118,10 +118,10 @@ def outcome_of(code: int, lines: list[str], stopping: bool = False) -> str:
     return lines[-1] if lines else f"ended with exit code {code}"
 
 
-def _changed(path: Path | None) -> int | None:
+def changed(path: Path) -> int | None:
     """When a file was written, nanoseconds; None if it is not there."""
     try:
-        return None if path is None else path.stat().st_mtime_ns
+        return path.stat().st_mtime_ns
     except OSError:
         return None
 

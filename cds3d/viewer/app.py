@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from cds3d.commands.preparing import output_folder
 from cds3d.commands.scenes import scene_name
 from cds3d.commands.videos import scene_depth
-from cds3d.jobs import Job
+from cds3d.jobs import Job, changed
 from cds3d.options import groups, load_config, set_text
 from cds3d.viewer.controls import Controls
 from cds3d.viewer.filming import Filming
@@ -78,8 +78,8 @@ class Viewer:
         self._before: Path | None = None  # the run that was shown before the edit began
         self._begun_from: Renderable | None = None  # the edit that the running one goes on from; None: the source
         self._begun: dict[Path, list[str]] = {}  # options of the edits that were begun here, by their folders
-        self._preview: float | None = None  # when the preview that is shown was written
-        self._stale: float | None = None  # the same of the preview that lay there before
+        self._preview: int | None = None  # when the preview that is shown was written
+        self._stale: int | None = None  # the same of the preview that lay there before
         self.filming = Filming(self)
         self._closed = threading.Event()
         self.server = start_server(config.host, config.port, token)
@@ -282,7 +282,7 @@ class Viewer:
     def _launch(self, options: list[str], folder: Path, resumed: bool) -> None:
         onward = self.run is not None and f"--run={self.run}" in options
         self._before, self._begun_from = self.run, self.edited if onward else None
-        self._stale = None if resumed else _changed(_preview_of(folder))  # of an earlier edit: not this one's
+        self._stale = None if resumed else changed(_preview_of(folder))  # of an earlier edit: not this one's
         job = Job("edit", [*options, "resume=true"] if resumed else options, folder)
         self._begun.pop(folder, None)
         self._begun[folder] = options  # the last one, to go on with
@@ -326,9 +326,9 @@ class Viewer:
             self.controls.say(outcome)
 
     def _load_preview(self, path: Path) -> None:
-        changed = _changed(path)
-        if self.watching and changed not in (None, self._preview):  # clocks may be set back
-            self._preview = changed
+        written = changed(path)
+        if self.watching and written not in (None, self._preview):  # clocks may be set back
+            self._preview = written
             self.edited = load_field(path, self.device)
             self._refresh()
 
@@ -345,14 +345,6 @@ class Viewer:
 
 def _preview_of(run: Path) -> Path:
     return run / "state" / "preview.safetensors"
-
-
-def _changed(path: Path) -> float | None:
-    """When a file was written; None if it is not there."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return None
 
 
 def _named(host: str) -> str:

@@ -7,7 +7,9 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from cds3d.commands.scenes import scene_name
+from cds3d.jobs import changed
 from cds3d.options import groups, load_config
+from cds3d.resuming import flat_options
 from cds3d.runs import finished_runs, read_config
 from tensorf.errors import UserError
 from tensorf.untrusted import load_json
@@ -24,7 +26,7 @@ class Listing:
 
     def __init__(self, folder: Path, source: Path, own: bool, scene: str):
         self._folder, self._source, self._own, self._scene = folder, source, own, scene
-        self._read: dict[Path, tuple[float, DictConfig | None, str | None]] = {}  # configurations, by when written
+        self._read: dict[Path, tuple[int, DictConfig | None, str | None]] = {}  # configurations, by when written
 
     def finished(self, shown: Path | None) -> dict[str, Path | None]:
         """By name; the source is first, with None: nothing is shown beside it. shown: listed whatever its scene is."""
@@ -62,15 +64,14 @@ class Listing:
         """Of a run whose scene is known."""
         return self._looked_up(run)[1]
 
-    def _looked_up(self, run: Path) -> tuple[float, DictConfig | None, str | None]:
+    def _looked_up(self, run: Path) -> tuple[int, DictConfig | None, str | None]:
         """When a run's configuration was written, the configuration and its scene.
 
         Read once for each time that it was written: the list is looked at every few seconds.
         """
-        try:
-            written = (run / "config.yaml").stat().st_mtime
-        except OSError:
-            return 0.0, None, None
+        written = changed(run / "config.yaml")
+        if written is None:
+            return 0, None, None
         if run not in self._read or self._read[run][0] != written:
             self._read[run] = (written, *_scene_of(run))
         return self._read[run]
@@ -123,21 +124,14 @@ def options_of(run: Path) -> list[str]:
     }
     chosen = [f"{group}={name}" for group, name in names.items() if name in groups()[group]]
     like = load_config("edit", [*chosen, *(f for f in flags if f[0] != "-")])
-    usual = _leaves(OmegaConf.to_container(like, resolve=True))
+    usual = flat_options(OmegaConf.to_container(like, resolve=True))
     given = _GIVEN if config.get("run") is None else (*_GIVEN, "scene")  # a run brings its scene along
     more = [
         f"{key}={_text(value)}"
-        for key, value in _leaves(OmegaConf.to_container(config)).items()
+        for key, value in flat_options(OmegaConf.to_container(config)).items()
         if key in usual and value != usual[key] and key not in given and key.split(".")[0] not in given
     ]
     return [*flags, *chosen, *more, f"output={run}"]
-
-
-def _leaves(tree, prefix: str = "") -> dict:
-    """The values of nested mappings by their dotted keys."""
-    if not isinstance(tree, dict) or not tree:
-        return {prefix[:-1]: tree}
-    return {key: value for name, below in tree.items() for key, value in _leaves(below, f"{prefix}{name}.").items()}
 
 
 def _text(value) -> str:

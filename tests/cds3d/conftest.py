@@ -65,12 +65,12 @@ def _quiet_and_single_threaded():
 
 
 @pytest.fixture
-def python(monkeypatch):
+def python(monkeypatch, tmp_path):
     """A job runs a few lines of Python in place of the command."""
 
     popen = job_module.subprocess.Popen
 
-    def job(code, folder=None):
+    def job(code, folder=tmp_path):
         monkeypatch.setattr(
             job_module.subprocess, "Popen", lambda command, **options: popen([sys.executable, "-c", code], **options)
         )
