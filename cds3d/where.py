@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cds3d.guidance.prior import Prior, Query
+from cds3d.masks import averaged
 from cds3d.subjects.region import EditedRegion, RegionConfig
 from cds3d.subjects.sources import source_view
 from tensorf.cameras import Camera
@@ -70,7 +71,7 @@ def word_masks(
             z_t = prior.noised(source.latent, t, noise)
             told, untold = (answer.noise - noise for answer in prior.ask(Query(z_t, t, prompt), Query(z_t, t, null)))
             information += (untold.square() - told.square()).sum(1, keepdim=True) / _DRAWS
-        smooth = F.avg_pool2d(information, 3, 1, 1, count_include_pad=False)
+        smooth = averaged(information, 3)
         fits, all_of_it = fits + smooth.clamp(min=0).sum(), all_of_it + smooth.abs().sum()
         shown = _over_picture(smooth.clamp(min=0).sqrt(), *source.image.shape[:2])
         region.add(camera, F.pad(shown, (0, 2)), source.image)

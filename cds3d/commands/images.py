@@ -18,6 +18,7 @@ from cds3d.commands.early import require_picture_file
 from cds3d.commands.evaluation import clip_figures, load_clip
 from cds3d.commands.preparing import log_step, output_folder, prepare, warn_of_photographs
 from cds3d.editor import EditConfig, Editor
+from cds3d.masks import averaged
 from cds3d.metrics.psnr import psnr
 from cds3d.options import build, pick_device, whole
 from cds3d.pictures import side_by_side, write_image
@@ -88,7 +89,7 @@ def configured_image(config: DictConfig) -> Tensor:
     return image
 
 
-def finish_image(run: RunFolder, source: Tensor, edited: Tensor, figures: dict, clip=None) -> None:
+def finish_image(run: RunFolder, source: Tensor, edited: Tensor, figures: dict, clip) -> None:
     """Write edited.png, comparison.png and metrics.json. source, edited: (3, H, W) in [0, 1]; clip: `load_clip`'s."""
     before, after = (x.permute(1, 2, 0) for x in (source, edited))
     write_image(run.path / "edited.png", after)
@@ -109,7 +110,7 @@ def pasted(whole: Tensor, before: Tensor, after: Tensor) -> Tensor:
     """
     size = (after - before).abs().amax(-1)[None, None]
     spread = max(3, round(_PASTE_BLUR * before.shape[1])) // 2 * 2 + 1
-    mean = F.avg_pool2d(size, spread, 1, spread // 2, count_include_pad=False)
+    mean = averaged(size, spread)
     low = max(_PASTE_LEAST, 1.5 * float(mean.median()))
     weight = ((mean - low) / low).clamp(0, 1)
     both = torch.cat([after.permute(2, 0, 1)[None], weight], 1)
