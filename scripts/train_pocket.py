@@ -27,6 +27,7 @@ import cds3d  # noqa: E402, F401  (sets the thread policy before torch starts)
 import torch  # noqa: E402
 
 from cds3d.pocket.model import judge, networks, samples, training  # noqa: E402
+from cds3d.pocket.weights_path import WEIGHTS  # noqa: E402
 from tensorf.errors import UserError  # noqa: E402
 from tensorf.files import write_text  # noqa: E402
 
@@ -43,7 +44,7 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--channels", type=int, nargs="+", default=[32, 64, 128], help="U-Net widths (32 64 128)")
     parser.add_argument("--start", type=Path, help="a pipeline folder of this architecture whose weights to begin from")
     parser.add_argument("--work", type=Path, default=Path("outputs/pocket"), help="images, latents, checkpoints")
-    parser.add_argument("--output", type=Path, default=networks.WEIGHTS, help="the pipeline folder to write")
+    parser.add_argument("--output", type=Path, default=WEIGHTS, help="the pipeline folder to write")
     parser.add_argument("--stage", choices=STAGES, help="only this one (default: all, in order)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from cds3d.pocket.weights_path import WEIGHTS  # noqa: F401
 from cds3d.pocket.world.scenes import COLORS, GROUNDS, MATERIALS, SPECIES
 
 MAX_TOKENS = 16
