@@ -315,9 +315,9 @@ def whole(config: DictConfig, *keys: str, least: int = 0, most: int | None = Non
             raise UserError(f"{key}={value} has to be at most {most}")
 
 
-def require_unset(config: DictConfig, command: str, keys: Iterable[str], why: str) -> None:
-    """UserError, which ends in `why`, if one of these options or groups has not its default."""
-    default = load_config(command, [])
+def require_unset(config: DictConfig, keys: Iterable[str], why: str) -> None:
+    """UserError, which ends in `why`, if one of these options or groups of `edit.py` has not its default."""
+    default = load_config("edit", [])
     for key in keys:
         if OmegaConf.select(config, key) != OmegaConf.select(default, key):
             raise UserError(f"{key}= {why}")

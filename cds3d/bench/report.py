@@ -122,15 +122,15 @@ def at_gain(stages: list[dict], gain: float, key: str) -> float | None:
     return None
 
 
-def equal_progress(runs: list[dict], first: str = "cds", second: str = "dds") -> dict[str, dict]:
-    """Per task: how much more `first` keeps than `second` at the largest gain that both reach in a case.
+def equal_progress(runs: list[dict]) -> dict[str, dict]:
+    """Per task: how much more CDS keeps than DDS at the largest gain that both reach in a case.
 
     Several seeds of a case count as one: their mean. Cases without such a gain, or with one that a run has reached by
     its first stage, are left out, and counted.
     """
     by_case: dict = defaultdict(dict)
     for run in runs:
-        if run.get("stages") and run["objective"] in (first, second):
+        if run.get("stages") and run["objective"] in ("cds", "dds"):
             key = (_pool(run), run["task"], run["case"], run["seed"])
             by_case[key][run["objective"]] = run["stages"]
     result: dict = {}
@@ -142,7 +142,7 @@ def equal_progress(runs: list[dict], first: str = "cds", second: str = "dds") ->
         result.setdefault(pool, {})
         gain = min(max(s["edit_gain_db"] for s in stages) for stages in pair.values())
         kept, structure = (
-            [at_gain(pair[name], gain, key) for name in (first, second)] for key in ("kept_psnr_db", "structure")
+            [at_gain(pair[name], gain, key) for name in ("cds", "dds")] for key in ("kept_psnr_db", "structure")
         )
         if gain <= 0 or None in kept:
             left_out[pool].add((task, case))
@@ -160,18 +160,18 @@ def equal_progress(runs: list[dict], first: str = "cds", second: str = "dds") ->
     return result
 
 
-def paired(runs: list[dict], against: str = "cds") -> dict[str, dict[str, dict]]:
-    """As `summarise`, of each method's figures less those of `against` in the same scene with the same seed.
+def paired(runs: list[dict]) -> dict[str, dict[str, dict]]:
+    """As `summarise`, of each method's figures less those of CDS in the same scene with the same seed.
 
     Scenes differ by more than methods do, and in these differences that cancels. The task "all" has the scenes of all
     tasks, where there are several.
     """
     place = lambda run: (_pool(run), run["task"], run["case"], run["seed"])  # noqa: E731
-    reference = {place(run): run["figures"] for run in runs if run["objective"] == against}
+    reference = {place(run): run["figures"] for run in runs if run["objective"] == "cds"}
     less = [
         run | {"figures": {key: run["figures"][key] - reference[place(run)][key] for key in COMPARED}}
         for run in runs
-        if run["objective"] != against and place(run) in reference
+        if run["objective"] != "cds" and place(run) in reference
     ]
     if len({place(run)[0] for run in less}) > 1:
         less += [run | {"pool": "all"} for run in less]

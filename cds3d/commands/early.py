@@ -54,7 +54,7 @@ def refuse_options_of_scenes(config: DictConfig) -> None:
             told = f"--{key}" if key in ("run", "where") else f"{key}="
             raise UserError(f"{told} is for scenes, not for --image")
     groups = ("scene", "field", "zoom", "carve", "refit", "preview_every")
-    require_unset(config, "edit", groups, "is for scenes, not for --image")
+    require_unset(config, groups, "is for scenes, not for --image")
 
 
 def require_picture_file(path: Path, told: str = "") -> None:

@@ -105,7 +105,7 @@ def _history(config: DictConfig) -> EditHistory | None:
 
 def _warn_of_unused_options(config: DictConfig, pointing: Pointing) -> None:
     """UserError, or warnings, for options that change nothing in the edit of a scene."""
-    require_unset(config, "edit", ("refit",), "is for --views: edits have edit.OPTION=VALUE")
+    require_unset(config, ("refit",), "is for --views: edits have edit.OPTION=VALUE")
     default = usual_options(config, f"edit={config.edit.get('name') or 'field'}")
 
     def tell(keys: Iterable[str], why: str) -> None:
@@ -309,7 +309,7 @@ def _refit_scene(config: DictConfig) -> Path:
     like = load_config("edit", ["edit=field", f"edit.width={config.edit.width}"])  # the width is that of the figures
     if config.edit != like.edit:
         raise UserError("edit= is not used with --views, where the pictures say what changes: use refit.OPTION=VALUE")
-    require_unset(config, "edit", _NOT_OF_REFITS, "is not used with --views, where the pictures say what changes")
+    require_unset(config, _NOT_OF_REFITS, "is not used with --views, where the pictures say what changes")
     if config.clip is not None and (config.tgt is None or (config.src or config.scene.prompt) is None):
         raise UserError("clip= compares pictures with prompts: give --src and --tgt too")
     whole(config, "save_every", least=1)

@@ -21,13 +21,12 @@ def surface_points(
     cameras: list[Camera],
     views: list[dict[str, Tensor]],
     count: int,
-    seed: int = 0,
 ) -> tuple[Points, np.ndarray]:
     """(about `count` points drawn evenly from all opaque pixels, half the width (n,) of each one's pixel out there).
 
     views: what `Renderable.render` gives for each camera. UserError where nothing is opaque.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     masks = [(view["opacity"] > _OPAQUE) & torch.isfinite(view["depth"]) for view in views]
     opaque = sum(int(mask.sum()) for mask in masks)
     if opaque == 0:

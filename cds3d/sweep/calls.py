@@ -92,9 +92,9 @@ def _called(function: Callable, *arguments) -> object:
     raise RuntimeError(told)
 
 
-def _begin(threads: int) -> None:
+def _begin() -> None:
     """In a process that is kept, before its first call."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     keep_models()
 
 
@@ -114,20 +114,14 @@ class Here:
 
 
 class Kept:
-    """Processes on this machine with `threads` each, as many as calls run at a time."""
+    """Processes on this machine with one thread each, as many as calls run at a time."""
 
-    def __init__(self, threads: int):
-        self._make = partial(
-            ProcessPoolExecutor,
-            1,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_begin,
-            initargs=(threads,),
-        )
+    def __init__(self):
         self._idle: list[ProcessPoolExecutor] = []
 
     def call(self, function: Callable, *arguments) -> Call:
-        process = self._idle.pop() if self._idle else self._make()
+        spawn = multiprocessing.get_context("spawn")
+        process = self._idle.pop() if self._idle else ProcessPoolExecutor(1, mp_context=spawn, initializer=_begin)
         future = process.submit(_called, function, *arguments)
         future.add_done_callback(partial(self._ended, process))
         return Call(future, partial(process.shutdown, wait=False, cancel_futures=True), (BrokenExecutor,), _done)
@@ -146,17 +140,17 @@ def _done(_result) -> str:
 
 
 @contextmanager
-def callers(engine: str, jobs: int, address: str | None, device: str, threads: int = 1) -> Iterator[Callable]:
-    """Gives what starts a `Calling`, as `run_pool` wants it. engine: pool or ray. threads: of each call elsewhere.
+def callers(engine: str, jobs: int, address: str | None, device: str) -> Iterator[Callable]:
+    """Gives what starts a `Calling`, as `run_pool` wants it. engine: pool or ray. Calls elsewhere have one thread each.
 
     Models are kept from one call to the next in this process, until the end, and in those of this machine.
     """
     if engine == "ray":
         from cds3d.sweep.cluster import Cluster
 
-        caller = Cluster(address, threads, jobs * threads, Path.cwd())
+        caller = Cluster(address, 1, jobs, Path.cwd())
     else:
-        caller = Here() if jobs == 1 else Kept(threads)
+        caller = Here() if jobs == 1 else Kept()
     try:
         if engine == "ray":
             caller.reserve([], device)

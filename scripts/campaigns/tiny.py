@@ -178,7 +178,7 @@ class Inputs:
 
     # --- their runs
 
-    def run_whole(self, case: Case, folder: Path, limit: float = LIMIT) -> Truth:
+    def run_whole(self, case: Case, folder: Path) -> Truth:
         """Run a case unbroken. RuntimeError if it fails: then nothing can be said of broken runs."""
         count = folder.parent / f"{folder.name}.writes"
 
@@ -189,7 +189,7 @@ class Inputs:
             return code
 
         child = forks.Child(work, folder, folder.parent / f"{folder.name}.log")
-        seconds = forks.seconds_of(lambda: child.wait(limit))
+        seconds = forks.seconds_of(lambda: child.wait(LIMIT))
         if child.returncode != 0:
             child.kill()
             raise RuntimeError(f"{case.name} fails unbroken ({child.returncode}): {child.lines()[-1:]}")

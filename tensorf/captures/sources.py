@@ -129,10 +129,10 @@ def _what_else(path: Path) -> str:
     return "convert photos of other kinds to JPEG"
 
 
-def _folders_below(path: Path, deep: int = 2) -> list[Path]:
+def _folders_below(path: Path) -> list[Path]:
     """The folders in `path` and in those, nearest first; a few hundred at most, and no hidden ones."""
     level, found = [path], []
-    for _ in range(deep):
+    for _ in range(2):
         inside = (p for folder in level for p in _inside(folder))
         level = [p for p in inside if p.is_dir() and not p.is_symlink() and p.name[0] != "."][:_MOST_FOLDERS]
         found += level

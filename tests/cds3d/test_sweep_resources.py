@@ -172,7 +172,7 @@ def test_a_process_that_is_killed_takes_one_call_along(tmp_path):
     write_pid = "import os, pathlib; pathlib.Path({path!r}).write_text(str(os.getpid()))"
     todo += [Calling(tmp_path / f"{i}", exec, write_pid.format(path=str(tmp_path / f"{i}"))) for i in range(3)]
     todo += [Calling(tmp_path / "none", int, "no number")]
-    kept = Kept(1)
+    kept = Kept()
     try:
         run_pool(todo, 2, 1, lambda work: None, 0.01, start=lambda work: kept.call(work.function, *work.arguments))
     finally:
@@ -206,7 +206,7 @@ pathlib.Path({path!r}).write_text(str(sum(type(o).__name__ == "Model" for o in g
 """
 
 
-@pytest.mark.parametrize("make", [Here, lambda: Kept(1)], ids=["here", "kept"])
+@pytest.mark.parametrize("make", [Here, Kept])
 def test_a_call_that_failed_holds_no_model(make, tmp_path):
     """Of an exception, and of those that it came from: trying again would need memory for two."""
     caller = make()
@@ -263,7 +263,7 @@ from cds3d.guidance import load_prior
 priors = [load_prior({str(tiny_folder)!r}, device=torch.device("cpu")) for _ in range(2)]
 pathlib.Path({str(tmp_path / "same")!r}).write_text(str(priors[0] is priors[1]))
 """
-    kept = Kept(1)
+    kept = Kept()
     try:
         wait([kept.call(exec, load, {})._future])
     finally:

@@ -16,12 +16,12 @@ _ADAM_SHARE = 0.3  # AdamW's rate as a share of Muon's
 _ADAM_ONLY = ("conv_in", "conv_out", "embedding", "quant_conv")  # first and last layers, tables of vectors
 
 
-def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalise(matrices: Tensor) -> Tensor:
     """(n, rows, cols) -> same shape, singular values brought near 1 (quintic Newton-Schulz)."""
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.transpose(1, 2) if tall else matrices
     x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-9)
-    for _ in range(steps):
+    for _ in range(5):
         gram = x @ x.transpose(1, 2)
         x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
     return x.transpose(1, 2) if tall else x

@@ -98,9 +98,9 @@ class Render:
         return self.parts > 0
 
 
-def _noise_table(size: int = 256, seed: int = 7) -> np.ndarray:
+def _noise_table() -> np.ndarray:
     """Tileable band-limited noise in [-1, 1], falling off with frequency."""
-    rng = np.random.default_rng(seed)
+    rng, size = np.random.default_rng(7), 256
     freq = np.fft.fftfreq(size) * size
     radius = np.hypot(freq[:, None], freq[None])
     amplitude = np.where((radius > 1) & (radius < 48), 1 / np.maximum(radius, 1) ** 1.1, 0)
