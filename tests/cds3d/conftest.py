@@ -14,6 +14,8 @@ from cds3d.cli import run_command
 from cds3d.guidance import Prior, load_prior
 from cds3d.pocket.world.capture import write_capture
 from cds3d.pocket.world.scenes import Attributes
+from tensorf.captures import load_capture
+from tensorf.renderable import load_field
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +54,19 @@ def source_run(tmp_path_factory, capture_folder) -> Path:
     code = run_command("train", ["--capture", str(capture_folder), f"output={folder}", *TINY_SCENE, *TINY_FIELD])
     assert code == 0
     return folder
+
+
+@pytest.fixture()
+def field(source_run):
+    """The field of `source_run`, of which a test may change whatever it likes."""
+    return load_field(source_run / "field.safetensors")
+
+
+@pytest.fixture(scope="module")
+def cameras(capture_folder):
+    """Three of the capture's cameras, 32x24: latents are 4x3."""
+    capture = load_capture(capture_folder, width=64)
+    return [camera.resized(32, 24) for camera in capture.cameras[:3]]
 
 
 @pytest.fixture(autouse=True)

@@ -19,14 +19,8 @@ from cds3d.subjects.region import EditedRegion
 from tensorf.captures import load_capture
 from tensorf.errors import UserError
 from tensorf.local import LocalField
-from tensorf.renderable import load_field
 
 RATES = FieldRates(color_lr=1.0, network_lr=0.1, density_lr=0.0, line_lr=1.0)
-
-
-@pytest.fixture()
-def field(source_run):
-    return load_field(source_run / "field.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -17,21 +17,8 @@ from cds3d.subjects.local import LocalPair, LocalViews, LookPair
 from cds3d.subjects.region import EditedRegion
 from cds3d.subjects.volume import VolumeConfig, edited_volume
 from cds3d.where import _over_picture, as_caption, word_masks
-from tensorf.captures import load_capture
 from tensorf.errors import UserError
 from tensorf.local import LocalField, cell_centers
-from tensorf.renderable import load_field
-
-
-@pytest.fixture()
-def field(source_run):
-    return load_field(source_run / "field.safetensors")
-
-
-@pytest.fixture(scope="module")
-def cameras(capture_folder):
-    capture = load_capture(capture_folder, width=64)
-    return [camera.resized(32, 24) for camera in capture.cameras[:3]]
 
 
 def world(field):

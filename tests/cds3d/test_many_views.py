@@ -12,17 +12,11 @@ from cds3d.subjects.sources import spread
 from tensorf.cameras import Camera
 from tensorf.captures import load_capture
 from tensorf.errors import UserError
-from tensorf.renderable import load_field
 
 
 @pytest.fixture(scope="module")
 def cameras(capture_folder):
     return load_capture(capture_folder, width=64).cameras
-
-
-@pytest.fixture()
-def field(source_run):
-    return load_field(source_run / "field.safetensors")
 
 
 def looking_at(x, z, direction):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from defaults import edit_config
 from fakes import PROMPTS, FixedGradient, LinearPrior
-from test_local_edits import cameras, clones, field, local_views, masked  # noqa: F401
+from test_local_edits import clones, local_views, masked  # noqa: F401
 
 import cds3d.redraw as module
 from cds3d.editor import Editor
@@ -25,7 +25,7 @@ def options(**changes):
     return replace(shipped, **{**dict(views=None, steps=4, fits=3, polish=2, zoom=0.0), **changes})
 
 
-def work(field, cameras, iterations=4, seed=0, **changes):  # noqa: F811
+def work(field, cameras, iterations=4, seed=0, **changes):
     subject, prior = local_views(field, cameras, looks=2), LinearPrior()
     editor = Editor(subject, prior, FixedGradient(0.01), PROMPTS, edit_config(iterations, 0.01))
     return RedrawnShape(editor, subject, prior, PROMPTS, options(**changes), RATES, seed)
@@ -46,7 +46,7 @@ def red(monkeypatch):
     monkeypatch.setattr(RedrawnShape, "_redrawn", redrawn)
 
 
-def test_iterations_count_the_edit_the_views_and_the_polish(field, cameras):  # noqa: F811
+def test_iterations_count_the_edit_the_views_and_the_polish(field, cameras):
     edit = work(field, cameras)
     figures = to_end(edit)
     assert edit.iteration == edit.iterations == 4 + 3 + 2
@@ -54,7 +54,7 @@ def test_iterations_count_the_edit_the_views_and_the_polish(field, cameras):  # 
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4, 6])  # while it looks, in the edit, before the first round, between rounds
-def test_a_state_is_a_snapshot(steps, field, cameras):  # noqa: F811
+def test_a_state_is_a_snapshot(steps, field, cameras):
     edit = work(field, cameras)
     for _ in range(steps):
         edit.step()
@@ -71,7 +71,7 @@ def test_a_state_is_a_snapshot(steps, field, cameras):  # noqa: F811
         assert all(torch.equal(end[k], v) for k, v in edit.target.target.state_dict().items())
 
 
-def test_the_field_takes_on_what_is_drawn_in_the_region_alone(field, cameras, red):  # noqa: F811
+def test_the_field_takes_on_what_is_drawn_in_the_region_alone(field, cameras, red):
     edit = work(field, cameras, fits=8, polish=6, lr=0.05)
     for _ in range(5):
         edit.step()
@@ -87,7 +87,7 @@ def test_the_field_takes_on_what_is_drawn_in_the_region_alone(field, cameras, re
     assert isinstance(edit.edited(), LocalField) and torch.equal(edit.region_in_space(), edit.target.region)
 
 
-def test_a_view_shows_what_was_drawn_in_others_before(field, cameras, monkeypatch):  # noqa: F811
+def test_a_view_shows_what_was_drawn_in_others_before(field, cameras, monkeypatch):
     starts, drawn = [], RedrawnShape._drawn
     monkeypatch.setattr(RedrawnShape, "_drawn", lambda s, z, *rest: (starts.append(z), drawn(s, z, *rest))[1])
     edit = work(field, cameras)
@@ -100,7 +100,7 @@ def test_a_view_shows_what_was_drawn_in_others_before(field, cameras, monkeypatc
     assert starts[2].shape == third.shape and not torch.equal(starts[2], third)
 
 
-def test_noise_becomes_less_from_view_to_view(field, cameras, monkeypatch):  # noqa: F811
+def test_noise_becomes_less_from_view_to_view(field, cameras, monkeypatch):
     asked, guided = [], module.guided
     monkeypatch.setattr(module, "guided", lambda p, z, t, *rest: (asked.append(t), guided(p, z, t, *rest))[1])
     edit = work(field, cameras, steps=10, strength=0.5, strength_end=0.1)
@@ -116,12 +116,12 @@ def test_noise_becomes_less_from_view_to_view(field, cameras, monkeypatch):  # n
     assert firsts == [401, 201, 1] and counts == [5, 3, 1]
 
 
-def test_the_least_strength_still_draws(field, cameras):  # noqa: F811
+def test_the_least_strength_still_draws(field, cameras):
     edit = work(field, cameras, steps=2, strength=1e-6, strength_end=1e-6)
     assert len(to_end(edit)) == edit.iterations
 
 
-def test_latent_cells_outside_the_region_stay(field, cameras, monkeypatch):  # noqa: F811
+def test_latent_cells_outside_the_region_stay(field, cameras, monkeypatch):
     edit = work(field, cameras)
     for _ in range(5):
         edit.step()
@@ -155,7 +155,7 @@ def drawn_as(edit, monkeypatch, new, before):
         return edit._redrawn(0, 0.4)
 
 
-def in_rounds(field, cameras, monkeypatch, changed, **changes):  # noqa: F811
+def in_rounds(field, cameras, monkeypatch, changed, **changes):
     """An edit whose first view shows the region everywhere, and differs from the source in `changed` (H, W)."""
     edit = work(field, cameras, **changes)
     for _ in range(5):
@@ -167,7 +167,7 @@ def in_rounds(field, cameras, monkeypatch, changed, **changes):  # noqa: F811
     return edit, source
 
 
-def test_pixels_that_differ_little_are_the_sources_and_gaps_are_closed(field, cameras, monkeypatch):  # noqa: F811
+def test_pixels_that_differ_little_are_the_sources_and_gaps_are_closed(field, cameras, monkeypatch):
     everywhere = torch.ones(24, 32, dtype=torch.bool)
     old, new = torch.full((24, 32, 3), 0.5), torch.full((24, 32, 3), 0.54)
     new[4:20, 4:20] = 0.9
@@ -180,7 +180,7 @@ def test_pixels_that_differ_little_are_the_sources_and_gaps_are_closed(field, ca
     assert not torch.allclose(drawn_as(edit, monkeypatch, new, old)[6:18, 6:18], new[6:18, 6:18])
 
 
-def test_what_is_drawn_far_from_what_has_changed_is_left_out(field, cameras, monkeypatch):  # noqa: F811
+def test_what_is_drawn_far_from_what_has_changed_is_left_out(field, cameras, monkeypatch):
     changed = torch.zeros(24, 32, dtype=torch.bool)
     changed[8:16, 8:12] = True
     edit, source = in_rounds(field, cameras, monkeypatch, changed, grow=0.1, close=0.0)  # 3 pixels
@@ -189,7 +189,7 @@ def test_what_is_drawn_far_from_what_has_changed_is_left_out(field, cameras, mon
     assert torch.equal(taken[:, 20:], source[:, 20:]) and torch.equal(taken[:2], source[:2])
 
 
-def test_what_has_changed_outside_of_the_crop_stays(field, cameras, monkeypatch):  # noqa: F811
+def test_what_has_changed_outside_of_the_crop_stays(field, cameras, monkeypatch):
     changed = torch.zeros(24, 32, dtype=torch.bool)
     changed[4:20, 8:24] = True
     edit, source = in_rounds(field, cameras, monkeypatch, changed, close=0.0, zoom=0.8)
@@ -235,7 +235,7 @@ def test_masks():
 
 
 @pytest.mark.parametrize("at", [3, 5, 7, 8])
-def test_resumed_it_is_bit_for_bit_the_unbroken_one(at, field, cameras, monkeypatch):  # noqa: F811
+def test_resumed_it_is_bit_for_bit_the_unbroken_one(at, field, cameras, monkeypatch):
     def settle(self):  # something is empty, which this field nowhere is
         self.occupancy = self.occupancy & (torch.arange(self.occupancy.numel()).view(self.occupancy.shape) % 3 > 0)
 
@@ -252,7 +252,7 @@ def test_resumed_it_is_bit_for_bit_the_unbroken_one(at, field, cameras, monkeypa
     assert all(torch.equal(v, expected[k]) for k, v in resumed.edited().state_dict().items())
 
 
-def test_an_edit_that_becomes_longer_is_redrawn_again(field, cameras):  # noqa: F811
+def test_an_edit_that_becomes_longer_is_redrawn_again(field, cameras):
     done, longer = work(field, cameras), work(field, cameras, iterations=6)
     to_end(done)
     longer.load_state_dict(done.state_dict())
@@ -260,7 +260,7 @@ def test_an_edit_that_becomes_longer_is_redrawn_again(field, cameras):  # noqa: 
     assert sum("redraw/psnr_db" in f for f in to_end(longer)) == 5
 
 
-def test_cameras_that_do_not_see_the_region_are_left_out(field, cameras):  # noqa: F811
+def test_cameras_that_do_not_see_the_region_are_left_out(field, cameras):
     away = replace(cameras[1], cx=cameras[1].cx + 500)
     edit = work(field, [*cameras[:1], away, *cameras[2:]], views=3)
     to_end(edit)
@@ -268,12 +268,12 @@ def test_cameras_that_do_not_see_the_region_are_left_out(field, cameras):  # noq
     assert set(edit._pictures) == {0, 2} and edit._chosen == [0, 2]
 
 
-def test_a_region_without_anything_in_it_is_seen_by_none(field, cameras):  # noqa: F811
+def test_a_region_without_anything_in_it_is_seen_by_none(field, cameras):
     region = torch.zeros_like(field.occupancy)
     assert not module.sees(cameras[0], field, region)
 
 
-def test_what_is_shown_on_the_way(field, cameras):  # noqa: F811
+def test_what_is_shown_on_the_way(field, cameras):
     edit = work(field, cameras)
     shown = []
     for _ in range(edit.iterations):
@@ -283,7 +283,7 @@ def test_what_is_shown_on_the_way(field, cameras):  # noqa: F811
     assert edit.pictures()["picture_and_edit"].shape == (24, 64, 3)
 
 
-def test_a_fit_that_is_not_finite_is_told_with_its_option_and_iteration(field, cameras, monkeypatch):  # noqa: F811
+def test_a_fit_that_is_not_finite_is_told_with_its_option_and_iteration(field, cameras, monkeypatch):
     edit = work(field, cameras)
     for _ in range(5):
         edit.step()
@@ -292,7 +292,7 @@ def test_a_fit_that_is_not_finite_is_told_with_its_option_and_iteration(field, c
         edit.step()
 
 
-def test_a_gradient_that_is_not_finite_moves_nothing(field, cameras):  # noqa: F811
+def test_a_gradient_that_is_not_finite_moves_nothing(field, cameras):
     edit = work(field, cameras)
     for _ in range(5):
         edit.step()
@@ -325,12 +325,12 @@ def test_options_that_make_no_sense_are_refused_by_name(wrong):
         options(**wrong)
 
 
-def test_more_steps_than_the_schedule_has_are_refused(field, cameras):  # noqa: F811
+def test_more_steps_than_the_schedule_has_are_refused(field, cameras):
     with pytest.raises(UserError, match="timesteps"):
         work(field, cameras, steps=5000)
 
 
-def test_redrawing_opens_the_whole_region_again_and_takes_the_edits_views(field, cameras):  # noqa: F811
+def test_redrawing_opens_the_whole_region_again_and_takes_the_edits_views(field, cameras):
     edit = work(field, cameras)
     for _ in range(4):
         edit.step()
@@ -342,7 +342,7 @@ def test_redrawing_opens_the_whole_region_again_and_takes_the_edits_views(field,
     assert views and all(edit.subject._views[camera] is view for camera, view in views.items())
 
 
-def test_what_is_empty_is_left_out_every_few_rounds(field, cameras, monkeypatch):  # noqa: F811
+def test_what_is_empty_is_left_out_every_few_rounds(field, cameras, monkeypatch):
     edit, at = work(field, cameras), []
     for _ in range(4):
         edit.step()
@@ -351,7 +351,7 @@ def test_what_is_empty_is_left_out_every_few_rounds(field, cameras, monkeypatch)
     assert at == [3]
 
 
-def test_the_rate_falls_to_a_tenth(field, cameras, monkeypatch):  # noqa: F811
+def test_the_rate_falls_to_a_tenth(field, cameras, monkeypatch):
     edit, rates = work(field, cameras, lr=0.02), []
     step = module.Adam.step
     for _ in range(4):
@@ -362,7 +362,7 @@ def test_the_rate_falls_to_a_tenth(field, cameras, monkeypatch):  # noqa: F811
     assert rates[0] == pytest.approx(0.02) and rates[-1] == pytest.approx(0.02 * 0.1 ** (14 / 15))
 
 
-def test_each_view_has_noise_of_its_own_and_the_target_prompt(field, cameras, monkeypatch):  # noqa: F811
+def test_each_view_has_noise_of_its_own_and_the_target_prompt(field, cameras, monkeypatch):
     edit, noises, asked = work(field, cameras), [], []
     noise_like, guided = module.noise_like, module.guided
     monkeypatch.setattr(module, "noise_like", lambda *a: (noises.append(noise_like(*a)), noises[-1])[1])
@@ -372,13 +372,13 @@ def test_each_view_has_noise_of_its_own_and_the_target_prompt(field, cameras, mo
     assert all(rest == (PROMPTS.null, PROMPTS.target, edit.config.scale) for rest in asked)
 
 
-def test_only_the_spread_views_are_drawn_anew(field, cameras):  # noqa: F811
+def test_only_the_spread_views_are_drawn_anew(field, cameras):
     edit = work(field, cameras, views=2)
     assert len(to_end(edit)) == 4 + 2 + 2
     assert len(edit._chosen) == len(edit._pictures) == 2
 
 
-def test_pixels_of_rays_past_the_region_are_the_sources(field, cameras, monkeypatch):  # noqa: F811
+def test_pixels_of_rays_past_the_region_are_the_sources(field, cameras, monkeypatch):
     edit = work(field, cameras, grow=0.99)
     for _ in range(5):
         edit.step()
@@ -388,7 +388,7 @@ def test_pixels_of_rays_past_the_region_are_the_sources(field, cameras, monkeypa
     assert torch.equal(taken[~inside], source[~inside]) and (taken[inside] == 1).all()
 
 
-def test_a_damaged_picture_in_a_state_is_refused(field, cameras):  # noqa: F811
+def test_a_damaged_picture_in_a_state_is_refused(field, cameras):
     edit = work(field, cameras)
     for _ in range(6):
         edit.step()

@@ -17,7 +17,6 @@ from cds3d.subjects.image import LatentImage, PixelImage
 from cds3d.subjects.region import EditedRegion
 from cds3d.subjects.sources import source_view, turn_of
 from tensorf.captures import load_capture
-from tensorf.renderable import load_field
 from tensorf.visibility import View
 
 SHARE = 8  # one in so many of the rays outside the region is rendered
@@ -144,11 +143,6 @@ def test_pictures_of_other_floating_point_types_are_taken(kind, dtype):
 
 
 # --- fields
-
-
-@pytest.fixture()
-def field(source_run):
-    return load_field(source_run / "field.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,8 @@ from omegaconf import OmegaConf
 
 viser = pytest.importorskip("viser", reason='no viser: pip install ".[viewer]"')
 
+from viewer_client import wait_for  # noqa: E402
+
 from cds3d.cli import configured  # noqa: E402
 from cds3d.commands.view import _let_edits_be_stopped, open_viewer  # noqa: E402
 from cds3d.options import load_config  # noqa: E402
@@ -67,13 +69,6 @@ def add_run(name, tgt="a red daisy", finished=True, iteration=None, **options):
         if iteration is not None:
             write_text(run / "state" / "progress.json", json.dumps({"iteration": iteration}))
     return run
-
-
-def wait_for(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 # --- the list

@@ -4,7 +4,6 @@ import gzip
 import http.client
 import re
 import shutil
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +12,7 @@ from fakes import LinearPrior
 
 viser = pytest.importorskip("viser", reason='no viser: pip install ".[viewer]"')
 
+from viewer_client import wait_for  # noqa: E402
 from websockets.datastructures import Headers  # noqa: E402
 from websockets.http11 import Response  # noqa: E402
 
@@ -43,13 +43,6 @@ def controls(viewer):
     viewer.place.show("anywhere")
     viewer.controls._words.value = ""
     viewer.controls.say("")
-
-
-def wait_for(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "identity"])

@@ -12,6 +12,13 @@ from PIL import Image
 from websockets.sync.client import connect
 
 
+def wait_for(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def socket_of(viewer, **headers):
     """A client that has told its camera once, as it has to, and has been told by the viewer where to stand."""
     url, before = viewer.url.replace("http://", "ws://"), set(viewer.windows)
