@@ -166,7 +166,6 @@ def _claim(args) -> None:
     path, now = args.output / "settings.json", {"options": args.options, "tuning": args.tuning}
     if (args.output / "runs").exists() and (not path.exists() or json.loads(path.read_text()) != now):
         raise UserError(f"{args.output} holds runs with other options: give another --output")
-    args.output.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(now) + "\n")
 
 

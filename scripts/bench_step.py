@@ -281,7 +281,6 @@ def main(argv=None) -> None:
         if dtype == "fp32":
             result["gradient_relative_error"] = max(row["gradient_difference"] for row in rows)
         del prior
-    args.json.parent.mkdir(parents=True, exist_ok=True)
     write_text(args.json, json.dumps(result, indent=2) + "\n")
     print(f"{args.json}: " + ", ".join(f"ratio_{d} {result[f'ratio_{d}']:.2f}" for d in args.dtypes))
 

@@ -171,7 +171,6 @@ def _failed(part: str, error: str) -> dict:
 
 
 def write_results(file: Path, result: dict) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(result, indent=2) + "\n")
     write_text(file.with_suffix(".md"), tables(result))
 

@@ -53,7 +53,6 @@ class Scale(NamedTuple):
     source: float
     result: float
     states: float
-    light: float
     store_rate: float
     disk_rate: float
     table_seconds: float
@@ -238,7 +237,6 @@ def main(argv=None) -> None:
         source=figures["field_mb"] * _MB,
         result=figures["result_mb"] * _MB,
         states=args.edit_seconds // 60 * figures["state_mb"] * _MB,  # one a minute
-        light=figures["light_mb"] * _MB,
         store_rate=args.store_gbs * _GB,
         disk_rate=args.disk_gbs * _GB,
         table_seconds=args.table_seconds,

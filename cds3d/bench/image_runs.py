@@ -135,7 +135,6 @@ def claim(output: Path, items: list[Item], chosen: dict[str, list[str]]) -> None
             raise UserError(f"{path} is damaged ({reason(error)}): give another --output") from error
     elif output.is_file() or output.is_dir() and any(output.iterdir()):
         raise UserError(f"{output} is not a benchmark's folder: give another --output")
-    output.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(now, indent=1) + "\n")
 
 

@@ -227,7 +227,6 @@ def _claim(folder: Path, settings: dict, overwrite: bool) -> None:
             )
     elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is no benchmark's: give output=FOLDER")
-    folder.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(settings, indent=1) + "\n")
 
 
@@ -319,7 +318,6 @@ def _one(run: Run) -> None:
             result["figures"], pictures = bounds(case, prior, judge) | image_looks(case, prior, judge), {}
         else:
             result["figures"], result["stages"], pictures = edit_case(case, config, prior, judge, run.start)
-    run.path.parent.mkdir(parents=True, exist_ok=True)
     for which, picture in pictures.items():
         write_image(run.picture(which), picture)
     write_text(run.path, json.dumps(result) + "\n")

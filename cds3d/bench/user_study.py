@@ -65,7 +65,6 @@ def write_page(page: Path, items: list[Item], edits: list[dict[str, Path]], seed
     # "</" would end the script that holds the data.
     text = PAGE.replace("@DATA@", json.dumps(data).replace("</", "<\\/"))
     text = text.replace("@COUNT@", html.escape(str(len(items))))
-    page.parent.mkdir(parents=True, exist_ok=True)
     write_text(page, text)
     write_text(key_path(page), json.dumps({"study": study, "seed": seed, "items": key}, indent=1) + "\n")
     return key_path(page)

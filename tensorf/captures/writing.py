@@ -100,7 +100,6 @@ def write_colmap(folder: Path, names: list[str], cameras: list[Camera], poses: n
 
     names: relative to the folder of images.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     of_view = [np.flatnonzero(points.view == i) for i in range(len(names))]
     place = np.zeros(len(points), dtype=np.int64)  # of a point in its view's list of observations
     for rows in of_view:

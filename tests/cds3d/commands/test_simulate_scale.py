@@ -14,7 +14,7 @@ def test_a_shared_bandwidth_by_hand():
 
 def test_a_simulated_sweep_by_hand():
     script = load_script("simulate_scale")
-    rates = dict(weights=10.0, source=4.0, result=6.0, states=0.0, light=0.0, store_rate=2.0, disk_rate=5.0)
+    rates = dict(weights=10.0, source=4.0, result=6.0, states=0.0, store_rate=2.0, disk_rate=5.0)
     scale = script.Scale(
         edits=2, gpus=1, edits_a_gpu=1, start_seconds=3.0, edit_seconds=0.0, table_seconds=7.0, table_each=True, **rates
     )
