@@ -15,6 +15,7 @@ from cds3d.guidance import Prior, load_prior
 from cds3d.pocket.world.capture import write_capture
 from cds3d.pocket.world.scenes import Attributes
 from tensorf.captures import load_capture
+from tensorf.local import LocalField
 from tensorf.renderable import load_field
 
 
@@ -67,6 +68,16 @@ def cameras(capture_folder):
     """Three of the capture's cameras, 32x24: latents are 4x3."""
     capture = load_capture(capture_folder, width=64)
     return [camera.resized(32, 24) for camera in capture.cameras[:3]]
+
+
+@pytest.fixture()
+def holes(monkeypatch):
+    """Settling takes every third cell of a local field for empty: some have to be, and in `field` none is."""
+
+    def settle(self):
+        self.occupancy = self.occupancy & (torch.arange(self.occupancy.numel()).view(self.occupancy.shape) % 3 > 0)
+
+    monkeypatch.setattr(LocalField, "settle", settle)
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,6 @@ from cds3d.subjects.given import seen_share
 from cds3d.subjects.region import EditedRegion
 from tensorf.captures import load_capture
 from tensorf.errors import UserError
-from tensorf.local import LocalField
 
 RATES = FieldRates(color_lr=1.0, network_lr=0.1, density_lr=0.0, line_lr=1.0)
 
@@ -219,11 +218,7 @@ def test_a_round_begins_as_the_field_shows(field, cameras, masked):
 
 
 @pytest.mark.parametrize("at", [1, 6, 9, 11, 12, 17, 20])
-def test_resumed_it_is_bit_for_bit_the_unbroken_one(at, field, cameras, masked, monkeypatch):
-    def settle(self):
-        self.occupancy = self.occupancy & (torch.arange(self.occupancy.numel()).view(self.occupancy.shape) % 3 > 0)
-
-    monkeypatch.setattr(LocalField, "settle", settle)
+def test_resumed_it_is_bit_for_bit_the_unbroken_one(at, field, cameras, masked, holes, monkeypatch):
     monkeypatch.setattr(module, "_SETTLE", 2)
     rates = replace(RATES, density_lr=1.0)
     whole = work(field, cameras, rounds=2, fits=5, grow=0.2, rates=rates)
