@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from tensorf.captures.apart import estimate_apart, partial_folder
 from tensorf.captures.frames import choose_frames
 from tensorf.captures.masks import FOLDER
 from tensorf.captures.photos import by_lens, copy_photos
@@ -52,6 +54,12 @@ def require_pycolmap(source: Source, install: str = "pip install pycolmap") -> M
 
 
 def estimate_capture(source: Source, folder: Path, threads: int | None = None, show_progress: bool = False) -> None:
+    """`estimate_here`, on macOS in a process of its own (`apart.py`)."""
+    do = estimate_apart if sys.platform == "darwin" else estimate_here
+    do(source, folder, threads, show_progress)
+
+
+def estimate_here(source: Source, folder: Path, threads: int | None = None, show_progress: bool = False) -> None:
     """Estimates the poses of `source` into `folder`, which must not exist yet and appears only once it is complete.
 
     threads: at most, None for all cores. The same source gives the same poses. Images that cannot be registered are
@@ -61,7 +69,7 @@ def estimate_capture(source: Source, folder: Path, threads: int | None = None, s
     colmap = require_pycolmap(source)
     tell(source)
     start = time.monotonic()
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")  # another process may be at the same source
+    partial = partial_folder(folder, os.getpid())  # another process may be at the same source
     shutil.rmtree(partial, ignore_errors=True)  # of a killed process with the same number, as in containers
     try:
         images, work, sparse = partial / "images", partial / "work", partial / "sparse" / "0"
