@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 from PIL import Image
@@ -56,7 +57,8 @@ def photo_index(capture: Capture, name: str) -> int | None:
     Where several folders of a capture have photos of that name, as train/ and test/ of Blender's, it is the one to
     train on. None if there is no such photo, or if several are to be trained on.
     """
-    paths = [Path(photo) for photo in capture.image_names]
+    name, *photos = (unicodedata.normalize("NFC", text) for text in (name, *capture.image_names))  # see `find_file`
+    paths = [Path(photo) for photo in photos]
     for names in (
         [p.as_posix() for p in paths],
         [p.with_suffix("").as_posix() for p in paths],

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tensorf.captures.colmap_files import Model, Registered, count_images, load_model
-from tensorf.captures.images import choose_image_folder, image_folders
+from tensorf.captures.images import choose_image_folder, find_file, image_folders
 from tensorf.captures.masks import with_masks
 from tensorf.captures.views import Lens, Listing, View, checked_lens, checked_pose, natural_key, report_missing
 from tensorf.errors import UserError
@@ -71,7 +71,7 @@ def read_colmap(root: Path, width: int | None, outside: bool = False) -> Listing
     for image in sorted(model.images, key=lambda image: natural_key(image.name)):
         pose = _pose(image, model.images_file)
         depths.append(_observed_depths(image, pose, model))
-        path = next((p for p in (photos / image.name, root / image.name) if p.is_file()), None)
+        path = find_file(photos, image.name) or find_file(root, image.name)
         if path is None:
             missing.append(image.name)
         else:
@@ -103,7 +103,7 @@ def _photos(root: Path, width: int | None, model: Model, outside: bool) -> Path:
 
     A folder with fewer of the photos counts as incomplete, and is not used.
     """
-    found = {f: [path for i in model.images if (path := f / i.name).is_file()] for f in image_folders(root)}
+    found = {f: [path for i in model.images if (path := find_file(f, i.name))] for f in image_folders(root)}
     if not outside:
         require_inside((path for paths in found.values() for path in paths), root)  # before they are opened
     most = max(map(len, found.values()), default=0)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -52,10 +53,20 @@ def is_photo(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] not in ".@" and path.is_file()
 
 
+def find_file(folder: Path, name: str) -> Path | None:
+    """The file of this name in `folder`; None where there is none.
+
+    Unicode has two forms of letters such as "ü": one sign, or a "u" and a sign for its dots. On a Mac they are the same
+    file. Elsewhere photos may come with one form, from an archive of a Mac, and a pose file with the other.
+    """
+    forms = (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
+    return next((path for form in dict.fromkeys(forms) if (path := folder / form).is_file()), None)
+
+
 def find_by_stem(folder: Path, stem: str) -> Path | None:
     """The photo in `folder` of this name without the suffix, which may be in capitals; None where there is none."""
     suffixes = [case for suffix in IMAGE_SUFFIXES for case in (suffix, suffix.upper())]
-    return next((path for suffix in suffixes if (path := folder / f"{stem}{suffix}").is_file()), None)
+    return next((path for suffix in suffixes if (path := find_file(folder, f"{stem}{suffix}"))), None)
 
 
 def image_folders(root: Path) -> list[Path]:

@@ -10,7 +10,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from tensorf.captures.images import find_by_stem
+from tensorf.captures.images import find_by_stem, find_file
 from tensorf.captures.views import Listing
 
 log = logging.getLogger("tensorf")
@@ -41,8 +41,7 @@ def masks_of(root: Path, names: list[str], tell: bool = True) -> list[Path | Non
 
 
 def _mask_of(folder: Path, name: str) -> Path | None:
-    exact = folder / f"{name}.png"
-    return exact if exact.is_file() else find_by_stem((folder / name).parent, Path(name).stem)
+    return find_file(folder, f"{name}.png") or find_by_stem((folder / name).parent, Path(name).stem)
 
 
 def with_masks(listing: Listing, root: Path) -> Listing:

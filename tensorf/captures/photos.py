@@ -219,15 +219,16 @@ def _size_of_copies(sizes: list[tuple[int, int]]) -> tuple[int, int]:
 def _names(photos: list[Path]) -> list[str]:
     """A name for each copy: the photo's, as .jpg, with _ for all but letters, digits, . and -.
 
-    COLMAP's lists of pairs are split at spaces, and in them # begins a comment.
+    COLMAP's lists of pairs are split at spaces, and in them # begins a comment. No two names differ only in their
+    capitals, which are one file on most Macs.
     """
-    names = []
+    names: dict[str, str] = {}
     for photo in photos:
         name = re.sub(r"[^\w.-]", "_", photo.stem) + ".jpg"
-        while name in names:  # a.png beside a.jpg
+        while name.lower() in names:  # a.png beside a.jpg
             name = "_" + name
-        names.append(name)
-    return names
+        names[name.lower()] = name
+    return list(names.values())
 
 
 def _refuse(unreadable: dict[Path, UnreadablePicture]) -> None:

@@ -15,7 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tensorf.captures.images import choose_image_folder, common_size, find_by_stem, image_folders, image_size
+from tensorf.captures.images import (
+    choose_image_folder,
+    common_size,
+    find_by_stem,
+    find_file,
+    image_folders,
+    image_size,
+)
 from tensorf.captures.masks import FOLDER
 from tensorf.captures.views import Lens, Listing, View, checked_lens, checked_pose, natural_key, report_missing
 from tensorf.errors import UserError
@@ -156,14 +163,15 @@ def _masks(root: Path, frames: list[dict], source: Path) -> list[Path | None]:
     asked = [frame.get("mask_path") for frame in frames]
     if wrong := [name for name in asked if name is not None and not isinstance(name, str)]:
         raise UserError(f"{source}: mask_path has to be a file's name, not {wrong[0]!r}; export the file again")
-    masks = [None if name is None else root / _normal(name, root) for name in asked]
-    missing = [mask for mask in masks if mask is not None and not mask.is_file()]
+    names = [None if name is None else _normal(name, root) for name in asked]
+    masks = [None if name is None else find_file(root, name) for name in names]
+    missing = [root / name for name, mask in zip(names, masks, strict=True) if name is not None and mask is None]
     if missing:
         log.warning(
             "%s: %d of %d masks are missing, the first is %s: their photos are trained on as a whole",
-            source, len(missing), len(masks) - masks.count(None), missing[0],
+            source, len(missing), len(names) - names.count(None), missing[0],
         )  # fmt: skip
-    return [mask if mask is not None and mask.is_file() else None for mask in masks]
+    return masks
 
 
 def _named_split(shared: dict, root: Path, source: Path) -> dict[str, bool] | None:
@@ -247,15 +255,14 @@ def _find_photo(root: Path, name: str) -> Path | None:
 
     Blender leaves the suffix out.
     """
-    path = root / name
     if not Path(name).name:  # such as "/", which is a place but no file
         return None
-    if path.is_file():
+    if path := find_file(root, name):
         return path
     if Path(name).parts[0] == "images" and not (root / "images").is_dir():  # only smaller copies were brought along
         places = [folder / Path(*Path(name).parts[1:]) for folder in image_folders(root)]
     else:
-        places = [path]
+        places = [root / name]
     found = (find_by_stem(place.parent, stem) for place in places for stem in (place.name, place.stem))
     return next((file for file in found if file), None)
 

@@ -207,6 +207,13 @@ def test_names_become_safe_and_stay_apart(tmp_path, folder):
     assert names == ["Blüte-1.5.jpg", "___my_photo.jpg", "__my_photo.jpg", "_my_photo.jpg"]
 
 
+def test_names_differ_in_more_than_capitals(tmp_path, folder):
+    """On most Macs the second copy would replace the first."""
+    for name in ("IMG_1.png", "img_1.jpg"):
+        picture().save(folder / name)
+    assert len({name.lower() for name in copied(tmp_path, folder)}) == 2
+
+
 def test_transparency_becomes_white(tmp_path, folder):
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(folder / "clear.png")
     assert np.asarray(copied(tmp_path, folder)["clear.jpg"]).min() > 250
