@@ -127,5 +127,10 @@ def changed(path: Path) -> int | None:
 
 
 def usable_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores that this process may use. On a Mac the fast ones: threads that share work wait for the slowest."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    try:
+        return int(subprocess.check_output(["sysctl", "-n", "hw.perflevel0.physicalcpu"], stderr=subprocess.DEVNULL))
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        return os.cpu_count() or 1

@@ -1,7 +1,12 @@
 """Commands in processes of their own: how they are stopped, and what is told of them."""
 
+import os
 import signal
 import time
+
+import pytest
+
+from cds3d.jobs import usable_cores
 
 
 def ended(job):
@@ -82,3 +87,13 @@ def test_progress_is_what_the_run_reports(python, tmp_path):
     (tmp_path / "state" / "progress.json").write_text('{"iteration": 3}')
     assert job.progress() == {"iteration": 3}
     ended(job)
+
+
+@pytest.mark.parametrize(("told", "cores"), [("echo 4", 4), ("exit 1", 12), ("echo no such key", 12)])
+def test_on_a_mac_the_fast_cores_count(tmp_path, monkeypatch, told, cores):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    (tmp_path / "sysctl").write_text(f'#!/bin/sh\n[ "$*" = "-n hw.perflevel0.physicalcpu" ] || exit 1\n{told}\n')
+    (tmp_path / "sysctl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert usable_cores() == cores
