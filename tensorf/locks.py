@@ -5,7 +5,6 @@ The lock is the system's, on an open file: it ends with the process that holds i
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -13,6 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tensorf.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows: one line, whichever command it is
+    raise SystemExit("error: Windows itself is not supported: run this in WSL (docs/index.md)") from None
 
 NAME = ".lock"
 _held: dict[Path, int] = {}  # folder -> file descriptor, of this process

@@ -1,6 +1,7 @@
 """Files are there whole or not at all."""
 
 import os
+import stat
 import subprocess
 
 import pytest
@@ -51,7 +52,7 @@ def test_content_is_on_the_disk_before_it_has_its_name_and_the_name_afterwards(t
         replace(old, new)
 
     def synchronised(file):
-        done.append("folder" if os.path.isdir(f"/proc/self/fd/{file}") else "content")
+        done.append("folder" if stat.S_ISDIR(os.fstat(file).st_mode) else "content")
         fsync(file)
 
     monkeypatch.setattr(os, "replace", replaced)

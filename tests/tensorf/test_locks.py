@@ -71,3 +71,11 @@ def test_a_released_folder_is_free(tmp_path, other):
             )
         locks.release(tmp_path)
         time.sleep(0.01)
+
+
+def test_without_the_systems_locks_one_line_says_so():
+    """As on Windows. It is told before anything else is imported that Windows has not."""
+    code = "import sys; sys.modules['fcntl'] = sys.modules['resource'] = None; import cds3d.cli"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["error: Windows itself is not supported: run this in WSL (docs/index.md)"]
