@@ -45,6 +45,8 @@ audit: .venv/ready
 	    echo "without a network: AUDIT=no make lint leaves this out"; exit 1; }
 
 .venv/ready: requirements.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
+	  { echo "error: cds3d needs Python 3.10 or later: PYTHON=python3.12 make ... picks another one"; exit 1; }
 	@$(PYTHON) -c "import venv, ensurepip" 2>/dev/null || \
 	  { echo "error: $(PYTHON) lacks venv: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv .venv

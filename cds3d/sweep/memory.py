@@ -107,13 +107,16 @@ def _untrained(config, capture: Capture) -> Field:
 
 
 def free_mb(device: torch.device) -> float:
-    """Memory of the device that is free for a new process: for a CPU what the system can give without swapping."""
+    """Memory of the device that is free for a new process: for a CPU what the system can give without swapping.
+
+    macOS has no file that tells this: there it is half of the machine's memory.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 2**20
     try:
         return int(re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())[1]) / 2**10
     except (OSError, TypeError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20 / 2
 
 
 def default_jobs(tasks: Sequence[Task], fixed: Sequence[str], threads_each: int) -> int:

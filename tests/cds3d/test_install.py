@@ -90,3 +90,17 @@ def test_the_wheels_commands_run_from_anywhere(bare, tmp_path):
     run([command, "train", "scene=flower", *TINY_SCENE, *TINY_FIELD, "video_frames=0", "field.iterations=2"], tmp_path)
     made = tmp_path / "outputs" / "flower" / "source"
     assert (made / "metrics.json").exists() and (made / "field.safetensors").exists()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_an_old_python_is_told_before_anything_is_made(tmp_path):
+    """As a Mac's own: pip would say that there is no torch."""
+    for name in ("Makefile", "requirements.txt"):
+        shutil.copy2(ROOT / name, tmp_path)
+    old = tmp_path / "python3.9"
+    asks = "import sys; sys.version_info = (3, 9, 6); exec(sys.argv[1])"
+    old.write_text(f"#!/bin/sh\nexec '{sys.executable}' -c '{asks}' \"$2\"\n")
+    old.chmod(0o755)
+    done = subprocess.run(["make", "edit", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0 and "error: cds3d needs Python 3.10 or later" in done.stdout
+    assert not (tmp_path / ".venv").exists()

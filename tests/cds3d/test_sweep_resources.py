@@ -7,6 +7,7 @@ import subprocess
 import sys
 from concurrent.futures import wait
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -78,6 +79,15 @@ def test_as_many_edits_as_memory_and_cores_allow(tmp_path, monkeypatch):
     assert default_jobs(tasks, [], 1) == 1
     asked[0] = UserError("no such model")  # the edits will tell
     assert default_jobs(tasks, [], 4) == 4
+
+
+def test_without_proc_half_of_the_memory_counts_as_free(monkeypatch):
+    def unreadable(path, *args, **options):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", unreadable)
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2**20, "SC_PAGE_SIZE": 2**14}.__getitem__)  # 16 GB
+    assert memory.free_mb(torch.device("cpu")) == 8192
 
 
 def test_no_forecast_without_edits(monkeypatch, caplog):
