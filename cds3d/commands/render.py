@@ -127,7 +127,7 @@ def _output(config: DictConfig, capture: Capture, run: Path) -> Path:
     if config.depth:
         folders[output.with_name(f"{output.name}_depth")] = _DEPTH
     for folder, ours in folders.items():
-        names = {p.name for p in folder.iterdir()} if folder.exists() else set()
+        names = {p.name for p in folder.iterdir()} - {".DS_Store"} if folder.exists() else set()
         if names and (ours not in names or any(not _PICTURE.fullmatch(name) for name in names - {ours})):
             raise UserError(f"{folder} holds other files: give another output=")
     return output

@@ -73,5 +73,6 @@ def _root(config: DictConfig) -> Path | None:
 
 
 def _files(folder: Path) -> set[tuple[str, int]]:
-    """(path in the folder, bytes) of every file."""
-    return {(file.relative_to(folder).as_posix(), file.stat().st_size) for file in folder.rglob("*") if file.is_file()}
+    """(path in the folder, bytes) of every file, but for hidden ones: a Mac's Finder leaves .DS_Store behind."""
+    files = (file for file in folder.rglob("*") if file.name[0] != "." and file.is_file())
+    return {(file.relative_to(folder).as_posix(), file.stat().st_size) for file in files}

@@ -116,7 +116,7 @@ def _what_else(path: Path) -> str:
     """What is in a folder without poses and photos, and what to do with it."""
     folders = _folders_below(path)
     files = [p for folder in [path, *folders] for p in _inside(folder) if p.is_file()]
-    videos = [p for p in files if p.parent == path and p.suffix.lower() in VIDEO_SUFFIXES]
+    videos = [p for p in files if p.parent == path and p.suffix.lower() in VIDEO_SUFFIXES and p.name[0] != "."]
     if videos:
         return f"it holds a video: give {videos[0]}"
     for folder in folders:

@@ -193,7 +193,7 @@ def test_folders_that_are_no_estimates_are_left_alone(photos, kept, record):
 @pytest.mark.parametrize(
     ("files", "told"),
     [
-        (["walk.mp4"], r"it holds a video: give \S*walk\.mp4"),
+        (["walk.mp4", "._walk.mp4"], r"it holds a video: give \S*/walk\.mp4"),
         (["input/1.jpg", "input/2.jpg", "input/3.jpg"], r"there are photos in a folder below: give \S*input$"),
         (["day/one/1.jpg", "day/one/2.jpg", "day/one/3.jpg"], r"give \S*day/one$"),
         (["scan/transforms.json"], r"there are poses in a folder below: give \S*scan$"),

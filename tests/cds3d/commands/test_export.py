@@ -204,6 +204,7 @@ def test_pictures_and_depths_that_can_be_measured(opaque, capture_folder):
     expected = axial_depth(field, camera, field.render(camera)["depth"].cpu())
     scale = float(capture.world_from_capture[:3, 0].norm())
     np.testing.assert_allclose(levels * unit, expected / scale, rtol=1e-3)
+    (colors / ".DS_Store").touch()  # a Mac's Finder has looked at them
     assert render(opaque, "frames=1", "format=png", "width=32") == 0
     assert sorted(p.name for p in colors.iterdir()) == ["0000.png", "frames.json"]  # older pictures are gone
     assert render(opaque, "frames=1", "format=png", "width=32", "output=a.folder") == 0

@@ -75,6 +75,7 @@ def test_a_run_whose_capture_is_gone_is_named(command, options, boxed, capture_f
 def test_a_source_of_another_capture_of_the_same_name_is_refused(boxed, capture_folder, tmp_path, capsys):
     other = tmp_path / "elsewhere" / capture_folder.name
     shutil.copytree(capture_folder, other)
+    (other / ".DS_Store").touch()  # a Mac's
     copied = ["--capture", str(other), *boxed[2:]]
     take_over(configured("edit", copied))  # the same files: it was copied, or moved
     next(other.rglob("view001.*")).unlink()
