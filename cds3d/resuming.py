@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 # Options whose absence says that an earlier version began the run: it goes on with today's.
-NOT_IN_OLDER_RUNS = (".view_noise", ".exposure", ".lr_exposure", "guidance.name")
+NOT_IN_OLDER_RUNS = (".view_noise", ".exposure", ".lr_exposure", "guidance.name", "edit.exact")
 # What a resume may change without a word, since no result changes.
 SILENT_KEYS = (
     "resume",

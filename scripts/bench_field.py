@@ -310,17 +310,17 @@ def bench_grids(field: Field, camera) -> list[dict]:
     return rows
 
 
-def bench_edits(camera, device: torch.device, iterations: list[int]) -> list[dict]:
+def bench_edits(camera, device: torch.device, iterations: list[int], more: list[str]) -> list[dict]:
     """Edits of scene=flower by the command: seconds by the clock of all iterations, the views' preparation too.
 
-    And, once edited, how far the editing view of a camera is from the full render.
+    And, once edited, how far the editing view of a camera is from the full render. more: options of edit.py.
     """
     rows = []
     camera = camera.resized(252, round(camera.height * 252 / camera.width))
     for count in iterations:
         with tempfile.TemporaryDirectory() as folder:
             options = [f"output={folder}/edit", "video_frames=0", f"device={device}", f"edit.iterations={count}"]
-            config = load_config("edit", options)
+            config = load_config("edit", [*options, *more])
             config.tgt = "a red flower"
             path = edit_command(config)
             metrics = json.loads((path / "metrics.json").read_text())
@@ -348,6 +348,7 @@ def main(argv=None) -> None:
     parser.add_argument("--train-steps", type=int, default=1000, help="of the reference")
     parser.add_argument("--goal", type=float, default=30.0, help="PSNR in dB of the flower's held-out photos")
     parser.add_argument("--edit-iterations", type=int, nargs="+", default=[100, 200, 400])
+    parser.add_argument("--edit-options", nargs="*", default=[], help="options of edit.py for these edits")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, default=Path("outputs/bench/field.json"), help="where the figures go")
     args = parser.parse_args(argv)
@@ -381,7 +382,7 @@ def main(argv=None) -> None:
         result["train_to_goal"] = bench_goal(args.capture, 504, device, args.goal)
         _print([result["train_to_goal"]])
     if args.only in (None, "edit"):
-        result["edits"] = bench_edits(camera, device, args.edit_iterations)
+        result["edits"] = bench_edits(camera, device, args.edit_iterations, args.edit_options)
         _print(result["edits"])
         full = [row["seconds"] for row in result["edits"] if row["iterations"] == 400]
         if full:

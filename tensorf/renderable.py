@@ -23,7 +23,8 @@ from tensorf.space import Space
 class FastView(Protocol):
     """One camera's rays, prepared so that rendering them again and again is cheap while surfaces stay in place.
 
-    full: (H, W, 3) the prepared field's render.
+    full: (H, W, 3) the prepared field's render. A view whose `color` shows another picture than the field's `render`
+    once surfaces have moved may also have `exact_color`, with the same arguments, which does not (`edit.exact`).
     """
 
     full: Tensor

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from tensorf.cameras import Camera
 from tensorf.field import Field
@@ -18,7 +19,7 @@ from tensorf.occupancy import Samples, cell_index, count_by_ray
 from tensorf.packed import ray_sum, split_indices
 from tensorf.precision import full_precision
 from tensorf.quadrature import representatives
-from tensorf.render import COLORS, composite, march, shade, weights_of
+from tensorf.render import COLORS, composite, march, render_rays, shade, weights_of
 from tensorf.space import Rays
 
 KEPT = 3  # groups of thin samples on a ray, of which one is kept
@@ -89,6 +90,17 @@ class View:
         samples, scale = self.samples(index)
         viewdirs, residue = (a if index is None else a[index] for a in (self.viewdirs, self.residue))
         return self._color(field, samples, scale, viewdirs) + residue
+
+    def exact_color(self, field: Field, index: Tensor | None = None, *, chunk: int = 4096) -> Tensor:
+        """As `color`, by all samples of the field as it is now: right also where surfaces have moved, and much slower.
+
+        A chunk of rays is in memory at a time. The backward pass renders it again.
+        """
+        rays = field.space.rays(self.camera).to(field.device)
+        rays = rays if index is None else rays[index]
+        parts = [rays[i : i + chunk] for i in range(0, max(len(rays), 1), chunk)]
+        kept = {"use_reentrant": False, "preserve_rng_state": False}  # nothing here is drawn at random
+        return torch.cat([checkpoint(lambda part: render_rays(field, part).color, part, **kept) for part in parts])
 
     @staticmethod
     def _color(field: Field, samples: Samples, scale: Tensor, viewdirs: Tensor) -> Tensor:

@@ -288,8 +288,9 @@ def views_maker(config: DictConfig, find: bool = True) -> Callable[..., FieldVie
     region = build(RegionConfig, config.edit.region, group="edit.region")
     if "volume" not in config.edit:
         kept = build(Preservation, config.edit, group="edit")
+        boolean(config, "edit.exact")
         parts = dict(rates=rates, region=region, preservation=kept, views=most_views(config, find))
-        return partial(FieldViews, **parts, find=find, seed=config.seed)
+        return partial(FieldViews, **parts, find=find, exact=config.edit.exact, seed=config.seed)
     volume = build(VolumeConfig, config.edit.volume, group="edit.volume")
     iterations = build(EditConfig, config.edit, group="edit", seed=config.seed).iterations
     looks = max(1, round(volume.look * iterations)) if find else 0

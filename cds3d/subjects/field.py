@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ from cds3d.subjects.volume import edited_volume
 from tensorf.cameras import Camera
 from tensorf.local import LocalField
 from tensorf.packed import split_indices
-from tensorf.renderable import Renderable
+from tensorf.renderable import FastView, Renderable
 
 _GROUPS = ("color", "density", "network", "color_lines", "density_lines")  # of `Renderable.parameter_groups`
 
@@ -94,8 +94,10 @@ class FieldPair:
         stride: int,
         pull: float | Tensor,
         generator: torch.Generator | None = None,
+        exact: bool = False,
     ):
         self.source, self.camera = source.latent, camera
+        self._colors = colors_by(source.view, exact)
         self._prior, self._field, self._source_view = prior, target, source
         self._weight, self._reach, self._stride, self._pull = weight, reach, stride, pull
         within, outside = split_indices(reach >= inside)
@@ -105,7 +107,7 @@ class FieldPair:
 
     def target(self) -> Tensor:
         if self._encoded is None:
-            self._color = self._source_view.view.color(self._field, self._rays)
+            self._color = self._colors(self._field, self._rays)
             within, picture = self._rays[: self._within], self._source_view.image
             image = picture.view(-1, 3).index_copy(0, within, self._color[: self._within].detach())
             self._image = image.view_as(picture).requires_grad_()
@@ -136,7 +138,8 @@ class FieldViews:
     seed: of the order in which cameras come. given: (z, y, x) bool in the cells of the source's occupancy; if there is
     one, nothing changes outside of it. find: whether gradients find the region, inside the given one if there is one.
     views: how many of the cameras to edit through, far from each other; None: all. A camera has no mask before its
-    first visit, so with many more cameras than steps nothing is masked.
+    first visit, so with many more cameras than steps nothing is masked. exact: render all samples of the target each
+    step, and not the few that stood for the source's: where surfaces move, these show another picture (`colors_by`).
 
     Raises ValueError for no cameras, cameras of less than 8 pixels a side, and where neither says the region.
     """
@@ -153,10 +156,11 @@ class FieldViews:
         given: Tensor | None = None,
         find: bool = True,
         views: int | None = None,
+        exact: bool = False,
     ):
         if not find and given is None:
             raise ValueError("find=False needs a given region")
-        self.source, self.find = source, find
+        self.source, self.find, self.exact = source, find, exact
         self._trainable = copy.deepcopy(source).requires_grad_(True)
         self.target = self._trainable if given is None else LocalField(source, given, self._trainable)
         self.prior, self.rates = prior, rates
@@ -191,6 +195,7 @@ class FieldViews:
             max(1, round(1 / kept.ray_share)),
             kept.preservation * self.region.gradient_rms,
             generator,
+            self.exact,
         )
 
     def _weight(self, camera: int, source: SourceView) -> Tensor:
@@ -218,7 +223,7 @@ class FieldViews:
         if not self.views.made:
             return {}
         camera, made = next(iter(self.views.made.items()))
-        now = made.view.color(self.target).view_as(made.image)
+        now = colors_by(made.view, self.exact)(self.target).view_as(made.image)
         return {"source_and_edit": torch.cat([made.image, now], 1), "region": self._weight(camera, made)[..., None]}
 
     def edited(self) -> Renderable:
@@ -253,6 +258,11 @@ class FieldViews:
             raise ValueError("cameras that the scene does not have")
         self.views.chosen = chosen
         self.region.load_state(state["masks"], self.source.device)
+
+
+def colors_by(view: FastView, exact: bool) -> Callable[..., Tensor]:
+    """`view.color`, or `view.exact_color` if it is to be exact and the view has one: kinds of fields may have none."""
+    return getattr(view, "exact_color", view.color) if exact else view.color
 
 
 def moved_groups(target: Renderable, rates: FieldRates, lr: float) -> list[dict]:

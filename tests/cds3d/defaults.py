@@ -53,15 +53,15 @@ def field_views(
     given=None,
     find=True,
     views=None,
+    exact=False,
     **rates,
 ) -> FieldViews:
     """Everything moves, nothing is held, unless said otherwise; the margin is two pixels."""
     width = cameras[0].width if cameras else 32
     kept = replace(build(Preservation, _field()), preservation=preservation, margin=2 / width)
     moved = FieldRates(**{**dict(color_lr=1.0, network_lr=0.1, density_lr=1.0, line_lr=1.0), **rates})
-    return FieldViews(
-        field, cameras, prior, moved, region_config(mask_threshold, width), kept, seed, given, find, views
-    )
+    region = region_config(mask_threshold, width)
+    return FieldViews(field, cameras, prior, moved, region, kept, seed, given, find, views, exact)
 
 
 def run(editor: Editor) -> list[dict]:

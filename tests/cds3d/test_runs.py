@@ -240,6 +240,11 @@ def test_runs_of_before_exposures_were_learnt_go_on(tmp_path):
         RunFolder(tmp_path / "run", options(resume=True, field={**field, "other": 1}))
 
 
+def test_runs_of_before_edits_could_be_exact_go_on(tmp_path):
+    begun(tmp_path / "run", edit={"iterations": 8}).save_state({"iteration": 2})
+    assert RunFolder(tmp_path / "run", options(resume=True, edit={"iterations": 8, "exact": True})).resumed
+
+
 def test_seconds_go_on_after_a_resume(tmp_path):
     run = begun(tmp_path / "run")
     run.seconds_before = 1000.0

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tensorf.render import render_view
+from tensorf.render import render_rays, render_view
 from tensorf.visibility import View
 
 
@@ -49,6 +49,30 @@ def test_a_changed_copy_is_rendered_where_the_source_was_seen(field, camera):
     with torch.no_grad():
         field.decoder.layers[-1].bias += torch.tensor([1.0, 0, -1])  # colours change, shapes stay
     assert psnr(view.render(field), render_view(field, camera)["color"]) > 40
+
+
+def test_exact_colors_are_those_of_a_field_whose_surfaces_have_moved(field, camera):
+    view = View(field, camera)
+    with torch.no_grad():
+        for grid in field.density_grid.planes:
+            grid.copy_(grid.flip(1))
+    full = render_view(field, camera)["color"]
+    assert psnr(view.render(field), full) < 35  # the few samples are in the old places
+    index = torch.randperm(len(view), generator=torch.Generator().manual_seed(0))[:20]
+    assert torch.equal(view.exact_color(field).view_as(full), full)
+    assert torch.allclose(view.exact_color(field, index, chunk=7), full.view(-1, 3)[index], atol=1e-6)
+    assert view.exact_color(field, index[:0]).shape == (0, 3)
+
+
+def test_exact_gradients_are_those_of_one_graph(field, camera):
+    gradient = torch.randn(63, 3, generator=torch.Generator().manual_seed(0))
+    render_rays(field, field.space.rays(camera)).color.backward(gradient)
+    expected = {name: p.grad.clone() for name, p in field.named_parameters()}
+    field.zero_grad()
+    View(field, camera).exact_color(field, chunk=10).backward(gradient)
+    for name, p in field.named_parameters():
+        assert torch.allclose(p.grad, expected[name], rtol=1e-4, atol=1e-6), name
+    assert field.density_grid.planes[0].grad.abs().max() > 1e-4
 
 
 def by_hand(view, field):

@@ -75,6 +75,13 @@ def test_an_edit_is_what_its_options_say(trained, edit_options, capture_folder, 
     assert all(torch.equal(a.pose, b.pose) and a.width == 48 for a, b in zip(subject.cameras, own, strict=True))
 
 
+@pytest.mark.parametrize(("preset", "exact"), [("field", False), ("published", True)])
+def test_only_the_published_preset_renders_all_samples(edit_options, editors, preset, exact):
+    options = [f"edit={preset}", "edit.iterations=1", "edit.width=48", "video_frames=0"]
+    assert run_command("edit", [*edit_options, *SHARES, *options]) == 0
+    assert editors[0].subject.exact is exact
+
+
 def test_an_image_edit_is_what_its_options_say(image_options, editors, prior):
     options = ["objective=dds", "objective.scale=3", "edit.lr=0.3", "seed=2"]
     assert run_command("edit", [*image_options, *options]) == 0
