@@ -35,7 +35,7 @@ from cds3d.bench.run import bench_command  # noqa: E402
 from cds3d.bench.tasks import cases  # noqa: E402
 from cds3d.commands.preparing import build_objective, configured_prior  # noqa: E402
 from cds3d.guidance import Query  # noqa: E402
-from cds3d.objectives.objective import Prompts  # noqa: E402
+from cds3d.objectives.objective import Prompts, classifier_free  # noqa: E402
 from cds3d.objectives.patchnce import contrastive_loss  # noqa: E402
 from cds3d.options import load_config, pick_device  # noqa: E402
 from cds3d.pocket.world.raycast import render  # noqa: E402
@@ -189,7 +189,10 @@ def figure5(args: argparse.Namespace) -> None:
 
 
 def features(args: argparse.Namespace) -> None:
-    """Each up-sampling self-attention layer: how alike its positions are, and what PatchNCE makes of it."""
+    """Each up-sampling self-attention layer: how alike its positions are, and what PatchNCE makes of it.
+
+    The last rows are of the score, as objective.features=score has it and with guidance, as the paper's section 3.2.
+    """
     config = load_config("edit", ["edit=latent", *args.options])
     prior = configured_prior(config, pick_device(args.device))
     found: dict[str, list[dict]] = {}
@@ -206,24 +209,26 @@ def features(args: argparse.Namespace) -> None:
             torch.manual_seed(t)
             noise = torch.randn(z.shape).to(z.device)
             moving = z.detach().requires_grad_()
-            queries = (
-                Query(prior.noised(before.detach(), t, noise), t, source, "self"),
-                Query(prior.noised(moving, t, noise), t, target, "self", grad=True),
-            )
-            reference, current = prior.ask(*queries)
-            for number, (ref, now) in enumerate(zip(reference.features, current.features)):
+            null, z_src, z_t = prior.embed(""), prior.noised(before.detach(), t, noise), prior.noised(moving, t, noise)
+            reference, without = prior.ask(Query(z_src, t, source, "self"), Query(z_src, t, null))
+            current, freely = prior.ask(Query(z_t, t, target, "self", grad=True), Query(z_t, t, null, grad=True))
+            maps = {str(n + 1): pair for n, pair in enumerate(zip(reference.features, current.features))}
+            maps["score"] = reference.noise[0], current.noise[0]
+            pairs = (without, reference), (freely, current)
+            maps["guided score"] = tuple(classifier_free(a.noise, b.noise, cds.scale)[0] for a, b in pairs)
+            for layer, (ref, now) in maps.items():
                 size = f"{ref.shape[0]} x {ref.shape[2]} x {ref.shape[1]}"
                 for name, center in (("as they are", False), ("centred", True)):
                     loss = contrastive_loss([(ref, now)], **{**options, "center": center})
                     (gradient,) = torch.autograd.grad(loss, moving, retain_graph=True)
-                    maps = ref - (ref.mean((1, 2), keepdim=True) if center else 0)
-                    unit = F.normalize(maps.flatten(1).T, dim=1)
+                    centred = ref - (ref.mean((1, 2), keepdim=True) if center else 0)
+                    unit = F.normalize(centred.flatten(1).T, dim=1)
                     row = {
                         "cosine": float((unit @ unit.T).mean()),
                         "loss": loss.item(),
                         "gradient": gradient.square().mean().sqrt().item(),
                     }
-                    found.setdefault(f"| {number + 1} | {size} | {name} |", []).append(row)
+                    found.setdefault(f"| {layer} | {size} | {name} |", []).append(row)
     lines = [
         "| layer | channels x width x height | features | mean cosine of two positions | PatchNCE | gradient, RMS |"
     ]

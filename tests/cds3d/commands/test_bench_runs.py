@@ -250,6 +250,13 @@ def test_claims_write_tables_and_sheets(tmp_path, tiny_folder, monkeypatch, caps
     monkeypatch.setitem(claims.SWEEPS, "figure7", (["color"], {"score": claims.SWEEPS["figure6"][1]["score"]}))
     claims.main(["figure7", *few, "--cases", "2"])  # runs that other claims made of fewer scenes are not in the way
     assert "| score | 2 |" in (out / "figure7.md").read_text()
+    scores = {}
+    for scale in ("1", "5"):
+        claims.main(["features", *few, f"guidance.scale={scale}", "objective.patches=768"])  # all positions
+        lines = (out / "features.md").read_text().splitlines()
+        scores[scale] = [line.partition("score |")[2] for line in lines if "score |" in line]
+    assert len(scores["1"]) == 4 and scores["1"][:2] == scores["1"][2:]  # at 1, guidance is the prompt's prediction
+    assert scores["5"][:2] == scores["1"][:2] and scores["5"][:2] != scores["5"][2:]
 
 
 @pytest.mark.parametrize("kind", ["field", "images"])
