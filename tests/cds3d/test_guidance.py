@@ -44,6 +44,13 @@ def test_252x189_gives_latents_of_31x23(prior):
     assert z.dtype == torch.float32
 
 
+def test_stable_diffusions_encoder_sees_the_pixels_beyond_whole_cells(prior):
+    image = torch.rand(1, 3, 189, 252, requires_grad=True)
+    (seen,) = torch.autograd.grad(prior.encode_image(image).square().sum(), image)
+    seen = seen[0].abs().sum(0)
+    assert seen[-1].mean() > 0.05 * seen.mean() and seen[:, -1].mean() > 0.05 * seen.mean()
+
+
 def test_latent_is_the_scaled_mean_of_the_posterior(prior):
     torch.manual_seed(0)
     image = torch.rand(1, 3, 24, 32)
