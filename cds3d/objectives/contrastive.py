@@ -12,6 +12,8 @@ from cds3d.guidance.prior import FEATURES
 from cds3d.objectives.objective import Draw, Objective, Step, rms
 from cds3d.objectives.patchnce import contrastive_loss
 
+_ENLARGED = 4096.0  # the factor of PatchNCE's loss on its way back through the U-Net
+
 
 @dataclass(frozen=True)
 class Contrastive(Objective):
@@ -64,8 +66,8 @@ class Contrastive(Objective):
             center=self.center,
             generator=draw.generator,
         )
-        # In half precision the gradient on a feature is near the smallest number that there is.
-        enlarged = 4096.0 if current[0].dtype == torch.float16 else 1.0
-        pull = self.weight / enlarged * torch.autograd.grad(enlarged * loss, z)[0]
+        # In half precision the gradient on a feature is near the smallest number that there is. The score is float32,
+        # but its gradient goes through the same network. A power of two leaves float32's bits as they are.
+        pull = self.weight / _ENLARGED * torch.autograd.grad(_ENLARGED * loss, z)[0]
         figures = step.figures | {"contrastive_loss": loss.detach(), "contrastive_gradient_rms": rms(pull)}
         return replace(step, gradient=step.gradient + pull, figures=figures)

@@ -304,14 +304,16 @@ def test_cds_is_dds_plus_the_contrastive_gradient(features):
     assert figures["contrastive_loss"] == pytest.approx(loss(z_tgt.double()), rel=1e-5)
 
 
-def test_the_contrastive_gradient_survives_half_precision():
+@pytest.mark.parametrize("given", [torch.float16, torch.float32])  # as features are; as the score is
+def test_the_contrastive_gradient_survives_half_precision(given):
     """On large features, of many positions, it is below 6e-8, where half precision ends."""
     cds, start = objective("cds", patches=1024, temperature=10.0, patch_sizes=(1,)), Step(torch.zeros(1, 2, 32, 32), {})
     z, reference = torch.randn(2, 1, 2, 32, 32, generator=torch.Generator().manual_seed(4))
     pulls = []
     for dtype in (torch.float32, torch.float16):
         moving = z.clone().requires_grad_()
-        step = cds.with_contrast(start, Draw(0, z), moving, (reference[0].to(dtype),), (moving[0].to(dtype) * 3000,))
+        seen = (moving[0].to(dtype) * 3000).to(given)
+        step = cds.with_contrast(start, Draw(0, z), moving, (reference[0].to(dtype).to(given),), (seen,))
         pulls.append(step.gradient)
     torch.testing.assert_close(pulls[1], pulls[0], rtol=0.02, atol=0.02 * pulls[0].abs().max().item())
 
