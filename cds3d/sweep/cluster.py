@@ -26,6 +26,7 @@ from tensorf.errors import UserError, reason
 
 log = logging.getLogger("cds3d")
 
+_INSTALL = 'in a checkout, pip install ".[ray]"'
 _OBJECT_STORE = 128 * 2**20  # bytes, of a local Ray, through which next to nothing goes
 
 
@@ -74,7 +75,7 @@ class Cluster:
             told: Forecast | str | None = self._ray.get(task.remote(order, shipped))
         except self._ray.exceptions.RayError as error:  # the last line of a page names the cause
             why = str(error).strip().splitlines()[-1].strip()
-            raise UserError(f"a node of the cluster cannot run cds3d ({why}): install cds3d[ray] there") from error
+            raise UserError(f"a node of the cluster cannot run cds3d ({why}): there, {_INSTALL}") from error
         if not isinstance(told, Forecast):
             if told is not None:
                 log.info("what an edit needs could not be told beforehand (%s): only CPUs and GPUs are counted", told)
@@ -155,7 +156,7 @@ def _connect(address: str | None, cpus: int):
         import ray
         import ray.util.scheduling_strategies
     except ImportError:
-        raise UserError('engine=ray needs Ray: in a checkout, pip install ".[ray]"') from None
+        raise UserError(f"engine=ray needs Ray: {_INSTALL}") from None
     if address is not None and address.startswith("ray://"):
         raise UserError(f"address={address}: give the command on a machine of the cluster, with address=auto")
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
