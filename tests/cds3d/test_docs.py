@@ -23,7 +23,6 @@ PLACEHOLDER = re.compile(r"\.\.\.|NAME|OPTION|\||<")  # of lines that show a for
 # Scripts whose options are those of a configuration; the other scripts have a parser of their own.
 CONFIGURED = {"bench_edits.py": "bench"}
 MADE_BY_THE_PAGE = "objective=anchored"  # in extending.md; test_extending.py runs what that page makes
-LATER = ("priors.md", "sweeps.md")  # still have long lines of code, and links named by files
 
 
 def page_id(page):
@@ -61,8 +60,7 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_links_are_named_by_what_they_lead_to(page):
     """A reader of the website knows no files: links to pages have titles as their text."""
-    if page.name not in (*LATER, "SECURITY.md"):
-        assert not re.findall(r"\[`?[\w/-]+\.md`?\]\([^)]*\)", page.read_text())
+    assert not re.findall(r"\[`?[\w/-]+\.md`?\]\([^)]*\)", page.read_text())
 
 
 def test_every_page_is_in_the_navigation():
@@ -207,7 +205,7 @@ def test_links_out_of_docs_lead_to_pages_of_the_site():
 def test_code_of_pages_fits_the_column():
     """Commands that are typed fit into 88 columns, the width of a code block on the website."""
     for page in DOCS:
-        for block in blocks(page.read_text()) if page.name not in LATER else ():
+        for block in blocks(page.read_text()):
             for line in block.splitlines():
                 if PROGRAM.match(line.strip()):
                     assert len(line) <= 88, f"{page.name}: {line}"
