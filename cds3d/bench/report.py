@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from cds3d.bench.tasks import SHIPPED_FIELDS
 from tensorf.files import atomic
 
 # Student's t, 97.5%, for 1, 2, ... degrees of freedom, and for more.
@@ -163,8 +164,9 @@ def equal_progress(runs: list[dict]) -> dict[str, dict]:
 def paired(runs: list[dict]) -> dict[str, dict[str, dict]]:
     """As `summarise`, of each method's figures less those of CDS in the same scene with the same seed.
 
-    Scenes differ by more than methods do, and in these differences that cancels. The task "all" has the scenes of all
-    tasks, where there are several.
+    Scenes differ by more than methods do, and in these differences that cancels. Where there are several tasks, "all
+    images" and "all fields" have the scenes of all of them. They stay apart, since fields are of the images' scenes.
+    Shipped captures, on which settings were tuned, are in neither.
     """
     place = lambda run: (_pool(run), run["task"], run["case"], run["seed"])  # noqa: E731
     reference = {place(run): run["figures"] for run in runs if run["objective"] == "cds"}
@@ -173,8 +175,10 @@ def paired(runs: list[dict]) -> dict[str, dict[str, dict]]:
         for run in runs
         if run["objective"] != "cds" and place(run) in reference
     ]
-    if len({place(run)[0] for run in less}) > 1:
-        less += [run | {"pool": "all"} for run in less]
+    judged = [run for run in less if run["task"].removeprefix("field-") not in SHIPPED_FIELDS]
+    for pool, is_field in (("all images", False), ("all fields", True)):
+        mine = [run | {"pool": pool} for run in judged if run["task"].startswith("field-") == is_field]
+        less += mine if len({run["task"] for run in mine}) > 1 else []
     return summarise(less)
 
 

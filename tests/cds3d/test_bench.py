@@ -314,11 +314,22 @@ def test_methods_less_cds_scene_by_scene():
     assert row["edit_gain_db_ci"] == [-2 - 12.71, -2 + 12.71]  # of -1 and -3: the scenes' own spread is gone
     both = [run("cds", [1], [20], "material"), run("dds", [5], [20], "material"), run("sds", [9], [9], "material", 3)]
     less = report.paired([*cds, *dds, *both])
-    assert list(less) == ["color", "material", "all"] and "sds" not in less["material"]
-    assert less["all"]["dds"]["cases"] == 3 and less["all"]["dds"]["edit_gain_db"] == 0  # of -1, -3 and 4
+    assert list(less) == ["color", "material", "all images"] and "sds" not in less["material"]
+    of_all = less["all images"]["dds"]
+    assert of_all["cases"] == 3 and of_all["edit_gain_db"] == 0  # of -1, -3 and 4
     assert report.paired(dds) == {}
     text = report.table(report.summarise(cds + dds), {}, {}, report.paired([*cds, *dds]))
     assert "| color | dds | 2 | -2.0 ±12.7 | 0.0 ±12.7 | 0.00 ±0.00 |" in text
+
+
+def test_images_and_fields_of_one_scene_and_tuned_scenes_are_not_pooled():
+    tasks = {"color": -1, "material": -3, "field-color": 4, "field-material": 6, "field-flower": 90}
+    runs = [run("cds", [0], [30], task) for task in tasks] + [run("dds", [g], [30], task) for task, g in tasks.items()]
+    less = report.paired(runs)
+    assert list(less) == [*tasks, "all images", "all fields"]
+    assert less["all images"]["dds"]["edit_gain_db"] == -2 and less["all fields"]["dds"]["edit_gain_db"] == 5
+    assert less["all images"]["dds"]["cases"] == less["all fields"]["dds"]["cases"] == 2
+    assert list(report.paired([r for r in runs if r["task"] in ("color", "field-color")])) == ["color", "field-color"]
 
 
 def test_gains_that_were_passed_unseen_or_never_reached_have_no_figure():
