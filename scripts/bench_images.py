@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pie-bench", type=Path, metavar="FOLDER", help="PIE-Bench's images, prompts and masks")
     parser.add_argument("--published", action="store_true", help="PIE-Bench's figures as its authors' code counts them")
     parser.add_argument("--user-study", type=Path, metavar="OUT.html", help="write the page of a blind user study")
-    parser.add_argument("--study-seed", type=int, default=0, metavar="N", help="of the methods' order in the page (0)")
+    parser.add_argument("--study-seed", type=int, metavar="N", help="of the methods' order in the page (a random one)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="edits at a time, each on one thread (1)")
     parser.add_argument("--engine", choices=("pool", "ray"), default="pool", help="processes here, or a Ray cluster")
     parser.add_argument("--address", metavar="HOST:PORT", help="of the Ray cluster, whose nodes share this folder")

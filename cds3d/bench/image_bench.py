@@ -39,7 +39,7 @@ class ImageBench:
     published: bool = False
     sheet_rows: int = 40
     study: Path | None = None
-    study_seed: int = 0
+    study_seed: int | None = None
     jobs: int = 1
     engine: str = "pool"
     address: str | None = None

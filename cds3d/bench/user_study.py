@@ -11,6 +11,7 @@ import html
 import io
 import json
 import random
+import secrets
 from collections import defaultdict
 from pathlib import Path
 
@@ -43,12 +44,17 @@ def key_path(page: Path) -> Path:
     return page.with_name(page.stem + ".key.json")
 
 
-def write_page(page: Path, items: list[Item], edits: list[dict[str, Path]], seed: int) -> Path:
+def write_page(page: Path, items: list[Item], edits: list[dict[str, Path]], seed: int | None) -> Path:
     """Write the page and its key, and return the key's path.
 
     edits: for each item the file of every method's edit. The order of the methods is drawn anew for each image from
-    `seed`. The page holds pictures without file names or metadata; methods appear in the key alone.
+    `seed`. None is the seed of the key that is there, or a random one: whoever knows seed and methods can tell which
+    edit is whose. The page holds pictures without file names or metadata; methods appear in the key alone.
     """
+    before = _read(key_path(page)) if key_path(page).exists() else None
+    if seed is None:
+        kept = before.get("seed") if isinstance(before, dict) else None
+        seed = kept if type(kept) is int else secrets.randbits(32)
     draw = random.Random(seed)
     questions, key = [], []
     for item, files in zip(items, edits, strict=True):
@@ -59,7 +65,7 @@ def write_page(page: Path, items: list[Item], edits: list[dict[str, Path]], seed
         key.append({"image": item.name, "methods": methods})
     # Answers carry it, so that they are not counted with another page's key.
     study = hashlib.sha256(json.dumps([seed, questions, key]).encode()).hexdigest()[:16]
-    if _study_of(key_path(page)) not in (None, study):
+    if before is not None and (not isinstance(before, dict) or before.get("study") != study):
         raise UserError(f"{key_path(page)} is another study's key, which its answers need: give the page another name")
     data = {"study": study, "questions": QUESTIONS, "items": questions}
     # "</" would end the script that holds the data.
@@ -68,14 +74,6 @@ def write_page(page: Path, items: list[Item], edits: list[dict[str, Path]], seed
     write_text(page, text)
     write_text(key_path(page), json.dumps({"study": study, "seed": seed, "items": key}, indent=1) + "\n")
     return key_path(page)
-
-
-def _study_of(key_file: Path) -> str | None:
-    """The study that a key is of; None if there is no key."""
-    if not key_file.exists():
-        return None
-    key = _read(key_file)
-    return key.get("study", "") if isinstance(key, dict) else ""
 
 
 def _embedded(path: Path) -> str:
@@ -94,8 +92,10 @@ def count(key_file: Path, answer_files: list[Path]) -> dict[str, dict]:
     """summary[method]: the mean of each question from 1 to 5, its 95% interval as <question>_ci, and counts.
 
     A participant's answers about a method count as one value, their mean: a person's answers are not independent. The
-    interval is Student's t over participants. Questions that were left out are not counted. UserError names the file
-    that is wrong, another study's, or a participant's who is there already.
+    interval is Student's t over participants. "less": the same of each participant's value less that of CDS, or of the
+    first method if CDS is not there; it has none. People differ in how strict they are, and that cancels. Questions
+    that were left out are not counted. UserError names the file that is wrong, another study's, or a participant's who
+    is there already.
     """
     key = _read(key_file)
     try:
@@ -105,7 +105,7 @@ def count(key_file: Path, answer_files: list[Path]) -> dict[str, dict]:
     if not answer_files:
         raise UserError("no answers are given: count_study.py KEY ANSWERS...")
     seen: dict[str, Path] = {}
-    values: dict = defaultdict(lambda: defaultdict(list))  # method, question -> one mean a participant
+    values: dict = defaultdict(lambda: defaultdict(dict))  # method, question -> a mean for each participant
     given: dict = defaultdict(int)
     for path in answer_files:
         answers = _read(path)
@@ -116,12 +116,18 @@ def count(key_file: Path, answer_files: list[Path]) -> dict[str, dict]:
             raise UserError(f"{path} and {seen[person]} are one participant's: leave one out")
         seen[person] = path
         for (method, question), scores in _scores(path, answers, orders).items():
-            values[method][question].append(float(np.mean(scores)))
+            values[method][question][person] = float(np.mean(scores))
             given[method] += len(scores)
-    return {
-        method: {"participants": len(seen), "answers": given[method], **_means(values[method])}
-        for method in sorted(set(sum(orders, [])))
-    }
+    methods, summary = sorted(set(sum(orders, []))), {}
+    reference = "cds" if "cds" in methods else next(iter(methods), None)
+    for method in methods:
+        mine, other = values[method], values[reference]
+        people = {person for of_question in mine.values() for person in of_question}
+        summary[method] = {"participants": len(people), "answers": given[method], **_means(mine)}
+        if method != reference:
+            both = {q: {p: mine[q][p] - other[q][p] for p in mine[q].keys() & other[q].keys()} for q in QUESTIONS}
+            summary[method]["less"] = _means(both)
+    return summary
 
 
 def _scores(path: Path, answers: dict, orders: list[list[str]]) -> dict[tuple[str, str], list[int]]:
@@ -145,13 +151,15 @@ def _scores(path: Path, answers: dict, orders: list[list[str]]) -> dict[tuple[st
     return found
 
 
-def _means(values: dict[str, list[float]]) -> dict:
+def _means(values: dict[str, dict[str, float]]) -> dict:
+    """values: of each question, a value for each participant."""
     row: dict = {}
     for question in QUESTIONS:
-        if values[question]:
-            row[question] = round(float(np.mean(values[question])), 4)
-        if len(values[question]) > 1:
-            row[question + "_ci"] = [round(v, 4) for v in interval(values[question])]
+        found = list(values[question].values())
+        if found:
+            row[question] = round(float(np.mean(found)), 4)
+        if len(found) > 1:
+            row[question + "_ci"] = [round(v, 4) for v in interval(found)]
     return row
 
 
@@ -165,9 +173,16 @@ def _read(path: Path):
 
 
 def table(summary: dict[str, dict]) -> str:
-    """Markdown, as CDS's Table 2."""
+    """Markdown, as CDS's Table 2; then the differences, where there are several methods."""
     lines = ["| method | participants | answers | text match | structure | quality |", "|---" * 6 + "|"]
     for method, row in summary.items():
         cells = [str(row["participants"]), str(row["answers"]), *(cell(row, q, 2) for q in QUESTIONS)]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    less = {method: row["less"] for method, row in summary.items() if "less" in row}
+    if less:
+        reference = next(method for method in summary if method not in less)
+        lines += ["", f"Each method less {reference}, participant by participant:", ""]
+        lines += ["| method | text match | structure | quality |", "|---" * 4 + "|"]
+    for method, row in less.items():
+        lines.append(f"| {method} | " + " | ".join(cell(row, q, 2) for q in QUESTIONS) + " |")
     return "\n".join(lines) + "\n"

@@ -43,18 +43,35 @@ const made = (tag, parent, text) => {
   parent.append(element);
   return element;
 };
-data.items.forEach((item, i) => {
+// Pictures and changes come in an order of each person's own, so that no method gains by its place. The participant's
+// number decides it, so a reload changes nothing. Answers are told by the places in the data, which the key knows.
+let state = parseInt(participant.slice(0, 8), 16);
+const drawn = (below) => {  // mulberry32
+  state = (state + 0x6D2B79F5) | 0;
+  let t = Math.imul(state ^ (state >>> 15), 1 | state);
+  t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+  return Math.floor(((t ^ (t >>> 14)) >>> 0) / 2 ** 32 * below);
+};
+const shuffled = (list) => {
+  const pairs = [...list.entries()];
+  for (let last = pairs.length - 1; last > 0; last--) {
+    const other = drawn(last + 1);
+    [pairs[last], pairs[other]] = [pairs[other], pairs[last]];
+  }
+  return pairs;
+};
+shuffled(data.items).forEach(([i, item], nth) => {
   const section = made("section", document.querySelector("main"));
-  made("h2", section, `Picture ${i + 1}: from "${item.from}" to "${item.to}"`);
+  made("h2", section, `Picture ${nth + 1}: from "${item.from}" to "${item.to}"`);
   const row = made("div", section);
   row.className = "row";
   const original = made("figure", row);
   made("img", original).src = item.source;
   made("figcaption", original, "Original");
-  item.edits.forEach((edit, k) => {
+  shuffled(item.edits).forEach(([k, edit], nth) => {
     const figure = made("figure", row);
     made("img", figure).src = edit;
-    made("figcaption", figure, `Change ${k + 1}`);
+    made("figcaption", figure, `Change ${nth + 1}`);
     for (const [name, text] of Object.entries(data.questions)) {
       const set = made("fieldset", figure);
       made("legend", set, text);

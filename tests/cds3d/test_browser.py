@@ -341,6 +341,36 @@ def test_rows_without_a_figure_come_last_in_both_directions(paper, tmp_path):
     assert paper.evaluate("innerWidth") == 390
 
 
+def test_each_person_sees_the_edits_of_a_study_in_an_order_of_their_own(paper, tmp_path):
+    items, edits = [], []
+    for k in range(4):
+        files = {name: tmp_path / f"{name}{k}.png" for name in ("source", "cds", "dds", "sds")}
+        for number, file in enumerate(files.values()):
+            Image.new("RGB", (40, 30), (60 * k, 60 * number, 90)).save(file)
+        items.append(Item(f"cat{k}", files.pop("source"), "a cat", "a dog"))
+        edits.append(files)
+    write_page(tmp_path / "study.html", items, edits, 0)
+    paper.goto((tmp_path / "study.html").as_uri())
+    paper.on("dialog", lambda dialog: dialog.accept())
+    seen = """() => [...document.querySelectorAll("fieldset:nth-of-type(1) input[value='1']")].map(input =>
+        [input.name, input.closest("figure").querySelector("img").src])"""
+    orders = []
+    for _ in range(8):
+        person, shown = paper.evaluate("participant"), paper.evaluate(seen)
+        for name, picture in shown:  # an answer goes to the edit that it stands under
+            i, k = name.split("-")[:2]
+            assert picture == paper.evaluate(f"data.items[{i}].edits[{k}]")
+        paper.reload()
+        assert paper.evaluate(seen) == shown
+        orders.append([name for name, _ in shown])
+        paper.get_by_role("button", name="Start anew").click()
+        wait_for(paper, lambda: paper.evaluate("typeof participant === 'string' && participant") != person)  # noqa: B023
+    assert all(sorted(order) == sorted(orders[0]) and len(order) == 12 for order in orders)
+    assert len({order[0][0] for order in orders}) > 1 and len({tuple(order) for order in orders}) > 4
+    of_first = {tuple(name for name in order if name.startswith("0-")) for order in orders}
+    assert len(of_first) > 1
+
+
 def test_a_reload_of_a_study_keeps_the_answers(paper, tmp_path):
     Image.new("RGB", (40, 30)).save(tmp_path / "cat.png")
     edits = [{"cds": tmp_path / "cat.png", "dds": tmp_path / "cat.png"}]

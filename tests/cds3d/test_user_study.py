@@ -84,6 +84,17 @@ def test_the_seed_sets_the_order(tmp_path):
     assert orders[0]["study"] != orders[2]["study"]
 
 
+def test_without_a_seed_nobody_can_tell_the_order_and_the_same_page_comes_again(tmp_path):
+    keys = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        keys.append(json.loads(study(tmp_path / name, images=20, seed=None)[1].read_text()))
+    assert keys[0]["items"] != keys[1]["items"]
+    before = [(tmp_path / "a" / name).read_bytes() for name in ("study.html", "study.key.json")]
+    study(tmp_path / "a", images=20, seed=None)  # as `bench_images.py` does when it goes on
+    assert [(tmp_path / "a" / name).read_bytes() for name in ("study.html", "study.key.json")] == before
+
+
 def test_pages_have_to_be_html(tmp_path):
     check_page(tmp_path / "study.html")
     with pytest.raises(UserError, match="end in .html"):
@@ -122,6 +133,19 @@ def test_count_by_hand(tmp_path):
     assert summary["dds"]["text"] == 2 and summary["dds"]["answers"] == 9
     lines = table(summary).splitlines()
     assert lines[2] == "| cds | 2 | 8 | 3.00 ±12.71 | 3.00 ±12.71 | 4.00 |"
+    # Person by person, DDS less CDS: 2 - 4 and 2 - 2 of text, 1 - 4 and 2 - 2 of structure, 1 - 4 of quality.
+    assert "less" not in cds and summary["dds"]["less"]["text"] == -1
+    assert lines[5] == "Each method less cds, participant by participant:"
+    assert lines[9] == "| dds | -1.00 ±12.71 | -1.50 ±19.07 | -3.00 |"
+
+
+def test_participants_are_those_who_answered_about_the_method(tmp_path):
+    key = save_key(tmp_path)
+    one = save_answers(tmp_path, "one", (0, 0, 5, 4, 3), (0, 1, 1, 1, 1))
+    two = save_answers(tmp_path, "two", (0, 0, 2, 2, 2), (0, 1, None, None, None))
+    summary = count(key, [one, two])
+    assert summary["cds"]["participants"] == 2 and summary["dds"]["participants"] == 1
+    assert summary["dds"]["less"] == {"text": -4, "structure": -3, "quality": -2}  # of the one who saw both
 
 
 @pytest.mark.parametrize(
