@@ -109,7 +109,7 @@ def runs_of(task: str, objective: str, options: tuple[str, ...], args: argparse.
 
 def sweep(claim: str, args: argparse.Namespace) -> None:
     tasks, variants = SWEEPS[claim]
-    rows, everything, sheet = {}, [], {task: [] for task in tasks}
+    rows, everything, named, sheet = {}, [], [], {task: [] for task in tasks}
     for label, (objective, options) in variants.items():
         runs = []
         for task in tasks:
@@ -118,10 +118,13 @@ def sweep(claim: str, args: argparse.Namespace) -> None:
             sheet[task] = sheet[task] or [folder / f"000-{objective}-0-{which}.png" for which in ("source", "truth")]
             sheet[task].append(folder / f"000-{objective}-0-edit.png")
         everything += runs
+        named += [run | {"objective": "cds" if (objective, options) == CDS else label} for run in runs]
         rows[label] = report.summarise([run | {"pool": "all"} for run in runs])["all"][objective]
         rows[label]["by_task"] = {task: row[objective] for task, row in report.summarise(runs).items()}
     args.output.mkdir(parents=True, exist_ok=True)
-    result = {"cases_a_task": args.cases, "variants": rows}
+    less = report.paired(named)  # of each variant, its figures less those of CDS with the defaults in the same scene
+    less = less.get("all images") or next(iter(less.values()), {})
+    result = {"cases_a_task": args.cases, "variants": rows, "less_default_cds": less}
     if claim == "table1":  # the paper's claim is about equal accuracy: structure and background at equal progress
         result["cds_less_dds_at_equal_progress"] = report.equal_progress(everything)
     (args.output / f"{claim}.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -130,6 +133,12 @@ def sweep(claim: str, args: argparse.Namespace) -> None:
     lines.append("|---" * (len(columns) + 2) + "|")
     for label, row in rows.items():
         cells = [report.cell(row, key, decimals) for key, _, decimals in columns]
+        lines.append(f"| {label} | {row['cases']} | " + " | ".join(cells) + " |")
+    if less:
+        lines += ["", "Each variant less CDS with the defaults in the same scene:", ""]
+        lines += ["| variant | cases | gain, dB | kept, dB | edge F1 |", "|---|---|---|---|---|"]
+    for label, row in less.items():
+        cells = [report.cell(row, key, decimals) for key, decimals in zip(report.COMPARED, (1, 1, 2), strict=True)]
         lines.append(f"| {label} | {row['cases']} | " + " | ".join(cells) + " |")
     for task, row in result.get("cds_less_dds_at_equal_progress", {}).items():
         kept, structure = report.cell(row, "kept_db", 1), report.cell(row, "structure", 3)
@@ -182,8 +191,9 @@ def figure5(args: argparse.Namespace) -> None:
             Image.fromarray(grey).resize((image.shape[1], image.shape[0]), Image.BICUBIC).save(path)
         files.append((title, paths))
     report.contact_sheet(args.output / "figure5.jpg", files, ["source", "DDS gradient", "CDS gradient"])
-    for key in ("dds_inside_over_outside", "cds_inside_over_outside"):
-        values = [f[key] for f in figures]
+    dds, cds = ([f[f"{kind}_inside_over_outside"] for f in figures] for kind in ("dds", "cds"))
+    less = [a - b for a, b in zip(cds, dds, strict=True)]  # both saw the same scene and the same draws
+    for key, values in (("dds_inside_over_outside", dds), ("cds_inside_over_outside", cds), ("cds less dds", less)):
         low, high = report.interval(values)
         print(f"{key}: {np.mean(values):.2f} ({low:.2f} to {high:.2f}), {len(values)} cases")
 

@@ -236,20 +236,26 @@ def test_claims_write_tables_and_sheets(tmp_path, tiny_folder, monkeypatch, caps
     ]
     claims.main(["figure6", *few])
     out = tmp_path / "outputs" / "bench" / "claims"
-    rows = json.loads((out / "figure6.json").read_text())["variants"]
+    found = json.loads((out / "figure6.json").read_text())
+    rows, less = found["variants"], found["less_default_cds"]
     assert list(rows) == ["none (DDS)", "score", "cross-attention", "self-attention"]
     assert rows["score"]["kept_psnr_db"] != rows["self-attention"]["kept_psnr_db"]
-    assert "| cross-attention | 1 |" in (out / "figure6.md").read_text()
+    text = (out / "figure6.md").read_text()
+    assert "| cross-attention | 1 |" in text and "Each variant less CDS with the defaults" in text
+    assert list(less) == ["none (DDS)", "score", "cross-attention"]
+    apart = rows["score"]["kept_psnr_db"] - rows["self-attention"]["kept_psnr_db"]
+    assert less["score"]["kept_psnr_db"] == pytest.approx(apart, abs=2e-4)
     with Image.open(out / "figure6.jpg") as sheet:
         assert sheet.width == 3 * 256 and sheet.height > 2 * 192  # six columns in two rows
     claims.main(["figure5", *few])
     assert len(json.loads((out / "figure5.json").read_text())) == 3
-    assert "cds_inside_over_outside" in capsys.readouterr().out
+    assert "cds less dds" in capsys.readouterr().out
     with Image.open(out / "figure5.jpg") as sheet:
         assert sheet.width == 3 * 256
     monkeypatch.setitem(claims.SWEEPS, "figure7", (["color"], {"score": claims.SWEEPS["figure6"][1]["score"]}))
     claims.main(["figure7", *few, "--cases", "2"])  # runs that other claims made of fewer scenes are not in the way
-    assert "| score | 2 |" in (out / "figure7.md").read_text()
+    text = (out / "figure7.md").read_text()
+    assert "| score | 2 |" in text and "less CDS" not in text  # the default is not among them
     scores = {}
     for scale in ("1", "5"):
         claims.main(["features", *few, f"guidance.scale={scale}", "objective.patches=768"])  # all positions
