@@ -136,7 +136,8 @@ def time_training(device: torch.device, setting: Setting, budget: Budget) -> Ite
     trainer = _trainer(setting, device, budget.train_options)
     reset_peak_memory(device)
     made, seconds = run_within(trainer.step, trainer.config.iterations, budget.train, device)
-    yield from _training_figures("train", trainer, made, seconds, trainer.config.iterations)
+    first = "on the first grids: later ones are larger"
+    yield from _training_figures("train", trainer, made, seconds, trainer.config.iterations, first)
     if made == trainer.config.iterations:
         trainer.finish()
         yield Figure("train", "held-out PSNR", _held_out(trainer), "dB")
@@ -158,7 +159,7 @@ def time_published(device: torch.device, setting: Setting, budget: Budget) -> It
     trainer = shortened(steps)
     reset_peak_memory(device)
     made, seconds = run_within(trainer.step, steps, budget.published, device)
-    yield from _training_figures("published", trainer, made, seconds, whole, "180 s")
+    yield from _training_figures("published", trainer, made, seconds, whole, "through the same stages", "180 s")
     trainer.finish()
     reset_peak_memory(device)
     yield Figure("published", "held-out PSNR", _held_out(trainer), "dB", note=f"after {made} steps")
@@ -175,10 +176,13 @@ def _iterations(config, space: str) -> int:
     return config.field.iterations or config.field.by_space[space].iterations
 
 
-def _training_figures(part: str, trainer: Trainer, made: int, seconds: float, whole: int, target: str = "") -> list:
+def _training_figures(
+    part: str, trainer: Trainer, made: int, seconds: float, whole: int, stages: str, target: str = ""
+) -> list[Figure]:
+    """stages: on which grids the steps were made, for the note where there were not all of them."""
     device = trainer.device
     size = "x".join(map(str, trainer.field.resolution))
-    note = "" if made == whole else f"extrapolated from {made} steps, {seconds:.1f} s, through the same stages"
+    note = "" if made == whole else f"extrapolated from {made} steps, {seconds:.1f} s, {stages}"
     return [
         Figure(part, f"training, {whole} steps, grids of {size}", seconds / made * whole, "s", target, note),
         Figure(part, "peak memory of training", peak_memory_mb(device), "MB"),

@@ -150,9 +150,10 @@ def test_steps_end_with_their_budget_and_are_scaled_up(monkeypatch):
     assert run_within(step, 3, 100.0, CPU) == (3, 6.0)
     assert run_within(step, 100, 5.0, CPU) == (3, 6.0)  # the last one begins at 4 s
     trainer = SimpleNamespace(device=CPU, field=SimpleNamespace(resolution=(3, 2, 1)))
-    whole, part = (gpu_speed._training_figures("train", trainer, 3, 6.0, n)[0] for n in (3, 30))
+    whole, part = (gpu_speed._training_figures("train", trainer, 3, 6.0, n, "on small grids")[0] for n in (3, 30))
     assert whole.value == 6 and whole.note == ""
-    assert part.value == 60 and part.note.startswith("extrapolated from 3 steps") and "grids of 3x2x1" in part.what
+    assert part.value == 60 and part.note == "extrapolated from 3 steps, 6.0 s, on small grids"
+    assert "grids of 3x2x1" in part.what
 
 
 def test_waits_are_those_that_torch_warns_of(monkeypatch):
