@@ -11,7 +11,6 @@ import contextlib
 import json
 import logging
 import os
-import pickle
 import shutil
 import signal
 import subprocess
@@ -49,7 +48,7 @@ def estimate_apart(source: Source, folder: Path, threads: int | None, show_progr
     ) as process:
         try:
             with contextlib.suppress(BrokenPipeError):  # it has ended already, and its exit code says so
-                pickle.dump((source, folder, threads, show_progress), process.stdin)
+                process.stdin.write(_written(source, folder, threads, show_progress))
                 process.stdin.close()
             for line in process.stdout:
                 level, text = json.loads(line)
@@ -76,6 +75,18 @@ def partial_folder(folder: Path, process: int) -> Path:
     return folder.with_name(f".{folder.name}.{process}.part")
 
 
+def _written(source: Source, folder: Path, threads: int | None, show_progress: bool) -> bytes:
+    """The arguments as JSON, which `_read` reads."""
+    photos, masks = list(map(str, source.photos)), {str(photo): str(mask) for photo, mask in source.masks.items()}
+    return json.dumps([[str(source.path), photos, source.frames, masks], str(folder), threads, show_progress]).encode()
+
+
+def _read(data: bytes) -> tuple[Source, Path, int | None, bool]:
+    (path, photos, frames, masks), folder, threads, show_progress = json.loads(data)
+    named = {Path(photo): Path(mask) for photo, mask in masks.items()}
+    return Source(Path(path), tuple(map(Path, photos)), frames, named), Path(folder), threads, show_progress
+
+
 def work(told: int) -> int:
     """What the process does: stdin gives the arguments, the file `told` takes a JSON list (level, message) a line."""
     from tensorf.captures.estimate import estimate_here
@@ -91,7 +102,7 @@ def work(told: int) -> int:
     log.setLevel(logging.INFO)
     log.propagate = False
     try:
-        estimate_here(*pickle.load(sys.stdin.buffer))
+        estimate_here(*_read(sys.stdin.buffer.read()))
     except UserError as error:
         tell(_FAILED, str(error))
     except KeyboardInterrupt:

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tensorf.captures import estimate, load_capture
+from tensorf.captures import apart, estimate, load_capture
 from tensorf.captures.apart import estimate_apart
 from tensorf.captures.estimate import estimate_capture, estimate_here
-from tensorf.captures.sources import find_source
+from tensorf.captures.sources import Source, find_source
 from tensorf.errors import UserError
 
 SCENES = Path(__file__).resolve().parents[2] / "scenes"
@@ -46,6 +46,15 @@ def test_macos_alone_has_a_process_of_its_own(tmp_path, source, monkeypatch):
         estimate_capture(source, tmp_path / "kept", 2, show_progress=True)
     asked = (source, tmp_path / "kept", 2, True)
     assert called == [("estimate_here", *asked), ("estimate_apart", *asked)]
+
+
+@pytest.mark.parametrize("frames", [None, 60])
+def test_the_process_gets_what_it_was_given(frames):
+    photos = tuple(Path("/a") / name for name in ("ü.jpg", "b c.png", "\udcff.jpg"))  # the last is no Unicode
+    source = Source(Path("/a"), photos, frames, {photos[1]: Path("/m/b.png")})
+    for threads in (None, 3):
+        given = (source, Path("kept") / "a", threads, frames is None)
+        assert apart._read(apart._written(*given)) == given
 
 
 def test_pycolmap_is_loaded_before_torch(tmp_path, source, pretend):
