@@ -90,9 +90,9 @@ def _from_smaller_copies(views: list[View], root: Path, width: int | None) -> li
     """`views` with their photos from the folder among `images`, `images_2`, ... that suits `width` best."""
     if not all(view.path.is_relative_to(root / "images") for view in views):
         return views
-    names = [view.path.relative_to(root / "images") for view in views]
-    photos = {folder: [folder / name for name in names] for folder in image_folders(root)}
-    complete = {folder: paths for folder, paths in photos.items() if all(path.is_file() for path in paths)}
+    names = [view.path.relative_to(root / "images").as_posix() for view in views]
+    photos = {folder: [find_file(folder, name) for name in names] for folder in image_folders(root)}
+    complete = {folder: paths for folder, paths in photos.items() if all(paths)}
     folder = choose_image_folder(complete, width, views[0].lens.size)
     return [replace(view, path=path) for view, path in zip(views, complete[folder], strict=True)]
 
@@ -276,7 +276,7 @@ def _normal(name: str, root: Path) -> str:
     path = Path(re.sub("^[A-Za-z]:", "", name.replace("\\", "/")))
     if path.is_absolute():
         ends = (Path(*path.parts[i:]) for i in range(1, len(path.parts)))
-        path = next((end for end in ends if (root / end).is_file()), path)
+        path = next((end for end in ends if find_file(root, end.as_posix())), path)
     return path.as_posix()
 
 

@@ -49,6 +49,22 @@ def test_transforms_in_the_other_form(tmp_path, on_disk, asked):
 
 
 @pytest.mark.parametrize(("on_disk", "asked"), FORMS)
+def test_absolute_names_and_smaller_copies_in_the_other_form(tmp_path, on_disk, asked):
+    write_transforms(tmp_path, ring(4))
+    (tmp_path / "images" / "0.png").rename(tmp_path / "images" / spelled(on_disk))
+    for name in (spelled(asked), "1.png", "2.png", "3.png"):  # made by another program
+        write_image(tmp_path / "images_2" / name, (6, 4), (80, 80, 80))
+
+    def change(table):
+        table["frames"][0]["file_path"] = f"/Users/somebody/scan/images/{spelled(asked)}"
+
+    edit_json(tmp_path / "transforms.json", change)
+    capture = load_capture(tmp_path, width=6, check=False)
+    assert capture.image_names[-1].startswith("images/Bl") and capture.images.shape[:3] == (4, 4, 6)
+    assert (capture.images == 80).all()  # not the large ones
+
+
+@pytest.mark.parametrize(("on_disk", "asked"), FORMS)
 def test_a_colmap_model_in_the_other_form(tmp_path, on_disk, asked):
     write_colmap(tmp_path / "sparse" / "0", ".txt", count=4)
     names = ["view2.png", "view3.png", "view4.png", spelled(on_disk)]
