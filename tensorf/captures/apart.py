@@ -33,7 +33,7 @@ except ImportError:
 from tensorf.captures.apart import work
 raise SystemExit(work(told))
 """
-_FAILED = 0  # the level of a UserError's line, which no message has
+_FAILED = 0  # the level of an error's line, which no message has
 
 
 def estimate_apart(source: Source, folder: Path, threads: int | None, show_progress: bool) -> None:
@@ -103,7 +103,7 @@ def work(told: int) -> int:
     log.propagate = False
     try:
         estimate_here(*_read(sys.stdin.buffer.read()))
-    except UserError as error:
+    except (UserError, OSError) as error:  # such as of a full disk
         tell(_FAILED, str(error))
     except KeyboardInterrupt:
         return 130  # whoever started this has got it too

@@ -78,6 +78,12 @@ def test_a_process_that_fails_is_no_success(tmp_path, source, pretend):
         estimate_apart(source, tmp_path / "kept" / "mine", None, False)
 
 
+def test_a_full_disk_is_one_line(tmp_path, source, pretend):
+    pretend("def __getattr__(name):\n    raise OSError(28, 'No space left on device')")
+    with pytest.raises(UserError, match="No space left on device"):
+        estimate_apart(source, tmp_path / "kept" / "mine", None, False)
+
+
 def test_an_interrupt_leaves_nothing(tmp_path, source, pretend, monkeypatch):
     """It comes with the first message, while the process waits in COLMAP."""
     pretend("import time\ndef __getattr__(name):\n    time.sleep(60)")
