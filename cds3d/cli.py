@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import io
 import logging
 import os
 import re
@@ -91,7 +92,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def tell() -> None:
-    """Send the project's messages to stderr, and only the warnings of others."""
+    """Send the project's messages to stderr, and only the warnings of others.
+
+    Where a terminal's encoding lacks a letter of a name, its code is printed; stderr does so by itself.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(format=os.environ.get(LOG_FORMAT, "%(message)s"), level=logging.WARNING)
     logging.getLogger("tensorf").setLevel(logging.INFO)
     logging.getLogger("cds3d").setLevel(logging.INFO)

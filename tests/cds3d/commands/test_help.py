@@ -1,5 +1,6 @@
 """`--help` and the entry point."""
 
+import io
 import os
 import subprocess
 import sys
@@ -175,6 +176,18 @@ def test_the_list_tells_what_there_is(tmp_path, monkeypatch, capsys):
     text = capsys.readouterr().out
     assert "outputs/scene/a-b  gain 3.2 dB" in text and "outputs/images/x/c  (metrics.json is damaged)" in text
     assert "begun" not in text
+
+
+def test_a_name_that_the_terminal_cannot_show_is_printed_by_its_codes(tmp_path, monkeypatch):
+    run = tmp_path / "outputs" / "blüte" / "rot"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("scene: {}\n")
+    (run / "metrics.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", shown)
+    assert main(["list", "runs"]) == 0
+    assert b"outputs/bl\\xfcte/rot" in shown.buffer.getvalue()
 
 
 def test_the_list_of_one_kind(tmp_path, monkeypatch, capsys):
