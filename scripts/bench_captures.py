@@ -30,6 +30,7 @@ from cds3d.commands.train import train_command  # noqa: E402
 from cds3d.options import load_config  # noqa: E402
 from cds3d.pictures import colored_depth, depth_range, seen_depth, write_image  # noqa: E402
 from cds3d.threads import set_threads  # noqa: E402
+from tensorf.captures.sources import name_of  # noqa: E402
 from tensorf.errors import UserError  # noqa: E402
 from tensorf.files import write_text  # noqa: E402
 from tensorf.renderable import load_field  # noqa: E402
@@ -41,7 +42,7 @@ OWN = {"output": "use --output FOLDER", "capture": "name the folder alone", "sce
 
 def bench_capture(folder: Path, options: list[str], output: Path) -> dict:
     """Trains one capture afresh; returns its row of captures.json and writes its sheet."""
-    run = output / folder.resolve().name
+    run = output / name_of(folder.resolve())
     given = {option.split("=", 1)[0] for option in options}
     defaults = ["scene=capture", "video_frames=0", f"output={run}", "overwrite=true"]
     defaults += ["scene.width=200"] * ("scene.width" not in given)
@@ -71,7 +72,7 @@ def main(argv=None) -> int:
     folders = [Path(a) for a in args.captures if a not in options]
     if not folders:
         raise UserError("no capture is given: scripts/bench_captures.py FOLDER...")
-    names = [folder.resolve().name for folder in folders]
+    names = [name_of(folder.resolve()) for folder in folders]
     for folder, name in zip(folders, names, strict=True):
         if not folder.exists():
             raise UserError(f"{folder}: no such folder")

@@ -14,7 +14,7 @@ from cds3d.commands.worlds import require_fitting_cameras
 from cds3d.options import data_folder, positive, whole
 from tensorf.captures import Capture, load_capture
 from tensorf.captures.estimate import estimate_capture, require_pycolmap
-from tensorf.captures.sources import Source, find_source, folder_of, other_estimate
+from tensorf.captures.sources import Source, find_source, folder_of, name_of, other_estimate
 from tensorf.errors import UserError
 
 log = logging.getLogger("cds3d")
@@ -67,7 +67,7 @@ def _find(config: DictConfig) -> tuple[Path, Source | None]:
 
 
 def scene_name(config: DictConfig) -> str:
-    return capture_root(config).resolve().name if config.capture is not None else str(config.scene.name)
+    return name_of(capture_root(config).resolve()) if config.capture is not None else str(config.scene.name)
 
 
 def source_folder(config: DictConfig) -> Path:

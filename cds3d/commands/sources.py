@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from cds3d.commands.scenes import capture_root
+from cds3d.commands.scenes import capture_root, scene_name
 from cds3d.commands.worlds import PLACING
 from cds3d.options import data_folder, groups, load_config
 from cds3d.runs import read_config
@@ -58,7 +58,7 @@ def _require_same_capture(config: DictConfig, of_source: DictConfig, source: Pat
     now, before = _root(config), _root(of_source)
     if now is not None and before is not None and not now.samefile(before) and _files(now) != _files(before):
         raise UserError(
-            f"{source} was trained on {before}, not on {now}, and both have the name {now.resolve().name}: "
+            f"{source} was trained on {before}, not on {now}, and both have the name {scene_name(config)}: "
             "rename one of the folders, or train the source again (train_source.py ... overwrite=true)"
         )
 

@@ -11,6 +11,7 @@ from cds3d.jobs import changed
 from cds3d.options import groups, load_config
 from cds3d.resuming import flat_options
 from cds3d.runs import finished_runs, read_config
+from tensorf.captures.sources import name_of
 from tensorf.errors import UserError
 from tensorf.untrusted import load_json
 
@@ -89,7 +90,7 @@ def _scene_of(run: Path) -> tuple[DictConfig | None, str | None]:
     try:
         return config, scene_name(config)
     except UserError:  # its capture is not there any more
-        return config, Path(config.capture).name
+        return config, name_of(Path(config.capture))
 
 
 def _how_far(run: Path) -> str:

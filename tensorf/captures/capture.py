@@ -23,6 +23,7 @@ from tensorf.captures.images import (
 )
 from tensorf.captures.llff import is_llff, read_llff
 from tensorf.captures.nsvf import is_nsvf, read_nsvf
+from tensorf.captures.sources import name_of
 from tensorf.captures.transforms import is_transforms, read_transforms
 from tensorf.captures.views import Listing, View, turned_pose
 from tensorf.errors import UserError
@@ -181,7 +182,7 @@ def load_capture(
         for pose, lens in zip(poses, lenses, strict=True)
     ]
     return Capture(
-        name=root.resolve().name,
+        name=name_of(root.resolve()),
         root=root,
         cameras=cameras,
         images=images,

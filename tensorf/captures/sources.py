@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,18 @@ _MOST_FOLDERS = 200  # a level, that are looked into for a hint
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar")
 
 
+def name_of(folder: Path) -> str:
+    """The folder's name as a capture; that of the one above it where it only says that photos are inside.
+
+    So `rose/images` is "rose": many folders are called "images", and runs would not tell them apart. An estimate has
+    its own name.
+    """
+    folder = folder.absolute()
+    above = folder.parent.name
+    plain = re.fullmatch(r"images(_\d+)?|input", folder.name, re.IGNORECASE) and not (folder / RECORD).is_file()
+    return above if plain and above else folder.name
+
+
 @dataclass(frozen=True)
 class Source:
     """path: absolute, a folder or a video. photos: the folder's, in natural order; none for a video.
@@ -56,7 +69,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        return self.path.stem if self.is_video else self.path.name
+        return self.path.stem if self.is_video else name_of(self.path)
 
     def record(self) -> dict:
         """Names, sizes in bytes and modification times of photos and masks, and `frames`; can be written as JSON.

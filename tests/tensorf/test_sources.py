@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tensorf.captures.sources import find_source, folder_of, other_estimate, tell, write_record
+from tensorf.captures.sources import find_source, folder_of, name_of, other_estimate, tell, write_record
 from tensorf.errors import UserError
 
 
@@ -50,6 +50,22 @@ def test_names_are_as_the_user_sees_them(photos, monkeypatch):
     assert find_source(os.curdir, 60).name == "my photos"
     (photos.parent / "link").symlink_to(photos)
     assert find_source(photos.parent / "link", 60).name == "link"
+
+
+@pytest.mark.parametrize("below", ["images", "Images_4", "input"])
+def test_a_folder_that_only_says_images_has_the_name_of_the_one_above(photos, below):
+    inside = photos / below
+    inside.mkdir()
+    for photo in photos.glob("*.jpg"):
+        photo.rename(inside / photo.name)
+    assert find_source(inside, 60).name == name_of(inside) == "my photos"
+    assert name_of(photos / "my images") == "my images"
+
+
+def test_an_estimate_called_images_keeps_its_name(photos, kept):
+    finish(kept / "images", find_source(photos, 60))
+    assert name_of(kept / "images") == "images"
+    assert name_of(kept / "other" / "images") == "other"
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,18 @@ def test_options_of_the_scene_and_the_field_are_the_sources(boxed):
     assert config.scene.prompt == "flowers"  # is nothing of the training
 
 
+def test_captures_called_images_are_trained_under_the_names_above(capture_folder, capsys):
+    shutil.copytree(capture_folder, "rose/images")
+    options = [*TINY_FIELD, "scene.width=32", "scene.check=false", "video_frames=0", "threads=1"]
+    assert run_command("train", ["--capture", "rose/images", *options]) == 0
+    assert Path("outputs/rose/source/field.safetensors").exists() and not Path("outputs/images").exists()
+    shutil.copytree(capture_folder, "red/rose/images")
+    Path("red/rose/images/more.txt").write_text("")
+    (changed := next(Path("red/rose/images").rglob("*.jpg"))).write_bytes(changed.read_bytes() + b"0")
+    options = ["--src", "a rose", "--tgt", "a red rose"]
+    assert "both have the name rose: rename" in fails(capsys, "edit", "--capture", "red/rose/images", *options)
+
+
 @pytest.mark.parametrize("option", ["scene.space=ndc", "scene.width=48", "scene.test_every=3", "field.decoder=tcnn"])
 def test_other_ones_are_refused_by_name(option, boxed, capsys):
     key = option.partition("=")[0]
