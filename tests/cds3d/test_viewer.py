@@ -500,7 +500,8 @@ def test_runs_of_other_scenes_in_the_folder_are_not_listed(viewer):
     try:
         assert other.name not in viewer.names()
         config.scene.name = "daisies"
-        for capture in (viewer.config.capture, "moved/since/daisies", "gone/daisies/images", None):  # None: one of the scenes that ship
+        moved = ("moved/since/daisies", "gone/daisies/images")
+        for capture in (viewer.config.capture, *moved, None):  # None: one of the scenes that ship
             config.capture = capture
             OmegaConf.save(config, other / "config.yaml")
             assert other.name in viewer.names()
