@@ -40,10 +40,10 @@ _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zs
 
 
 def name_of(folder: Path) -> str:
-    """The folder's name as a capture; that of the one above it where it only says that photos are inside.
+    """The name of the capture in this folder. If the folder is called "images" or "input", that of the folder above.
 
-    So `rose/images` is "rose": many folders are called "images", and runs would not tell them apart. An estimate has
-    its own name.
+    So `rose/images` is "rose": many folders are called "images", and their runs would get mixed up. The folder of an
+    estimate keeps its own name.
     """
     folder = folder.absolute()
     above = folder.parent.name

@@ -55,6 +55,7 @@ def test_llff_projects_a_known_point(tmp_path):
     assert project(capture.cameras[1], moved(capture, (0.7, -1.0, 5.0))) == pytest.approx((7, 2), abs=1e-4)
     assert capture.image_names == ["image1.png", "image2.png", "image3.png", "image4.png"]
     assert capture.forward_facing and capture.background == "black" and capture.name == tmp_path.name
+    assert load_capture(tmp_path.rename(tmp_path.parent / "images")).name == tmp_path.parent.name
 
 
 def test_forward_facing_world_has_ndc_near_plane_at_one(tmp_path):

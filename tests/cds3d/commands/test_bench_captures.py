@@ -28,7 +28,10 @@ def folders(tmp_path):
 
 def test_captures_are_trained_and_compared(tmp_path, folders, capsys):
     bench, output = script("bench_captures"), tmp_path / "bench"
-    assert bench.main([*map(str, folders), *OPTIONS, f"--output={output}"]) == 0
+    folders[1].rename(tmp_path / "images")
+    folders[1].mkdir()
+    inside = (tmp_path / "images").rename(folders[1] / "images")  # has the name of the folder above it
+    assert bench.main([str(folders[0]), str(inside), *OPTIONS, f"--output={output}"]) == 0
     rows = json.loads((output / "captures.json").read_text())["captures"]
     assert set(rows) == {"one", "two"}
     for row in rows.values():
@@ -36,8 +39,9 @@ def test_captures_are_trained_and_compared(tmp_path, folders, capsys):
         assert row["psnr_db"] > 0 and row["train_psnr_db"] > 0
     sheet = iio.imread(output / "captures" / "one.png")
     assert sheet.shape == (2 * 36, 3 * 48, 3)  # two held-out views: photo, render, depth
-    metrics = json.loads((output / "captures" / "one" / "metrics.json").read_text())
-    assert metrics["psnr_db"] == rows["one"]["psnr_db"]
+    for name, row in rows.items():
+        metrics = json.loads((output / "captures" / name / "metrics.json").read_text())
+        assert metrics["psnr_db"] == row["psnr_db"]
     table = capsys.readouterr().out
     assert "train_psnr_db" in table and "two" in table
 
